@@ -1,0 +1,59 @@
+"""Installation. `kernels/`, `builders/` and `calib/` sit at the top of the tree but import as `twins_trt.*`:
+their plain names are too common (one is a package on PyPI)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+ROOMS = {"twins_trt.kernels": "kernels", "twins_trt.builders": "builders", "twins_trt.calib": "calib"}
+
+
+def room_packages() -> list[str]:
+    names = []
+    for package, folder in ROOMS.items():
+        names += [package] + [f"{package}.{sub}" for sub in find_packages(folder)]
+    return names
+
+
+VERSION = {}
+exec((ROOT / "twins_trt" / "version.py").read_text(), VERSION)
+
+# What a Jetson needs next to JetPack's own TensorRT: see docs/install.md and requirements/jetson.txt.
+RUNTIME = ["numpy>=1.23", "pillow>=9.1"]
+# What turns checkpoints into graphs and engines, and runs them on a CPU.
+BUILD = [
+    "torch>=2.4",
+    "onnx>=1.16",
+    "onnx-graphsurgeon>=0.5.2",
+    "onnxruntime>=1.18",
+    "opencv-python-headless>=4.8",
+]
+EXTRAS = {
+    "build": BUILD,
+    "cpu": ["onnxruntime>=1.18"],
+    "rtx": ["tensorrt-rtx-cu13>=1.7"],
+    "tensorrt": ["tensorrt>=10.3"],
+    "pycuda": ["pycuda>=2024.1"],
+    "cuda": ["cuda-bindings>=12.6"],
+    "triton": ["triton>=3.2; platform_system == 'Linux'"],
+    "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis>=6"],
+    "lint": ["ruff>=0.8", "mypy>=1.13"],
+}
+EXTRAS["dev"] = sorted({r for key in ("build", "rtx", "triton", "test", "lint") for r in EXTRAS[key]})
+
+setup(
+    name="twins-trt",
+    version=VERSION["__version__"],
+    description="Twins segmentation models as FP16 and INT8 TensorRT engines: build, gate, run, profile",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["twins_trt", "twins_trt.*"]) + room_packages(),
+    package_dir=ROOMS,
+    package_data={"twins_trt": ["py.typed"]},
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["twins-trt = twins_trt.cli:main"]},
+)
