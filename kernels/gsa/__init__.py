@@ -1,0 +1,5 @@
+"""Global sub-sampled attention (GSA): every position attends to a strided summary of the map."""
+
+from twins_trt.kernels.gsa.reference import gsa_reference
+
+__all__ = ["gsa_reference"]

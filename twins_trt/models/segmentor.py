@@ -1,0 +1,68 @@
+"""A whole Twins segmentation model: backbone, neck and heads under mmsegmentation's state-dict keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from twins_trt.errors import UsageError
+from twins_trt.models.backbone import Backbone
+from twins_trt.models.heads import FPN, FCNHead, FPNHead, UPerHead
+from twins_trt.models.zoo import ModelSpec, get_spec
+
+if TYPE_CHECKING:
+    from twins_trt.models.checkpoint import CheckpointMeta
+
+PADDINGS = ("parity", "masked")
+
+
+class Segmentor(nn.Module):
+    """One of the zoo's models. `spec`, `num_classes` and `padding` say which; `meta` is the checkpoint's, if any."""
+
+    def __init__(self, spec: ModelSpec, num_classes: int, *, padding: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = num_classes
+        self.padding = padding
+        self.meta: CheckpointMeta | None = None
+        self.backbone = Backbone(spec, padding=padding)
+        if spec.head == "fpn":
+            self.neck = FPN(spec.embed_dims)
+            self.decode_head: FPNHead | UPerHead = FPNHead(num_classes)
+        else:
+            self.decode_head = UPerHead(spec.embed_dims, num_classes)
+            self.auxiliary_head = FCNHead(spec.embed_dims[2], num_classes)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """The backbone's four maps, float [N, C_i, H_i, W_i], of a normalised RGB batch, float [N, 3, H, W]."""
+        return self.backbone(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, float [N, num_classes, ceil(H/4), ceil(W/4)], of a normalised RGB batch, float [N, 3, H, W]."""
+        stages = self.backbone(x)
+        return self.decode_head(self.neck(stages) if self.spec.head == "fpn" else stages)
+
+
+def build_model(
+    name: str, num_classes: int = 150, checkpoint: str | Path | None = None, *, padding: str = "parity"
+) -> Segmentor:
+    """A zoo model in eval mode, with random weights or those of an mmsegmentation checkpoint.
+
+    name: one of `list_models()`. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore").
+    padding: `parity` computes LSA as mmsegmentation does, quirk included; `masked` always excludes padded keys.
+    Raises `UsageError` for an unknown name, padding or class count, `CheckpointError` for a checkpoint that does
+    not fit (nothing is loaded then).
+    """
+    spec = get_spec(name)
+    if padding not in PADDINGS:
+        raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}", "use padding='parity'")
+    if not 1 <= num_classes <= 255:
+        raise UsageError(f"num_classes must be 1 to 255 (masks are uint8), not {num_classes}", "check --num-classes")
+    model = Segmentor(spec, num_classes, padding=padding).eval()
+    if checkpoint is not None:
+        from twins_trt.models.checkpoint import load_checkpoint
+
+        model.meta = load_checkpoint(model, checkpoint).meta
+    return model
