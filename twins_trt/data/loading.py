@@ -1,0 +1,44 @@
+"""Reading samples ahead in other processes, in the order they were asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from twins_trt.errors import UsageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def load_in_order(read: Callable[[T], R], items: Sequence[T], *, workers: int = 0, ahead: int = 2) -> Iterator[R]:
+    """Yield `read(item)` for every item in the order of `items`, whatever `workers` is.
+
+    workers: processes that read; 0 reads in this one. ahead: results held per worker, so that memory is bounded by
+    `workers * ahead` results. `read` and the items must pickle. An error of `read` is raised where its result was due;
+    closing the generator early drops what has not started. Raises UsageError for a negative `workers`.
+    """
+    if workers < 0 or ahead < 1:
+        raise UsageError(f"workers={workers} and ahead={ahead} must be at least 0 and 1")
+    if workers == 0 or len(items) <= 1:
+        return map(read, items)
+    return _read_ahead(read, items, min(workers, len(items)), ahead)
+
+
+def _read_ahead(read: Callable[[T], R], items: Sequence[T], workers: int, ahead: int) -> Iterator[R]:
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+    # Spawned, not forked: the parent usually runs torch's or ONNX Runtime's threads, whose locks a fork copies locked.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(read, item))
+            if len(pending) >= workers * ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,53 @@
+"""What happens to an image before the network sees it, as a record that travels with a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from twins_trt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize and normalisation, in RGB. The defaults are what mmsegmentation trained and scored Twins with.
+
+    mean, std: per channel, in grey levels of 0-255; the network sees `(pixel - mean) / std` in float32.
+    test_scale: (long side, short side) the image is fitted into before inference, pixels; None leaves its size alone.
+    keep_ratio: with True the image becomes as large as fits; with False exactly `test_scale` as (width, height).
+    """
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    test_scale: tuple[int, int] | None = None
+    keep_ratio: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or any(s <= 0 for s in self.std):
+            raise UsageError(f"mean {self.mean} and std {self.std} must be three numbers each, std positive")
+        if self.test_scale is not None and (len(self.test_scale) != 2 or any(s < 1 for s in self.test_scale)):
+            raise UsageError(f"test_scale {self.test_scale} must be two positive sizes, or None")
+        if self.test_scale is None and not self.keep_ratio:
+            raise UsageError("keep_ratio=False needs a test_scale to resize to", "give test_scale=(width, height)")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`. Raises UsageError on a field this version does not know or cannot read."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(f"preprocessing has unknown fields {unknown}; this version knows {sorted(known)}")
+        try:
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**plain)
+        except TypeError as error:
+            raise UsageError(f"preprocessing {dict(values)} cannot be read: {error}") from error
+
+
+# mmsegmentation's test pipeline for ADE20K, which the published mIoU of the twelve models was measured with.
+ADE20K_TEST = Preprocessing(test_scale=(2048, 512))
