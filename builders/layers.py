@@ -1,0 +1,196 @@
+"""The final layer list of an engine, as the compiler reports it, in one form for every flavour.
+
+Two sources say the same thing: the list that a build prints into its verbose log (TensorRT-RTX, which needs no GPU for
+it) and the JSON of `EngineInspector` (needs a CUDA device). Both need `ProfilingVerbosity.DETAILED` at build time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from twins_trt.errors import BuildError
+
+# The compiler's word for a data type, lower-cased and without blanks, next to ours (numpy's where numpy has one).
+_DTYPES = {
+    "float": "float32",
+    "fp32": "float32",
+    "half": "float16",
+    "fp16": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "double": "float64",
+    "int64": "int64",
+    "int32": "int32",
+    "int8": "int8",
+    "uint8": "uint8",
+    "bool": "bool",
+    "fp8": "float8",
+    "fp8e4m3": "float8",
+    "int4": "int4",
+    "fp4": "float4",
+    "fp4e2m1": "float4",
+    "e8m0": "float8_e8m0",
+}
+_BITS = {
+    "float64": 64,
+    "int64": 64,
+    "float32": 32,
+    "int32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "int8": 8,
+    "uint8": 8,
+    "bool": 8,
+    "float8": 8,
+    "float8_e8m0": 8,
+    "int4": 4,
+    "float4": 4,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor as a kernel sees it: `shape` in elements (-1 where dynamic), `dtype` a numpy name, `format` as printed.
+
+    The same memory may appear under several names and shapes: the compiler makes views.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    format: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values; a dynamic dimension counts as one, an unknown data type as one byte a value."""
+        return (prod(max(1, extent) for extent in self.shape) * _BITS.get(self.dtype, 8) + 7) // 8
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "format": self.format}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Tensor:
+        return cls(data["name"], tuple(data["shape"]), data["dtype"], data.get("format", ""))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One launch of the finished engine.
+
+    `type`: the compiler's kind (`gemm`, `kgen`, `correlation`, `runtime_fusion`, ...), lower-cased. `constants`: weights
+    and folded tensors it reads. `nodes`: the ONNX nodes it computes, where the compiler kept them.
+    """
+
+    name: str
+    type: str
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    constants: tuple[Tensor, ...] = ()
+    tactic: str = ""
+    nodes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "type": self.type,
+            "inputs": [tensor.to_json() for tensor in self.inputs],
+            "outputs": [tensor.to_json() for tensor in self.outputs],
+            "constants": [tensor.to_json() for tensor in self.constants],
+            "tactic": self.tactic,
+            "nodes": list(self.nodes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Layer:
+        inputs, outputs, constants = (
+            tuple(Tensor.from_json(tensor) for tensor in data.get(key, ())) for key in ("inputs", "outputs", "constants")
+        )
+        nodes = tuple(data.get("nodes", ()))
+        return cls(data["name"], data["type"], inputs, outputs, constants, data.get("tactic", ""), nodes)
+
+
+_TENSOR = re.compile(
+    r"Name: (?P<name>.*?), Dimensions: \[(?P<shape>[^\]]*)\],.*?Datatype: (?P<dtype>[^,]+?)(?:, Format: (?P<format>.*))?$"
+)
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f\s]|$)")
+
+
+def _extent(text: str) -> int:
+    text = text.strip()
+    return int(text) if text.lstrip("-").isdigit() else -1
+
+
+def _dtype(text: str) -> str:
+    word = re.sub(r"[\s_\-]", "", text).lower()
+    return _DTYPES.get(word, word)
+
+
+def _tensors(text: str | None) -> tuple[Tensor, ...]:
+    """The tensors of `[ { Name: ... }, { Name: ... }]`."""
+    tensors = []
+    for entry in re.split(r" ?\}, \{ ", (text or "").strip().removeprefix("[").removesuffix("]").strip()):
+        match = _TENSOR.match(entry.strip().removeprefix("{").removesuffix("}").strip())
+        if match:
+            shape = tuple(_extent(extent) for extent in match["shape"].split(",") if extent.strip())
+            tensors.append(Tensor(match["name"], shape, _dtype(match["dtype"]), (match["format"] or "").strip()))
+    return tuple(tensors)
+
+
+def _nodes(metadata: str | None) -> tuple[str, ...]:
+    return tuple(_NODE.findall(metadata or ""))
+
+
+def _split(line: str) -> dict[str, str] | None:
+    """The fields of one printed layer. Brackets nest inside a list of tensors, so lists end where the next key starts."""
+    keys = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
+    starts: list[tuple[str, int, int]] = []
+    at = 0
+    for key in keys:
+        marker = f"{key}: " if key == "Name" else f", {key}: "
+        found = line.find(marker, at)
+        if found < 0:
+            continue
+        at = found + len(marker)
+        starts.append((key, found, at))
+    if len(starts) < 4 or starts[0][1] != 0:
+        return None
+    ends = [start[1] for start in starts[1:]] + [len(line)]
+    return {key: line[begin:end].strip() for (key, _, begin), end in zip(starts, ends, strict=True)}
+
+
+def parse_build_log(log: str) -> tuple[Layer, ...]:
+    """The layers that a build with DETAILED profiling verbosity printed into its verbose log.
+
+    `log`: the message that starts with "Layers:", or a whole log that holds it (the last list counts).
+    Raises BuildError when there is no such list, or a line of it does not read as a layer.
+    """
+    start = log.rfind("Layers:\nName: ")
+    if start < 0:
+        raise BuildError(
+            "the build printed no layer list", "build with detailed profiling verbosity and a logger that keeps VERBOSE"
+        )
+    body = log[start + len("Layers:\n") :]
+    body = body.split("\nI/O Tensors:", 1)[0]
+    layers = []
+    for line in body.splitlines():
+        if not line.strip():
+            continue
+        field = _split(line)
+        if field is None:
+            raise BuildError(f"a line of the layer list does not read as a layer: {line[:120]!r}", None)
+        layers.append(
+            Layer(
+                name=field["Name"],
+                type=field["LayerType"].lower(),
+                inputs=_tensors(field.get("Inputs")),
+                outputs=_tensors(field.get("Outputs")),
+                constants=_tensors(field.get("Constants")),
+                tactic=field.get("TacticName", ""),
+                nodes=_nodes(field.get("Metadata")),
+            )
+        )
+    return tuple(layers)
