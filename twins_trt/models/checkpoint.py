@@ -1,0 +1,343 @@
+"""Checkpoints in mmsegmentation's format: read without running code, recognised, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twins_trt.errors import CheckpointError, MissingDependencyError
+from twins_trt.models.stand_ins import plain, stand_ins_allowed
+from twins_trt.models.zoo import get_spec, list_models
+
+log = logging.getLogger("twins_trt")
+
+_SHOWN = 3  # keys named in an error; the rest is counted
+_AUXILIARY = "auxiliary_head."
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What a checkpoint says about itself."""
+
+    classes: tuple[str, ...] | None = None
+    """Class names in label order."""
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """RGB colour of each class, 0-255."""
+    raw: dict[str, Any] = field(default_factory=dict)
+    """Everything plain in the checkpoint's `meta`, as JSON types."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckpointMeta:
+        data = json.loads(text)
+        palette = data["palette"]
+        return cls(
+            classes=None if data["classes"] is None else tuple(data["classes"]),
+            palette=None if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette),
+            raw=data["raw"],
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's weights, float32 (counters int64) on the CPU, its meta, and the sha256 of its file."""
+
+    state_dict: dict[str, Tensor]
+    meta: CheckpointMeta
+    sha256: str
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a `.pth` (or, where safetensors is installed, a `.safetensors`) file without running any code in it.
+
+    Accepts `{"state_dict": ..., "meta": ...}`, `{"model": ...}` and a bare state dict, with or without `module.` before
+    every key. float16, bfloat16 and float64 weights are cast to float32, integers to int64.
+    Raises `CheckpointError` where the file is absent, empty, truncated, something else than a checkpoint, asks for code
+    to be run, or holds weights that are not finite; `MissingDependencyError` for safetensors without the package.
+    """
+    path = Path(path)
+    _check_file(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    weights, meta = _split(content, path)
+    return Checkpoint(_clean(weights, path), meta, sha256_of(path))
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
+    """Loads a whole model's weights, all or nothing, and returns the checkpoint.
+
+    Strict, with one exception: a checkpoint without any `auxiliary_head` key loads into a model that has one, because
+    inference does not use that head (it keeps its initial weights, and a log line says so). Class names and colours
+    whose number is not that of the classes are dropped with a warning.
+    Raises `CheckpointError`, and leaves the model untouched, where keys are missing, unexpected or wrongly shaped.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.state_dict
+    expected = model.state_dict()
+    if not any(key.startswith(_AUXILIARY) for key in weights):
+        absent = [key for key in expected if key.startswith(_AUXILIARY)]
+        if absent:
+            log.info("%s has no auxiliary head: its %d tensors keep their initial values", path, len(absent))
+            expected = {key: value for key, value in expected.items() if key not in absent}
+    if _misfits(weights, expected):
+        raise explain_misfit(weights, expected, path, name=getattr(getattr(model, "spec", None), "name", None))
+    model.load_state_dict(weights, strict=False)  # every key was compared above
+    return _with_matching_classes(checkpoint, path)
+
+
+def identify(state_dict: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """(model name, number of classes) of a whole model's weights under mmseg's keys, or None where it is none of ours.
+
+    Told by the backbone's widths and depths, the kind of head and the classifier's rows; single missing or misshapen
+    tensors do not hide what a checkpoint is.
+    """
+    backbone = identify_backbone(state_dict)
+    classifier = state_dict.get("decode_head.conv_seg.weight")
+    if backbone is None or classifier is None or classifier.ndim != 4:
+        return None
+    if "decode_head.scale_heads.0.0.conv.weight" in state_dict:
+        head = "fpn"
+    elif "decode_head.psp_modules.0.1.conv.weight" in state_dict:
+        head = "upernet"
+    else:
+        return None
+    return f"twins_{backbone[0]}-{backbone[1]}_{head}", int(classifier.shape[0])
+
+
+def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """(family, variant), such as ("svt", "s"), of weights under mmseg's or the official repository's keys, or None."""
+    dims: dict[int, int] = {}
+    blocks: dict[int, set[int]] = {}
+    family = "pcpvt"
+    for key, value in state_dict.items():
+        key = key.removeprefix("backbone.")
+        if found := re.fullmatch(r"patch_embeds\.(\d+)\.proj(?:ection)?\.weight", key):
+            dims[int(found[1])] = int(value.shape[0]) if value.ndim else 0
+        elif found := re.match(r"(?:layers|blocks)\.(\d+)\.(\d+)\.(attn\.qkv\.weight)?", key):
+            blocks.setdefault(int(found[1]), set()).add(int(found[2]))
+            if found[3]:
+                family = "svt"
+    widths = tuple(dims.get(i, 0) for i in range(4))
+    depths = tuple(len(blocks.get(i, ())) for i in range(4))
+    for spec in map(get_spec, list_models()):
+        if (spec.family, spec.embed_dims, spec.depths) == (family, widths, depths):
+            return family, spec.variant
+    return None
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file as 64 hex digits, read a MiB at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def explain_misfit(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, *, name: str | None
+) -> CheckpointError:
+    """The error for weights that do not fit a model called `name`: what they are, where that shows, and the mend."""
+    found = identify(weights)
+    if found and name and found[0] != name:
+        return CheckpointError(
+            f"{path} holds {found[0]} with {found[1]} classes, not {name}", f"use {found[0]} --num-classes {found[1]}"
+        )
+    official = any(re.match(r"(backbone\.)?blocks\.\d+\.\d+\.", key) for key in weights)
+    if official:
+        return CheckpointError(
+            f"{path} has the key names of the official Twins repository, not mmsegmentation's",
+            f"twins-trt convert {path} OUT.pth",
+        )
+    if identify_backbone(weights) and not any(key.startswith(("decode_head.", "neck.")) for key in weights):
+        return CheckpointError(
+            f"{path} holds a backbone without a head (weights pre-trained for classification)",
+            "use a whole model's checkpoint; to fine-tune from this one: twins_trt.models.convert.load_backbone",
+        )
+    misfits = _misfits(weights, expected)
+    classes = expected.get("decode_head.conv_seg.weight")
+    if found and classes is not None and {kind for kind, _ in misfits} == {"wrongly shaped"}:
+        only_classes = all(".conv_seg." in key for _, key in misfits)
+        if only_classes and found[1] != classes.shape[0]:
+            return CheckpointError(
+                f"{path} was trained on {found[1]} classes, the model was asked for {classes.shape[0]}",
+                f"--num-classes {found[1]} (in Python: num_classes={found[1]})",
+            )
+    parts = []
+    for kind in ("missing", "unexpected", "wrongly shaped"):
+        keys = [key for what, key in misfits if what == kind]
+        if not keys:
+            continue
+        shown = [f"{k} {_shape(weights[k])} for {_shape(expected[k])}" if kind[0] == "w" else k for k in keys[:_SHOWN]]
+        parts.append(f"{len(keys)} {kind} ({', '.join(shown)}{', ...' if len(keys) > _SHOWN else ''})")
+    fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
+    return CheckpointError(f"{path} does not fit {name or 'the model'}: {'; '.join(parts)}", fix)
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "scalar"
+
+
+def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """(kind, key) of every difference in keys and shapes."""
+    absent = [("missing", key) for key in expected if key not in weights]
+    extra = [("unexpected", key) for key in weights if key not in expected]
+    shaped = [("wrongly shaped", k) for k, v in weights.items() if k in expected and v.shape != expected[k].shape]
+    return absent + extra + shaped
+
+
+def _with_matching_classes(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
+    meta, found = checkpoint.meta, identify(checkpoint.state_dict)
+    if found and meta.classes is not None and len(meta.classes) != found[1]:
+        log.warning("%s names %d classes but predicts %d: names dropped", path, len(meta.classes), found[1])
+        meta = replace(meta, classes=None)
+    if found and meta.palette is not None and len(meta.palette) != found[1]:
+        log.warning("%s colours %d classes but predicts %d: palette dropped", path, len(meta.palette), found[1])
+        meta = replace(meta, palette=None)
+    return replace(checkpoint, meta=meta)
+
+
+def _check_file(path: Path) -> None:
+    """What the first bytes and a zip's directory tell, so that the cause is named and not torch's symptom."""
+    again = "download it again: twins-trt fetch MODEL"
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory, not a checkpoint", "name the .pth file in it")
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}", "check the path, or get one: twins-trt fetch MODEL")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty", again)
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path} is a web page that was saved in place of a checkpoint", again)
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the checkpoint itself", "git lfs pull")
+    if head.startswith(b"PK\x03\x04") and path.suffix != ".safetensors":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(f"{path} is truncated after {size} bytes: its directory is missing", again) from error
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, not a checkpoint", "save model.state_dict() instead"
+            )
+        if not any(name.endswith("/data.pkl") for name in names):
+            raise CheckpointError(
+                f"{path} is a zip archive but no checkpoint", "unpack it and name the .pth file in it, if there is one"
+            )
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        with stand_ins_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the file's bytes drive the unpickler: any error may come of them
+        message = str(error)
+        if found := re.search(r"GLOBAL `?([\w.]+)", message):
+            raise CheckpointError(
+                f"{path} asks for {found[1]} to be run while it is read; refused, nothing was run",
+                "if you trust it, re-save only its weights where it was made: torch.save(model.state_dict(), ...)",
+            ) from error
+        if re.search(r"Unsupported operand \d+|pickle protocol", message):
+            raise CheckpointError(
+                f"{path} is no torch checkpoint, or one saved with a pickle protocol other than 2",
+                "re-save it with torch.save(model.state_dict(), PATH)",
+            ) from error
+        reason = message.strip().splitlines()[-1] if message.strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint ({reason})", "download it again: twins-trt fetch MODEL"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"reading {path} needs safetensors, which is not installed", "pip install safetensors"
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # as above: its own errors, or torch's
+        raise CheckpointError(f"{path} is no safetensors file ({error})", "download it again") from error
+
+
+def _split(content: object, path: Path) -> tuple[Mapping[str, object], CheckpointMeta]:
+    """The weights and the meta of whatever was in the file."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not weights by name", "save model.state_dict() instead"
+        )
+    weights = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
+    if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        odd = next((k for k, v in weights.items() if not isinstance(v, Tensor)), None)
+        raise CheckpointError(
+            f"{path} holds no state dict" + (f": {odd!r} is not a tensor" if odd is not None else ""),
+            "save {'state_dict': model.state_dict()} instead",
+        )
+    meta = content.get("meta")
+    return weights, _read_meta(plain(meta) if isinstance(meta, Mapping) else {})
+
+
+def _read_meta(raw: dict[str, Any]) -> CheckpointMeta:
+    """mmcv's `CLASSES` and `PALETTE`, mmengine's `dataset_meta`, or lower-case names beside them."""
+    dataset = raw.get("dataset_meta")
+    places = [raw] + ([dataset] if isinstance(dataset, dict) else [])
+    values = {key.lower(): value for place in places for key, value in place.items() if value is not None}
+    classes, palette = values.get("classes"), values.get("palette")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        classes = None
+    if not isinstance(palette, list) or not all(_is_colour(entry) for entry in palette):
+        palette = None
+    return CheckpointMeta(
+        classes=tuple(classes) if classes else None,
+        palette=tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette else None,
+        raw=raw,
+    )
+
+
+def _is_colour(entry: object) -> bool:
+    if not isinstance(entry, list) or len(entry) != 3:
+        return False
+    return all(isinstance(level, (int, float)) and 0 <= level <= 255 for level in entry)
+
+
+def _clean(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Plain, finite float32 and int64 tensors under keys without `module.`."""
+    wrapped = all(key.startswith("module.") for key in weights)
+    cleaned = {}
+    for key, value in weights.items():
+        key = key.removeprefix("module.") if wrapped else key
+        value = value.detach()
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+            raise CheckpointError(f"{path}: {key} is not a plain tensor", "save a float checkpoint")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {key} claims more values than the file holds", "save it unexpanded")
+        cleaned[key] = value.to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
+    broken = [key for key, value in cleaned.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        shown = ", ".join(broken[:_SHOWN]) + (", ..." if len(broken) > _SHOWN else "")
+        raise CheckpointError(
+            f"{path} has NaN or infinite weights in {len(broken)} tensors ({shown})",
+            "the training diverged or the file is damaged: use another checkpoint",
+        )
+    return cleaned

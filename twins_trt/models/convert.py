@@ -1,0 +1,310 @@
+"""Weights between the official Twins repository's key names and mmsegmentation's, which are this package's.
+
+Official (Meituan-AutoML/Twins, `gvt.py`; timm's Twins models use the same names) on the left, mmsegmentation on the
+right; `i` is a stage, `j` a block:
+
+    patch_embeds.{i}.proj                     patch_embeds.{i}.projection
+    patch_embeds.{i}.norm                     the same
+    blocks.{i}.{j}.norm1, .norm2              layers.{i}.{j}.norm1, .norm2
+    blocks.{i}.{j}.attn.q, then .attn.kv      layers.{i}.{j}.attn.attn.in_proj_{weight,bias}  (rows of q, k, v)
+    blocks.{i}.{j}.attn.proj  (GSA)           layers.{i}.{j}.attn.attn.out_proj
+    blocks.{i}.{j}.attn.sr, .attn.norm        the same below layers.
+    blocks.{i}.{j}.attn.qkv, .proj  (LSA)     the same below layers.
+    blocks.{i}.{j}.mlp.fc1, .fc2              layers.{i}.{j}.ffn.layers.0.0, .ffn.layers.1
+    pos_block.{i}.proj.0                      position_encodings.{i}.proj
+    norm_list.{i}  (SVT for segmentation)     the same
+    norm, head  (classification only)         none: dropped
+
+Whole segmentation models have `backbone.` before these; their neck and heads came from mmsegmentation itself and keep
+their names. One number does not travel: the official code's LayerNorms use eps 1e-6, mmsegmentation's 1e-5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.models.checkpoint import Checkpoint, explain_misfit, identify, identify_backbone, read_checkpoint
+from twins_trt.version import __version__
+
+log = logging.getLogger("twins_trt")
+
+DIRECTIONS = ("to_mmseg", "to_official")
+FAMILIES = ("pcpvt", "svt")
+
+_BACKBONE = "backbone."
+_HEADS = ("neck.", "decode_head.", "auxiliary_head.")
+_UNUSED = {"norm": "the classifier's last LayerNorm", "head": "the ImageNet classifier"}
+_LAYER = re.compile(r"(blocks|layers)\.(\d+)\.(\d+)\.(.+)\.(weight|bias)")
+_SAME = re.compile(r"(patch_embeds\.\d+\.norm|norm_list\.\d+)\.(weight|bias)")
+_RENAMED = (
+    (re.compile(r"patch_embeds\.(\d+)\.proj\.(weight|bias)"), r"patch_embeds.\1.projection.\2"),
+    (re.compile(r"pos_block\.(\d+)\.proj\.0\.(weight|bias)"), r"position_encodings.\1.proj.\2"),
+)
+_RENAMED_BACK = (
+    (re.compile(r"patch_embeds\.(\d+)\.projection\.(weight|bias)"), r"patch_embeds.\1.proj.\2"),
+    (re.compile(r"position_encodings\.(\d+)\.proj\.(weight|bias)"), r"pos_block.\1.proj.0.\2"),
+)
+# Within a block; what is in neither column keeps its name. GSA blocks only: attn.proj of an LSA block stays.
+_PARTS = {"mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
+_PARTS_BACK = {mmseg: official for official, mmseg in _PARTS.items()}
+_KEPT_PARTS = ("norm1", "norm2", "attn.sr", "attn.norm")
+
+
+@dataclass(frozen=True)
+class ConvertedState:
+    """Converted weights, what they are, and what was left behind."""
+
+    state_dict: dict[str, Tensor]
+    family: str
+    """`pcpvt` or `svt`."""
+    variant: str | None
+    """`s`, `b` or `l`; None for widths and depths that are none of the zoo's."""
+    direction: str
+    dropped: dict[str, str]
+    """Key to reason, for every tensor that has no counterpart."""
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor], *, family: str | None = None, direction: str | None = None
+) -> ConvertedState:
+    """The same weights under the other project's keys; tensors are new where rows are joined or split, else shared.
+
+    state_dict: a backbone (classification weights) or a whole segmentation model, `backbone.` before its keys.
+    family: `pcpvt` or `svt`; direction: `to_mmseg` or `to_official`; both are detected when not given.
+    Converting there and back gives the kept tensors back, bit for bit.
+    Raises `UsageError` for unknown names; `CheckpointError` where the weights are no Twins backbone, contradict the
+    named family or direction, or lack a tensor's counterpart (q without kv).
+    """
+    if family is not None and family not in FAMILIES:
+        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}", "use pcpvt or svt")
+    if direction is not None and direction not in DIRECTIONS:
+        raise UsageError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}", "use to_mmseg")
+    backbone, rest = _separate(state_dict)
+    names = {found[1] for key in backbone if (found := _LAYER.fullmatch(key))}
+    source = {frozenset({"blocks"}): "to_mmseg", frozenset({"layers"}): "to_official"}.get(frozenset(names))
+    if source is None:
+        raise CheckpointError("these are no Twins weights: no blocks under official or mmsegmentation keys")
+    if direction not in (None, source):
+        said = "official" if source == "to_mmseg" else "mmsegmentation's"
+        raise CheckpointError(f"the weights have {said} keys, which {direction} does not start from", f"use {source}")
+    if absolute := [key for key in backbone if key == "cls_token" or key.startswith("pos_embeds.")]:
+        raise CheckpointError(f"these are PVT weights, not Twins: {absolute[0]} (absolute position embeddings)")
+    is_lsa = {found[1] for key in backbone if (found := re.fullmatch(r"\w+\.(\d+\.\d+)\.attn\.qkv\.weight", key))}
+    actual = "svt" if is_lsa else "pcpvt"
+    if family not in (None, actual):
+        raise CheckpointError(f"the weights are {actual}'s, not {family}'s", f"use {actual}")
+
+    step = _to_mmseg if source == "to_mmseg" else _to_official
+    converted: dict[str, Tensor] = {}
+    dropped: dict[str, str] = {}
+    for key, value in backbone.items():
+        prefixed = _BACKBONE + key if rest is not None else key
+        if (top := key.partition(".")[0]) in _UNUSED:
+            dropped[prefixed] = f"{_UNUSED[top]}: segmentation has none"
+            continue
+        new = step(key, value, backbone, is_lsa)
+        if new is None:
+            dropped[prefixed] = "no part of a Twins backbone"
+        for name, tensor in (new or {}).items():
+            converted[_BACKBONE + name if rest is not None else name] = tensor
+    converted.update(rest or {})
+    known = identify_backbone(converted)
+    return ConvertedState(converted, actual, known[1] if known else None, source, dropped)
+
+
+def convert_file(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    family: str | None = None,
+    direction: str | None = None,
+    overwrite: bool = False,
+) -> ConvertedState:
+    """Converts a checkpoint file; `dst` appears whole or not at all.
+
+    What is written loads with `weights_only=True`: `{"state_dict": ..., "meta": ...}` (meta keeps the source's plain
+    entries and gains `converted_from`), or `{"model": ...}` for an official backbone, as that repository resumes from.
+    Weights are float32 whatever `src` stored.
+    Raises as `read_checkpoint` and `convert_state_dict` do; `CheckpointError` too where the result fits a zoo model by
+    name but not in every key and shape, or cannot be written; `UsageError` where `dst` exists and `overwrite` is off.
+    """
+    src, dst = Path(src), Path(dst)
+    if dst.exists() and not overwrite:
+        raise UsageError(f"{dst} exists", "name another file, or overwrite it: --overwrite")
+    if dst.is_dir():
+        raise UsageError(f"{dst} is a directory", "name the file to write in it")
+    checkpoint = read_checkpoint(src)
+    try:
+        converted = convert_state_dict(checkpoint.state_dict, family=family, direction=direction)
+    except CheckpointError as error:
+        raise CheckpointError(f"{src}: {error.cause}", error.fix) from error
+    if converted.direction == "to_mmseg":
+        _check_complete(converted, src)
+    else:
+        _check_complete(convert_state_dict(converted.state_dict), src)
+    for key, reason in converted.dropped.items():
+        log.info("%s: %s dropped (%s)", src, key, reason)
+    meta = {
+        **checkpoint.meta.raw,
+        "converted_from": {"file": src.name, "sha256": checkpoint.sha256, "direction": converted.direction},
+        "twins_trt_version": __version__,
+    }
+    bare = not any(key.startswith(_BACKBONE) for key in converted.state_dict)
+    official_backbone = converted.direction == "to_official" and bare
+    _write({"model" if official_backbone else "state_dict": converted.state_dict, "meta": meta}, dst)
+    return converted
+
+
+def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
+    """Loads a backbone's weights into a whole model, all or nothing, for fine-tuning; heads keep their values.
+
+    path: classification weights of the official repository or timm, mmsegmentation's converted ones, or any whole
+    model's checkpoint, of which the backbone is taken. SVT's `norm_list` is not in classification weights: without it
+    the model keeps its own, and a log line says so. Returned is the checkpoint as it was read.
+    Raises `CheckpointError`, and leaves the model untouched, where the backbone is another one.
+    """
+    checkpoint = read_checkpoint(path)
+    weights: Mapping[str, Tensor] = checkpoint.state_dict
+    if any(re.match(r"(backbone\.)?blocks\.", key) for key in weights):
+        weights = convert_state_dict(weights, direction="to_mmseg").state_dict
+    backbone = {key: value for key, value in _separate(weights)[0].items() if key.partition(".")[0] not in _UNUSED}
+    expected = {k.removeprefix(_BACKBONE): v for k, v in model.state_dict().items() if k.startswith(_BACKBONE)}
+    if not any(key.startswith("norm_list.") for key in backbone):
+        absent = [key for key in expected if key.startswith("norm_list.")]
+        if absent:
+            log.info("%s has no norm_list (classification weights): the model keeps its own", path)
+            expected = {key: value for key, value in expected.items() if key not in absent}
+    if {k: v.shape for k, v in backbone.items()} != {k: v.shape for k, v in expected.items()}:
+        wanted, found = identify_backbone(expected), identify_backbone(backbone)
+        if found and wanted and found != wanted:
+            raise CheckpointError(
+                f"{path} holds the backbone {'-'.join(found)}, not {'-'.join(wanted)}",
+                f"build twins_{'-'.join(found)}_fpn or twins_{'-'.join(found)}_upernet",
+            )
+        raise explain_misfit(backbone, expected, path, name=None)
+    model.load_state_dict({_BACKBONE + key: value for key, value in backbone.items()}, strict=False)
+    return checkpoint
+
+
+def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """The backbone's tensors without `backbone.`, and the others; None in place of these for a bare backbone."""
+    if not any(key.startswith(_BACKBONE) for key in state_dict):
+        return dict(state_dict), None
+    backbone = {k.removeprefix(_BACKBONE): v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
+    if strange := [key for key in rest if not key.startswith(_HEADS)]:
+        raise CheckpointError(
+            f"{strange[0]} is neither of a backbone, nor of a neck or head ({len(strange)} such keys)"
+        )
+    return backbone, rest
+
+
+def _to_mmseg(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:
+    """What one official tensor becomes: empty for kv, which travels with q; None where it has no counterpart."""
+    if _SAME.fullmatch(key):
+        return {key: value}
+    for pattern, new in _RENAMED:
+        if pattern.fullmatch(key):
+            return {pattern.sub(new, key): value}
+    if not (found := _LAYER.fullmatch(key)):
+        return None
+    _, stage, block, part, kind = found.groups()
+    layer = f"layers.{stage}.{block}"
+    if part in _PARTS:
+        return {f"{layer}.{_PARTS[part]}.{kind}": value}
+    if f"{stage}.{block}" in is_lsa:
+        kept = (*_KEPT_PARTS, "attn.qkv", "attn.proj")
+        return {f"{layer}.{part}.{kind}": value} if part in kept else None
+    if part == "attn.proj":
+        return {f"{layer}.attn.attn.out_proj.{kind}": value}
+    if part in ("attn.q", "attn.kv"):
+        other = key.replace("attn.q.", "attn.kv.") if part == "attn.q" else key.replace("attn.kv.", "attn.q.")
+        if other not in backbone:
+            raise CheckpointError(f"{key} is there but {other} is not: the weights are incomplete")
+        q, kv = (value, backbone[other]) if part == "attn.q" else (backbone[other], value)
+        if q.ndim < 1 or kv.shape != (2 * q.shape[0], *q.shape[1:]):
+            raise CheckpointError(f"{key} and {other} do not fit together: {tuple(value.shape)} beside q, k and v's")
+        return {f"{layer}.attn.attn.in_proj_{kind}": torch.cat([q, kv])} if part == "attn.q" else {}
+    return {f"{layer}.{part}.{kind}": value} if part in _KEPT_PARTS else None
+
+
+def _to_official(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:
+    """What one mmseg tensor becomes, None where it has no counterpart."""
+    if _SAME.fullmatch(key):
+        return {key: value}
+    for pattern, new in _RENAMED_BACK:
+        if pattern.fullmatch(key):
+            return {pattern.sub(new, key): value}
+    if found := re.fullmatch(r"layers\.(\d+\.\d+)\.attn\.attn\.in_proj_(weight|bias)", key):
+        if value.ndim < 1 or value.shape[0] % 3:
+            raise CheckpointError(f"{key} cannot be split into q, k and v: {tuple(value.shape)}")
+        width = value.shape[0] // 3
+        block = f"blocks.{found[1]}.attn"
+        return {f"{block}.q.{found[2]}": value[:width].clone(), f"{block}.kv.{found[2]}": value[width:].clone()}
+    if not (layer := _LAYER.fullmatch(key)):
+        return None
+    _, stage, block, part, kind = layer.groups()
+    kept = (*_KEPT_PARTS, "attn.qkv", "attn.proj") if f"{stage}.{block}" in is_lsa else _KEPT_PARTS
+    official = {**_PARTS_BACK, "attn.attn.out_proj": "attn.proj"}.get(part, part if part in kept else None)
+    return None if official is None else {f"blocks.{stage}.{block}.{official}.{kind}": value}
+
+
+def _check_complete(converted: ConvertedState, src: Path) -> None:
+    """Compares mmseg-keyed weights with the zoo model they look like."""
+    from twins_trt.models.segmentor import build_model
+
+    if converted.variant is None:
+        log.warning("%s: widths and depths are none of the zoo's backbones; converted by name only", src)
+        return
+    whole = identify(converted.state_dict)
+    name, classes = whole or (f"twins_{converted.family}-{converted.variant}_fpn", 150)
+    expected: Mapping[str, Tensor] = build_model(name, classes).state_dict()
+    have: Mapping[str, Tensor] = converted.state_dict
+    if whole is None:
+        expected = _separate(expected)[0]
+        have = _separate(have)[0]
+    optional = ("auxiliary_head.", "norm_list.") if whole is None else ("auxiliary_head.",)
+    for prefix in optional:
+        if not any(key.startswith(prefix) for key in have):
+            expected = {key: value for key, value in expected.items() if not key.startswith(prefix)}
+    if {k: v.shape for k, v in have.items()} != {k: v.shape for k, v in expected.items()}:
+        raise explain_misfit(have, expected, src, name=name if whole else None)
+
+
+def _write(content: dict[str, Any], dst: Path) -> None:
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{dst.name}.", dir=dst.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are the owner's only
+            os.replace(name, dst)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk in a RuntimeError
+        raise CheckpointError(
+            f"{dst} cannot be written: {error}", "check the folder's permissions and space"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
