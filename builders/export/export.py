@@ -1,0 +1,138 @@
+"""Exports a model: input normalisation, backbone, head and output, then precision, metadata and the file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from twins_trt.builders.export.backbone import Size, write_backbone
+from twins_trt.builders.export.dims import Dim, ceil_div
+from twins_trt.builders.export.fpn import HEAD_CHANNELS, write_fpn
+from twins_trt.builders.export.options import ExportOptions, GraphInfo, Range
+from twins_trt.builders.export.output import logits_output, mask_output, write_logits
+from twins_trt.builders.export.precision import to_fp16
+from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
+from twins_trt.builders.export.upernet import write_upernet
+from twins_trt.builders.export.writer import GraphWriter, Tensor
+from twins_trt.errors import ExportError, UsageError
+from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from twins_trt.models.segmentor import Segmentor
+
+METADATA = "twins_trt"
+IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9}  # the IR that came with each opset, so that old runtimes open the file
+COARSE_LEVELS = {"gpu": 0, "cpu": 3}  # of UPerNet's fusion; cpu measured by benchmarks/cpu.py, gpu not measured yet
+
+
+def export_graph(model: Segmentor, path: str | Path, options: ExportOptions | None = None) -> GraphInfo:
+    """Writes `model` as an ONNX file at `path` (whole or not at all) and returns what it is.
+
+    Raises `ExportError` where a weight does not fit the precision or the file cannot be written, `UsageError` for
+    options that exclude each other.
+    """
+    options = options or ExportOptions()
+    graph, info = build_graph(model, options)
+    proto = gs.export_onnx(graph)
+    proto.ir_version = IR_VERSIONS[options.opset]
+    proto.producer_name = "twins-trt"
+    facts = {"model": info.model, "precision": options.precision, "attentions": str(info.attentions), "info": info.to_json()}
+    onnx.helper.set_model_props(proto, {f"{METADATA}.{key}": value for key, value in facts.items()})
+    _write_atomically(proto.SerializeToString(), Path(path))
+    return info
+
+
+def read_info(path: str | Path) -> GraphInfo:
+    """The facts an exported graph carries. Raises `ExportError` where the file is no graph of this package."""
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # onnx raises protobuf's own, and OSError
+        raise ExportError(f"{path} is not a readable ONNX file ({error})", "export it again: twins-trt export") from error
+    facts = {prop.key: prop.value for prop in proto.metadata_props}
+    if f"{METADATA}.info" not in facts:
+        raise ExportError(f"{path} was not exported by twins-trt", "export it: twins-trt export MODEL --out FILE")
+    return GraphInfo.from_json(facts[f"{METADATA}.info"])
+
+
+def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, GraphInfo]:
+    """The graph in memory, and what it is."""
+    spec = model.spec
+    levels = options.upernet_levels
+    if levels and (spec.head != "upernet" or options.dynamic_size):
+        raise UsageError("upernet_levels needs a UPerNet head and a fixed size", "leave upernet_levels out")
+    if levels is None:
+        levels = 0 if options.dynamic_size else COARSE_LEVELS[options.forms]
+    weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}
+
+    w = GraphWriter(options.opset)
+    image, batch, image_size, shape = _write_input(w, options)
+    stages = write_backbone(w, weights, spec, image, batch, image_size, model.padding)
+    if spec.head == "fpn":
+        features, channels = write_fpn(w, weights, stages, batch), HEAD_CHANNELS
+    else:
+        features, channels = write_upernet(w, weights, stages, batch, levels=levels), UPERNET_CHANNELS
+    size = stages[0].size
+    logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels, batch=batch, size=size)
+    for output in options.outputs:
+        if output == "mask":
+            x = mask_output(
+                w, logits, classes=model.num_classes, batch=batch, size=size, image_size=image_size, forms=options.forms
+            )
+            w.output(x, "mask", shape)
+        else:
+            x = logits_output(w, logits, classes=model.num_classes, batch=batch, size=size)
+            quarter = [ceil_div(side, 4) if isinstance(side, int) else f"{side}/4" for side in shape[1:]]
+            w.output(x, "logits", [shape[0], model.num_classes, *quarter])
+    w.graph.cleanup().toposort()
+    if options.precision == "fp16":
+        to_fp16(w.graph, w.islands)
+    w.graph.name = spec.name
+    info = GraphInfo(
+        model=spec.name,
+        num_classes=model.num_classes,
+        padding=model.padding,
+        attentions=spec.attentions,
+        options=options,
+        islands=w.islands if options.precision == "fp16" else {},
+    )
+    return w.graph, info
+
+
+def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, Size, list[int | str]]:
+    """The input and its normalisation: image [B, 3, H, W], batch, size, and the mask's shape as the file states it."""
+    names = {"batch": "N", "height": "H", "width": "W"}
+    shape = [
+        name if isinstance(getattr(options, field), Range) else getattr(options, field) for field, name in names.items()
+    ]
+    if options.input == "uint8":
+        image = w.input("image", np.uint8, [*shape, 3])
+        axes = (0, 1, 2)
+    else:
+        image = w.input("image", np.float32, [shape[0], 3, *shape[1:]])
+        axes = (0, 2, 3)
+    with w.scope("input"):
+        batch, height, width = (
+            w.axis(image, axis) if isinstance(side, str) else side for axis, side in zip(axes, shape, strict=True)
+        )
+        if options.input == "uint8":
+            with w.float32_island("pixels up to 255 minus a mean: exact in float32, and fused into a copy either way"):
+                image = w.op("Cast", [image], "float", attrs={"to": 1}, dtype=np.float32)
+                image = w.op("Sub", [image, w.const(np.array(IMAGENET_MEAN, np.float32))], "mean")
+                image = w.op("Mul", [image, w.const(1 / np.array(IMAGENET_STD, np.float32))], "std")
+            image = w.transpose(image, (0, 3, 1, 2), "nchw")
+    return image, batch, (height, width), shape
+
+
+def _write_atomically(data: bytes, path: Path) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}", "check the folder exists and has room") from error

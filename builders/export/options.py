@@ -1,0 +1,104 @@
+"""What to export, and what was exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from twins_trt.errors import UsageError
+
+PRECISIONS = ("fp32", "fp16")
+OPSETS = (17, 18, 19, 20)
+INPUTS = ("uint8", "float32")
+OUTPUTS = ("mask", "logits")
+FORMS = ("gpu", "cpu")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest, the usual and the largest value of a dynamic dimension."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UsageError(
+                f"a range needs 1 <= min <= opt <= max, not {self.min}, {self.opt}, {self.max}", "write MIN:OPT:MAX"
+            )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model becomes a graph.
+
+    height, width, batch: an int fixes the dimension, a `Range` leaves it dynamic within the range.
+    precision: `fp32`, or `fp16` for a graph whose every cast is written out (nothing is left to builder flags).
+    opset: 17 to 20. TensorRT 8.6 reads up to 17, 10.3 up to 20.
+    input: `uint8` [N, H, W, 3] RGB with normalisation inside, or `float32` [N, 3, H, W] already normalised.
+    outputs: `mask` uint8 [N, H, W] (resized to the image and argmaxed inside), `logits` float32 at a quarter, or both.
+    forms: which exact rewritings to use: `gpu` those that compile to the fewest kernels, `cpu` the fewest operations.
+    upernet_levels: how many coarse levels of UPerNet's 3×3 bottleneck are convolved at their own resolution
+        (0 to 3); None takes the measured default of `forms`.
+    """
+
+    height: int | Range = 512
+    width: int | Range = 512
+    batch: int | Range = 1
+    precision: str = "fp32"
+    opset: int = 17
+    input: str = "uint8"
+    outputs: tuple[str, ...] = ("mask",)
+    forms: str = "gpu"
+    upernet_levels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS), ("forms", FORMS)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}")
+        if not self.outputs or set(self.outputs) - set(OUTPUTS) or len(set(self.outputs)) != len(self.outputs):
+            raise UsageError(f"outputs cannot be {self.outputs!r}", "use mask, logits, or both")
+        for name in ("height", "width", "batch"):
+            value = getattr(self, name)
+            smallest = value.min if isinstance(value, Range) else value
+            floor = 1 if name == "batch" else 32
+            if smallest < floor:
+                raise UsageError(f"{name} {smallest} is too small", f"use {floor} or more")
+        if self.upernet_levels is not None and not 0 <= self.upernet_levels <= 3:
+            raise UsageError(f"upernet_levels must be 0 to 3, not {self.upernet_levels}", "use 0, 1, 2 or 3")
+        if isinstance(self.height, Range) != isinstance(self.width, Range):
+            raise UsageError("height and width must both be fixed or both be ranges", "give both as MIN:OPT:MAX")
+
+    @property
+    def dynamic_size(self) -> bool:
+        return isinstance(self.height, Range)
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What a graph is; travels inside the ONNX file as metadata `twins_trt.info`.
+
+    attentions: fused attentions that a perfect build shows. islands: node name -> why it stays float32.
+    """
+
+    model: str
+    num_classes: int
+    padding: str
+    attentions: int
+    options: ExportOptions
+    islands: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> GraphInfo:
+        fields = json.loads(text)
+        options = fields.pop("options")
+        for name in ("height", "width", "batch"):
+            if isinstance(options[name], dict):
+                options[name] = Range(**options[name])
+        options["outputs"] = tuple(options["outputs"])
+        return GraphInfo(**fields, options=ExportOptions(**options))

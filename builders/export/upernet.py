@@ -1,0 +1,90 @@
+"""UPerNet's head as a graph, BatchNorm folded into the convolutions.
+
+Two rewritings, both exact up to rounding:
+- Pyramid pooling is one matrix product per direction: `P[50, H·W]` pools all four scales (1 + 4 + 9 + 36 bins), the
+  four 1×1 convolutions run side by side on the 50 rows with a mask that keeps each bin's own scale, and
+  `U[H·W, 50]` brings them back. Exporters write adaptive pooling as dozens of slices (mmsegmentation#1840).
+- The last 3×3 convolution reads bilinearly upsampled maps with nothing non-linear between, so a coarse level can be
+  multiplied with the kernel's nine taps at its own resolution and interpolated afterwards (`levels` of them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from twins_trt.builders.export.backbone import Size, StageMap, Weights, to_map, to_tokens
+from twins_trt.builders.export.dims import Dim, known
+from twins_trt.builders.export.fpn import conv_bn_relu, folded
+from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling
+from twins_trt.builders.export.writer import GraphWriter, Tensor
+from twins_trt.models.heads import POOL_SCALES
+
+CHANNELS = 512
+
+
+def write_upernet(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batch: Dim, *, levels: int) -> Tensor:
+    """The head up to the classifier's input, [B, 512, H/4, W/4]. levels: coarse levels convolved where they are."""
+    with w.scope("head"):
+        sizes = [stage.size for stage in stages]
+        maps = [
+            conv_bn_relu(w, weights, f"decode_head.lateral_convs.{i}", to_map(w, s.tokens, batch, s.size, s.channels), f"lateral.{i}")
+            for i, s in enumerate(stages[:-1])
+        ]
+        maps.append(conv_bn_relu(w, weights, "decode_head.bottleneck", _pyramid(w, weights, stages[-1], batch), "bottleneck"))
+        for i in range(len(maps) - 1, 0, -1):
+            up = w.resize(maps[i], sizes[i - 1], f"up.{i}", batch=batch, channels=CHANNELS)
+            maps[i - 1] = w.add(maps[i - 1], up, f"sum.{i - 1}")
+        outs = [conv_bn_relu(w, weights, f"decode_head.fpn_convs.{i}", x, f"conv.{i}") for i, x in enumerate(maps[:-1])]
+        return _fuse(w, weights, [*outs, maps[-1]], sizes, batch, levels)
+
+
+def _pyramid(w: GraphWriter, weights: Weights, stage: StageMap, batch: Dim) -> Tensor:
+    """[B, C + 4·512, H, W]: the stage's map and its four pooled and upsampled summaries."""
+    with w.scope("psp"):
+        pool, unpool = pyramid_matrices(w, stage.size, POOL_SCALES)
+        parts = [folded(weights, f"decode_head.psp_modules.{i}.1") for i in range(len(POOL_SCALES))]
+        weight = np.concatenate([part[0][:, :, 0, 0] for part in parts])  # [4·512, C]
+        bias = np.concatenate([part[1] for part in parts])
+        owner = np.repeat(np.arange(len(POOL_SCALES)), [s * s for s in POOL_SCALES])  # the scale of each of the 50 rows
+        keep = (owner[:, None] == np.repeat(np.arange(len(POOL_SCALES)), CHANNELS)).astype(np.float32)  # [50, 4·512]
+        pooled = w.op("MatMul", [pool, stage.tokens], "pooled")  # [B, 50, C]
+        pooled = w.op("Relu", [w.linear(pooled, weight, bias, "scales")], "relu")
+        pooled = w.op("Mul", [pooled, w.const(keep, "own_scale")], "own")
+        spread = w.op("MatMul", [unpool, pooled], "spread")  # [B, H·W, 4·512]
+        joined = w.concat([stage.tokens, spread], 2)
+        return to_map(w, joined, batch, stage.size, stage.channels + len(POOL_SCALES) * CHANNELS)
+
+
+def _fuse(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Sequence[Size], batch: Dim, levels: int) -> Tensor:
+    """The 3×3 convolution over all levels at stride 4, the last `levels` of them convolved at their own size."""
+    weight, bias = folded(weights, "decode_head.fpn_bottleneck")
+    fine = len(maps) - levels
+    parts = [maps[0]]
+    for i in range(1, fine):
+        parts.append(w.resize(maps[i], sizes[0], f"fuse.up.{i}", batch=batch, channels=CHANNELS))
+    x = parts[0] if len(parts) == 1 else w.concat(parts, 1, "fuse.concat")
+    out = w.conv(x, weight[:, : fine * CHANNELS], bias, "fuse", pads=(1, 1, 1, 1))
+    for i in range(fine, len(maps)):
+        taps = weight[:, i * CHANNELS : (i + 1) * CHANNELS]
+        out = w.add(out, _convolve_coarse(w, taps, maps[i], sizes[i], sizes[0], batch, i), f"fuse.sum.{i}")
+    return w.op("Relu", [out], "fuse.relu")
+
+
+def _convolve_coarse(w: GraphWriter, taps: np.ndarray, x: Tensor, size: Size, to: Size, batch: Dim, level: int) -> Tensor:
+    """conv3×3(upsample(x)) with the taps applied before the upsampling. taps: [512, 512, 3, 3] (out, in, dy, dx)."""
+    assert known(*size, *to)  # write_graph asks for this form only where sizes are fixed
+    (height, width), (to_height, to_width) = size, to
+    with w.scope(f"fuse.coarse.{level}"):
+        kernel = taps.transpose(2, 1, 3, 0).reshape(3, CHANNELS, 3 * CHANNELS)  # [dy, in, dx·out]
+        tokens = w.reshape(to_tokens(w, x, batch, size, CHANNELS), [batch, 1, height * width, CHANNELS])
+        product = w.op("MatMul", [tokens, w.const(kernel, "taps")], "taps")  # [B, dy, h·w, dx·out]
+        product = w.reshape(product, [batch, 3 * height, width * 3, CHANNELS])  # [B, dy·h, w·dx, out]
+        columns = shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3)  # type: ignore[arg-type,operator]
+        product = w.op("MatMul", [w.const(columns, "columns"), product], "columns")  # [B, dy·h, W, out]
+        product = w.reshape(product, [batch, 3 * height, to_width * CHANNELS])
+        rows = shifted_upsampling(height, to_height).reshape(to_height, 3 * height)  # type: ignore[arg-type,operator]
+        product = w.op("MatMul", [w.const(rows, "rows"), product], "rows")  # [B, H, W·out]
+        product = w.reshape(product, [batch, to_height, to_width, CHANNELS])
+        return w.transpose(product, (0, 3, 1, 2), "map")
