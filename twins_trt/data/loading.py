@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from twins_trt.errors import UsageError
+from twins_trt.errors import DataError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,7 +17,8 @@ def load_in_order(read: Callable[[T], R], items: Sequence[T], *, workers: int = 
 
     workers: processes that read; 0 reads in this one. ahead: results held per worker, so that memory is bounded by
     `workers * ahead` results. `read` and the items must pickle. An error of `read` is raised where its result was due;
-    closing the generator early drops what has not started. Raises UsageError for a negative `workers`.
+    closing the generator early drops what has not started. Raises UsageError for a negative `workers`, DataError if a
+    worker dies.
     """
     if workers < 0 or ahead < 1:
         raise UsageError(f"workers={workers} and ahead={ahead} must be at least 0 and 1")
@@ -29,6 +30,7 @@ def load_in_order(read: Callable[[T], R], items: Sequence[T], *, workers: int = 
 def _read_ahead(read: Callable[[T], R], items: Sequence[T], workers: int, ahead: int) -> Iterator[R]:
     import multiprocessing
     from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     # Spawned, not forked: the parent usually runs torch's or ONNX Runtime's threads, whose locks a fork copies locked.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
@@ -40,5 +42,10 @@ def _read_ahead(read: Callable[[T], R], items: Sequence[T], workers: int, ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that reads samples ended unexpectedly (killed, or started from a script without a main guard)",
+            'put the script\'s calls under `if __name__ == "__main__":`, or read with workers=0',
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,123 @@
+"""The few operations on logits [N, C, H, W] that inference needs, for NumPy arrays and torch tensors alike.
+
+A PyTorch model's logits stay on its device and go through `torch.nn.functional`; an engine's NumPy logits need no torch
+at all. Both give the same numbers to rounding (1e-6 of the largest logit), which the tests hold.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# A NumPy array or a torch tensor; a type that names torch would import it.
+Logits = Any
+
+# Rows of the full-size logits that exist at once while the classes are compared: bounds 150 classes at 2048 pixels
+# to 40 MB, and keeps a band in cache.
+_BAND = 32
+
+
+def is_tensor(values: Logits) -> bool:
+    """True for a torch tensor; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
+def resize_logits(logits: Logits, size: tuple[int, int]) -> Logits:
+    """Bilinear resize of [N, C, H, W] to (height, width), `align_corners=False`, no antialiasing: F.interpolate's."""
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits
+    if is_tensor(logits):
+        from torch.nn import functional
+
+        return functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    columns = _lerp(np.asarray(logits, np.float32), size[1], axis=3)
+    return _lerp(columns, size[0], axis=2)
+
+
+def class_probabilities(logits: Logits) -> Logits:
+    """Softmax over the classes of [N, C, H, W], in float32."""
+    if is_tensor(logits):
+        return logits.float().softmax(dim=1)
+    shifted = np.asarray(logits, np.float32) - logits.max(axis=1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    shifted /= shifted.sum(axis=1, keepdims=True)
+    return shifted
+
+
+def flip_width(values: Logits) -> Logits:
+    """Mirror the last axis."""
+    return values.flip(-1) if is_tensor(values) else np.ascontiguousarray(values[..., ::-1])
+
+
+def zeros_of_size(logits: Logits, size: tuple[int, int]) -> Logits:
+    """Zeros [N, C, height, width] of the kind, device and dtype float32 of `logits`."""
+    shape = (*logits.shape[:2], *size)
+    if is_tensor(logits):
+        import torch
+
+        return logits.new_zeros(shape, dtype=torch.float32)
+    return np.zeros(shape, np.float32)
+
+
+def divide(logits: Logits, count: npt.NDArray[np.float32]) -> Logits:
+    """[N, C, H, W] divided by a count per pixel, [H, W]."""
+    if is_tensor(logits):
+        import torch
+
+        return logits / torch.from_numpy(count).to(logits.device)
+    return logits / count
+
+
+def resized_argmax(logits: Logits, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Resize [1, C, H, W] to (height, width) and take the best class of every pixel: uint8 [height, width].
+
+    A tie goes to the lowest class. The NumPy way never holds the full-size logits, which for 150 classes and a
+    photograph are gigabytes.
+    """
+    if is_tensor(logits):
+        mask: npt.NDArray[np.uint8] = resize_logits(logits, size)[0].argmax(dim=0).byte().cpu().numpy()
+        return mask
+    columns = np.asarray(logits[0], np.float32)
+    if columns.shape[2] != size[1]:
+        columns = _lerp(columns, size[1], axis=2)  # [C, H, width]
+    mask = np.empty(size, np.uint8)
+    for top in range(0, size[0], _BAND):
+        rows = slice(top, min(top + _BAND, size[0]))
+        mask[rows] = _first_argmax(_lerp(columns, size[0], axis=1, part=rows))
+    return mask
+
+
+def _first_argmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """argmax over axis 0 of [C, H, W], class by class: NumPy's own walks that axis with a stride of H*W."""
+    best = scores[0].copy()
+    mask = np.zeros(best.shape, np.uint8)
+    for index in range(1, len(scores)):
+        better = scores[index] > best
+        mask[better] = index
+        np.maximum(best, scores[index], out=best)
+    return mask
+
+
+def _lerp(
+    values: npt.NDArray[np.float32], length: int, *, axis: int, part: slice | None = None
+) -> npt.NDArray[np.float32]:
+    """Linear interpolation of one axis to `length` half-pixel-centred samples (`part` of them), edges repeated."""
+    if values.shape[axis] == length:
+        return values if part is None else values[(slice(None),) * axis + (part,)]
+    scale = np.float32(values.shape[axis] / length)
+    centres = (np.arange(length, dtype=np.float32)[part or slice(None)] + np.float32(0.5)) * scale - np.float32(0.5)
+    # Clamped on the left before the weight is taken, as torch does; on the right the second tap repeats the edge.
+    np.maximum(centres, 0, out=centres)
+    low = np.minimum(centres.astype(np.int64), values.shape[axis] - 1)
+    high = np.minimum(low + 1, values.shape[axis] - 1)
+    weight = (centres - low).reshape((-1,) + (1,) * (values.ndim - 1 - axis)).astype(np.float32)
+    result = np.take(values, high, axis=axis)
+    left = np.take(values, low, axis=axis)
+    result -= left
+    result *= weight
+    result += left
+    return result

@@ -1,0 +1,151 @@
+"""Segmentation scores from a confusion matrix, as mmsegmentation's IoUMetric defines them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.data.images import IGNORE_INDEX
+from twins_trt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Percentages. A class that is neither predicted nor labelled has an IoU of NaN and stays out of the mean, and so
+    does the accuracy of a class that is not labelled (IoUMetric with `nan_to_num=None`).
+
+    miou: mean IoU. aacc: share of the labelled pixels that are right. macc: mean accuracy. iou, acc: per class.
+    """
+
+    miou: float
+    aacc: float
+    macc: float
+    iou: tuple[float, ...]
+    acc: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; NaN becomes None, since JSON has no NaN."""
+        return {
+            "miou": _to_plain(self.miou),
+            "aacc": _to_plain(self.aacc),
+            "macc": _to_plain(self.macc),
+            "iou": [_to_plain(value) for value in self.iou],
+            "acc": [_to_plain(value) for value in self.acc],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Scores:
+        """The inverse of `to_json`."""
+        return cls(
+            miou=_from_plain(values["miou"]),
+            aacc=_from_plain(values["aacc"]),
+            macc=_from_plain(values["macc"]),
+            iou=tuple(_from_plain(value) for value in values["iou"]),
+            acc=tuple(_from_plain(value) for value in values["acc"]),
+        )
+
+    def table(self, classes: Sequence[str] = ()) -> str:
+        """One line a class and one of means, for a terminal. Classes without a name are numbered; NaN shows as `-`."""
+        names = [classes[i] if i < len(classes) else str(i) for i in range(len(self.iou))]
+        width = max(len(name) for name in [*names, "class"])
+        rows = [f"{'class':<{width}}  {'IoU':>6}  {'Acc':>6}"]
+        for name, iou, acc in zip(names, self.iou, self.acc, strict=True):
+            rows.append(f"{name:<{width}}  {_percent(iou):>6}  {_percent(acc):>6}")
+        rows.append(f"{'mean':<{width}}  {_percent(self.miou):>6}  {_percent(self.macc):>6}")
+        rows.append(f"{'pixels':<{width}}  {'':>6}  {_percent(self.aacc):>6}")
+        return "\n".join(row.rstrip() for row in rows)
+
+
+class ConfusionMatrix:
+    """Pixel counts `counts[label, prediction]`, int64 [C, C]; adding two merges what they counted."""
+
+    def __init__(self, num_classes: int) -> None:
+        if not 1 <= num_classes <= IGNORE_INDEX:
+            raise UsageError(f"{num_classes} classes cannot be counted", "1 to 255 classes fit a uint8 mask")
+        self.num_classes = num_classes
+        self.counts: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+
+    @classmethod
+    def of(cls, mask: npt.ArrayLike, label: npt.ArrayLike, *, num_classes: int) -> ConfusionMatrix:
+        """The matrix of a single pair."""
+        return cls(num_classes).update(mask, label)
+
+    def update(self, mask: npt.ArrayLike, label: npt.ArrayLike) -> ConfusionMatrix:
+        """Count a predicted mask against a label map of the same shape; label 255 is ignored. Returns itself.
+
+        Raises UsageError, and counts nothing, for other shapes or for a class that there is not.
+        """
+        mask, label = np.asarray(mask), np.asarray(label)
+        if mask.shape != label.shape:
+            raise UsageError(f"a mask of {list(mask.shape)} cannot be scored against a label of {list(label.shape)}")
+        valid = label != IGNORE_INDEX
+        predicted, labelled = mask[valid].astype(np.int64), label[valid].astype(np.int64)
+        for what, values in (("mask", predicted), ("label", labelled)):
+            if values.size and (values.min() < 0 or values.max() >= self.num_classes):
+                wrong = values.min() if values.min() < 0 else values.max()
+                raise UsageError(
+                    f"a {what} has class {wrong}, but there are {self.num_classes} classes",
+                    "check that the model and the data set have the same classes",
+                )
+        pairs = np.bincount(labelled * self.num_classes + predicted, minlength=self.num_classes**2)
+        self.counts += pairs.reshape(self.num_classes, self.num_classes)
+        return self
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        if other.num_classes != self.num_classes:
+            raise UsageError(f"matrices of {self.num_classes} and {other.num_classes} classes do not add up")
+        total = ConfusionMatrix(self.num_classes)
+        total.counts = self.counts + other.counts
+        return total
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfusionMatrix) and np.array_equal(self.counts, other.counts)
+
+    __hash__ = None  # type: ignore[assignment]  # it is counted into: no key for a dict
+
+    @property
+    def pixels(self) -> int:
+        """How many labelled pixels were counted."""
+        return int(self.counts.sum())
+
+    def scores(self) -> Scores:
+        """The percentages; NaN throughout while nothing has been counted."""
+        hits = np.diag(self.counts).astype(np.float64)
+        labelled = self.counts.sum(axis=1).astype(np.float64)
+        predicted = self.counts.sum(axis=0).astype(np.float64)
+        iou = _ratio(hits, labelled + predicted - hits)
+        acc = _ratio(hits, labelled)
+        return Scores(
+            miou=_mean(iou),
+            aacc=float(_ratio(hits.sum(keepdims=True), labelled.sum(keepdims=True))[0]),
+            macc=_mean(acc),
+            iou=tuple(float(value) for value in iou),
+            acc=tuple(float(value) for value in acc),
+        )
+
+
+def _ratio(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Percent, NaN where `whole` is 0."""
+    return np.divide(100 * part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else math.nan
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _to_plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _from_plain(value: float | None) -> float:
+    return math.nan if value is None else float(value)
