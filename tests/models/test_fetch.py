@@ -1,0 +1,408 @@
+"""Downloads against a real HTTP server on this machine: resuming, retrying, hashes, locks and what the errors say."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import importlib
+import json
+import random
+import resource
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from twins_trt.errors import FetchError, UsageError
+from twins_trt.models import get_spec, list_models
+from twins_trt.models.fetch import cached_path, default_cache_dir, fetch
+
+module = importlib.import_module("twins_trt.models.fetch")
+
+MODEL = "twins_svt-s_fpn"
+PAYLOAD = random.Random(0).randbytes(700_001)
+SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
+
+
+class Server:
+    """What the next answers are, and which requests came."""
+
+    def __init__(self) -> None:
+        self.payload = PAYLOAD
+        self.etag: str | None = '"one"'
+        self.ranges = True
+        self.statuses: list[int] = []  # for the next requests, before any content
+        self.cut_after: list[int] = []  # for the next requests: body bytes after which the connection closes
+        self.content_type = "application/octet-stream"
+        self.send_length = True
+        self.shift = 0  # a server that resumes at the wrong byte
+        self.pause = 0.0  # between blocks of 64 KiB
+        self.requests: list[dict[str, str]] = []
+        self.url = ""
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            server.requests.append({key.lower(): value for key, value in self.headers.items()})
+            if server.statuses:
+                self.send_error(server.statuses.pop(0))
+                return
+            start, status, size = 0, 200, len(server.payload)
+            asked = self.headers.get("Range")
+            same = self.headers.get("If-Range") in (None, server.etag)
+            if asked and server.ranges and same:
+                start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
+                if start >= size:
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{size}")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                start = max(0, start - server.shift)
+            self.send_response(status)
+            self.send_header("Content-Type", server.content_type)
+            if server.send_length:
+                self.send_header("Content-Length", str(size - start))
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+            if server.etag:
+                self.send_header("ETag", server.etag)
+            self.end_headers()
+            body = server.payload[start:]
+            if server.cut_after:
+                body = body[: server.cut_after.pop(0)]
+            for i in range(0, len(body), 1 << 16):
+                self.wfile.write(body[i : i + (1 << 16)])
+                time.sleep(server.pause)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """The client hung up: some tests want that."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+    http = _QuietServer(("127.0.0.1", 0), _handler(state))
+    state.url = f"http://127.0.0.1:{http.server_address[1]}/weights.pth"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield state
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def small_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zoo's row with a hash that the small payload has; no environment proxy; short pauses."""
+    real = get_spec
+    changed = dataclasses.replace(real(MODEL), weights=f"tiny_2021_2021-{SHA256[:8]}")
+    monkeypatch.setattr(module, "get_spec", lambda name: changed if name == MODEL else real(name))
+    monkeypatch.setattr(module, "BACKOFF_S", 0.005)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
+def _leave_part(folder: Path, server: Server, size: int, validator: str = '"one"') -> Path:
+    target = cached_path(MODEL, cache_dir=folder)
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(PAYLOAD[:size])
+    notes = {"url": server.url, "validator": validator, "total": len(PAYLOAD)}
+    target.with_name(target.name + ".part.json").write_text(json.dumps(notes))
+    return part
+
+
+def test_downloads_once_reports_progress_and_leaves_one_file(server: Server, tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+    path = fetch(MODEL, cache_dir=tmp_path / "a" / "b", url=server.url, progress=lambda d, t: seen.append((d, t)))
+    assert path.read_bytes() == PAYLOAD
+    assert path == tmp_path / "a" / "b" / f"tiny_2021_2021-{SHA256[:8]}.pth"
+    assert _files(path.parent) == {path.name}
+    assert seen[0] == (0, len(PAYLOAD)) and seen[-1] == (len(PAYLOAD), len(PAYLOAD))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and len(seen) >= len(PAYLOAD) >> 16
+    assert fetch(MODEL, cache_dir=path.parent, url=server.url) == path
+    assert len(server.requests) == 1  # the second call found it
+    assert "range" not in server.requests[0]
+
+
+@pytest.mark.parametrize("send_length", [True, False])
+def test_resumes_after_a_dropped_connection(server: Server, tmp_path: Path, send_length: bool) -> None:
+    server.send_length = send_length
+    server.cut_after = [200_000, 0, 100_000] if send_length else []
+    if not send_length:
+        _leave_part(tmp_path, server, 300_000)
+    path = fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    assert path.read_bytes() == PAYLOAD
+    asked = [request.get("range") for request in server.requests]
+    expected = [None, "bytes=200000-", "bytes=200000-", "bytes=300000-"] if send_length else ["bytes=300000-"]
+    assert asked == expected
+    assert server.requests[-1]["if-range"] == '"one"'
+
+
+def test_gives_up_when_no_byte_comes_and_keeps_what_came(server: Server, tmp_path: Path) -> None:
+    server.cut_after = [123_456] + [0] * 50
+    with pytest.raises(FetchError, match="closed after 123456 of 700001 bytes") as raised:
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    assert "123456 bytes are kept" in raised.value.cause
+    assert len(server.requests) == module.ATTEMPTS
+    server.cut_after = []
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert server.requests[-1]["range"] == "bytes=123456-"
+
+
+def test_a_server_without_ranges_sends_it_whole(server: Server, tmp_path: Path) -> None:
+    _leave_part(tmp_path, server, 400_000)
+    server.ranges = False
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert len(server.requests) == 1 and server.requests[0]["range"] == "bytes=400000-"
+
+
+def test_a_changed_file_is_not_spliced_to_the_old_part(server: Server, tmp_path: Path) -> None:
+    part = _leave_part(tmp_path, server, 400_000, validator='"older"')
+    part.write_bytes(b"x" * 400_000)
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert len(server.requests) == 1  # If-Range did it, not the hash
+
+
+def test_a_wrong_part_without_validator_is_found_by_the_hash(server: Server, tmp_path: Path) -> None:
+    server.etag = None
+    _leave_part(tmp_path, server, 400_000, validator="").write_bytes(b"x" * 400_000)
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert [request.get("range") for request in server.requests] == ["bytes=400000-", None]
+
+
+def test_a_part_of_another_address_is_not_resumed(server: Server, tmp_path: Path) -> None:
+    _leave_part(tmp_path, server, 400_000)
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url + "?mirror").read_bytes() == PAYLOAD
+    assert "range" not in server.requests[0]
+
+
+def test_a_server_that_resumes_elsewhere_is_not_believed(server: Server, tmp_path: Path) -> None:
+    _leave_part(tmp_path, server, 400_000)
+    server.shift = 10
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert [request.get("range") for request in server.requests] == ["bytes=400000-", None]
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_416_means_complete_or_useless(server: Server, tmp_path: Path, extra: int) -> None:
+    part = _leave_part(tmp_path, server, len(PAYLOAD))
+    part.write_bytes(PAYLOAD + b"?" * extra)
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert [request.get("range") for request in server.requests] == (
+        [f"bytes={len(PAYLOAD) + extra}-"] + [None] * bool(extra)
+    )
+    assert len(_files(tmp_path)) == 1
+
+
+def test_a_wrong_hash_keeps_nothing_and_says_both(server: Server, tmp_path: Path) -> None:
+    server.payload = PAYLOAD[:-1] + b"?"
+    with pytest.raises(FetchError) as raised:
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    assert hashlib.sha256(server.payload).hexdigest() in raised.value.cause and SHA256[:8] in raised.value.cause
+    assert _files(tmp_path) == set()
+    assert len(server.requests) == 1
+
+
+def test_a_wrong_file_in_the_cache_is_replaced(server: Server, tmp_path: Path) -> None:
+    target = cached_path(MODEL, cache_dir=tmp_path)
+    target.write_bytes(b"something else")
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+
+
+def test_404_fails_at_once(server: Server, tmp_path: Path) -> None:
+    server.statuses = [404] * 9
+    with pytest.raises(FetchError, match="HTTP 404") as raised:
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    assert len(server.requests) == 1 and server.url in (raised.value.fix or "")
+    assert _files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again_with_growing_pauses(
+    server: Server, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+    server.statuses = [status] * 3
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert pauses == [0.005, 0.01, 0.02]
+
+
+def test_a_web_page_is_recognised(server: Server, tmp_path: Path) -> None:
+    server.content_type = "text/html; charset=utf-8"
+    with pytest.raises(FetchError, match="web page"):
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    assert _files(tmp_path) == set()
+
+
+def test_slow_is_waited_for_but_silence_is_not(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.25)
+    server.pause = 0.05  # 11 blocks: longer in all than the limit, never silent that long
+    assert fetch(MODEL, cache_dir=tmp_path / "slow", url=server.url).read_bytes() == PAYLOAD
+    server.pause = 0.5
+    with pytest.raises(FetchError, match="no answer in time"):
+        fetch(MODEL, cache_dir=tmp_path / "silent", url=_silent_server())
+
+
+def _silent_server() -> str:
+    """A listener that accepts (in the kernel's backlog) and never answers."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+    _OPEN.append(listener)
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/x.pth"
+
+
+_OPEN: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def close_listeners() -> Iterator[None]:
+    yield
+    while _OPEN:
+        _OPEN.pop().close()
+
+
+def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_name(*args: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    with pytest.raises(FetchError, match=r"download\.openmmlab\.com") as raised:
+        fetch("twins_pcpvt-l_upernet", cache_dir=tmp_path)
+    spec = get_spec("twins_pcpvt-l_upernet")
+    fix = raised.value.fix or ""
+    assert "offline" in raised.value.cause
+    assert all(text in fix for text in (spec.weights_url, spec.weights_file, str(tmp_path), "--checkpoint FILE"))
+    assert _files(tmp_path) == set()
+
+
+def test_a_refused_connection_is_tried_twice_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(FetchError, match=r"Connection refused"):
+        fetch(MODEL, cache_dir=tmp_path, url=f"http://127.0.0.1:{port}/x.pth")
+    assert len(pauses) == 1
+
+
+def test_ctrl_c_leaves_a_part_that_is_resumed(server: Server, tmp_path: Path) -> None:
+    def stop(done: int, total: int | None) -> None:
+        if done >= 300_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(MODEL, cache_dir=tmp_path, url=server.url, progress=stop)
+    target = cached_path(MODEL, cache_dir=tmp_path)
+    kept = target.with_name(target.name + ".part").stat().st_size
+    assert kept >= 300_000 and not target.exists()
+    seen: list[int] = []
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url, progress=lambda d, _: seen.append(d)) == target
+    assert server.requests[-1]["range"] == f"bytes={kept}-" and seen[0] == kept
+    assert target.read_bytes() == PAYLOAD
+
+
+def test_a_full_disk_is_known_before_the_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=600_000))
+    with pytest.raises(FetchError, match=r"no space left .*0\.7 MB to come, 0\.6 MB free") as raised:
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    assert "TWINS_TRT_CACHE" in (raised.value.fix or "")
+
+
+def test_a_disk_that_fills_up_keeps_the_part(server: Server, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, hard))  # writing beyond it fails with EFBIG
+    try:
+        with pytest.raises(FetchError, match="no space left"):
+            fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    target = cached_path(MODEL, cache_dir=tmp_path)
+    assert 0 < target.with_name(target.name + ".part").stat().st_size <= 250_000
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert server.requests[-1]["range"].startswith("bytes=")
+
+
+def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match="cannot store") as raised:
+        fetch(MODEL, cache_dir=tmp_path / "file" / "cache", url=server.url)
+    assert "TWINS_TRT_CACHE" in (raised.value.fix or "") and not server.requests
+
+
+def test_a_read_only_cache_serves_what_it_has(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fetch(MODEL, cache_dir=tmp_path, url=server.url)
+
+    def read_only(target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module, "_locked", read_only)
+    assert fetch(MODEL, cache_dir=tmp_path, url=server.url) == path
+    path.unlink()
+    with pytest.raises(FetchError, match="cannot store .*Permission denied"):
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+
+
+def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
+    server.pause = 0.02
+    results: list[Path] = []
+    run: Callable[[], None] = lambda: results.append(fetch(MODEL, cache_dir=tmp_path, url=server.url))  # noqa: E731
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3 and len(set(results)) == 1 and results[0].read_bytes() == PAYLOAD
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x.pth", "file:///etc/hostname", "x.pth", "http://", "https:///x"])
+def test_other_addresses_are_a_usage_error(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only http and https"):
+        fetch(MODEL, cache_dir=tmp_path, url=url)
+
+
+def test_an_unknown_model_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model called"):
+        fetch("twins_svt-x_fpn", cache_dir=tmp_path)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TWINS_TRT_CACHE", str(tmp_path / "w"))
+    assert default_cache_dir() == tmp_path / "w"
+    assert cached_path("twins_svt-b_fpn").parent == tmp_path / "w"
+    monkeypatch.delenv("TWINS_TRT_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / ".cache" / "twins-trt" / "weights"
+
+
+@pytest.mark.shared
+def test_addresses_and_hashes_are_the_published_ones(shared: Path) -> None:
+    table = {row["name"]: row for row in json.loads((shared / "data" / "zoo.json").read_text())["models"]}
+    assert set(table) == set(list_models())
+    for name, row in table.items():
+        spec = get_spec(name)
+        assert (spec.weights_url, spec.weights_file) == (row["weights_url"], row["weights_file"])
+        assert spec.weights_sha256_prefix == row["weights_sha256_prefix"]
