@@ -361,7 +361,7 @@ def test_a_read_only_cache_serves_what_it_has(server: Server, tmp_path: Path, mo
     monkeypatch.setattr(module, "_locked", read_only)
     assert fetch(MODEL, cache_dir=tmp_path, url=server.url) == path
     path.unlink()
-    with pytest.raises(FetchError, match="cannot store .*Permission denied"):
+    with pytest.raises(FetchError, match=r"cannot store .*Permission denied"):
         fetch(MODEL, cache_dir=tmp_path, url=server.url)
 
 

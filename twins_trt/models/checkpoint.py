@@ -23,6 +23,7 @@ log = logging.getLogger("twins_trt")
 
 _SHOWN = 3  # keys named in an error; the rest is counted
 _AUXILIARY = "auxiliary_head."
+_AGAIN = "download it again: twins-trt fetch MODEL"
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,17 @@ def explain_misfit(
         keys = [key for what, key in misfits if what == kind]
         if not keys:
             continue
-        shown = [f"{k} {_shape(weights[k])} for {_shape(expected[k])}" if kind[0] == "w" else k for k in keys[:_SHOWN]]
+        shown = [_printable(key) for key in keys[:_SHOWN]]
+        if kind == "wrongly shaped":
+            shown = [f"{key} {_shape(weights[key])} for {_shape(expected[key])}" for key in keys[:_SHOWN]]
         parts.append(f"{len(keys)} {kind} ({', '.join(shown)}{', ...' if len(keys) > _SHOWN else ''})")
     fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
     return CheckpointError(f"{path} does not fit {name or 'the model'}: {'; '.join(parts)}", fix)
+
+
+def _printable(text: str) -> str:
+    """Text out of a file, safe for one line of a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def _shape(value: Tensor) -> str:
@@ -210,7 +218,6 @@ def _with_matching_classes(checkpoint: Checkpoint, path: str | Path) -> Checkpoi
 
 def _check_file(path: Path) -> None:
     """What the first bytes and a zip's directory tell, so that the cause is named and not torch's symptom."""
-    again = "download it again: twins-trt fetch MODEL"
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory, not a checkpoint", "name the .pth file in it")
     if not path.exists():
@@ -222,18 +229,28 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
     size = path.stat().st_size
     if size == 0:
-        raise CheckpointError(f"{path} is empty", again)
+        raise CheckpointError(f"{path} is empty", _AGAIN)
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"{path} is a web page that was saved in place of a checkpoint", again)
+        raise CheckpointError(f"{path} is a web page that was saved in place of a checkpoint", _AGAIN)
     if text.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the checkpoint itself", "git lfs pull")
     if head.startswith(b"PK\x03\x04") and path.suffix != ".safetensors":
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
+                altered = archive.testzip()  # torch loads altered bytes without a word
         except zipfile.BadZipFile as error:
-            raise CheckpointError(f"{path} is truncated after {size} bytes: its directory is missing", again) from error
+            raise CheckpointError(
+                f"{path} is truncated after {size} bytes: its directory is missing", _AGAIN
+            ) from error
+        except Exception as error:  # the directory is there but damaged: any error may come of its bytes
+            raise CheckpointError(f"{path} is damaged: {type(error).__name__} in its directory", _AGAIN) from error
+        if altered is not None:
+            raise CheckpointError(
+                f"{path} is damaged: the checksum of {_printable(altered)} does not match",
+                f"{_AGAIN} (or re-save it, if it was saved with torch.serialization.set_crc32_options(False))",
+            )
         if any(name.endswith("/constants.pkl") for name in names):
             raise CheckpointError(
                 f"{path} is a TorchScript archive, not a checkpoint", "save model.state_dict() instead"
@@ -262,10 +279,13 @@ def _unpickle(path: Path) -> object:
                 f"{path} is no torch checkpoint, or one saved with a pickle protocol other than 2",
                 "re-save it with torch.save(model.state_dict(), PATH)",
             ) from error
-        reason = message.strip().splitlines()[-1] if message.strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint ({reason})", "download it again: twins-trt fetch MODEL"
-        ) from error
+        if found := re.search(r"WeightsUnpickler error: (.+)", message):
+            reason = found[1].strip()
+        elif isinstance(error, RuntimeError) and message.strip():
+            reason = message.strip().splitlines()[0]
+        else:  # a KeyError or IndexError of the unpickler's says nothing to a reader
+            reason = "it is no pickle that torch could have written"
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {_printable(reason)}", _AGAIN) from error
 
 
 def _read_safetensors(path: Path) -> object:
@@ -291,7 +311,7 @@ def _split(content: object, path: Path) -> tuple[Mapping[str, object], Checkpoin
     if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         odd = next((k for k, v in weights.items() if not isinstance(v, Tensor)), None)
         raise CheckpointError(
-            f"{path} holds no state dict" + (f": {odd!r} is not a tensor" if odd is not None else ""),
+            f"{path} holds no state dict" + (f": {_printable(str(odd))} is not a tensor" if odd is not None else ""),
             "save {'state_dict': model.state_dict()} instead",
         )
     meta = content.get("meta")
@@ -329,13 +349,15 @@ def _clean(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         key = key.removeprefix("module.") if wrapped else key
         value = value.detach()
         if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
-            raise CheckpointError(f"{path}: {key} is not a plain tensor", "save a float checkpoint")
+            raise CheckpointError(f"{path}: {_printable(key)} is not a plain tensor", "save a float checkpoint")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: {key} claims more values than the file holds", "save it unexpanded")
+            raise CheckpointError(
+                f"{path}: {_printable(key)} claims more values than the file holds", "save it unexpanded"
+            )
         cleaned[key] = value.to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
     broken = [key for key, value in cleaned.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        shown = ", ".join(broken[:_SHOWN]) + (", ..." if len(broken) > _SHOWN else "")
+        shown = ", ".join(map(_printable, broken[:_SHOWN])) + (", ..." if len(broken) > _SHOWN else "")
         raise CheckpointError(
             f"{path} has NaN or infinite weights in {len(broken)} tensors ({shown})",
             "the training diverged or the file is damaged: use another checkpoint",
