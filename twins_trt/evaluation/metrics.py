@@ -28,6 +28,13 @@ class Scores:
     iou: tuple[float, ...]
     acc: tuple[float, ...]
 
+    def __eq__(self, other: object) -> bool:
+        """NaN equals NaN here: two records of one result are equal."""
+        return isinstance(other, Scores) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(tuple(_to_plain(value) for value in (self.miou, self.aacc, self.macc, *self.iou, *self.acc)))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes None, since JSON has no NaN."""
         return {
