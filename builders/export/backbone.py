@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from twins_trt.builders.export.dims import Dim, ceil_div, known, minimum, pad_to_multiple
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.kernels.lsa.reference import MASKED, masks_padding
+
 from twins_trt.models.backbone import LAYER_NORM_EPS
 from twins_trt.models.zoo import ModelSpec
 
@@ -30,6 +30,7 @@ Size = tuple[Dim, Dim]
 # A single head over a batch of one is not fused by the compiler; its query rows are split into this many heads that
 # share keys and values, which is.
 PSEUDO_HEADS = 4
+MAP_FFN_CHANNELS = 128
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def to_tokens(w: GraphWriter, x: Tensor, batch: Dim, size: Size, channels: int) 
     return w.transpose(w.reshape(x, [batch, channels, size[0] * size[1]], "flat"), (0, 2, 1), "tokens")
 
 
-def write_backbone(w: GraphWriter, weights: Weights, spec: ModelSpec, image: Tensor, batch: Dim, size: Size, padding: str) -> list[StageMap]:
+def write_backbone(
+    w: GraphWriter, weights: Weights, spec: ModelSpec, image: Tensor, batch: Dim, size: Size, padding: str
+) -> list[StageMap]:
     """image: float [B, 3, H, W], normalised. Returns the four stages' maps."""
     stages: list[StageMap] = []
     x = image
@@ -88,7 +91,17 @@ def _norm(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str) -> T
     return w.layer_norm(x, weights[f"{key}.weight"], weights[f"{key}.bias"], LAYER_NORM_EPS, name)
 
 
-def _block(w: GraphWriter, weights: Weights, spec: ModelSpec, stage: int, block: int, x: Tensor, batch: Dim, size: Size, padding: str) -> Tensor:
+def _block(
+    w: GraphWriter,
+    weights: Weights,
+    spec: ModelSpec,
+    stage: int,
+    block: int,
+    x: Tensor,
+    batch: Dim,
+    size: Size,
+    padding: str,
+) -> Tensor:
     prefix, name = f"backbone.layers.{stage}.{block}", f"stages.{stage}.blocks.{block}"
     channels, heads = spec.embed_dims[stage], spec.num_heads[stage]
     with w.scope(f"{name}.attn"):
@@ -98,10 +111,16 @@ def _block(w: GraphWriter, weights: Weights, spec: ModelSpec, stage: int, block:
         else:
             out = _gsa(w, weights, f"{prefix}.attn", normed, batch, size, channels, heads, spec.sr_ratios[stage])
         x = w.add(x, out, "residual")
-    in_map = block == 0 and spec.family == "svt"  # saves two copies around the positional convolution; counted
+    # A block that ends in the positional convolution can run its FFN as 1×1 convolutions in the map's layout. The
+    # compiler keeps those as convolutions, and so saves a copy, up to 128 channels and behind LSA only (counted).
+    in_map = block == 0 and spec.family == "svt" and channels <= MAP_FFN_CHANNELS
     with w.scope(f"{name}.ffn"):
         normed = _norm(w, weights, f"{prefix}.norm2", x, "norm2")
-        x = _ffn_map(w, weights, f"{prefix}.ffn", x, normed, batch, size, channels) if in_map else _ffn(w, weights, f"{prefix}.ffn", x, normed)
+        x = (
+            _ffn_map(w, weights, f"{prefix}.ffn", x, normed, batch, size, channels)
+            if in_map
+            else _ffn(w, weights, f"{prefix}.ffn", x, normed)
+        )
     if block == 0:
         with w.scope(f"stages.{stage}.pos"):
             x = _position(w, weights, f"backbone.position_encodings.{stage}.proj", x, batch, size, channels, in_map)
@@ -114,15 +133,21 @@ def _ffn(w: GraphWriter, weights: Weights, key: str, x: Tensor, normed: Tensor) 
     return w.add(x, out, "residual")
 
 
-def _ffn_map(w: GraphWriter, weights: Weights, key: str, x: Tensor, normed: Tensor, batch: Dim, size: Size, channels: int) -> Tensor:
+def _ffn_map(
+    w: GraphWriter, weights: Weights, key: str, x: Tensor, normed: Tensor, batch: Dim, size: Size, channels: int
+) -> Tensor:
     """The FFN as 1×1 convolutions. Returns a map [B, C, H, W]."""
     fc1, fc2 = weights[f"{key}.layers.0.0.weight"], weights[f"{key}.layers.1.weight"]
-    hidden = w.conv(to_map(w, normed, batch, size, channels), fc1[:, :, None, None], weights[f"{key}.layers.0.0.bias"], "fc1")
+    hidden = w.conv(
+        to_map(w, normed, batch, size, channels), fc1[:, :, None, None], weights[f"{key}.layers.0.0.bias"], "fc1"
+    )
     out = w.conv(w.gelu(hidden), fc2[:, :, None, None], weights[f"{key}.layers.1.bias"], "fc2")
     return w.add(to_map(w, x, batch, size, channels), out, "residual")
 
 
-def _position(w: GraphWriter, weights: Weights, key: str, x: Tensor, batch: Dim, size: Size, channels: int, in_map: bool) -> Tensor:
+def _position(
+    w: GraphWriter, weights: Weights, key: str, x: Tensor, batch: Dim, size: Size, channels: int, in_map: bool
+) -> Tensor:
     kernel = weights[f"{key}.weight"].copy()  # [C, 1, 3, 3]
     kernel[:, :, 1, 1] += 1.0
     x = x if in_map else to_map(w, x, batch, size, channels)
@@ -158,21 +183,22 @@ def _lsa(
         packed = w.pad(packed, (0, 0, 0, 0), (0, pad_bottom, pad_right, 0))
     packed = w.reshape(packed, [batch, rows, window, columns, window, 3, heads, head_dim], "windows")
     packed = w.transpose(packed, (5, 0, 1, 3, 6, 2, 4, 7), "partition")
-    packed = w.reshape(packed, [3, batch * rows * columns, heads, area, head_dim], "packed")
-    q, k, v = (
-        w.reshape(part, [batch * rows * columns, heads, area, head_dim], name)
-        for part, name in zip(w.split(packed, [1, 1, 1], 0), "qkv", strict=True)
-    )
-    scores = w.op("MatMul", [q, w.transpose(k, (0, 1, 3, 2), "k_t")], "scores")
-    mask = _key_mask(w, batch, size, (pad_bottom, pad_right), window, padding)
+    # Rank 5: as [windows, heads, ..] the compiler adds a copy behind every attention (9 in SVT-S).
+    shape: list[Dim] = [batch, rows * columns, heads, area, head_dim]
+    packed = w.reshape(packed, [3, *shape], "packed")
+    q, k, v = (w.reshape(part, shape, name) for part, name in zip(w.split(packed, [1, 1, 1], 0), "qkv", strict=True))
+    scores = w.op("MatMul", [q, w.transpose(k, (0, 1, 2, 4, 3), "k_t")], "scores")
+    mask = _key_mask(w, size, (pad_bottom, pad_right), window, padding)
     if mask is not None:
         scores = w.add(scores, mask, "mask")
     out = w.op("MatMul", [w.op("Softmax", [scores], "softmax", attrs={"axis": -1}), v], "context")
 
-    out = w.reshape(w.transpose(out, (0, 2, 1, 3), "merge"), [batch, rows * columns * area, channels], "merged")
+    out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4), "merge"), [batch, rows * columns * area, channels], "merged")
     out = w.linear(out, *_output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :]), "proj")
     out = w.reshape(out, [batch, rows, columns, window, window, channels], "unpartition")
-    out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4, 5), "reverse"), [batch, rows * window, columns * window, channels], "padded")
+    out = w.reshape(
+        w.transpose(out, (0, 1, 3, 2, 4, 5), "reverse"), [batch, rows * window, columns * window, channels], "padded"
+    )
     if pad_bottom != 0 or pad_right != 0:
         out = w.slice(out, [0, 0], [height, width], [1, 2], "crop")
     return w.reshape(out, [batch, height * width, channels], "out")
@@ -184,8 +210,8 @@ def _output_projection(weights: Weights, key: str, value_bias: NDArray) -> tuple
     return weight, weights[f"{key}.bias"] + weight @ value_bias
 
 
-def _key_mask(w: GraphWriter, batch: Dim, size: Size, pads: tuple[Dim, Dim], window: int, padding: str) -> Tensor | None:
-    """Additive mask [B·windows, 1, 1, window²] over padded keys; None where none is excluded."""
+def _key_mask(w: GraphWriter, size: Size, pads: tuple[Dim, Dim], window: int, padding: str) -> Tensor | None:
+    """Additive mask [windows, 1, 1, window²] over padded keys; None where none is excluded."""
     height, width = size
     rows, columns = (height + pads[0]) // window, (width + pads[1]) // window
     if known(*pads):
@@ -194,21 +220,17 @@ def _key_mask(w: GraphWriter, batch: Dim, size: Size, pads: tuple[Dim, Dim], win
         outside = np.ones((rows * window, columns * window), np.float32)  # type: ignore[operator]
         outside[:height, :width] = 0
         mask = outside.reshape(rows, window, columns, window).swapaxes(1, 2).reshape(-1, 1, 1, window * window)  # type: ignore[arg-type]
-        constant = w.const(mask * MASKED, "mask")
-        if batch == 1:
-            return constant
-        return w.op("Tile", [constant, w.size([batch, 1, 1, 1])], "mask_tiled")
+        return w.const(mask * MASKED, "mask")
     excluded: Dim = 1
     if padding == "parity":  # mmseg's mask cancels when exactly one pad is 0: see kernels/lsa/reference.py
         excluded = minimum(pads[0], 1) * minimum(pads[1], 1)
     inside = w.op("Expand", [w.const(np.array(0, np.float32)), w.size([height, width])], "inside")
-    value = w.op("Mul", [w.op("Cast", [w.size([excluded])], attrs={"to": 1}, dtype=np.float32), w.const(np.float32(MASKED))])
+    value = w.op("Cast", [w.size([excluded])], attrs={"to": 1}, dtype=np.float32)
+    value = w.op("Mul", [value, w.const(np.float32(MASKED))])
     value = w.op("Squeeze", [value, w.const(np.array([0], np.int64))], "value")
-    after = w.size([0, 0, pads[0], pads[1]])
-    mask = w.op("Pad", [inside, after, value], "mask_map", attrs={"mode": "constant"})
+    mask = w.op("Pad", [inside, w.size([0, 0, pads[0], pads[1]]), value], "mask_map", attrs={"mode": "constant"})
     mask = w.transpose(w.reshape(mask, [rows, window, columns, window]), (0, 2, 1, 3))
-    mask = w.reshape(mask, [rows * columns, 1, 1, window * window], "mask")
-    return mask if batch == 1 else w.op("Tile", [mask, w.size([batch, 1, 1, 1])], "mask_tiled")
+    return w.reshape(mask, [rows * columns, 1, 1, window * window], "mask")
 
 
 def _gsa(
@@ -226,13 +248,25 @@ def _gsa(
     head_dim, tokens = channels // heads, size[0] * size[1]
     in_weight, in_bias = weights[f"{key}.attn.in_proj_weight"], weights[f"{key}.attn.in_proj_bias"]
     scale = head_dim**-0.5
-    q = w.linear(x, in_weight[:channels] * scale, in_bias[:channels] * scale, "q")
+    if sr_ratio == 1:
+        # Rank 2, so that the compiler does not merge it with the kv product, which reads the same tokens: merged,
+        # three copies take the result apart again.
+        inputs = [w.const(in_weight[:channels].T * scale, "q.weight"), w.const(in_bias[:channels] * scale, "q.bias")]
+        q = w.op("Gemm", [w.reshape(x, [batch * tokens, channels]), *inputs], "q")
+    else:
+        q = w.linear(x, in_weight[:channels] * scale, in_bias[:channels] * scale, "q")
 
     summary, keys = x, tokens
     if sr_ratio > 1:
         reduced = (size[0] // sr_ratio, size[1] // sr_ratio)
         keys = reduced[0] * reduced[1]
-        summary = w.conv(to_map(w, x, batch, size, channels), weights[f"{key}.sr.weight"], weights[f"{key}.sr.bias"], "sr", stride=sr_ratio)
+        summary = w.conv(
+            to_map(w, x, batch, size, channels),
+            weights[f"{key}.sr.weight"],
+            weights[f"{key}.sr.bias"],
+            "sr",
+            stride=sr_ratio,
+        )
         summary = to_tokens(w, summary, batch, reduced, channels)
         summary = _norm(w, weights, f"{key}.norm", summary, "sr_norm")
     kv = w.linear(summary, in_weight[channels:], None, "kv")

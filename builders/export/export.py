@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-
 from twins_trt.builders.export.backbone import Size, write_backbone
 from twins_trt.builders.export.dims import Dim, ceil_div
 from twins_trt.builders.export.fpn import HEAD_CHANNELS, write_fpn
@@ -20,6 +19,7 @@ from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.writer import GraphWriter, Tensor
+
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,7 +42,12 @@ def export_graph(model: Segmentor, path: str | Path, options: ExportOptions | No
     proto = gs.export_onnx(graph)
     proto.ir_version = IR_VERSIONS[options.opset]
     proto.producer_name = "twins-trt"
-    facts = {"model": info.model, "precision": options.precision, "attentions": str(info.attentions), "info": info.to_json()}
+    facts = {
+        "model": info.model,
+        "precision": options.precision,
+        "attentions": str(info.attentions),
+        "info": info.to_json(),
+    }
     onnx.helper.set_model_props(proto, {f"{METADATA}.{key}": value for key, value in facts.items()})
     _write_atomically(proto.SerializeToString(), Path(path))
     return info
@@ -53,7 +58,9 @@ def read_info(path: str | Path) -> GraphInfo:
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # onnx raises protobuf's own, and OSError
-        raise ExportError(f"{path} is not a readable ONNX file ({error})", "export it again: twins-trt export") from error
+        raise ExportError(
+            f"{path} is not a readable ONNX file ({error})", "export it again: twins-trt export"
+        ) from error
     facts = {prop.key: prop.value for prop in proto.metadata_props}
     if f"{METADATA}.info" not in facts:
         raise ExportError(f"{path} was not exported by twins-trt", "export it: twins-trt export MODEL --out FILE")
@@ -70,7 +77,7 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
         levels = 0 if options.dynamic_size else COARSE_LEVELS[options.forms]
     weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}
 
-    w = GraphWriter(options.opset)
+    w = GraphWriter(options.opset, forms=options.forms)
     image, batch, image_size, shape = _write_input(w, options)
     stages = write_backbone(w, weights, spec, image, batch, image_size, model.padding)
     if spec.head == "fpn":
@@ -81,9 +88,7 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels, batch=batch, size=size)
     for output in options.outputs:
         if output == "mask":
-            x = mask_output(
-                w, logits, classes=model.num_classes, batch=batch, size=size, image_size=image_size, forms=options.forms
-            )
+            x = mask_output(w, logits, classes=model.num_classes, batch=batch, size=size, image_size=image_size)
             w.output(x, "mask", shape)
         else:
             x = logits_output(w, logits, classes=model.num_classes, batch=batch, size=size)

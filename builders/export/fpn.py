@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
 from twins_trt.builders.export.backbone import Size, StageMap, Weights, to_map
-from twins_trt.builders.export.dims import Dim
+from twins_trt.builders.export.dims import Dim, known
+from twins_trt.builders.export.interpolation import upsample_phases
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 BATCH_NORM_EPS = 1e-5  # torch's default, which mmseg keeps
@@ -34,7 +34,7 @@ def conv_bn_relu(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: st
 def write_fpn(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batch: Dim) -> Tensor:
     """Neck and head up to the classifier's input, [B, 128, H/4, W/4]."""
     with w.scope("neck"):
-        maps = [_conv(w, weights, f"neck.lateral_convs.{i}", _stage_map(w, s, batch), f"lateral.{i}") for i, s in enumerate(stages)]
+        maps = [_lateral(w, weights, i, stage, batch) for i, stage in enumerate(stages)]
         for i in range(len(maps) - 1, 0, -1):
             up = w.resize(maps[i], stages[i - 1].size, f"up.{i}", mode="nearest", batch=batch, channels=NECK_CHANNELS)
             maps[i - 1] = w.add(maps[i - 1], up, f"sum.{i - 1}")
@@ -43,8 +43,16 @@ def write_fpn(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batc
         return _sum_levels(w, weights, maps, [stage.size for stage in stages], batch)
 
 
-def _stage_map(w: GraphWriter, stage: StageMap, batch: Dim) -> Tensor:
-    return to_map(w, stage.tokens, batch, stage.size, stage.channels)
+def _lateral(w: GraphWriter, weights: Weights, level: int, stage: StageMap, batch: Dim) -> Tensor:
+    """The 1×1 convolution to the neck's width. The last one has no sum behind it that a convolution could take in,
+    and the compiler makes a matrix product of it: written as one, it reads the tokens without a copy."""
+    key = f"neck.lateral_convs.{level}"
+    if level < 3:
+        return _conv(w, weights, key, to_map(w, stage.tokens, batch, stage.size, stage.channels), f"lateral.{level}")
+    out = w.linear(
+        stage.tokens, weights[f"{key}.conv.weight"][:, :, 0, 0], weights[f"{key}.conv.bias"], f"lateral.{level}"
+    )
+    return to_map(w, out, batch, stage.size, NECK_CHANNELS)
 
 
 def _conv(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str) -> Tensor:
@@ -76,8 +84,20 @@ def _sum_levels(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes:
             pending.append((size, x))
     for i, (size, x) in enumerate(pending):
         doubled = (size[0] * 2, size[1] * 2)
-        x = w.resize(x, doubled, f"up.{i}", batch=batch, channels=HEAD_CHANNELS)
+        if w.forms == "gpu" and known(*size) and doubled == sizes[0]:
+            x = _double_in_one_kernel(w, x, batch, size)
+        else:
+            x = w.resize(x, doubled, f"up.{i}", batch=batch, channels=HEAD_CHANNELS)
         if doubled != sizes[0]:
             x = w.resize(x, sizes[0], f"fit.{i}", batch=batch, channels=HEAD_CHANNELS)
         out = w.add(out, x, f"total.{i}")
     return out
+
+
+def _double_in_one_kernel(w: GraphWriter, x: Tensor, batch: Dim, size: Size) -> Tensor:
+    """A bilinear ×2 that, unlike a Resize node, fuses with the sums before and after it."""
+    x = upsample_phases(
+        w, w.transpose(x, (0, 2, 3, 1), "channels_last"), 2, batch=batch, size=size, channels=HEAD_CHANNELS
+    )
+    x = w.reshape(x, [batch, size[0] * 2, size[1] * 2, HEAD_CHANNELS], "doubled")
+    return w.transpose(x, (0, 3, 1, 2), "channels_first")

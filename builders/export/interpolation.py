@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
@@ -32,6 +31,33 @@ def shifted_upsampling(size: int, to: int) -> NDArray:
     """float32 [to, 3, size]: upsampling followed by the shifts -1, 0, 1 of a zero-padded 3-tap convolution."""
     padded = np.pad(upsampling_matrix(size, to), ((1, 1), (0, 0)))
     return np.stack([padded[shift : shift + to] for shift in range(3)], axis=1)
+
+
+def phase_weights(factor: int) -> NDArray:
+    """float32 [3, factor]: weight of the neighbours at -1, 0, 1 in each of the output phases of a bilinear ×factor."""
+    offsets = (np.arange(factor) + 0.5) / factor - 0.5
+    return np.maximum(0, 1 - np.abs(offsets - np.arange(-1, 2)[:, None])).astype(np.float32)
+
+
+def upsample_phases(
+    w: GraphWriter, x: Tensor, factor: int, *, batch: Dim, size: tuple[Dim, Dim], channels: int
+) -> Tensor:
+    """Bilinear ×factor as a sum of nine shifted slices, which compiles into whatever kernel uses it.
+
+    x: [B, h, w, C] -> [B, h, factor, w, factor, C].
+    """
+    height, width = size
+    x = w.pad(x, (0, 1, 1, 0), (0, 1, 1, 0), mode="edge", name="edge")
+    phases = phase_weights(factor)
+    total: Tensor | None = None
+    for dy in range(3):
+        for dx in range(3):
+            part = w.slice(x, [dy, dx], [height + dy, width + dx], [1, 2], f"shift.{dy}{dx}")
+            part = w.reshape(part, [batch, height, 1, width, 1, channels])
+            weight = (phases[dy][:, None] * phases[dx][None, :]).reshape(1, 1, factor, 1, factor, 1)
+            part = w.op("Mul", [part, w.const(weight)], f"weighted.{dy}{dx}")
+            total = part if total is None else w.add(total, part)
+    return total
 
 
 def pyramid_matrices(w: GraphWriter, size: tuple[Dim, Dim], scales: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -73,12 +99,17 @@ def _pooling_node(w: GraphWriter, side: Dim, bins: int) -> Tensor:
     first = w.const(np.arange(bins, dtype=np.int64), "bins")
     start = w.op("Div", [w.op("Mul", [first, size]), w.const(np.array([bins], np.int64))])
     after = w.op("Mul", [w.const(np.arange(1, bins + 1, dtype=np.int64), "bins"), size])
-    stop = w.op("Div", [w.op("Add", [after, w.const(np.array([bins - 1], np.int64))]), w.const(np.array([bins], np.int64))])
+    stop = w.op(
+        "Div", [w.op("Add", [after, w.const(np.array([bins - 1], np.int64))]), w.const(np.array([bins], np.int64))]
+    )
     axis = w.const(np.array([1], np.int64))
     start = w.op("Cast", [w.op("Unsqueeze", [start, axis])], attrs={"to": 1}, dtype=np.float32)
     stop = w.op("Cast", [w.op("Unsqueeze", [stop, axis])], attrs={"to": 1}, dtype=np.float32)
     position = w.op("Unsqueeze", [_positions(w, side), w.const(np.array([0], np.int64))])  # [1, side]
-    inside = w.op("And", [w.op("GreaterOrEqual", [position, start], dtype=np.bool_), w.op("Less", [position, stop], dtype=np.bool_)])
+    inside = w.op(
+        "And",
+        [w.op("GreaterOrEqual", [position, start], dtype=np.bool_), w.op("Less", [position, stop], dtype=np.bool_)],
+    )
     return w.op("Div", [w.op("Cast", [inside], attrs={"to": 1}, dtype=np.float32), w.op("Sub", [stop, start])])
 
 

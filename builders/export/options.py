@@ -57,7 +57,9 @@ class ExportOptions:
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS), ("forms", FORMS)):
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}")
+                raise UsageError(
+                    f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"
+                )
         if not self.outputs or set(self.outputs) - set(OUTPUTS) or len(set(self.outputs)) != len(self.outputs):
             raise UsageError(f"outputs cannot be {self.outputs!r}", "use mask, logits, or both")
         for name in ("height", "width", "batch"):

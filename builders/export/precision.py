@@ -32,7 +32,12 @@ def to_fp16(graph: gs.Graph, islands: Mapping[str, str]) -> None:
                 node.attrs["to"] = onnx.TensorProto.FLOAT16
         else:
             for i, tensor in enumerate(node.inputs):
-                if tensor.is_empty() or i in fixed or tensor.dtype not in (np.float32, np.float16) or tensor.dtype == wanted:
+                if (
+                    tensor.is_empty()
+                    or i in fixed
+                    or tensor.dtype not in (np.float32, np.float16)
+                    or tensor.dtype == wanted
+                ):
                     continue
                 key = (id(tensor), wanted.name)
                 if isinstance(tensor, gs.Constant):

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from twins_trt.builders.export.backbone import Size, StageMap, Weights, to_map, to_tokens
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.fpn import conv_bn_relu, folded
 from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling
 from twins_trt.builders.export.writer import GraphWriter, Tensor
+
 from twins_trt.models.heads import POOL_SCALES
 
 CHANNELS = 512
@@ -29,10 +29,18 @@ def write_upernet(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], 
     with w.scope("head"):
         sizes = [stage.size for stage in stages]
         maps = [
-            conv_bn_relu(w, weights, f"decode_head.lateral_convs.{i}", to_map(w, s.tokens, batch, s.size, s.channels), f"lateral.{i}")
+            conv_bn_relu(
+                w,
+                weights,
+                f"decode_head.lateral_convs.{i}",
+                to_map(w, s.tokens, batch, s.size, s.channels),
+                f"lateral.{i}",
+            )
             for i, s in enumerate(stages[:-1])
         ]
-        maps.append(conv_bn_relu(w, weights, "decode_head.bottleneck", _pyramid(w, weights, stages[-1], batch), "bottleneck"))
+        maps.append(
+            conv_bn_relu(w, weights, "decode_head.bottleneck", _pyramid(w, weights, stages[-1], batch), "bottleneck")
+        )
         for i in range(len(maps) - 1, 0, -1):
             up = w.resize(maps[i], sizes[i - 1], f"up.{i}", batch=batch, channels=CHANNELS)
             maps[i - 1] = w.add(maps[i - 1], up, f"sum.{i - 1}")
@@ -57,7 +65,9 @@ def _pyramid(w: GraphWriter, weights: Weights, stage: StageMap, batch: Dim) -> T
         return to_map(w, joined, batch, stage.size, stage.channels + len(POOL_SCALES) * CHANNELS)
 
 
-def _fuse(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Sequence[Size], batch: Dim, levels: int) -> Tensor:
+def _fuse(
+    w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Sequence[Size], batch: Dim, levels: int
+) -> Tensor:
     """The 3×3 convolution over all levels at stride 4, the last `levels` of them convolved at their own size."""
     weight, bias = folded(weights, "decode_head.fpn_bottleneck")
     fine = len(maps) - levels
@@ -72,7 +82,9 @@ def _fuse(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Seque
     return w.op("Relu", [out], "fuse.relu")
 
 
-def _convolve_coarse(w: GraphWriter, taps: np.ndarray, x: Tensor, size: Size, to: Size, batch: Dim, level: int) -> Tensor:
+def _convolve_coarse(
+    w: GraphWriter, taps: np.ndarray, x: Tensor, size: Size, to: Size, batch: Dim, level: int
+) -> Tensor:
     """conv3×3(upsample(x)) with the taps applied before the upsampling. taps: [512, 512, 3, 3] (out, in, dy, dx)."""
     assert known(*size, *to)  # write_graph asks for this form only where sizes are fixed
     (height, width), (to_height, to_width) = size, to

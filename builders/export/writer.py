@@ -15,7 +15,6 @@ from contextlib import contextmanager
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-
 from twins_trt.builders.export.dims import Dim, Sym
 
 Tensor = gs.Tensor  # gs.Variable or gs.Constant
@@ -23,11 +22,15 @@ Attributes = Mapping[str, object]
 
 
 class GraphWriter:
-    """A graph under construction. `islands` maps node names to the reason they stay float32 in an FP16 graph."""
+    """A graph under construction. `islands` maps node names to the reason they stay float32 in an FP16 graph.
 
-    def __init__(self, opset: int) -> None:
+    forms: whether to write what compiles to the fewest GPU kernels (`gpu`) or computes least on a CPU (`cpu`).
+    """
+
+    def __init__(self, opset: int, *, forms: str = "gpu") -> None:
         self.graph = gs.Graph(opset=opset)
         self.opset = opset
+        self.forms = forms
         self.islands: dict[str, str] = {}
         self._scopes: list[str] = []
         self._island: str | None = None
@@ -138,7 +141,9 @@ class GraphWriter:
     def transpose(self, x: Tensor, order: Sequence[int], name: str = "transpose") -> Tensor:
         return self.op("Transpose", [x], name, attrs={"perm": list(order)})
 
-    def slice(self, x: Tensor, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int], name: str = "slice") -> Tensor:
+    def slice(
+        self, x: Tensor, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int], name: str = "slice"
+    ) -> Tensor:
         return self.op("Slice", [x, self.size(starts), self.size(ends), self.const(np.array(axes, np.int64))], name)
 
     def split(self, x: Tensor, sizes: Sequence[int], axis: int, name: str = "split") -> list[Tensor]:
@@ -148,7 +153,9 @@ class GraphWriter:
     def concat(self, parts: Sequence[Tensor], axis: int, name: str = "concat") -> Tensor:
         return self.op("Concat", parts, name, attrs={"axis": axis})
 
-    def pad(self, x: Tensor, before: Sequence[Dim], after: Sequence[Dim], *, mode: str = "constant", name: str = "pad") -> Tensor:
+    def pad(
+        self, x: Tensor, before: Sequence[Dim], after: Sequence[Dim], *, mode: str = "constant", name: str = "pad"
+    ) -> Tensor:
         return self.op("Pad", [x, self.size([*before, *after])], name, attrs={"mode": mode})
 
     # --- layers ------------------------------------------------------------------------------------------------
@@ -193,7 +200,9 @@ class GraphWriter:
         scaled = self.op("Mul", [x, self.add(erf, self.const(np.float32(1.0)), f"{name}.one")], f"{name}.mul")
         return self.op("Mul", [scaled, self.const(np.float32(0.5))], name)
 
-    def resize(self, x: Tensor, size: tuple[Dim, Dim], name: str, *, mode: str = "linear", batch: Dim, channels: int) -> Tensor:
+    def resize(
+        self, x: Tensor, size: tuple[Dim, Dim], name: str, *, mode: str = "linear", batch: Dim, channels: int
+    ) -> Tensor:
         """x: [N, C, h, w] -> [N, C, *size]; linear is PyTorch's align_corners=False, nearest its floor rule."""
         attrs = {"mode": mode, "coordinate_transformation_mode": "half_pixel" if mode == "linear" else "asymmetric"}
         if mode == "nearest":
