@@ -91,7 +91,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
         if absent:
             log.info("%s has no auxiliary head: its %d tensors keep their initial values", path, len(absent))
             expected = {key: value for key, value in expected.items() if key not in absent}
-    if _misfits(weights, expected):
+    if list_misfits(weights, expected):
         raise explain_misfit(weights, expected, path, name=getattr(getattr(model, "spec", None), "name", None))
     model.load_state_dict(weights, strict=False)  # every key was compared above
     return _with_matching_classes(checkpoint, path)
@@ -175,6 +175,13 @@ def explain_misfit(
                 f"{path} was trained on {found[1]} classes, the model was asked for {classes.shape[0]}",
                 f"--num-classes {found[1]} (in Python: num_classes={found[1]})",
             )
+    fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
+    return CheckpointError(f"{path} does not fit {name or 'the model'}: {list_misfits(weights, expected)}", fix)
+
+
+def list_misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """How many keys are missing, unexpected and wrongly shaped, with the first few; empty where everything fits."""
+    misfits = _misfits(weights, expected)
     parts = []
     for kind in ("missing", "unexpected", "wrongly shaped"):
         keys = [key for what, key in misfits if what == kind]
@@ -184,8 +191,7 @@ def explain_misfit(
         if kind == "wrongly shaped":
             shown = [f"{key} {_shape(weights[key])} for {_shape(expected[key])}" for key in keys[:_SHOWN]]
         parts.append(f"{len(keys)} {kind} ({', '.join(shown)}{', ...' if len(keys) > _SHOWN else ''})")
-    fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
-    return CheckpointError(f"{path} does not fit {name or 'the model'}: {'; '.join(parts)}", fix)
+    return "; ".join(parts)
 
 
 def _printable(text: str) -> str:

@@ -21,11 +21,10 @@ their names. One number does not travel: the official code's LayerNorms use eps 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from twins_trt.errors import CheckpointError, UsageError
-from twins_trt.models.checkpoint import Checkpoint, explain_misfit, identify, identify_backbone, read_checkpoint
+from twins_trt.models.checkpoint import Checkpoint, identify, identify_backbone, list_misfits, read_checkpoint
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")
@@ -96,6 +95,8 @@ def convert_state_dict(
     source = {frozenset({"blocks"}): "to_mmseg", frozenset({"layers"}): "to_official"}.get(frozenset(names))
     if source is None:
         raise CheckpointError("these are no Twins weights: no blocks under official or mmsegmentation keys")
+    if not any(key.startswith("patch_embeds.0.") for key in backbone):
+        raise CheckpointError("these are no Twins weights: blocks, but no patch embedding")
     if direction not in (None, source):
         said = "official" if source == "to_mmseg" else "mmsegmentation's"
         raise CheckpointError(f"the weights have {said} keys, which {direction} does not start from", f"use {source}")
@@ -186,14 +187,14 @@ def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
         if absent:
             log.info("%s has no norm_list (classification weights): the model keeps its own", path)
             expected = {key: value for key, value in expected.items() if key not in absent}
-    if {k: v.shape for k, v in backbone.items()} != {k: v.shape for k, v in expected.items()}:
-        wanted, found = identify_backbone(expected), identify_backbone(backbone)
-        if found and wanted and found != wanted:
-            raise CheckpointError(
-                f"{path} holds the backbone {'-'.join(found)}, not {'-'.join(wanted)}",
-                f"build twins_{'-'.join(found)}_fpn or twins_{'-'.join(found)}_upernet",
-            )
-        raise explain_misfit(backbone, expected, path, name=None)
+    wanted, found = identify_backbone(expected), identify_backbone(backbone)
+    if found and wanted and found != wanted:
+        raise CheckpointError(
+            f"{path} holds the backbone {'-'.join(found)}, not {'-'.join(wanted)}",
+            f"build twins_{'-'.join(found)}_fpn or twins_{'-'.join(found)}_upernet",
+        )
+    if misfits := list_misfits(backbone, expected):
+        raise CheckpointError(f"{path} does not fit the backbone: {misfits}", "use the weights of this very backbone")
     model.load_state_dict({_BACKBONE + key: value for key, value in backbone.items()}, strict=False)
     return checkpoint
 
@@ -205,9 +206,7 @@ def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     backbone = {k.removeprefix(_BACKBONE): v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
     rest = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
     if strange := [key for key in rest if not key.startswith(_HEADS)]:
-        raise CheckpointError(
-            f"{strange[0]} is neither of a backbone, nor of a neck or head ({len(strange)} such keys)"
-        )
+        raise CheckpointError(f"{strange[0]} belongs to no backbone, neck or head ({len(strange)} such keys)")
     return backbone, rest
 
 
@@ -279,32 +278,24 @@ def _check_complete(converted: ConvertedState, src: Path) -> None:
     for prefix in optional:
         if not any(key.startswith(prefix) for key in have):
             expected = {key: value for key, value in expected.items() if not key.startswith(prefix)}
-    if {k: v.shape for k, v in have.items()} != {k: v.shape for k, v in expected.items()}:
-        raise explain_misfit(have, expected, src, name=name if whole else None)
+    if misfits := list_misfits(have, expected):
+        what = name if whole else f"{converted.family}-{converted.variant}'s backbone"
+        raise CheckpointError(f"{src} does not fit {what}: {misfits}", "use a complete checkpoint")
 
 
 def _write(content: dict[str, Any], dst: Path) -> None:
+    part = dst.with_name(f".{dst.name}.{secrets.token_hex(4)}.part")
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{dst.name}.", dir=dst.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(part, "xb") as file:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are the owner's only
-            os.replace(name, dst)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+            os.replace(part, dst)
+        finally:
+            part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk in a RuntimeError
         raise CheckpointError(
             f"{dst} cannot be written: {error}", "check the folder's permissions and space"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
