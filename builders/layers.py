@@ -6,6 +6,7 @@ it) and the JSON of `EngineInspector` (needs a CUDA device). Both need `Profilin
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor as a kernel sees it: `shape` in elements (-1 where dynamic), `dtype` a numpy name, `format` as printed.
+    """One tensor as a kernel sees it: `shape` (-1 where dynamic), `dtype` a numpy name, `format` as printed.
 
     The same memory may appear under several names and shapes: the compiler makes views.
     """
@@ -81,8 +82,8 @@ class Tensor:
 class Layer:
     """One launch of the finished engine.
 
-    `type`: the compiler's kind (`gemm`, `kgen`, `correlation`, `runtime_fusion`, ...), lower-cased. `constants`: weights
-    and folded tensors it reads. `nodes`: the ONNX nodes it computes, where the compiler kept them.
+    `type`: the compiler's kind (`gemm`, `kgen`, `correlation`, `runtime_fusion`, ...), lower-cased. `constants`:
+    weights and folded tensors it reads. `nodes`: the ONNX nodes it computes, where the compiler kept them.
     """
 
     name: str
@@ -107,14 +108,16 @@ class Layer:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Layer:
         inputs, outputs, constants = (
-            tuple(Tensor.from_json(tensor) for tensor in data.get(key, ())) for key in ("inputs", "outputs", "constants")
+            tuple(Tensor.from_json(tensor) for tensor in data.get(key, ()))
+            for key in ("inputs", "outputs", "constants")
         )
         nodes = tuple(data.get("nodes", ()))
         return cls(data["name"], data["type"], inputs, outputs, constants, data.get("tactic", ""), nodes)
 
 
 _TENSOR = re.compile(
-    r"Name: (?P<name>.*?), Dimensions: \[(?P<shape>[^\]]*)\],.*?Datatype: (?P<dtype>[^,]+?)(?:, Format: (?P<format>.*))?$"
+    r"Name: (?P<name>.*?), Dimensions: \[(?P<shape>[^\]]*)\],.*?Datatype: (?P<dtype>[^,]+?)"
+    r"(?:, Format: (?P<format>.*))?$"
 )
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f\s]|$)")
 
@@ -145,7 +148,7 @@ def _nodes(metadata: str | None) -> tuple[str, ...]:
 
 
 def _split(line: str) -> dict[str, str] | None:
-    """The fields of one printed layer. Brackets nest inside a list of tensors, so lists end where the next key starts."""
+    """The fields of one printed layer. Brackets nest inside its lists, so each list ends where the next key starts."""
     keys = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
     starts: list[tuple[str, int, int]] = []
     at = 0
@@ -191,6 +194,58 @@ def parse_build_log(log: str) -> tuple[Layer, ...]:
                 constants=_tensors(field.get("Constants")),
                 tactic=field.get("TacticName", ""),
                 nodes=_nodes(field.get("Metadata")),
+            )
+        )
+    return tuple(layers)
+
+
+# What stands in "Format/Datatype" up to 10.x: a word ("Half") or a sentence ("Row major linear FP16 format").
+_WORDS = re.compile(
+    r"\b(bfloat16|bf16|float16|half|fp16|fp8|fp4|float|fp32|double|int64|int32|uint8|int8|int4|bool)\b", re.IGNORECASE
+)
+
+
+def _inspected_tensor(entry: Mapping[str, Any]) -> Tensor:
+    combined = str(entry.get("Format/Datatype", ""))
+    text = str(entry.get("Datatype", entry.get("DataType", "")))
+    if not text:
+        found = _WORDS.search(combined)
+        text = found[1] if found else combined
+    shape = tuple(_extent(str(extent)) for extent in entry.get("Dimensions", ()))
+    return Tensor(str(entry.get("Name", "")), shape, _dtype(text), str(entry.get("Format", combined)))
+
+
+def parse_inspector(text: str) -> tuple[Layer, ...]:
+    """The layers in `EngineInspector.get_engine_information(JSON)` of any version.
+
+    11 lists its ports under "I/O Tensors" and gives a tensor's "Datatype" and "Format"; before, they are under
+    "Bindings" and the two are one "Format/Datatype". Raises BuildError when the text holds no layers in detail.
+    """
+    try:
+        data = json.loads(text)
+        entries = data["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError("the engine inspector's answer holds no layer list") from error
+    if not ("Bindings" in data or "I/O Tensors" in data):
+        raise BuildError("the engine inspector's answer names no inputs and outputs")
+    layers = []
+    for entry in entries:
+        # Engines built with less than DETAILED list bare names.
+        if not isinstance(entry, Mapping):
+            raise BuildError("the engine keeps layer names only", "build it with detailed profiling verbosity")
+        inputs, outputs, constants = (
+            tuple(_inspected_tensor(tensor) for tensor in entry.get(key, ()))
+            for key in ("Inputs", "Outputs", "Constants")
+        )
+        layers.append(
+            Layer(
+                name=str(entry.get("Name", "")),
+                type=str(entry.get("LayerType", "")).lower(),
+                inputs=inputs,
+                outputs=outputs,
+                constants=constants,
+                tactic=str(entry.get("TacticName", "")),
+                nodes=_nodes(entry.get("Metadata")),
             )
         )
     return tuple(layers)

@@ -6,6 +6,28 @@
 from __future__ import annotations
 
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
+from twins_trt.builders.engine.device import Device, current_device
+from twins_trt.builders.engine.header import GraphHeader, Port, read_header
+from twins_trt.builders.engine.log import process_logger
 from twins_trt.builders.engine.options import FLAVOURS, EngineOptions, parse_target
+from twins_trt.builders.engine.progress import Progress
+from twins_trt.builders.engine.versions import Offer, describe, group_targets, load
 
-__all__ = ["FLAVOURS", "BuiltEngine", "EngineOptions", "build_engine", "parse_target"]
+__all__ = [
+    "FLAVOURS",
+    "BuiltEngine",
+    "Device",
+    "EngineOptions",
+    "GraphHeader",
+    "Offer",
+    "Port",
+    "Progress",
+    "build_engine",
+    "current_device",
+    "describe",
+    "group_targets",
+    "load",
+    "parse_target",
+    "process_logger",
+    "read_header",
+]

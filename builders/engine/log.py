@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 log = logging.getLogger("twins_trt")
-
-_LEVELS = {
-    "INTERNAL_ERROR": logging.ERROR,
-    "ERROR": logging.ERROR,
-    "WARNING": logging.WARNING,
-    "INFO": logging.DEBUG,
-}
 
 
 class BuildLog:
@@ -29,26 +25,64 @@ class BuildLog:
         if message.startswith("Layers:\n"):
             self.layers = message
         elif severity in ("ERROR", "INTERNAL_ERROR"):
+            # Not every error ends a build, and one that does becomes a typed error with this text in it.
             self.errors.append(message)
+            log.debug("compiler: %s", message)
         elif severity == "WARNING":
             self.warnings.append(message)
-        if severity in _LEVELS:
-            # The caller turns errors into a typed error, so they are no louder here than the rest.
-            log.log(min(_LEVELS[severity], logging.WARNING), "compiler: %s", message)
+            log.warning("compiler: %s", message)
+        elif severity == "INFO":
+            log.debug("compiler: %s", message)
 
 
-def logger_for(module: ModuleType, build_log: BuildLog) -> Any:
-    """An `ILogger` of that module that writes into `build_log`."""
+class _Sink:
+    """Where the process-wide logger of one module writes to at the moment."""
 
-    class Logger(module.ILogger):  # type: ignore[name-defined, misc]
+    def __init__(self) -> None:
+        self.target: BuildLog | None = None
+        self.lock = threading.Lock()
+
+
+_LOGGERS: dict[str, tuple[Any, _Sink]] = {}
+
+
+def _logger(module: ModuleType) -> tuple[Any, _Sink]:
+    if module.__name__ in _LOGGERS and isinstance(_LOGGERS[module.__name__][0], module.ILogger):
+        return _LOGGERS[module.__name__]
+    sink = _Sink()
+
+    class Logger(module.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
-        def log(self, severity: Any, message: str) -> None:
-            # An exception thrown through the compiler's C++ frames ends the process.
+        def log(self, severity: Any, msg: str) -> None:
+            # An exception thrown through the compiler's C++ frames ends the process, so none leaves here.
             try:
-                build_log.record(getattr(severity, "name", str(severity)), message)
-            except BaseException as error:
-                build_log.errors.append(f"log handler failed: {error!r}")
+                if sink.target is not None:
+                    sink.target.record(getattr(severity, "name", str(severity)), msg)
+            except BaseException:
+                log.debug("a compiler message could not be recorded", exc_info=True)
 
-    return Logger()
+    _LOGGERS[module.__name__] = (Logger(), sink)
+    return _LOGGERS[module.__name__]
+
+
+def process_logger(module: ModuleType) -> Any:
+    """The one `ILogger` of this process for a TensorRT module.
+
+    TensorRT keeps the logger of the first live builder, runtime or refitter and ignores later ones, so everything in
+    a process has to share one, or a build loses its layer list to somebody else's.
+    """
+    return _logger(module)[0]
+
+
+@contextmanager
+def capture(module: ModuleType) -> Iterator[tuple[Any, BuildLog]]:
+    """The process's logger, with its messages going into a fresh BuildLog; one build at a time holds it."""
+    logger, sink = _logger(module)
+    with sink.lock:
+        sink.target = BuildLog()
+        try:
+            yield logger, sink.target
+        finally:
+            sink.target = None

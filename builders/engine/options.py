@@ -30,10 +30,14 @@ def _profile(profile: Mapping[str, Sequence[Sequence[int]]] | None) -> dict[str,
     checked: dict[str, tuple[Shape, Shape, Shape]] = {}
     for name, shapes in profile.items():
         if len(shapes) != 3:
-            raise UsageError(f"profile of {name!r} has {len(shapes)} shapes", "give the smallest, usual and largest shape")
+            raise UsageError(
+                f"profile of {name!r} has {len(shapes)} shapes", "give the smallest, usual and largest shape"
+            )
         least, usual, most = (tuple(int(extent) for extent in shape) for shape in shapes)
         if not len(least) == len(usual) == len(most):
-            raise UsageError(f"profile of {name!r} mixes shapes of {len(least)}, {len(usual)} and {len(most)} dimensions")
+            raise UsageError(
+                f"profile of {name!r} mixes shapes of {len(least)}, {len(usual)} and {len(most)} dimensions"
+            )
         if not all(1 <= low <= middle <= high for low, middle, high in zip(least, usual, most, strict=True)):
             raise UsageError(
                 f"profile of {name!r} is not ordered: {least}, {usual}, {most}",
@@ -87,7 +91,9 @@ class EngineOptions:
         object.__setattr__(self, "profile", _profile(self.profile))
 
     def to_json(self) -> dict[str, Any]:
-        profile = None if self.profile is None else {name: [list(s) for s in each] for name, each in self.profile.items()}
+        profile = (
+            None if self.profile is None else {name: [list(s) for s in each] for name, each in self.profile.items()}
+        )
         return {
             "flavour": self.flavour,
             "targets": list(self.targets),

@@ -1,0 +1,37 @@
+"""The GPU that a build without ahead-of-time targets is for, asked of the driver itself: no CUDA package needed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
+
+
+@dataclass(frozen=True)
+class Device:
+    """`name` as the driver says it ("Orin"), `target` as we say it ("sm_87")."""
+
+    name: str
+    target: str
+
+
+def current_device() -> Device | None:
+    """The first CUDA device that this process sees; None without a driver or a device."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    calls = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetName(name, len(name), device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device),
+    )
+    if any(call() != 0 for call in calls):
+        return None
+    return Device(name.value.decode(errors="replace"), f"sm_{major.value}{minor.value}")

@@ -1,0 +1,121 @@
+"""Watching a build from outside: cheap progress, and a Ctrl-C that arrives.
+
+The compiler runs in a thread of its own. Its monitor only notes a number (a bar drawn per tactic is known to slow
+builds down, pytorch/TensorRT#3215); the caller's thread looks at it ten times a second, so the caller's callback runs
+where the caller expects it, and an interrupt is noticed at once instead of after the C++ call returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
+
+log = logging.getLogger("twins_trt")
+
+Progress = Callable[[str, float | None], None]
+Result = TypeVar("Result")
+
+INTERVAL = 0.1  # seconds between two looks at the build
+
+
+class BuildState:
+    """Phases of a running build, written by the compiler's threads and read by the caller's."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._lock = threading.Lock()
+        self._phases: dict[str, list[Any]] = {}  # name -> [steps done, steps, name of the parent phase or None]
+        self._reached = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._phases[name] = [0, max(1, steps), parent]
+
+    def step(self, name: str, step: int) -> None:
+        phase = self._phases.get(name)
+        if phase is not None:
+            phase[0] = step + 1
+
+    def finish(self, name: str) -> None:
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def look(self) -> tuple[str, float | None] | None:
+        """The innermost phase and the share of the whole build that is done; None before the first phase."""
+        with self._lock:
+            phases = {name: tuple(phase) for name, phase in self._phases.items()}
+        if not phases:
+            return None
+        innermost = name = list(phases)[-1]
+        share = 0.0
+        # Every phase is one step of its parent: the share done grows inwards-out. Names bound the walk, not trust.
+        for _ in range(len(phases)):
+            done, steps, parent = phases[name]
+            share = min(1.0, (done + min(share, 1.0)) / steps)
+            if parent not in phases:
+                break
+            name = parent
+        self._reached = max(self._reached, share)
+        return innermost, self._reached
+
+
+def attach_monitor(module: ModuleType, config: Any, state: BuildState) -> None:
+    """Lets `config`'s build report to `state` and stop when `state.cancelled` is set."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            state.start(phase_name, parent_phase, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            state.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            state.step(phase_name, step)
+            return not state.cancelled
+
+    config.progress_monitor = Monitor()
+
+
+def watch(work: Callable[[], Result], state: BuildState, progress: Progress | None, *, can_cancel: bool) -> Result:
+    """Runs `work` in a thread, reports its `state` to `progress`, and returns what it returns or raises.
+
+    An interrupt, or an error of the callback, cancels the work where the compiler can be cancelled, waits for it to
+    end, and is then raised. A second interrupt does not wait.
+    """
+    outcome: list[Result] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="twins-trt build", daemon=True)
+    thread.start()
+    said: tuple[str, float | None] | None = None
+    try:
+        while thread.is_alive():
+            thread.join(INTERVAL)
+            seen = state.look()
+            if progress is not None and seen is not None and seen != said:
+                said = seen
+                progress(*seen)
+    except BaseException:
+        state.cancelled = True
+        log.warning(
+            "stopping the build"
+            if can_cancel
+            else "this TensorRT cannot stop a build: waiting for it to end, interrupt again to leave at once"
+        )
+        thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]
