@@ -226,7 +226,7 @@ def test_the_checkpoints_own_score_is_reproduced(camvid: Path, camvid_checkpoint
     """All 101 images: mmsegmentation's code measured what the checkpoint says of itself."""
     model = camvid_model(camvid_checkpoint)
     meta = model.meta.raw
-    scores = evaluate_model(model, open_dataset(f"camvid:{camvid}"), workers=1).scores
+    scores = evaluate_model(model, open_dataset(f"camvid:{camvid}")).scores
     measured = [scores.miou, scores.aacc, scores.macc]
     np.testing.assert_allclose(measured, [meta[k] for k in ("val_miou", "val_aacc", "val_macc")], atol=0.01)
     np.testing.assert_allclose(scores.iou, meta["val_iou"], atol=0.02)
