@@ -27,9 +27,7 @@ from twins_trt.models.zoo import ModelSpec
 Weights = Mapping[str, NDArray]
 Size = tuple[Dim, Dim]
 
-# A single head over a batch of one is not fused by the compiler; its query rows are split into this many heads that
-# share keys and values, which is.
-PSEUDO_HEADS = 4
+QUERY_GROUPS = (4, 2, 8, 3, 5, 7)
 MAP_FFN_CHANNELS = 128
 
 
@@ -248,47 +246,51 @@ def _gsa(
     head_dim, tokens = channels // heads, size[0] * size[1]
     in_weight, in_bias = weights[f"{key}.attn.in_proj_weight"], weights[f"{key}.attn.in_proj_bias"]
     scale = head_dim**-0.5
-    if sr_ratio == 1:
-        # Rank 2, so that the compiler does not merge it with the kv product, which reads the same tokens: merged,
-        # three copies take the result apart again.
-        inputs = [w.const(in_weight[:channels].T * scale, "q.weight"), w.const(in_bias[:channels] * scale, "q.bias")]
-        q = w.op("Gemm", [w.reshape(x, [batch * tokens, channels]), *inputs], "q")
-    else:
-        q = w.linear(x, in_weight[:channels] * scale, in_bias[:channels] * scale, "q")
+    q_weight, q_bias, kv_weight = in_weight[:channels] * scale, in_bias[:channels] * scale, in_weight[channels:]
 
     summary, keys = x, tokens
     if sr_ratio > 1:
         reduced = (size[0] // sr_ratio, size[1] // sr_ratio)
         keys = reduced[0] * reduced[1]
-        summary = w.conv(
-            to_map(w, x, batch, size, channels),
-            weights[f"{key}.sr.weight"],
-            weights[f"{key}.sr.bias"],
-            "sr",
-            stride=sr_ratio,
-        )
-        summary = to_tokens(w, summary, batch, reduced, channels)
-        summary = _norm(w, weights, f"{key}.norm", summary, "sr_norm")
-    kv = w.linear(summary, in_weight[channels:], None, "kv")
-    k, v = w.split(kv, [channels, channels], 2)
-    if batch == 1:  # no batch axis: fewer copies
-        q = w.transpose(w.reshape(q, [tokens, heads, head_dim]), (1, 0, 2), "q_heads")
-        k = w.transpose(w.reshape(k, [keys, heads, head_dim]), (1, 2, 0), "k_t")
-        v = w.transpose(w.reshape(v, [keys, heads, head_dim]), (1, 0, 2), "v_heads")
-        merge = (1, 0, 2)
+        summary_map = to_map(w, x, batch, size, channels)
+        sr = w.conv(summary_map, weights[f"{key}.sr.weight"], weights[f"{key}.sr.bias"], "sr", stride=sr_ratio)
+        summary = _norm(w, weights, f"{key}.norm", to_tokens(w, sr, batch, reduced, channels), "sr_norm")
+        q = w.linear(x, q_weight, q_bias, "q")
     else:
-        q = w.transpose(w.reshape(q, [batch, tokens, heads, head_dim]), (0, 2, 1, 3), "q_heads")
-        k = w.transpose(w.reshape(k, [batch, keys, heads, head_dim]), (0, 2, 3, 1), "k_t")
-        v = w.transpose(w.reshape(v, [batch, keys, heads, head_dim]), (0, 2, 1, 3), "v_heads")
-        merge = (0, 2, 1, 3)
-    pseudo = heads == 1 and batch == 1 and known(tokens) and tokens % PSEUDO_HEADS == 0  # type: ignore[operator]
-    if pseudo:
-        q = w.reshape(q, [PSEUDO_HEADS, tokens // PSEUDO_HEADS, head_dim], "q_split")
-        k = w.op("Expand", [k, w.size([PSEUDO_HEADS, head_dim, keys])], "k_expand")
-        v = w.op("Expand", [v, w.size([PSEUDO_HEADS, keys, head_dim])], "v_expand")
+        # Rank 2, so that the compiler does not merge it with the kv product, which reads the same tokens: merged,
+        # three copies take the result apart again.
+        inputs = [w.const(q_weight.T, "q.weight"), w.const(q_bias, "q.bias")]
+        q = w.op("Gemm", [w.reshape(x, [batch * tokens, channels]), *inputs], "q")
+        q = w.reshape(q, [batch, tokens, channels])
+
+    groups = 1  # queries side by side in one row that share keys and values: heads to the compiler
+    if heads == 1:
+        groups = _query_groups(tokens)
+        spare = pad_to_multiple(tokens, groups)
+        if spare != 0:
+            q = w.pad(q, (0, 0, 0), (0, spare, 0), name="spare_queries")
+        kv_weight = np.concatenate([np.tile(part, (groups, 1)) for part in np.split(kv_weight, 2)])
+    width = groups * channels
+    rows = ceil_div(tokens, groups)
+    k, v = w.split(w.linear(summary, kv_weight, None, "kv"), [width, width], 2)
+    lead: list[Dim] = [] if batch == 1 else [batch]  # no batch axis where there is one image: fewer copies
+    axes = {1: (0,), 0: ()}[len(lead)]
+    at = len(lead)
+    q = w.transpose(w.reshape(q, [*lead, rows, heads * groups, head_dim]), (*axes, at + 1, at, at + 2), "q_heads")
+    k = w.transpose(w.reshape(k, [*lead, keys, heads * groups, head_dim]), (*axes, at + 1, at + 2, at), "k_t")
+    v = w.transpose(w.reshape(v, [*lead, keys, heads * groups, head_dim]), (*axes, at + 1, at, at + 2), "v_heads")
     out = w.op("Softmax", [w.op("MatMul", [q, k], "scores")], "softmax", attrs={"axis": -1})
-    out = w.op("MatMul", [out, v], "context")
-    if not pseudo:
-        out = w.transpose(out, merge, "merge")
-    out = w.reshape(out, [batch, tokens, channels], "merged")
+    out = w.transpose(w.op("MatMul", [out, v], "context"), (*axes, at + 1, at, at + 2), "merge")
+    out = w.reshape(out, [batch, rows * groups, channels], "merged")
+    if rows * groups != tokens:
+        out = w.slice(out, [0], [tokens], [1], "drop_spare")
     return w.linear(out, *_output_projection(weights, f"{key}.attn.out_proj", in_bias[2 * channels :]), "proj")
+
+
+def _query_groups(tokens: Dim) -> int:
+    """Into how many heads to split the queries of a single-head attention, which alone is not fused.
+
+    One that divides their number, or the first choice (spare queries are added then).
+    """
+    fitting = [groups for groups in QUERY_GROUPS if known(tokens) and tokens % groups == 0]  # type: ignore[operator]
+    return fitting[0] if fitting else QUERY_GROUPS[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Sym:
         return _combine("Div", self, other)
 
 
-Dim = Union[int, Sym]
+Dim = int | Sym
 
 _FOLD: dict[str, Callable[[int, int], int]] = {
     "Add": operator.add,

@@ -16,7 +16,7 @@ import numpy as np
 from twins_trt.builders.export.backbone import Size, StageMap, Weights, to_map, to_tokens
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.fpn import conv_bn_relu, folded
-from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling
+from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling, upsample_phases
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 from twins_trt.models.heads import POOL_SCALES
@@ -73,13 +73,24 @@ def _fuse(
     fine = len(maps) - levels
     parts = [maps[0]]
     for i in range(1, fine):
-        parts.append(w.resize(maps[i], sizes[0], f"fuse.up.{i}", batch=batch, channels=CHANNELS))
+        parts.append(_upsample(w, maps[i], sizes[i], sizes[0], batch, f"fuse.up.{i}"))
     x = parts[0] if len(parts) == 1 else w.concat(parts, 1, "fuse.concat")
     out = w.conv(x, weight[:, : fine * CHANNELS], bias, "fuse", pads=(1, 1, 1, 1))
     for i in range(fine, len(maps)):
         taps = weight[:, i * CHANNELS : (i + 1) * CHANNELS]
         out = w.add(out, _convolve_coarse(w, taps, maps[i], sizes[i], sizes[0], batch, i), f"fuse.sum.{i}")
     return w.op("Relu", [out], "fuse.relu")
+
+
+def _upsample(w: GraphWriter, x: Tensor, size: Size, to: Size, batch: Dim, name: str) -> Tensor:
+    """Bilinear. By a whole factor and for a GPU, in the form that fuses with the concatenation behind it."""
+    factor = to[0] // size[0] if known(*size, *to) else 0
+    if w.forms != "gpu" or to != (size[0] * factor, size[1] * factor):
+        return w.resize(x, to, name, batch=batch, channels=CHANNELS)
+    with w.scope(name):
+        x = w.transpose(x, (0, 2, 3, 1), "channels_last")
+        x = upsample_phases(w, x, factor, batch=batch, size=size, channels=CHANNELS)
+        return w.transpose(w.reshape(x, [batch, *to, CHANNELS], "rows"), (0, 3, 1, 2), "channels_first")
 
 
 def _convolve_coarse(
