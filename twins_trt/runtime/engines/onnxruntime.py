@@ -1,0 +1,161 @@
+"""The graph itself on ONNX Runtime's CPU provider: the engine that needs no GPU and no build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twins_trt.errors import BundleError, EngineError, missing
+from twins_trt.runtime.engines.protocol import EngineSettings, check_input, check_out, wanted_outputs
+from twins_trt.runtime.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from twins_trt.runtime.bundle import Bundle
+
+    Array = npt.NDArray[np.generic]
+
+NAME = "onnxruntime"
+
+_DTYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+}
+
+
+def why_not(bundle: Bundle) -> str | None:
+    """Why this kind cannot run `bundle` here, or None if it can."""
+    return None if find_spec("onnxruntime") else 'onnxruntime is not installed: pip install "twins-trt[cpu]"'
+
+
+def open_engine(bundle: Bundle, settings: EngineSettings) -> OnnxRuntimeEngine:
+    """The bundle's graph. Raises BundleError if graph and manifest disagree about inputs or outputs."""
+    manifest = bundle.manifest
+    engine = OnnxRuntimeEngine(bundle.graph, settings=settings, owner=str(bundle.path))
+    for kind, listed, actual in (
+        ("inputs", manifest.inputs, engine.inputs),
+        ("outputs", manifest.outputs, engine.outputs),
+    ):
+        found = {spec.name: spec for spec in actual}
+        for i, spec in enumerate(listed):
+            other = found.get(spec.name)
+            if other is None or not _agree(spec, other):
+                has = ", ".join(map(str, actual)) if other is None else str(other)
+                raise BundleError(
+                    f"{bundle.path}: manifest.json: {kind}[{i}] is {spec}, {bundle.graph.name} has {has}",
+                    manifest.rebuild,
+                )
+    engine.inputs = manifest.inputs  # they know the profile's limits, the graph does not
+    engine.outputs = manifest.outputs
+    return engine
+
+
+class OnnxRuntimeEngine:
+    """A graph in an ONNX Runtime session on the CPU.
+
+    graph: an ONNX file or its bytes. owner: what errors call it. Several threads may call one engine at once.
+    Raises MissingDependencyError without onnxruntime, EngineError if it refuses the graph.
+    """
+
+    name = NAME
+    concurrent = True
+
+    def __init__(
+        self, graph: str | Path | bytes, *, settings: EngineSettings | None = None, owner: str | None = None
+    ) -> None:
+        settings = settings or EngineSettings()
+        self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
+        self._session: Any = _session(graph, settings, self._owner)
+        self.inputs = tuple(_spec(node, self._owner) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, self._owner) for node in self._session.get_outputs())
+        if len(self.inputs) != 1:
+            raise EngineError(f"{self._owner} has {len(self.inputs)} inputs, not one image")
+
+    def __call__(
+        self, image: Array, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """See `Engine.__call__`."""
+        if self._session is None:
+            raise EngineError(f"{self._owner} is closed")
+        spec = self.inputs[0]
+        check_input(spec, image, owner=self._owner)
+        names = wanted_outputs(self.outputs, outputs, owner=self._owner)
+        feed = np.ascontiguousarray(image)
+        try:
+            if not out:
+                return dict(zip(names, self._session.run(names, {spec.name: feed}), strict=True))
+            return self._run_into(feed, names, out)
+        except EngineError:
+            raise
+        except Exception as error:  # onnxruntime's own classes have no common base
+            raise EngineError(f"{self._owner} failed on ONNX Runtime: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _run_into(self, feed: Array, names: list[str], out: Mapping[str, Array]) -> dict[str, Array]:
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self.inputs[0].name, feed)
+        specs = {spec.name: spec for spec in self.outputs}
+        for name in names:
+            array = out.get(name)
+            if array is None:
+                binding.bind_output(name, "cpu")
+                continue
+            check_out(specs[name], array)
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return {
+            name: out[name] if name in out else value.numpy()
+            for name, value in zip(names, binding.get_outputs(), strict=True)
+        }
+
+
+def _session(graph: str | Path | bytes, settings: EngineSettings, owner: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing("onnxruntime", extra="cpu", purpose="running a graph on the CPU") from error
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads or 0  # 0: one per core
+    options.use_deterministic_compute = settings.deterministic
+    options.log_severity_level = 3  # its warnings are about its own fusions
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes have no common base
+        raise EngineError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses {owner}: {_first_line(error)}",
+            "export the graph again, or upgrade: pip install --upgrade onnxruntime",
+        ) from error
+
+
+def _spec(node: Any, owner: str) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise EngineError(f"{owner}: {node.name} is a {node.type}, not one of {', '.join(_DTYPES)}")
+    # An unnamed dynamic dimension comes as None.
+    shape = tuple(dim if isinstance(dim, int) else dim or f"{node.name}.{i}" for i, dim in enumerate(node.shape))
+    return TensorSpec(node.name, _DTYPES[node.type], shape)  # type: ignore[arg-type]
+
+
+def _agree(listed: TensorSpec, actual: TensorSpec) -> bool:
+    """Whether the manifest's spec describes the graph's tensor; where the graph leaves a size open, anything does."""
+    if listed.dtype != actual.dtype or len(listed.shape) != len(actual.shape):
+        return False
+    pairs = zip(listed.shape, actual.shape, strict=True)
+    return all(isinstance(theirs, str) or ours == theirs for ours, theirs in pairs)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

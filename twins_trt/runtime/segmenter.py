@@ -1,0 +1,212 @@
+"""From a bundle and pictures to segmentations."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.errors import EngineError, ImageError, UsageError
+from twins_trt.runtime.bundle import Bundle, open_bundle
+from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
+from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
+from twins_trt.runtime.segmentation import Segmentation
+from twins_trt.runtime.sources import read_image, to_rgb
+from twins_trt.runtime.stream import Frame, stream_frames
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+    from twins_trt.runtime.manifest import Colour
+
+UInt8Array = npt.NDArray[np.uint8]
+Picture: TypeAlias = Union[UInt8Array, "PillowImage", str, Path]
+
+FITS = ("stretch", "letterbox")
+
+logger = logging.getLogger("twins_trt")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    image: UInt8Array
+    fit: Fit
+    tensor: npt.NDArray[Any]
+
+
+class Segmenter:
+    """A bundle, ready to segment pictures of any size.
+
+    bundle: an opened bundle, or the folder of one (which is verified). engine: a kind of `engines.KINDS`, `auto` for
+    the first that can run here, or an engine made elsewhere. settings: threads and the like, for an engine opened here.
+    fit: how a picture meets a graph of fixed size: `stretch` resizes it to exactly that size, `letterbox` keeps its
+    ratio and pads on the right and at the bottom with the mean colour. A picture that has the graph's size is not
+    resized. A graph of dynamic size takes each picture as mmsegmentation's test pipeline does: fitted into the
+    manifest's test scale, or at its own size where there is none, within the limits of the profile.
+
+    Masks come back at the picture's own size. Where a resize is in the way and the graph gives logits, they are resized
+    (bilinear) before the argmax, as mmsegmentation does; a graph that gives only a mask has it resized to the nearest
+    pixel.
+
+    Threads: calls and streams from several threads may overlap; an engine that does not allow that is run by one thread
+    at a time. `close` must come after the last call.
+
+        >>> with Segmenter("x.bundle") as segmenter:             # doctest: +SKIP
+        ...     segmenter("street.jpg").save("street_mask.png")
+
+    Raises BundleError for a bundle that does not fit its manifest, UsageError for an unknown engine or fit,
+    MissingDependencyError where nothing can run the bundle, EngineError where the engine refuses it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        engine: str | Engine = "auto",
+        *,
+        fit: FitMode = "stretch",
+        settings: EngineSettings | None = None,
+    ) -> None:
+        if fit not in FITS:
+            raise UsageError(f"there is no fit {fit!r}", f"use {' or '.join(FITS)}")
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.manifest = self.bundle.manifest
+        self.fit: FitMode = fit
+        if self.manifest.source.seeded:
+            logger.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
+        if self.manifest.gate == "failed":
+            logger.warning("%s failed its accuracy gate", self.bundle.path)
+        self.engine = open_engine(self.bundle, engine, settings=settings) if isinstance(engine, str) else engine
+        self._turn: contextlib.AbstractContextManager[Any]
+        self._turn = contextlib.nullcontext() if self.engine.concurrent else threading.Lock()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name by class index."""
+        return self.manifest.classes
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        """RGB colour by class index."""
+        return self.manifest.palette
+
+    @overload
+    def __call__(self, image: PillowImage | str | Path) -> Segmentation: ...
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...]) -> list[Segmentation]: ...
+    @overload
+    def __call__(self, image: UInt8Array) -> Any: ...
+    def __call__(self, image: Picture | list[Any] | tuple[Any, ...]) -> Segmentation | list[Segmentation]:
+        """Segment one picture, or several.
+
+        image: uint8 [H, W, 3] RGB, a Pillow image, or an image file; a list or tuple of these, of any sizes, or an
+        array uint8 [N, H, W, 3], gives a list in the same order. Pictures that go into the graph at the same size run
+        together, as many as the graph takes. All are held in memory: use `stream` for more than a few.
+        Raises ImageError for a picture that cannot be read or is no uint8 RGB, EngineError if the engine fails.
+        """
+        if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
+            return self._segment([_pixels(item) for item in image])
+        return self._segment([_pixels(image)])[0]
+
+    def stream(self, images: Iterable[Picture], *, depth: int = 2, batch: int | None = None) -> Iterator[Frame]:
+        """Segment pictures one after another, lazily and in order, yielding a `Frame` for each.
+
+            >>> for frame in segmenter.stream(camera):            # doctest: +SKIP
+            ...     show(frame.segmentation.overlay()) if frame.error is None else log(frame.error)
+
+        A picture that fails with one of this package's errors gives a frame with `error` set and the stream goes on;
+        `frame.result()` raises it instead. What the iterable itself raises ends the stream, after the frames before.
+        The iterable is advanced, and pictures are read and resized, in a thread of the stream's own, ahead of the
+        engine, which runs in the caller's thread.
+        batch: frames the engine takes at once, by default what the graph is fixed to, else 1; more is faster and later.
+        depth: at most `depth * batch` pictures are taken and not yet done with; with 1 nothing is read ahead. Closing
+        the generator, or an interrupt, stops the thread.
+        Raises UsageError for a batch or depth that cannot be.
+        """
+        low, high = self.manifest.batch_limits
+        size = low if batch is None else batch
+        if size < 1 or (high is not None and size > high):
+            raise UsageError(f"batch is {size}", f"{self.bundle.path} takes 1 to {high or 'any number'}")
+        if depth < 1:
+            raise UsageError(f"depth is {depth}", "give 1 or more")
+        return stream_frames(images, self._prepare, self._run, batch=size, depth=depth)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _segment(self, images: list[UInt8Array]) -> list[Segmentation]:
+        largest = self.manifest.batch_limits[1] or max(1, len(images))
+        fits = [fit_size(image.shape[:2], self.manifest, self.fit) for image in images]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, fit in enumerate(fits):
+            alike.setdefault(fit.canvas, []).append(i)
+        done: dict[int, Segmentation] = {}
+        for indices in alike.values():
+            for start in range(0, len(indices), largest):
+                chunk = indices[start : start + largest]
+                tensors = [_Prepared(images[i], fits[i], place(images[i], fits[i], self.manifest)) for i in chunk]
+                done.update(zip(chunk, self._run_alike(tensors), strict=True))
+        return [done[i] for i in range(len(images))]
+
+    def _prepare(self, item: Any) -> _Prepared:
+        image = _pixels(item)
+        fit = fit_size(image.shape[:2], self.manifest, self.fit)
+        return _Prepared(image, fit, place(image, fit, self.manifest))
+
+    def _run(self, chunk: Sequence[_Prepared]) -> list[Segmentation]:
+        """Neighbours of one size together, in order."""
+        done: list[Segmentation] = []
+        while len(done) < len(chunk):
+            rest = chunk[len(done) :]
+            alike = next((i for i, p in enumerate(rest) if p.tensor.shape != rest[0].tensor.shape), len(rest))
+            done += self._run_alike(rest[:alike])
+        return done
+
+    def _run_alike(self, chunk: Sequence[_Prepared]) -> list[Segmentation]:
+        tensors = [prepared.tensor for prepared in chunk]
+        tensors += tensors[-1:] * (self.manifest.batch_limits[0] - len(tensors))  # a fixed batch has to be full
+        name = self._output(chunk)
+        batch = tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
+        with self._turn:
+            result = self.engine(batch, outputs=(name,))[name]
+        if len(result) != len(batch):
+            raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {len(batch)}")
+        back = unfit_mask if name == "mask" else logits_to_mask
+        pairs = zip(chunk, result, strict=False)  # the padding of the batch is dropped
+        return [Segmentation(back(one, p.fit), self.classes, self.palette, p.image) for p, one in pairs]
+
+    def _output(self, chunk: Sequence[_Prepared]) -> str:
+        """Logits where they are there and a resize follows, else the mask, which is smaller and needs no argmax."""
+        has_mask, has_logits = (self.manifest.output(name) is not None for name in ("mask", "logits"))
+        resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
+        return "logits" if not has_mask or (has_logits and resized) else "mask"
+
+
+def _pixels(item: Any) -> UInt8Array:
+    if isinstance(item, (str, Path)):
+        return read_image(item)
+    if hasattr(item, "getexif"):  # a Pillow image, known without importing Pillow
+        item = to_rgb(item)
+    if not isinstance(item, np.ndarray):
+        raise ImageError(
+            f"a {type(item).__name__} is not an image", "pass uint8 [H, W, 3] RGB, a Pillow image or a file"
+        )
+    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
+        raise ImageError(f"an image must be uint8 [H, W, 3] RGB, not {item.dtype} {list(item.shape)}")
+    return item
