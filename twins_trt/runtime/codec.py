@@ -25,8 +25,9 @@ def encode(value: Any) -> Any:
 def decode(kind: type[T], value: Any, where: str = "") -> T:
     """Plain JSON values as the dataclass `kind`, every type checked.
 
-    where: what the value is called in errors, empty for the whole. Unknown fields are refused: one that an old reader skips could be the one
-    that changes what the masks mean. Raises ValueError with the dotted place, the value and what was expected.
+    where: what the value is called in errors, empty for the whole. Unknown fields are refused: one that an old reader
+    skips could be the one that changes what the masks mean. Raises ValueError with the dotted place, the value and what
+    was expected.
     """
     return typing.cast(T, _decode(kind, value, where))
 
