@@ -181,17 +181,19 @@ def _lsa(
         packed = w.pad(packed, (0, 0, 0, 0), (0, pad_bottom, pad_right, 0))
     packed = w.reshape(packed, [batch, rows, window, columns, window, 3, heads, head_dim], "windows")
     packed = w.transpose(packed, (5, 0, 1, 3, 6, 2, 4, 7), "partition")
-    # Rank 5: as [windows, heads, ..] the compiler adds a copy behind every attention (9 in SVT-S).
-    shape: list[Dim] = [batch, rows * columns, heads, area, head_dim]
+    # Rank 5 with a leading 1: with any other leading size, or as [windows, heads, ..], the compiler adds a copy
+    # behind every attention (9 in SVT-S).
+    windows = batch * rows * columns
+    shape: list[Dim] = [1, windows, heads, area, head_dim]
     packed = w.reshape(packed, [3, *shape], "packed")
     q, k, v = (w.reshape(part, shape, name) for part, name in zip(w.split(packed, [1, 1, 1], 0), "qkv", strict=True))
     scores = w.op("MatMul", [q, w.transpose(k, (0, 1, 2, 4, 3), "k_t")], "scores")
-    mask = _key_mask(w, size, (pad_bottom, pad_right), window, padding)
+    mask = _key_mask(w, batch, size, (pad_bottom, pad_right), window, padding)
     if mask is not None:
         scores = w.add(scores, mask, "mask")
     out = w.op("MatMul", [w.op("Softmax", [scores], "softmax", attrs={"axis": -1}), v], "context")
 
-    out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4), "merge"), [batch, rows * columns * area, channels], "merged")
+    out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4), "merge"), [1, windows * area, channels], "merged")
     out = w.linear(out, *_output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :]), "proj")
     out = w.reshape(out, [batch, rows, columns, window, window, channels], "unpartition")
     out = w.reshape(
@@ -208,8 +210,8 @@ def _output_projection(weights: Weights, key: str, value_bias: NDArray) -> tuple
     return weight, weights[f"{key}.bias"] + weight @ value_bias
 
 
-def _key_mask(w: GraphWriter, size: Size, pads: tuple[Dim, Dim], window: int, padding: str) -> Tensor | None:
-    """Additive mask [windows, 1, 1, window²] over padded keys; None where none is excluded."""
+def _key_mask(w: GraphWriter, batch: Dim, size: Size, pads: tuple[Dim, Dim], window: int, padding: str) -> Tensor | None:
+    """Additive mask [B·windows, 1, 1, window²] over padded keys; None where none is excluded."""
     height, width = size
     rows, columns = (height + pads[0]) // window, (width + pads[1]) // window
     if known(*pads):
@@ -218,7 +220,9 @@ def _key_mask(w: GraphWriter, size: Size, pads: tuple[Dim, Dim], window: int, pa
         outside = np.ones((rows * window, columns * window), np.float32)  # type: ignore[operator]
         outside[:height, :width] = 0
         mask = outside.reshape(rows, window, columns, window).swapaxes(1, 2).reshape(-1, 1, 1, window * window)  # type: ignore[arg-type]
-        return w.const(mask * MASKED, "mask")
+        if known(batch):
+            return w.const(np.tile(mask * MASKED, (batch, 1, 1, 1)), "mask")  # type: ignore[arg-type]
+        return w.op("Tile", [w.const(mask * MASKED, "mask"), w.size([batch, 1, 1, 1])], "masks")
     excluded: Dim = 1
     if padding == "parity":  # mmseg's mask cancels when exactly one pad is 0: see kernels/lsa/reference.py
         excluded = minimum(pads[0], 1) * minimum(pads[1], 1)
@@ -228,7 +232,8 @@ def _key_mask(w: GraphWriter, size: Size, pads: tuple[Dim, Dim], window: int, pa
     value = w.op("Squeeze", [value, w.const(np.array([0], np.int64))], "value")
     mask = w.op("Pad", [inside, w.size([0, 0, pads[0], pads[1]]), value], "mask_map", attrs={"mode": "constant"})
     mask = w.transpose(w.reshape(mask, [rows, window, columns, window]), (0, 2, 1, 3))
-    return w.reshape(mask, [rows * columns, 1, 1, window * window], "mask")
+    mask = w.reshape(mask, [rows * columns, 1, 1, window * window], "mask")
+    return mask if batch == 1 else w.op("Tile", [mask, w.size([batch, 1, 1, 1])], "masks")
 
 
 def _gsa(
