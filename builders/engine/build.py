@@ -63,8 +63,8 @@ def build_engine(graph: Path | str, options: EngineOptions, *, progress: Progres
     targets = versions.settle_targets(offer, options, device)
     check_profile(header, options)
     refuse_beforehand(offer, graph, header)
-    if len(versions.group_targets(targets)) > 1:
-        log.warning("sm_75 in one plan with %s costs the others kernels: build it apart", ", ".join(targets[1:]))
+    if len(groups := versions.group_targets(targets)) > 1:
+        log.warning("sm_75 in one plan with %s costs the others kernels: build it apart", ", ".join(groups[0]))
     with capture(module) as (logger, build_log):
         plan = _compile(module, offer, logger, build_log, graph, header, options, targets, device, progress)
         layers = _layers(module, offer, logger, build_log, plan)
@@ -190,8 +190,8 @@ def _layers(module: ModuleType, offer: Offer, logger: Any, build_log: BuildLog, 
     if offer.inspector == "log":
         if not build_log.layers:
             raise BuildError(
-                f"{offer.name} printed its layer list into another logger of this process",
-                "release runtimes and builders made with a logger of their own, or build in a fresh process",
+                f"{offer.name} printed no layer list into this build's log, so there is nothing to audit",
+                "release runtimes and builders made with another logger, or build in a fresh process",
             )
         return parse_build_log(build_log.layers)
     engine = _create(module.Runtime, logger, offer).deserialize_cuda_engine(plan)

@@ -70,8 +70,8 @@ def _logger(module: ModuleType) -> tuple[Any, _Sink]:
 def process_logger(module: ModuleType) -> Any:
     """The one `ILogger` of this process for a TensorRT module.
 
-    TensorRT keeps the logger of the first live builder, runtime or refitter and ignores later ones, so everything in
-    a process has to share one, or a build loses its layer list to somebody else's.
+    TensorRT registers the logger of the first builder, runtime or refitter of a process, and warns that it ignores
+    others while that one lives. Sharing one keeps the warning away and every message in one place.
     """
     return _logger(module)[0]
 

@@ -1,0 +1,317 @@
+"""TensorRT modules of any version, made from their real names and signatures, for tests without TensorRT or a GPU.
+
+`fake_module("10.3.0")` returns a module that has exactly the classes, members and enum values that the bindings of that
+version have (`tensorrt_names.json`, read from the real ones by `tensorrt_bindings.py`). What a version lacks raises
+AttributeError, also when it is assigned to; a wrong number of arguments, or an argument of another class or enum,
+raises TypeError as pybind11 does. So code that runs against it calls only what is there.
+
+Behind the names is a small simulation: parsing and building follow a `Script`, the timing cache is bytes, the inspector
+answers in that version's JSON. `module.calls` lists every call as (class, method, arguments), in order.
+
+    trt = fake_module("11.4.0", Script(layers=[{"Name": "fc", "LayerType": "gemm"}]))
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NAMES = Path(__file__).with_name("tensorrt_names.json")
+
+
+@dataclass
+class Script:
+    """What happens in a simulated parse and build.
+
+    `plan`: the plan; None for a build that fails. `parse_errors`: (description, node name, operator) of a parse that
+    fails. `messages`: (severity name, text) logged while building. `layers`: the engine's layers, as inspector JSON.
+    `phases`: (name, parent or None, steps) the monitor is told of, one after another. `during`: called at every step.
+    `network`: (layer type name, data type name of its output) of every layer of the parsed network.
+    """
+
+    plan: bytes | None = b"plan"
+    parse_errors: Sequence[tuple[str, str, str]] = ()
+    messages: Sequence[tuple[str, str]] = ()
+    layers: Sequence[Any] = ()
+    layer_log: str = ""
+    phases: Sequence[tuple[str, str | None, int]] = (("Building engine", None, 2),)
+    during: Callable[[], None] | None = None
+    network: Sequence[tuple[str, str]] = ()
+    refuses_cache: bool = False
+    device: bool = True
+    loads: bool = True
+    cancelled: bool = field(default=False, init=False)  # set by a build that its monitor stopped
+
+
+@cache
+def _descriptions() -> dict[str, Any]:
+    return json.loads(NAMES.read_text())
+
+
+def versions() -> list[str]:
+    """The versions there is a description of, RTX's with the prefix "rtx-"."""
+    return list(_descriptions())
+
+
+def describe(version: str) -> dict[str, Any]:
+    """{"classes", "enums"} of a version, named in full or by its beginning."""
+    (match,) = [name for name in _descriptions() if name == version or name.startswith(f"{version}.")]
+    return _descriptions()[match]
+
+
+class _Parameter:
+    """One parameter of a pybind11 signature: its type's name, and whether it may be left out."""
+
+    def __init__(self, text: str) -> None:
+        annotation = text.partition(":")[2] or text
+        self.type = annotation.partition("=")[0].strip()
+        self.optional = "=" in annotation
+
+
+def _parse(signature: str) -> tuple[list[_Parameter], str]:
+    """Parameters after self, and the name of the returned type."""
+    body, _, returned = signature[signature.index("(") + 1 :].rpartition(") -> ")
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(body):
+        depth += letter in "[(<"
+        depth -= letter in "])>" and body[at - 1] != "-"
+        if letter == "," and depth == 0:
+            parts.append(body[start:at])
+            start = at + 1
+    parts.append(body[start:])
+    return [_Parameter(part.strip()) for part in parts if part.strip()][1:], returned.strip()
+
+
+class _Fake:
+    """Base of all simulated classes: knows its members and refuses others."""
+
+    _module: Any
+    _members: dict[str, str]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        derived = type(self).__module__ != self._module.__name__  # a test's own subclass may hold what it likes
+        if not (derived or name.startswith("_") or self._members.get(name) == ""):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if not name.startswith("_"):
+            self._module.calls.append((type(self).__name__, name, (value,)))
+        object.__setattr__(self, name, value)
+
+
+def _lookup(module: Any, name: str) -> Any:
+    """The module's class or enum of a type name; a signature may have it in C++ ("nvinfer1::IEngineInspector")."""
+    plain = name.rpartition("::")[2]
+    found = module
+    for part in plain.split("."):
+        found = getattr(found, part, None)
+    return found if found is not None else getattr(module, plain.removeprefix("I"), None)
+
+
+def _check(module: Any, owner: str, name: str, parameters: Sequence[_Parameter], given: Sequence[Any]) -> None:
+    required = sum(not parameter.optional for parameter in parameters)
+    if not required <= len(given) <= len(parameters):
+        raise TypeError(f"{owner}.{name}(): incompatible function arguments: {len(given)} given, {required} wanted")
+    for parameter, value in zip(parameters, given, strict=False):
+        kind: Any = {"int": int, "typing.SupportsInt": int, "bool": bool, "str": str}.get(parameter.type)
+        if kind is None:
+            kind = _lookup(module, parameter.type)
+            if parameter.type == "Dims":
+                kind = (tuple, list)
+            elif parameter.type in ("buffer", "typing_extensions.Buffer"):
+                kind = (bytes, bytearray, memoryview, module.IHostMemory)
+        if isinstance(kind, (type, tuple)) and not isinstance(value, kind):
+            raise TypeError(f"{owner}.{name}(): {parameter.type} wanted, {type(value).__name__} given")
+
+
+def _method(module: Any, owner: str, name: str, signature: str, behaviour: Callable[..., Any] | None) -> Any:
+    parameters, returned = _parse(signature) if signature != "..." else (None, "")
+
+    def call(self: Any, *given: Any) -> Any:
+        if parameters is not None:
+            _check(module, owner, name, parameters, given)
+        module.calls.append((owner, name, given))
+        if behaviour is not None:
+            return behaviour(self, *given)
+        if returned in ("bool", "int", "str"):
+            return {"bool": True, "int": 0, "str": ""}[returned]
+        kind = _lookup(module, returned)
+        return kind() if isinstance(kind, type) and issubclass(kind, _Fake) else None
+
+    call.__name__ = name
+    return call
+
+
+def fake_module(version: str, script: Script | None = None) -> Any:
+    """A module with the names of that TensorRT version, called "tensorrt" or "tensorrt_rtx", acting out `script`."""
+    description = describe(version)
+    full = next(name for name, each in _descriptions().items() if each is description)
+    module: Any = ModuleType("tensorrt_rtx" if full.startswith("rtx-") else "tensorrt")
+    module.__version__ = full.removeprefix("rtx-")
+    module.calls = []
+    module.script = script = script or Script()
+    for name, values in description["enums"].items():
+        if "." not in name:
+            setattr(module, name, enum.IntEnum(name, values, module=module.__name__))
+    severity = enum.IntEnum("Severity", description["enums"]["ILogger.Severity"])
+    for name, members in description["classes"].items():
+        body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_arguments)}
+        for member, signature in members.items():
+            behaviour = _BEHAVIOURS.get((name, member))
+            if member in severity.__members__ or member == "Severity":
+                body[member] = severity if member == "Severity" else severity[member]
+            elif signature:
+                body[member] = _method(module, name, member, signature, behaviour)
+            elif behaviour is not None:
+                body[member] = property(behaviour)
+            else:
+                body[member] = None
+        body["__module__"] = module.__name__
+        setattr(module, name, type(name, (_Fake,), body))
+    module.IHostMemory.__bytes__ = lambda self: self._content
+    return module
+
+
+def _no_arguments(self: Any, *given: Any) -> None:
+    if given:
+        raise TypeError(f"{type(self).__name__}(): no constructor takes {len(given)} arguments")
+
+
+def _with_logger(self: Any, logger: Any) -> None:
+    if not isinstance(logger, self._module.ILogger):
+        raise TypeError(f"{type(self).__name__}(): ILogger wanted")
+    self._module.calls.append((type(self).__name__, "__init__", (logger,)))
+    if not self._module.script.device:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+    self._logger = logger
+
+
+def _parser(self: Any, network: Any, logger: Any) -> None:
+    if not isinstance(network, self._module.INetworkDefinition) or not isinstance(logger, self._module.ILogger):
+        raise TypeError("OnnxParser(): INetworkDefinition and ILogger wanted")
+    self._network = network
+    self._logger = logger
+
+
+def _say(module: Any, logger: Any, severity: str, text: str) -> None:
+    logger.log(module.ILogger.Severity[severity], text)
+
+
+def _create_network(self: Any, flags: int = 0) -> Any:
+    known = {int(flag) for flag in self._module.NetworkDefinitionCreationFlag}
+    if any(flags >> bit & 1 and bit not in known for bit in range(32)):
+        raise ValueError(f"unknown network creation flags {flags:#b}")
+    network = self._module.INetworkDefinition()
+    network._flags = flags
+    return network
+
+
+def _parse_from_file(self: Any, path: str) -> bool:
+    module, script = self._module, self._module.script
+    if "EXPLICIT_BATCH" in module.NetworkDefinitionCreationFlag.__members__ and module.__version__.startswith("8."):
+        assert self._network._flags & 1, "8.x parses ONNX into explicit-batch networks only"
+    for description, node, _ in script.parse_errors:
+        _say(module, self._logger, "ERROR", f"While parsing node {node}: {description}")
+    self._network._layers = [_layer(module, kind, dtype) for kind, dtype in script.network]
+    return not script.parse_errors
+
+
+def _layer(module: Any, kind: str, dtype: str) -> Any:
+    layer = module.ILayer()
+    tensor = module.ITensor()
+    object.__setattr__(tensor, "dtype", module.DataType[dtype])
+    object.__setattr__(layer, "type", module.LayerType[kind])
+    object.__setattr__(layer, "num_outputs", 1)
+    layer._output = tensor
+    return layer
+
+
+def _get_error(self: Any, index: int) -> Any:
+    error = self._module.ParserError()
+    error._fields = self._module.script.parse_errors[index]
+    return error
+
+
+def _build(self: Any, network: Any, config: Any) -> Any:
+    module, script = self._module, self._module.script
+    monitor = getattr(config, "progress_monitor", None)
+    for severity, text in script.messages:
+        _say(module, self._logger, severity, text)
+    for name, parent, steps in script.phases:
+        if monitor is not None:
+            monitor.phase_start(name, parent, steps)
+        for step in range(steps):
+            if script.during is not None:
+                script.during()
+            if monitor is not None and not monitor.step_complete(name, step):
+                script.cancelled = True
+                return None
+    for name, _, _ in reversed(script.phases):
+        if monitor is not None:
+            monitor.phase_finish(name)
+    if script.layer_log and script.plan is not None:
+        _say(module, self._logger, "VERBOSE", script.layer_log)
+    return None if script.plan is None else _memory(module, script.plan)
+
+
+def _memory(module: Any, content: bytes) -> Any:
+    memory = module.IHostMemory()
+    memory._content = content
+    return memory
+
+
+def _create_cache(self: Any, blob: bytes) -> Any:
+    cache = self._module.ITimingCache()
+    cache._content = bytes(blob)
+    return cache
+
+
+def _set_cache(self: Any, cache: Any, ignore_mismatch: bool) -> bool:
+    if self._module.script.refuses_cache and cache._content and not ignore_mismatch:
+        return False
+    self._cache = cache
+    return True
+
+
+def _combine(self: Any, other: Any, _: bool) -> bool:
+    self._content = b"".join(dict.fromkeys((self._content, other._content)))
+    return True
+
+
+def _inspect(self: Any, _: Any) -> str:
+    module = self._module
+    new = int(module.__version__.split(".")[0]) >= 11 or module.__name__ == "tensorrt_rtx"
+    ports: dict[str, Any] = {"I/O Tensors": [{"Name": "image", "IOMode": "Input"}]} if new else {"Bindings": ["image"]}
+    return json.dumps({"Layers": list(module.script.layers), **ports})
+
+
+_INITS: dict[str, Callable[..., None]] = {"Builder": _with_logger, "Runtime": _with_logger, "OnnxParser": _parser}
+_BEHAVIOURS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("Builder", "create_network"): _create_network,
+    ("Builder", "build_serialized_network"): _build,
+    ("OnnxParser", "parse_from_file"): _parse_from_file,
+    ("OnnxParser", "num_errors"): lambda self: len(self._module.script.parse_errors),
+    ("OnnxParser", "get_error"): _get_error,
+    ("ParserError", "desc"): lambda self: self._fields[0],
+    ("ParserError", "node"): lambda self: 7,
+    ("ParserError", "node_name"): lambda self: self._fields[1],
+    ("ParserError", "node_operator"): lambda self: self._fields[2],
+    ("INetworkDefinition", "num_layers"): lambda self: len(self._layers),
+    ("INetworkDefinition", "get_layer"): lambda self, index: self._layers[index],
+    ("ILayer", "get_output"): lambda self, index: self._output,
+    ("IBuilderConfig", "create_timing_cache"): _create_cache,
+    ("IBuilderConfig", "set_timing_cache"): _set_cache,
+    ("IBuilderConfig", "get_timing_cache"): lambda self: self._cache,
+    ("ITimingCache", "combine"): _combine,
+    ("ITimingCache", "serialize"): lambda self: _memory(self._module, self._content + b"+measured"),
+    ("Runtime", "deserialize_cuda_engine"): lambda self, plan: (
+        self._module.ICudaEngine() if self._module.script.loads else None
+    ),
+    ("EngineInspector", "get_engine_information"): _inspect,
+}
