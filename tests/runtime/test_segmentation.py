@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_what_cannot_be_drawn_or_written_is_a_typed_error(result: Segmentation, 
 
 
 def test_without_pillow_saving_says_so(result: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingDependencyError, match="Pillow"):
         result.save(tmp_path / "x.png")
     assert result.overlay().shape == (2, 3, 3)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,13 +237,15 @@ def test_what_should_not_be_deployed_is_logged(make_bundle: MakeBundle, caplog: 
 
 def test_an_engine_that_gives_another_batch_or_size_is_caught(make_bundle: MakeBundle, picture: Draw) -> None:
     class Wrong(NumpyEngine):
+        shape: tuple[int, ...] = ()
+
         def __call__(self, image: Any, **more: Any) -> dict[str, Any]:
             return {"mask": np.zeros(self.shape, np.uint8)}
 
     bundle = make_bundle(batch=2)
     engine = Wrong(bundle)
     for shape, said in (((1, 24, 32), r"mask \[1, 24, 32\] for a batch of 2"), ((2, 12, 16), r"a mask of \[12, 16\]")):
-        engine.shape = shape  # type: ignore[attr-defined]
+        engine.shape = shape
         with pytest.raises(EngineError, match=said):
             Segmenter(bundle, engine)(picture(24, 32))
 
@@ -280,14 +283,12 @@ def test_an_engine_for_one_thread_is_run_by_one_at_a_time(
     make_bundle: MakeBundle, picture: Draw, concurrent: bool
 ) -> None:
     bundle = make_bundle()
-    engine = NumpyEngine(bundle, concurrent=concurrent, delay=0.005)
+    engine = NumpyEngine(bundle, concurrent=concurrent, delay=0.01)
     assert in_threads(Segmenter(bundle, engine), [[picture(24, 32) for _ in range(8)] for _ in range(2)]) == []
     assert engine.most_inside == (2 if concurrent else 1)
 
 
 def test_an_unlimited_batch_runs_in_one_go(make_bundle: MakeBundle, picture: Draw) -> None:
-    from dataclasses import replace
-
     bundle = make_bundle(batch=(1, 2, 4))
     free = replace(bundle.manifest, inputs=(TensorSpec("image", "uint8", ("N", 24, 32, 3)),))
     bundle = replace(bundle, manifest=free)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -212,6 +213,6 @@ def test_the_runtime_sees_the_pixels_that_the_evaluation_sees(rng: np.random.Gen
 
 
 def test_without_pillow_reading_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingDependencyError, match="Pillow"):
         read_image(tmp_path / "x.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,15 +90,10 @@ def test_a_picture_that_fails_is_reported_in_its_place(
     make_bundle: MakeBundle, picture: Draw, tmp_path: Path, batch: int
 ) -> None:
     image = picture(24, 32)
-    Image.fromarray(image).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    items: list[Any] = [
-        tmp_path / "good.png",
-        tmp_path / "bad.png",
-        image,
-        np.zeros((3, 3)),
-        str(tmp_path / "good.png"),
-    ]
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(image).save(good)
+    bad.write_bytes(b"no image")
+    items: list[Any] = [good, bad, image, np.zeros((3, 3)), str(good)]
     frames = list(Segmenter(make_bundle(batch=(1, 2, 4))).stream(items, batch=batch))
     assert [frame.error is None for frame in frames] == [True, False, True, False, True]
     assert [frame.segmentation is None for frame in frames] == [False, True, False, True, False]
@@ -144,6 +140,23 @@ def test_an_interrupt_of_the_engine_ends_the_stream_and_its_thread(make_bundle: 
     assert stream_threads() == 0
 
 
+def test_ctrl_c_interrupts_the_wait_for_a_camera(make_bundle: MakeBundle, picture: Draw) -> None:
+    answer = threading.Event()
+
+    def camera() -> Iterator[UInt8Array]:
+        yield picture(24, 32)
+        threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,)).start()
+        answer.wait(30)
+
+    frames = Segmenter(make_bundle()).stream(camera(), depth=1)
+    assert next(frames).error is None
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        next(frames)
+    assert time.monotonic() - started < 10
+    answer.set()
+
+
 def test_leaving_the_loop_stops_the_thread(make_bundle: MakeBundle, picture: Draw) -> None:
     stopped = threading.Event()
 
@@ -157,7 +170,6 @@ def test_leaving_the_loop_stops_the_thread(make_bundle: MakeBundle, picture: Dra
     for frame in Segmenter(make_bundle()).stream(camera(), depth=4):
         if frame.index == 2:
             break
-    del frame
     assert stopped.wait(5)
     assert stream_threads() == 0
 
@@ -193,4 +205,4 @@ def test_impossible_depths_and_batches_are_refused_at_once(make_bundle: MakeBund
     segmenter = Segmenter(make_bundle(batch=(1, 2, 4)))
     for arguments, said in (({"depth": 0}, "depth is 0"), ({"batch": 0}, "batch is 0"), ({"batch": 5}, "batch is 5")):
         with pytest.raises(UsageError, match=said):
-            segmenter.stream([], **arguments)  # type: ignore[arg-type]
+            segmenter.stream([], **arguments)

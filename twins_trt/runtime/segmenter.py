@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +115,9 @@ class Segmenter:
             return self._segment([_pixels(item) for item in image])
         return self._segment([_pixels(image)])[0]
 
-    def stream(self, images: Iterable[Picture], *, depth: int = 2, batch: int | None = None) -> Iterator[Frame]:
+    def stream(
+        self, images: Iterable[Picture], *, depth: int = 2, batch: int | None = None
+    ) -> Generator[Frame, None, None]:
         """Segment pictures one after another, lazily and in order, yielding a `Frame` for each.
 
             >>> for frame in segmenter.stream(camera):            # doctest: +SKIP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -52,7 +52,7 @@ def stream_frames(
     *,
     batch: int,
     depth: int,
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Yield a Frame for every item, in order; `prepare` runs in a thread, `run`, on up to `batch` frames, here.
 
     At most `batch * depth` items are taken and not yet done with. A TwinsError of `prepare` or `run` becomes its
