@@ -210,7 +210,9 @@ def _output_projection(weights: Weights, key: str, value_bias: NDArray) -> tuple
     return weight, weights[f"{key}.bias"] + weight @ value_bias
 
 
-def _key_mask(w: GraphWriter, batch: Dim, size: Size, pads: tuple[Dim, Dim], window: int, padding: str) -> Tensor | None:
+def _key_mask(
+    w: GraphWriter, batch: Dim, size: Size, pads: tuple[Dim, Dim], window: int, padding: str
+) -> Tensor | None:
     """Additive mask [B·windows, 1, 1, window²] over padded keys; None where none is excluded."""
     height, width = size
     rows, columns = (height + pads[0]) // window, (width + pads[1]) // window

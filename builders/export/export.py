@@ -85,13 +85,13 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     else:
         features, channels = write_upernet(w, weights, stages, batch, levels=levels), UPERNET_CHANNELS
     size = stages[0].size
-    logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels, batch=batch, size=size)
+    logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels)
     for output in options.outputs:
         if output == "mask":
             x = mask_output(w, logits, classes=model.num_classes, batch=batch, size=size, image_size=image_size)
             w.output(x, "mask", shape)
         else:
-            x = logits_output(w, logits, classes=model.num_classes, batch=batch, size=size)
+            x = logits_output(w, logits, classes=model.num_classes)
             quarter = [ceil_div(side, 4) if isinstance(side, int) else f"{side}/4" for side in shape[1:]]
             w.output(x, "logits", [shape[0], model.num_classes, *quarter])
     w.graph.cleanup().toposort()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from twins_trt.builders.export.backbone import Size, Weights, to_tokens
+from twins_trt.builders.export.backbone import Size, Weights
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.interpolation import upsample_phases
 from twins_trt.builders.export.writer import GraphWriter, Tensor
@@ -13,45 +13,45 @@ CLASS_MULTIPLE = 8  # matrix products are fastest, and copies fewest, at multipl
 ISLAND = "logits are compared: rounding them to FP16 makes ties, and a tie goes to the lower class"
 
 
-def write_logits(
-    w: GraphWriter, weights: Weights, x: Tensor, *, classes: int, channels: int, batch: Dim, size: Size
-) -> Tensor:
-    """The classifier as a matrix product. x: [B, C, h, w] -> tokens [B, h·w, classes rounded up to 8]."""
-    padded = -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE
-    weight = np.zeros((padded, channels), np.float32)
-    weight[:classes] = weights["decode_head.conv_seg.weight"][:, :, 0, 0]
+def write_logits(w: GraphWriter, weights: Weights, x: Tensor, *, classes: int, channels: int) -> Tensor:
+    """The classifier. x: [B, C, h, w] -> [B, classes rounded up to 8, h, w]; the added ones never win."""
+    padded = padded_classes(classes)
+    weight = np.zeros((padded, channels, 1, 1), np.float32)
+    weight[:classes] = weights["decode_head.conv_seg.weight"]
     bias = np.full(padded, NEVER, np.float32)
     bias[:classes] = weights["decode_head.conv_seg.bias"]
     with w.scope("head"):
-        return w.linear(to_tokens(w, x, batch, size, channels), weight, bias, "classifier")
+        return w.conv(x, weight, bias, "classifier")
 
 
-def logits_output(w: GraphWriter, logits: Tensor, *, classes: int, batch: Dim, size: Size) -> Tensor:
-    """tokens [B, h·w, padded classes] -> float32 [B, classes, h, w]."""
+def padded_classes(classes: int) -> int:
+    return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE
+
+
+def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
+    """[B, padded classes, h, w] -> float32 [B, classes, h, w]."""
     with w.scope("output"):
-        x = w.transpose(w.slice(logits, [0], [classes], [2], "classes"), (0, 2, 1), "logits_map")
-        x = w.reshape(x, [batch, classes, *size], "logits")
+        x = w.slice(logits, [0], [classes], [1], "classes")
         with w.float32_island("the logits output is float32"):
             return w.op("Identity", [x], "logits_out")
 
 
 def mask_output(w: GraphWriter, logits: Tensor, *, classes: int, batch: Dim, size: Size, image_size: Size) -> Tensor:
-    """tokens [B, h·w, padded classes] -> uint8 [B, H, W]: logits resized to the image, the first largest class."""
-    exact = known(*size, *image_size) and all(big == 4 * small for big, small in zip(image_size, size, strict=True))  # type: ignore[operator]
+    """[B, padded classes, h, w] -> uint8 [B, H, W]: logits resized to the image, the first largest class."""
+    exact = known(*size, *image_size) and image_size == (4 * size[0], 4 * size[1])
+    padded = padded_classes(classes)
     with w.scope("output"):
-        padded = -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE
         if exact and w.forms == "gpu":
             return _polyphase_argmax(w, logits, padded, batch, size, image_size)
-        x = w.reshape(w.transpose(logits, (0, 2, 1), "logits_map"), [batch, padded, *size])
         with w.float32_island(ISLAND):
-            x = w.resize(x, image_size, "resize", batch=batch, channels=padded)
+            x = w.resize(logits, image_size, "resize", batch=batch, channels=padded)
             x = w.op("ArgMax", [x], "argmax", attrs={"axis": 1, "keepdims": 0}, dtype=np.int64)
             return w.op("Cast", [x], "mask_out", attrs={"to": 2}, dtype=np.uint8)
 
 
 def _polyphase_argmax(w: GraphWriter, logits: Tensor, classes: int, batch: Dim, size: Size, image_size: Size) -> Tensor:
     """Resize ×4 and argmax in one kernel that never stores the full-size logits. Ties go to the lowest class."""
-    x = w.reshape(logits, [batch, *size, classes], "rows")
+    x = w.transpose(logits, (0, 2, 3, 1), "channels_last")
     with w.float32_island(ISLAND):
         total = upsample_phases(w, x, 4, batch=batch, size=size, channels=classes)
         rank = w.const(np.arange(classes, 0, -1, dtype=np.float32), "rank")  # larger for lower classes
