@@ -152,7 +152,12 @@ def main() -> int:
             **({"external_data": False} if arguments.exporter == "dynamo" else {}),
         )
     model = onnx.load(path)
-    how = {"exporter": arguments.exporter, "opset": arguments.opset, "torch": torch.__version__, "size": [height, width]}
+    how = {
+        "exporter": arguments.exporter,
+        "opset": arguments.opset,
+        "torch": torch.__version__,
+        "size": [height, width],
+    }
     for each in (model, half := to_fp16(model)):
         entry = each.metadata_props.add()
         entry.key, entry.value = "mmseg_export", json.dumps(how)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -159,7 +158,7 @@ def fake_module(version: str, script: Script | None = None) -> Any:
     for name, values in description["enums"].items():
         if "." not in name:
             setattr(module, name, enum.IntEnum(name, values, module=module.__name__))
-    severity = enum.IntEnum("Severity", description["enums"]["ILogger.Severity"])
+    severity = enum.IntEnum("Severity", description["enums"]["ILogger.Severity"])  # type: ignore[misc]
     for name, members in description["classes"].items():
         body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_arguments)}
         for member, signature in members.items():

@@ -86,6 +86,7 @@ ENUMS = (
     "TensorLocation",
 )
 
+
 def compile_stubs(folder: Path) -> Path:
     """Shared libraries under the names the bindings ask for. Raises CalledProcessError without a compiler."""
     source = folder / "stub.c"
@@ -128,22 +129,23 @@ def signature(kind: Any, member: str) -> str:
     return text if text.startswith(f"{member}(") and "*args, **kwargs" not in text else "..."
 
 
-def describe_wheel(wheel: Path, stubs: Path) -> dict[str, Any]:
-    """`describe` of the bindings in a wheel, in a process of its own: two versions do not live in one."""
+def run_with_wheel(wheel: Path, stubs: Path, code: str) -> str:
+    """What `code` prints where `tensorrt_bindings` is the wheel's, in a process of its own: versions do not mix."""
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
-        # The wheel's package is called as this file is, so that file goes under another name.
+        # This file and the wheel's package have the same name, so this one goes along under another.
         (Path(folder) / "tensorrt_describe.py").write_text(Path(__file__).read_text())
-        code = (
-            "import json, tensorrt_bindings, tensorrt_describe; "
-            "print(json.dumps(tensorrt_describe.describe(tensorrt_bindings)))"
-        )
         environment = {**os.environ, "LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": folder}
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True
-        )
-    return json.loads(done.stdout)
+        ).stdout
+
+
+def describe_wheel(wheel: Path, stubs: Path) -> dict[str, Any]:
+    """`describe` of the bindings in a wheel."""
+    code = "import json, tensorrt_bindings as t, tensorrt_describe as d; print(json.dumps(d.describe(t)))"
+    return json.loads(run_with_wheel(wheel, stubs, code))
 
 
 def main() -> int:
@@ -164,10 +166,10 @@ def main() -> int:
     names = {each.pop("version"): each for each in found}
     lines = []
     for version, each in names.items():
-        parts = [
-            f'  "{part}": {{\n' + ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in each[part].items()) + "\n  }"
-            for part in ("classes", "enums")
-        ]
+        parts = []
+        for part in ("classes", "enums"):
+            entries = [f"   {json.dumps(name)}: {json.dumps(values)}" for name, values in each[part].items()]
+            parts.append(f'  "{part}": {{\n' + ",\n".join(entries) + "\n  }")
         lines.append(f' "{version}": {{\n' + ",\n".join(parts) + "\n }")
     arguments.out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"{arguments.out}: {', '.join(names)}")

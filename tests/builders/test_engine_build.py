@@ -12,6 +12,7 @@ import pytest
 from engine_graphs import BLOCK, attention, single
 from fake_tensorrt import Script
 from onnx import helper
+
 from twins_trt.builders.engine import EngineOptions, build, build_engine
 from twins_trt.builders.engine.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
@@ -132,7 +133,7 @@ def test_a_parse_error_names_the_node(version: str, graph: Path, install: Any) -
 
 def test_an_opset_beyond_the_version_is_named_when_parsing_fails(tmp_path: Path, install: Any) -> None:
     install("8.6.1", Script(parse_errors=(("no importer", "block/gelu", "Gelu"),)))
-    with pytest.raises(BuildError, match="up to opset 17, and graph.onnx has opset 20") as caught:
+    with pytest.raises(BuildError, match=r"up to opset 17, and graph\.onnx has opset 20") as caught:
         build_engine(attention(tmp_path / "graph.onnx", opset=20), EngineOptions(flavour="tensorrt"))
     assert caught.value.fix == "export again with --opset 17"
 
@@ -176,7 +177,11 @@ def test_the_attention_operator_is_tried_where_it_is_known(version: str, tmp_pat
         ),
         ("Error Code 2: OutOfMemory (Requested size was 8 GiB)", "not enough memory", "workspace_mib"),
         ("Could not find any implementation for node {ForeignNode[a...b]}.", "no kernel fits", "raise workspace_mib"),
-        ("CUDA driver version is insufficient for CUDA runtime version", "the CUDA driver does not serve", "nvidia-smi"),
+        (
+            "CUDA driver version is insufficient for CUDA runtime version",
+            "the CUDA driver does not serve",
+            "nvidia-smi",
+        ),
         ("IBuilder::buildSerializedNetwork: Error Code 9: Mystery (In frob at /_src/x.cpp:1)", "Mystery", None),
     ],
 )
@@ -238,9 +243,7 @@ def test_rtx_needs_no_device_and_reads_its_layers_from_the_log(graph: Path, inst
         build_engine(graph, EngineOptions(targets=("sm_86",)))
 
 
-def test_turing_among_other_targets_is_warned_of(
-    graph: Path, install: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_turing_among_other_targets_is_warned_of(graph: Path, install: Any, caplog: pytest.LogCaptureFixture) -> None:
     install("rtx-1.7.1.116", Script(plan=None), None)
     with caplog.at_level(logging.WARNING, "twins_trt"), pytest.raises(BuildError):
         build_engine(graph, EngineOptions(targets=("sm_86", "sm_75")))

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from engine_graphs import attention, linear, save
 from onnx import TensorProto, helper, numpy_helper
+
 from twins_trt.builders.engine import Port, read_header
 from twins_trt.errors import BuildError
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from twins_trt.builders.engine.log import BuildLog
 from twins_trt.builders.engine.progress import BuildState, watch
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 from engine_graphs import BLOCK, attention, linear, single
 from onnx import TensorProto
+
 from twins_trt.builders.audit import audit_layers, check_fused, main
 from twins_trt.builders.engine import BuiltEngine, EngineOptions, build, build_engine, describe, load, process_logger
 from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
@@ -119,9 +120,7 @@ def test_a_target_it_lacks_is_refused(tmp_path: Path) -> None:
 
 def test_settings_it_takes_and_a_timing_cache_it_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = tmp_path / "timing.cache"
-    options = EngineOptions(
-        targets=("sm_86",), workspace_mib=64, optimization_level=1, timing_cache=str(cache)
-    )
+    options = EngineOptions(targets=("sm_86",), workspace_mib=64, optimization_level=1, timing_cache=str(cache))
     with caplog.at_level(logging.WARNING, "twins_trt"):
         build_engine(attention(tmp_path / "graph.onnx"), options)
     assert "never times kernels" in caplog.text and not cache.exists()

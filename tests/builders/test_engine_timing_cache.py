@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from twins_trt.builders.engine.timing_cache import CacheKey, cache_path, read_cache, write_cache
 from twins_trt.errors import UsageError
 
@@ -24,9 +25,7 @@ def test_what_is_written_is_read_and_nothing_is_left_over(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("field", ["flavour", "version", "target", "device"])
-def test_a_cache_of_something_else_is_left_unread(
-    field: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cache_of_something_else_is_left_unread(field: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "timing.cache"
     write_cache(path, KEY, lambda _: b"measured")
     other = replace(KEY, **{field: "other"})
@@ -60,7 +59,7 @@ def test_a_folder_keeps_one_file_per_device(tmp_path: Path) -> None:
         "tensorrt-10.3.0-sm_87-NVIDIA_A_B_x_.cache"
     )
     assert cache_path(str(tmp_path / "mine"), KEY) == tmp_path / "mine"
-    with pytest.raises(UsageError, match="folder .*absent does not exist"):
+    with pytest.raises(UsageError, match=r"folder .*absent does not exist"):
         cache_path(str(tmp_path / "absent" / "mine"), KEY)
 
 

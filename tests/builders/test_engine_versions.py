@@ -10,6 +10,7 @@ from types import ModuleType
 
 import fake_tensorrt
 import pytest
+
 from twins_trt.builders.engine import versions
 from twins_trt.builders.engine.device import Device
 from twins_trt.builders.engine.options import EngineOptions
