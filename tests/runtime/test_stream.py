@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -145,7 +146,7 @@ def test_ctrl_c_interrupts_the_wait_for_a_camera(make_bundle: MakeBundle, pictur
 
     def camera() -> Iterator[UInt8Array]:
         yield picture(24, 32)
-        threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,)).start()
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         answer.wait(30)
 
     frames = Segmenter(make_bundle()).stream(camera(), depth=1)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.data.images import IMAGE_SUFFIXES
 from twins_trt.errors import ImageError, MissingDependencyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 UInt8Array = npt.NDArray[np.uint8]
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
