@@ -93,7 +93,8 @@ class Logits(torch.nn.Module):
         self.segmentor = segmentor
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.segmentor._forward(image)
+        forward: Any = self.segmentor._forward
+        return forward(image)
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -140,16 +141,18 @@ def main() -> int:
         segmentor.load_state_dict({key: value.float() for key, value in loaded.get("state_dict", loaded).items()})
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.model}.onnx"
+    export: Any = torch.onnx.export  # which arguments it takes depends on the exporter
+    dynamo = arguments.exporter == "dynamo"
     with torch.no_grad():
-        torch.onnx.export(
+        export(
             Logits(segmentor),
             (torch.zeros(1, 3, height, width),),
             str(path),
-            dynamo=arguments.exporter == "dynamo",
+            dynamo=dynamo,
             opset_version=arguments.opset,
             input_names=["image"],
             output_names=["logits"],
-            **({"external_data": False} if arguments.exporter == "dynamo" else {}),
+            **({"external_data": False} if dynamo else {}),
         )
     model = onnx.load(path)
     how = {
