@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from twins_trt.errors import TwinsError, UnfusedAttentionError
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
 # Softmax outside of one, spelled out in primitive operations: maximum, subtract, exponential, sum.
 _SOFTMAX = re.compile(r"MaxrSubExp|Softmax", re.IGNORECASE)
-# Entries of a layer list that launch nothing on the GPU: shape arithmetic on the host, and stream synchronisation.
-_HOST = frozenset({"shape_call", "noop", "no-op", "signal", "wait"})
+# Entries of a layer list that are no kernels: shape arithmetic of dynamic sizes, and stream synchronisation.
+_NO_KERNELS = frozenset({"shape_call", "shapehosttodevice", "noop", "no-op", "signal", "wait"})
+_SIZES = 16  # values; shape arithmetic handles no more at once
 # Kernels without a matrix product, convolution, pooling or resize; "kgen" is the compiler back end's own generator.
 _GENERATED = frozenset(
     {"kgen", "reformat", "pointwise", "pointwisev2", "elementwise", "shuffle", "slice", "copy", "cast", "concatenation"}
@@ -116,6 +118,15 @@ def is_fused_attention(layer: Layer) -> bool:
     return bool(_FUSED.search(layer.name) or _FUSED.search(layer.tactic))
 
 
+def is_kernel(layer: Layer) -> bool:
+    """Whether the layer is work of the GPU: not so for what only computes the sizes of a dynamic graph."""
+    if layer.type in _NO_KERNELS:
+        return False
+    tensors = (*layer.inputs, *layer.outputs)
+    sizes = all(tensor.dtype in ("int64", "int32") and prod(tensor.shape) in range(_SIZES + 1) for tensor in tensors)
+    return bool(layer.tactic or layer.nodes or not tensors or not sizes)
+
+
 def is_copy(layer: Layer) -> bool:
     """Whether the layer is a generated kernel that computes nothing."""
     if layer.type not in _GENERATED or is_fused_attention(layer):
@@ -149,7 +160,7 @@ def audit_layers(layers: Sequence[Layer], *, expected_attentions: int | None = N
     `layers`: as `build_engine` returns them. `expected_attentions`: the graph's own count (its metadata
     `twins_trt.attentions`); None when it is not known.
     """
-    launched = [layer for layer in layers if layer.type not in _HOST]
+    launched = [layer for layer in layers if is_kernel(layer)]
     unfused: dict[str, bool] = {}
     for layer in launched:
         if is_fused_attention(layer):

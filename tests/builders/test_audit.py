@@ -95,6 +95,25 @@ def test_a_node_called_mha_does_not_count_as_fused() -> None:
     assert audit_layers((layer,)).attentions == 0
 
 
+def test_arithmetic_on_sizes_is_no_kernel() -> None:
+    size, sizes = Tensor("hvar", (1,), "int64"), Tensor("many", (-1,), "int64")
+    layers = (
+        Layer("[ShapeHostToDeviceCopy 0]", "shapehosttodevice", (), (size, size)),
+        Layer("__mye1", "reshape", (), (size,)),
+        Layer("cast_hvar", "cast", (size,), (size,)),
+        Layer("__mye_0", "shape_call"),
+    )
+    assert audit_layers(layers).kernels == 0
+    # The same kinds are kernels when they handle activations, come from the graph, or have a tactic.
+    for layer in (
+        Layer("cast", "cast", (size,), (half("x", 1),)),
+        Layer("cast", "cast", (size,), (sizes,)),
+        Layer("cast", "cast", (size,), (size,), nodes=("stages.0.blocks.0.attn/cast",)),
+        Layer("cast", "cast", (size,), (size,), tactic="0x1"),
+    ):
+        assert audit_layers((layer,)).kernels == 1
+
+
 def test_dynamic_extents_are_said() -> None:
     layer = Layer("fc", "gemm", (half("x", -1, 64),), (half("y", -1, 64),))
     audit = audit_layers((layer,))
