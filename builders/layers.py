@@ -68,7 +68,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the values; a dynamic dimension counts as one, an unknown data type as one byte a value."""
-        return (prod(max(1, extent) for extent in self.shape) * _BITS.get(self.dtype, 8) + 7) // 8
+        return (prod(extent if extent >= 0 else 1 for extent in self.shape) * _BITS.get(self.dtype, 8) + 7) // 8
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "format": self.format}

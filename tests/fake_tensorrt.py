@@ -31,13 +31,15 @@ class Script:
     """What happens in a simulated parse and build.
 
     `plan`: the plan; None for a build that fails. `parse_errors`: (description, node name, operator) of a parse that
-    fails. `messages`: (severity name, text) logged while building. `layers`: the engine's layers, as inspector JSON.
+    fails. `parse_messages`, `messages`: (severity name, text) logged while parsing and while building. `layers`: the
+    engine's layers, as inspector JSON. `layer_log`: the list that TensorRT-RTX prints instead.
     `phases`: (name, parent or None, steps) the monitor is told of, one after another. `during`: called at every step.
     `network`: (layer type name, data type name of its output) of every layer of the parsed network.
     """
 
     plan: bytes | None = b"plan"
     parse_errors: Sequence[tuple[str, str, str]] = ()
+    parse_messages: Sequence[tuple[str, str]] = ()
     messages: Sequence[tuple[str, str]] = ()
     layers: Sequence[Any] = ()
     layer_log: str = ""
@@ -215,6 +217,8 @@ def _parse_from_file(self: Any, path: str) -> bool:
     module, script = self._module, self._module.script
     if "EXPLICIT_BATCH" in module.NetworkDefinitionCreationFlag.__members__ and module.__version__.startswith("8."):
         assert self._network._flags & 1, "8.x parses ONNX into explicit-batch networks only"
+    for severity, text in script.parse_messages:
+        _say(module, self._logger, severity, text)
     for description, node, _ in script.parse_errors:
         _say(module, self._logger, "ERROR", f"While parsing node {node}: {description}")
     self._network._layers = [_layer(module, kind, dtype) for kind, dtype in script.network]

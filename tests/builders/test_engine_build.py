@@ -15,6 +15,8 @@ from onnx import helper
 
 from twins_trt.builders.engine import EngineOptions, build, build_engine
 from twins_trt.builders.engine.device import Device
+from twins_trt.builders.engine.log import capture, process_logger
+from twins_trt.builders.engine.timing_cache import CacheKey, read_cache, write_cache
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 
 ON_DEVICE = ("8.6.1", "10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106")
@@ -131,11 +133,22 @@ def test_a_parse_error_names_the_node(version: str, graph: Path, install: Any) -
     assert where in caught.value.cause and f"TensorRT {version}" in caught.value.cause
 
 
-def test_an_opset_beyond_the_version_is_named_when_parsing_fails(tmp_path: Path, install: Any) -> None:
-    install("8.6.1", Script(parse_errors=(("no importer", "block/gelu", "Gelu"),)))
-    with pytest.raises(BuildError, match=r"up to opset 17, and graph\.onnx has opset 20") as caught:
-        build_engine(attention(tmp_path / "graph.onnx", opset=20), EngineOptions(flavour="tensorrt"))
-    assert caught.value.fix == "export again with --opset 17"
+@pytest.mark.parametrize(
+    ("version", "opset", "most", "fix"),
+    [("8.6.1", 20, 17, "17"), ("10.3.0", 21, 20, "20"), ("10.13.3.9", 25, 24, "20"), ("10.3.0", 20, None, None)],
+)
+def test_an_opset_beyond_the_version_is_named_when_parsing_fails(
+    version: str, opset: int, most: int | None, fix: str | None, tmp_path: Path, install: Any
+) -> None:
+    install(version, Script(parse_errors=(("no importer", "block/gelu", "Gelu"),)))
+    with pytest.raises(BuildError, match="no importer") as caught:
+        build_engine(attention(tmp_path / "graph.onnx", opset=opset), EngineOptions(flavour="tensorrt"))
+    words = (
+        f"up to opset {most}, and graph.onnx has opset {opset}" if most else "cannot read graph.onnx: node block/gelu"
+    )
+    assert words in caught.value.cause
+    # Exports stop at 20, the last opset without the Attention operator in sight.
+    assert caught.value.fix == (f"export again with --opset {fix}" if fix else "export the graph again at opset 17")
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.13.3.9"])
@@ -199,7 +212,9 @@ def test_a_failed_build_says_why_and_what_mends_it(
 def test_errors_of_a_build_that_succeeds_are_passed_on(
     graph: Path, install: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    install("10.3.0", Script(layers=LAYERS, messages=(("ERROR", "tactic 17 failed"), ("WARNING", "slow"))))
+    parsing = (("ERROR", "one importer gave up, the next did not"),)
+    building = (("ERROR", "tactic 17 failed"), ("WARNING", "slow"))
+    install("10.3.0", Script(layers=LAYERS, parse_messages=parsing, messages=building))
     with caplog.at_level(logging.WARNING, "twins_trt"):
         assert build_engine(graph, EngineOptions(flavour="tensorrt")).plan == b"plan"
     assert [record.message for record in caplog.records] == [
@@ -336,6 +351,77 @@ def test_the_timing_cache_is_kept_merged_and_told_apart(
         build_engine(graph, options)
     assert "refuses timing cache" in caplog.text
     assert [given[1] for given in calls(module, "set_timing_cache")] == [False, False]
+
+
+def test_what_another_build_added_to_the_timing_cache_meanwhile_is_kept(
+    graph: Path, install: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "timing.cache"
+    key = CacheKey("tensorrt", "10.3.0", "sm_87", "Orin")
+
+    def other() -> None:
+        write_cache(path, key, lambda _: b"theirs")
+
+    install("10.3.0", Script(layers=LAYERS, phases=(("Building engine", None, 1),), during=other))
+    build_engine(graph, EngineOptions(flavour="tensorrt", timing_cache=str(path)))
+    assert read_cache(path, key) == b"theirs+measured"
+
+
+def test_one_build_at_a_time_has_the_log() -> None:
+    import threading
+
+    module = fake_tensorrt.fake_module("10.3.0")
+    order: list[str] = []
+
+    def second() -> None:
+        with capture(module) as (logger, log):
+            logger.log(module.ILogger.Severity.ERROR, "second")
+            order.append(f"second saw {log.errors}")
+
+    with capture(module) as (logger, first):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.1)
+        logger.log(module.ILogger.Severity.ERROR, "first")
+        order.append(f"first saw {first.errors}")
+    thread.join()
+    assert order == ["first saw ['first']", "second saw ['second']"]
+    # Messages after a build, of runtimes for instance, belong to none.
+    process_logger(module).log(module.ILogger.Severity.ERROR, "late")
+    assert first.errors == ["first"] and process_logger(module) is logger
+
+
+def test_a_logger_that_fails_inside_the_compiler_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_tensorrt.fake_module("10.3.0")
+    with capture(module) as (logger, log):
+        monkeypatch.setattr(log, "record", None)
+        logger.log(module.ILogger.Severity.ERROR, "nobody listens")
+    assert log.errors == []
+
+
+@pytest.mark.parametrize("fails_at", [None, "cuInit", "cuDeviceGetAttribute"])
+def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twins_trt.builders.engine import device
+
+    class Driver:
+        def __getattr__(self, name: str) -> Any:
+            def call(*given: Any) -> int:
+                if name == "cuDeviceGetName":
+                    given[0].value = b"Orin"
+                if name == "cuDeviceGetAttribute":
+                    given[0]._obj.value = {75: 8, 76: 7}[given[1]]
+                return 100 if name == fails_at else 0
+
+            return call
+
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver())
+    assert device.current_device() == (ORIN if fails_at is None else None)
+
+    def absent(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(device.ctypes, "CDLL", absent)
+    assert device.current_device() is None
 
 
 def test_options_a_flavour_does_not_know_never_reach_a_compiler() -> None:
