@@ -1,0 +1,129 @@
+"""Scoring a bundle over a data set, with what its masks owe to resizing said beside the scores."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twins_trt.data import Dataset
+from twins_trt.data.images import UInt8Array
+from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.evaluation import EvalResult, evaluate_masks, input_size
+from twins_trt.evaluation.evaluate import Observe, Progress
+from twins_trt.runtime.bundle import Bundle
+from twins_trt.runtime.engines import EngineSettings
+from twins_trt.runtime.fitting import FitMode, fit_size
+from twins_trt.runtime.segmenter import Segmenter
+
+log = logging.getLogger("twins_trt")
+
+
+@dataclass(frozen=True)
+class BundleScore:
+    """The result and how it came about.
+
+    engine: the kind that ran. resized: how many images did not have the graph's size. exact: whether the masks are what
+    mmsegmentation's test pipeline gives of this graph; if not, `notes` says why.
+    """
+
+    result: EvalResult
+    engine: str
+    resized: int
+    exact: bool
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {
+            **self.result.to_json(),
+            "engine": self.engine,
+            "resized_images": self.resized,
+            "exact": self.exact,
+            "notes": list(self.notes),
+        }
+
+
+def score_bundle(
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    engine: str = "auto",
+    fit: FitMode = "stretch",
+    preprocessing: Preprocessing | None = None,
+    settings: EngineSettings | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    observe: Observe | None = None,
+) -> BundleScore:
+    """Scores a bundle as it runs: through a `Segmenter`, one image at a time, at the images' own sizes.
+
+    engine, fit, settings: as `Segmenter` takes them. preprocessing: in place of the bundle's own, of which a graph of
+    dynamic size follows the test scale. The rest is as in `evaluate_masks`.
+
+    A graph of fixed size gives an image of that very size its exact mask. Any other image is resized on the way in, and
+    its mask (or its logits, where the graph gives them) on the way out. A graph of dynamic size runs mmsegmentation's
+    pipeline; where that resizes, only logits can be resized as it does, a mask is an approximation.
+    Raises as `evaluate_masks` and `Segmenter` do.
+    """
+    if preprocessing is not None:
+        bundle = replace(bundle, manifest=replace(bundle.manifest, preprocessing=preprocessing))
+    manifest = bundle.manifest
+    _compare_class_names(manifest.classes, dataset)
+    resized = outside = 0
+    with Segmenter(bundle, engine, fit=fit, settings=settings) as segmenter:
+
+        def predict(image: UInt8Array) -> UInt8Array:
+            nonlocal resized, outside
+            placed = fit_size((image.shape[0], image.shape[1]), manifest, fit)
+            resized += placed.canvas != placed.original
+            outside += placed.canvas != input_size(placed.original, manifest.preprocessing)
+            return segmenter(image).mask
+
+        result = evaluate_masks(
+            predict,
+            dataset,
+            name=str(bundle.path),
+            mode="whole",
+            num_classes=manifest.num_classes,
+            limit=limit,
+            workers=workers,
+            progress=progress,
+            observe=observe,
+        )
+        ran = segmenter.engine.name
+    result = replace(result, preprocessing=manifest.preprocessing)
+    notes, exact = _notes(bundle, resized, outside, fit)
+    return BundleScore(result, ran, resized, exact, notes)
+
+
+def _notes(bundle: Bundle, resized: int, outside: int, fit: FitMode) -> tuple[tuple[str, ...], bool]:
+    manifest, notes, exact = bundle.manifest, [], True
+    if manifest.source.seeded:
+        notes.append("random weights: the scores mean nothing")
+    if outside:
+        exact = False
+        size = "the profile's sizes" if manifest.size is None else "{}x{} ({})".format(*manifest.size, fit)
+        notes.append(
+            f"{outside} images were resized to the graph's limits, {size}, instead of as mmsegmentation's test "
+            "pipeline would"
+        )
+    if resized and manifest.output("logits") is None:
+        exact = False
+        notes.append(
+            "masks were resized to the images by the nearest pixel, where mmsegmentation resizes logits: "
+            "a bundle built with --outputs logits is scored as mmsegmentation scores"
+        )
+    return tuple(notes), exact
+
+
+def _compare_class_names(trained: tuple[str, ...], dataset: Dataset) -> None:
+    """Warn when the names differ: the same number of classes in another order scores as nonsense."""
+
+    def plain(names: tuple[str, ...]) -> list[str]:
+        return ["".join(letter for letter in name.lower() if letter.isalnum()) for name in names]
+
+    generic = all(name == f"class {index}" for index, name in enumerate(trained))
+    if len(trained) == len(dataset.classes) and not generic and plain(trained) != plain(dataset.classes):
+        log.warning("the bundle's classes %s are not %s's %s", trained, dataset.source, dataset.classes)

@@ -1,0 +1,185 @@
+"""The command line. Every command is a module with EXAMPLE, `configure(parser)` and `run(arguments, console)`.
+
+Exit codes: 0 done, 1 error, 2 usage, 3 gate failed, 4 the environment lacks something, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from twins_trt.cli.console import Console, LogHandler, dump_json
+from twins_trt.cli.parsing import nearest, new_parser, unknown_options
+from twins_trt.errors import MissingDependencyError, TwinsError, UsageError, missing
+from twins_trt.version import __version__
+
+# What each is for; the modules are imported one at a time, so that --help is instant.
+COMMANDS = {
+    "models": "list the models, with what was published for each",
+    "fetch": "download a model's published ADE20K weights, resumed and checked",
+    "convert": "convert weights between the official Twins repository and mmsegmentation",
+    "export": "write a model as an ONNX graph",
+    "build": "build a bundle: graph, engines and audit",
+    "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
+    "predict": "segment images with a bundle: masks and overlays as PNG",
+    "inspect": "say what a bundle, an ONNX graph or a checkpoint is",
+    "doctor": "look at this machine: packages, compilers, GPU, and which commands work",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+# Import name -> distribution and the extra that brings it, for modules that import a package at their top.
+_EXTRAS = {
+    "torch": ("torch", "build"),
+    "onnx": ("onnx", "build"),
+    "onnx_graphsurgeon": ("onnx-graphsurgeon", "build"),
+    "cv2": ("opencv-python-headless", "build"),
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "rtx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+}
+
+log = logging.getLogger("twins_trt")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (by default the process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _forgive_odd_names()
+    verbose = sum(word.count("v") for word in words if word in ("-v", "-vv", "-vvv")) + words.count("--verbose")
+    console = Console(as_json="--json" in words)
+    with _logging_to(console, verbose), _termination_as_exit():
+        try:
+            code = _dispatch(words, console)
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
+            return code
+        except SystemExit as error:  # argparse after --help, and SIGTERM
+            return error.code if isinstance(error.code, int) else 0
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more at its end, which must not complain.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except KeyboardInterrupt:
+            console.note("interrupted")
+            return INTERRUPTED
+        except Exception as error:
+            return _report(_typed(error, words), error, console, verbose=verbose > 0)
+
+
+def _dispatch(words: list[str], console: Console) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else UsageError.exit_code
+    if words[0] == "--version":
+        print(f"twins-trt {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        near = nearest(name, COMMANDS)
+        kind = "option" if name.startswith("-") else "command"
+        raise UsageError(f"there is no {kind} {name!r}", f"use one of: {', '.join(near or COMMANDS)}")
+    command = importlib.import_module(f"twins_trt.cli.{name}")
+    parser = new_parser(f"twins-trt {name}", summary=COMMANDS[name], example=command.EXAMPLE)
+    command.configure(parser)
+    arguments, extra = parser.parse_known_args(words[1:])
+    if extra:
+        raise unknown_options(parser, extra)
+    return int(command.run(arguments, console))
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: twins-trt COMMAND [OPTIONS]",
+            "",
+            "Twins segmentation models as TensorRT engines.",
+            "",
+            *lines,
+            "",
+            "twins-trt COMMAND -h shows a command's options and an example; twins-trt --version the version.",
+            "Exit codes: 0 done, 1 error, 2 usage, 3 gate failed, 4 the environment lacks something.",
+        ]
+    )
+
+
+def _typed(error: Exception, words: list[str]) -> TwinsError:
+    """Any exception as one of this package's errors."""
+    if isinstance(error, TwinsError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in _EXTRAS:
+        distribution, extra = _EXTRAS[package]
+        return missing(distribution, extra=extra, purpose=f"twins-trt {words[0]}")
+    if isinstance(error, ImportError):
+        return MissingDependencyError(f"a package cannot be loaded: {error}", "twins-trt doctor shows which, and why")
+    if isinstance(error, MemoryError):
+        return TwinsError("out of memory", "close other programs, or use a smaller --size or --batch")
+    if isinstance(error, OSError) and error.filename is not None:
+        return TwinsError(f"{error.filename}: {error.strerror}", "check the path, its permissions and the free space")
+    lines = str(error).strip().splitlines()
+    said = f": {lines[0]}" if lines else ""
+    return TwinsError(
+        f"unexpected {type(error).__name__}{said}",
+        "this is a bug: run it again with -v, and report what it prints together with twins-trt doctor --json",
+    )
+
+
+def _report(error: TwinsError, original: Exception, console: Console, *, verbose: bool) -> int:
+    if verbose and error is not original:
+        import traceback
+
+        console.note("".join(traceback.format_exception(original)).rstrip())
+    console.note(f"error: {error}")
+    if console.as_json:
+        print(dump_json({"error": error.cause, "fix": error.fix}))
+    return error.exit_code
+
+
+@contextlib.contextmanager
+def _logging_to(console: Console, verbose: int) -> Iterator[None]:
+    """The package's log on stderr for as long as a command runs."""
+    handler, level = LogHandler(console), log.level
+    log.addHandler(handler)
+    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    try:
+        yield
+    finally:
+        console.clear()
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """SIGTERM unwinds the stack like an exception, so that half-written files are removed as on Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _forgive_odd_names() -> None:
+    """File names may hold bytes that the terminal's encoding lacks: shown escaped, never a reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,167 @@
+"""`twins-trt inspect`: what a bundle, a graph or a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from twins_trt.cli.console import Console, megabytes, table
+from twins_trt.errors import BundleError, UsageError
+
+EXAMPLE = "twins-trt inspect x.bundle\n  twins-trt inspect graph.onnx --json\n  twins-trt inspect checkpoint.pth"
+
+_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """PATH, --no-verify."""
+    parser.add_argument("path", metavar="PATH", help="a bundle, a graph (.onnx) or a checkpoint (.pth, .safetensors)")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare a bundle's files with their sha256")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Say what one path is."""
+    path = Path(arguments.path)
+    if path.name == "manifest.json":
+        path = path.parent
+    if path.is_dir() or path.suffix == ".bundle":
+        value, text = _bundle(path, verify=not arguments.no_verify)
+    elif path.suffix.lower() in _ENGINE_SUFFIXES:
+        raise UsageError(
+            f"{path} is an engine, which only its compiler's runtime can read", "inspect the bundle that it lies in"
+        )
+    elif path.suffix.lower() == ".onnx":
+        value, text = _graph(path)
+    else:
+        value, text = _checkpoint(path)
+    console.result(value, text)
+    return 0
+
+
+def _bundle(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
+    from twins_trt.builders.audit import Audit
+    from twins_trt.runtime import open_bundle
+
+    bundle = open_bundle(path, verify=verify)
+    manifest, source = bundle.manifest, bundle.manifest.source
+    audits = bundle.read_json("audit.json")
+    weights = "random (seeded): its masks mean nothing" if source.seeded else f"{source.checkpoint} {source.sha256}"
+    rows = [
+        ("bundle", str(path)),
+        ("model", f"{manifest.model}, {manifest.num_classes} classes, padding {manifest.padding}"),
+        ("weights", weights),
+        ("graph", f"{manifest.precision}, opset {manifest.opset}"),
+        *(("input", str(spec)) for spec in manifest.inputs),
+        *(("output", str(spec)) for spec in manifest.outputs),
+        *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
+        ("gate", manifest.gate),
+        *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
+        ("classes", ", ".join(manifest.classes)),
+        ("created", manifest.created),
+        ("tools", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+        ("rebuild", manifest.rebuild),
+        *(("file", f"{entry.path}  {megabytes(entry.size)}") for entry in manifest.files),
+    ]
+    text = _rows(rows)
+    for entry in [] if audits is None else audits["engines"]:
+        try:
+            text += f"\n\naudit of {entry['file']}\n{Audit.from_json(entry['audit']).table()}"
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{path}: audit.json cannot be read: {error!r}", manifest.rebuild) from error
+    value = {"kind": "bundle", "path": str(path), "verified": verify, "manifest": manifest.to_json(), "audit": audits}
+    return value, text
+
+
+def _graph(path: Path) -> tuple[dict[str, Any], str]:
+    from twins_trt.builders.engine import read_header
+    from twins_trt.runtime.codec import encode
+
+    header = read_header(path)
+    info = json.loads(header.metadata.get("twins_trt.info", "null"))
+    rows = [("graph", f"{path}, {megabytes(path.stat().st_size)}, by {header.producer or 'an unnamed exporter'}")]
+    if info is None:
+        rows.append(("model", "not known: twins-trt did not export it"))
+    else:
+        rows.append(("model", f"{info['model']}, {info['num_classes']} classes, padding {info['padding']}"))
+        rows.append(("precision", info["options"]["precision"]))
+        rows.append(("attentions", str(info["attentions"])))
+        rows.append(("float32 in it", f"{len(info['islands'])} nodes" if info["islands"] else "-"))
+    rows += [("opset", str(header.opset)), ("weights", ", ".join(sorted(header.weight_dtypes)))]
+    for kind, ports in (("input", header.inputs), ("output", header.outputs)):
+        rows += [(kind, f"{p.name} {p.dtype} [{', '.join(map(str, p.shape))}]") for p in ports]
+    nodes = sum(header.operators.values())
+    rows.append(("operators", f"{nodes}: " + ", ".join(f"{count} {name}" for name, count in header.operators.items())))
+    value = {
+        "kind": "graph",
+        "path": str(path),
+        "size": path.stat().st_size,
+        "info": info,
+        "header": {**encode(header), "weight_dtypes": sorted(header.weight_dtypes)},
+    }
+    return value, _rows(rows)
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:
+    from twins_trt.models.checkpoint import identify, identify_backbone, read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    state, meta = checkpoint.state_dict, checkpoint.meta
+    whole, backbone = identify(state), identify_backbone(state)
+    parameters = sum(value.numel() for value in state.values() if value.is_floating_point())
+    official = any(key.removeprefix("backbone.").startswith("blocks.") for key in state)
+    if whole is not None:
+        what = f"{whole[0]}, {whole[1]} classes"
+    elif backbone is not None:
+        what = f"the backbone twins_{'-'.join(backbone)}, {'official' if official else 'mmsegmentation'} key names"
+    else:
+        what = "none of the zoo's models"
+    plain = {key: value for key, value in meta.raw.items() if not isinstance(value, (list, dict))}
+    rows = [
+        ("checkpoint", f"{path}, {megabytes(path.stat().st_size)}"),
+        ("holds", what),
+        ("tensors", f"{len(state)}, {parameters / 1e6:.2f} M values"),
+        ("sha256", checkpoint.sha256),
+        ("classes", ", ".join(meta.classes) if meta.classes else "not named"),
+        *(("meta", f"{key}: {_short(value)}") for key, value in plain.items()),
+    ]
+    value = {
+        "kind": "checkpoint",
+        "path": str(path),
+        "size": path.stat().st_size,
+        "model": None if whole is None else whole[0],
+        "num_classes": None if whole is None else whole[1],
+        "backbone": None if backbone is None else "-".join(backbone),
+        "keys": "official" if official else "mmseg",
+        "tensors": len(state),
+        "parameters": parameters,
+        "sha256": checkpoint.sha256,
+        "classes": None if meta.classes is None else list(meta.classes),
+        "palette": None if meta.palette is None else [list(colour) for colour in meta.palette],
+        "meta": _finite(meta.raw),
+    }
+    return value, _rows(rows)
+
+
+def _rows(rows: list[tuple[str, str]]) -> str:
+    """Two columns, a repeated name shown once."""
+    shown = [("" if i and rows[i - 1][0] == name else name, text) for i, (name, text) in enumerate(rows)]
+    return table([(name, text) for name, text in shown])
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # it came out of a file
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _finite(value: Any) -> Any:
+    """The same with NaN and infinities as None: a checkpoint's meta may hold them, JSON may not."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value

@@ -1,0 +1,161 @@
+"""Command lines: one parser class, the options that commands share, and texts such as sizes turned into values."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+from twins_trt.errors import UsageError
+
+if TYPE_CHECKING:
+    from twins_trt.builders.export import ExportOptions, Range
+
+LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are this package's, so that they print and exit as all the others do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} -h")
+
+
+def new_parser(prog: str, *, summary: str, example: str) -> Parser:
+    """The parser of one command, with the options that every command has."""
+    parser = Parser(
+        prog=prog,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more on stderr; -vv: everything")
+    return parser
+
+
+def unknown_options(parser: Parser, extra: list[str]) -> UsageError:
+    """The error for arguments that a command does not have, with the options that are spelled alike."""
+    known = [text for action in parser._actions for text in action.option_strings]
+    near = nearest(extra[0].partition("=")[0].lstrip("-"), [text.lstrip("-") for text in known])
+    what = "option" if extra[0].startswith("-") else "argument"
+    hint = f"did you mean --{near[0]}? " if near and what == "option" else ""
+    return UsageError(f"{parser.prog} has no {what} {extra[0]!r}", f"{hint}{parser.prog} -h lists them")
+
+
+def nearest(word: str, words: Iterable[str]) -> list[str]:
+    """At most three of `words` that are spelled like `word`, the nearest first."""
+    return difflib.get_close_matches(word, list(words), n=3, cutoff=0.6)
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Which weights: --checkpoint, --seeded, --num-classes, --padding."""
+    group = parser.add_argument_group("weights", "by default the published ones, if they were fetched before")
+    group.add_argument("--checkpoint", metavar="FILE", help="an mmsegmentation checkpoint of this model")
+    group.add_argument("--seeded", action="store_true", help="random weights, the same on every machine; marked so")
+    group.add_argument("--num-classes", type=int, metavar="N", help="default: what the checkpoint has")
+    group.add_argument(
+        "--padding",
+        default="parity",
+        metavar="{parity,masked}",
+        help="parity (default): mmsegmentation's own treatment of padded keys; masked: they never take part",
+    )
+
+
+def add_graph_options(parser: argparse.ArgumentParser) -> None:
+    """What graph: --size, --batch, --precision, --opset, --input, --outputs, --upernet-levels."""
+    group = parser.add_argument_group("graph")
+    group.add_argument(
+        "--size",
+        metavar="HxW",
+        help="pixels: 512x512, 512, or MIN:OPT:MAX for each side of a dynamic size; default: what it was trained at",
+    )
+    group.add_argument("--batch", default="1", metavar="N", help="images at once: 1 (default), 8, or MIN:OPT:MAX")
+    group.add_argument("--precision", metavar="{fp32,fp16}", help="default: fp16 for GPUs, fp32 for the CPU")
+    group.add_argument("--opset", type=int, default=17, metavar="{17..20}", help="ONNX operator set; default 17")
+    group.add_argument(
+        "--input",
+        default="uint8",
+        metavar="{uint8,float32}",
+        help="uint8 [N,H,W,3] RGB, normalised inside (default), or float32 [N,3,H,W]",
+    )
+    group.add_argument(
+        "--outputs", default="mask", metavar="{mask,logits}", help="mask (default), logits, or mask,logits"
+    )
+    group.add_argument(
+        "--upernet-levels", type=int, metavar="{0..3}", help="coarse levels that UPerNet convolves at their own size"
+    )
+
+
+def graph_options(
+    arguments: argparse.Namespace, *, forms: str, precision: str, crop_size: tuple[int, int]
+) -> ExportOptions:
+    """The export that the options of `add_graph_options` describe.
+
+    forms, precision, crop_size: used where the command line leaves them open. Raises `UsageError`.
+    """
+    from twins_trt.builders.export import ExportOptions
+
+    height, width = crop_size if arguments.size is None else parse_size(arguments.size)
+    return ExportOptions(
+        height=height,
+        width=width,
+        batch=parse_batch(arguments.batch),
+        precision=arguments.precision or precision,
+        opset=arguments.opset,
+        input=arguments.input,
+        outputs=split_list(arguments.outputs),
+        forms=forms,
+        upernet_levels=arguments.upernet_levels,
+    )
+
+
+def parse_size(text: str) -> tuple[int | Range, int | Range]:
+    """(height, width) of `512x384`, `512`, or with MIN:OPT:MAX in place of a number. Raises `UsageError`."""
+    sides = [_dimension(part) for part in re.split("[x×]", text.strip().lower())]
+    if len(sides) > 2 or None in sides:
+        raise UsageError(
+            f"{text!r} is not a size", "write HxW in pixels, such as 512x512, or 256:512:1024x256:512:2048"
+        )
+    height, width = (sides[0], sides[-1])
+    assert height is not None and width is not None  # checked above
+    for side in (height, width):
+        if (side if isinstance(side, int) else side.max) > LARGEST_SIDE:
+            raise UsageError(f"{text!r} has a side of more than {LARGEST_SIDE} pixels", "give a smaller --size HxW")
+    return height, width
+
+
+def parse_batch(text: str) -> int | Range:
+    """`1`, `8` or `MIN:OPT:MAX`. Raises `UsageError`."""
+    batch = _dimension(text.strip())
+    if batch is None:
+        raise UsageError(f"{text!r} is not a batch", "write how many images, such as 1, or 1:4:16")
+    return batch
+
+
+def parse_test_scale(text: str | None) -> tuple[int, int] | None:
+    """(long, short) of `2048x512`; None for None and `none`. Raises `UsageError`."""
+    if text is None or text.lower() == "none":
+        return None
+    parts = re.split("[x×]", text.strip().lower())
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{text!r} is not a test scale", "write LONGxSHORT in pixels, such as 2048x512, or none")
+    return max(map(int, parts)), min(map(int, parts))
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The words of `a,b`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _dimension(text: str) -> int | Range | None:
+    from twins_trt.builders.export import Range
+
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+        return None
+    values = [int(part) for part in parts]
+    return values[0] if len(values) == 1 else Range(*values)

@@ -1,0 +1,66 @@
+"""Weights from a tensor's own name: the same bits on every machine, so that a build without a checkpoint repeats."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+# LayerNorms start at 1 and so do these; a spread keeps a channel from being mistaken for another.
+_NORM_SPREAD = 0.1
+_BIAS_SPREAD = 0.02
+
+
+def seed_weights(model: nn.Module) -> None:
+    """Fills every parameter and buffer of `model` with `seeded_array`, in place. Its `meta` is left alone."""
+    import torch
+
+    state = model.state_dict()
+    model.load_state_dict({key: torch.from_numpy(seeded_array(key, tuple(state[key].shape))) for key in state})
+
+
+def seeded_state_dict(like: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """`seeded_array` for every key and shape of `like`."""
+    return {key: seeded_array(key, tuple(value.shape)) for key, value in like.items()}
+
+
+def seeded_array(key: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The tensor called `key`: float32, or int64 for a batch counter.
+
+    Scaled so that activations neither die nor overflow float16, and that masks show several classes: products keep the
+    variance of what goes in, and the classifier's rows sum to zero, because the features it sees are all positive and
+    one class would otherwise win everywhere.
+    """
+    leaf = key.rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    values = _uniform(key, shape)
+    if leaf == "running_var":
+        return 1 + np.float32(0.25) * values
+    if leaf == "running_mean" or leaf.endswith("bias"):
+        return np.float32(_BIAS_SPREAD) * values
+    if len(shape) == 1:  # a normalisation's scale
+        return 1 + np.float32(_NORM_SPREAD) * values
+    if key.endswith("conv_seg.weight"):
+        # Multiples of 2^-23 add up in float64 without rounding, so that the order of the sum cannot show.
+        values = (values - values.astype(np.float64).mean(axis=1, keepdims=True)).astype(np.float32)
+    return values * np.float32(math.sqrt(3 / math.prod(shape[1:])))  # a uniform value in -1..1 has the variance 1/3
+
+
+def _uniform(key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """float32 in [-1, 1), every bit of it fixed by name and shape.
+
+    Philox's stream of raw integers is defined by its algorithm; NumPy's distributions may change between versions
+    (NEP 19). 24 bits become a float by exact steps only.
+    """
+    name = f"{key}:{'x'.join(map(str, shape))}".encode()
+    words = np.frombuffer(hashlib.sha256(name).digest()[:16], "<u8").astype(np.uint64)
+    count = math.prod(shape)
+    raw = np.random.Philox(key=words).random_raw(-(-count // 2))
+    halves = np.stack([raw >> np.uint64(40), (raw >> np.uint64(8)) & np.uint64(0xFFFFFF)], axis=1).ravel()[:count]
+    return ((halves.astype(np.float32) - np.float32(1 << 23)) / np.float32(1 << 23)).reshape(shape)
