@@ -78,3 +78,10 @@ def pad_to_multiple(value: Dim, of: int) -> Dim:
 def known(*dims: Dim) -> bool:
     """Whether every dimension is known now."""
     return all(isinstance(dim, int) for dim in dims)
+
+
+def ints(*dims: Dim) -> tuple[int, ...]:
+    """The dimensions as ints, for a caller that has checked `known`."""
+    if not known(*dims):
+        raise ValueError(f"{dims} are not all known before run time")
+    return tuple(dim for dim in dims if isinstance(dim, int))

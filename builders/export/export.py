@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from twins_trt.builders.export.backbone import Size, write_backbone
-from twins_trt.builders.export.dims import Dim, ceil_div
+from twins_trt.builders.export.backbone import write_backbone
+from twins_trt.builders.export.dims import Dim
 from twins_trt.builders.export.fpn import HEAD_CHANNELS, write_fpn
 from twins_trt.builders.export.options import ExportOptions, GraphInfo, Range
 from twins_trt.builders.export.output import logits_output, mask_output, write_logits
 from twins_trt.builders.export.precision import to_fp16
+from twins_trt.builders.export.tokens import Size
 from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.writer import GraphWriter, Tensor
@@ -92,7 +92,7 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
             w.output(x, "mask", shape)
         else:
             x = logits_output(w, logits, classes=model.num_classes)
-            quarter = [ceil_div(side, 4) if isinstance(side, int) else f"{side}/4" for side in shape[1:]]
+            quarter = [-(-side // 4) if isinstance(side, int) else f"{side}/4" for side in shape[1:]]
             w.output(x, "logits", [shape[0], model.num_classes, *quarter])
     w.graph.cleanup().toposort()
     if options.precision == "fp16":
@@ -135,9 +135,11 @@ def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, S
 
 
 def _write_atomically(data: bytes, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror}", "check the folder exists and has room") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from twins_trt.builders.export.backbone import Size, StageMap, Weights, to_map
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.interpolation import upsample_phases
+from twins_trt.builders.export.tokens import Size, StageMap, Weights, to_map
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 BATCH_NORM_EPS = 1e-5  # torch's default, which mmseg keeps

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from twins_trt.builders.export.dims import Dim, known
+from twins_trt.builders.export.dims import Dim, ints, known
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 
@@ -64,8 +64,9 @@ def pyramid_matrices(w: GraphWriter, size: tuple[Dim, Dim], scales: tuple[int, .
     """Pooling [Σs², H·W] and upsampling [H·W, Σs²] matrices of a pyramid over an H × W map."""
     height, width = size
     if known(height, width):
-        pool = [np.kron(pooling_matrix(height, s), pooling_matrix(width, s)) for s in scales]  # type: ignore[arg-type]
-        up = [np.kron(upsampling_matrix(s, height), upsampling_matrix(s, width)) for s in scales]  # type: ignore[arg-type]
+        tall, wide = ints(height, width)
+        pool = [np.kron(pooling_matrix(tall, s), pooling_matrix(wide, s)) for s in scales]
+        up = [np.kron(upsampling_matrix(s, tall), upsampling_matrix(s, wide)) for s in scales]
         return w.const(np.concatenate(pool), "pool"), w.const(np.concatenate(up, axis=1), "unpool")
     pools, ups = [], []
     for s in scales:

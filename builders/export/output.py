@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from twins_trt.builders.export.backbone import Size, Weights
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.interpolation import upsample_phases
+from twins_trt.builders.export.tokens import Size, Weights
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 NEVER = -6e4  # logit of a class that does not exist; still finite in float16

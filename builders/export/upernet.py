@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from twins_trt.builders.export.backbone import Size, StageMap, Weights, to_map, to_tokens
-from twins_trt.builders.export.dims import Dim, known
+from twins_trt.builders.export.dims import Dim, ints, known
 from twins_trt.builders.export.fpn import conv_bn_relu, folded
 from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling, upsample_phases
+from twins_trt.builders.export.tokens import Size, StageMap, Weights, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 from twins_trt.models.heads import POOL_SCALES
@@ -84,7 +84,7 @@ def _fuse(
 
 def _upsample(w: GraphWriter, x: Tensor, size: Size, to: Size, batch: Dim, name: str) -> Tensor:
     """Bilinear. By a whole factor and for a GPU, in the form that fuses with the concatenation behind it."""
-    factor = to[0] // size[0] if known(*size, *to) else 0
+    factor = ints(*to)[0] // ints(*size)[0] if known(*size, *to) else 0
     if w.forms != "gpu" or to != (size[0] * factor, size[1] * factor):
         return w.resize(x, to, name, batch=batch, channels=CHANNELS)
     with w.scope(name):
@@ -97,17 +97,16 @@ def _convolve_coarse(
     w: GraphWriter, taps: np.ndarray, x: Tensor, size: Size, to: Size, batch: Dim, level: int
 ) -> Tensor:
     """conv3×3(upsample(x)) with the taps applied before the upsampling. taps: [512, 512, 3, 3] (out, in, dy, dx)."""
-    assert known(*size, *to)  # write_graph asks for this form only where sizes are fixed
-    (height, width), (to_height, to_width) = size, to
+    height, width, to_height, to_width = ints(*size, *to)  # this form is for fixed sizes only
     with w.scope(f"fuse.coarse.{level}"):
         kernel = taps.transpose(2, 1, 3, 0).reshape(3, CHANNELS, 3 * CHANNELS)  # [dy, in, dx·out]
         tokens = w.reshape(to_tokens(w, x, batch, size, CHANNELS), [batch, 1, height * width, CHANNELS])
         product = w.op("MatMul", [tokens, w.const(kernel, "taps")], "taps")  # [B, dy, h·w, dx·out]
         product = w.reshape(product, [batch, 3 * height, width * 3, CHANNELS])  # [B, dy·h, w·dx, out]
-        columns = shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3)  # type: ignore[arg-type,operator]
+        columns = shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3)
         product = w.op("MatMul", [w.const(columns, "columns"), product], "columns")  # [B, dy·h, W, out]
         product = w.reshape(product, [batch, 3 * height, to_width * CHANNELS])
-        rows = shifted_upsampling(height, to_height).reshape(to_height, 3 * height)  # type: ignore[arg-type,operator]
+        rows = shifted_upsampling(height, to_height).reshape(to_height, 3 * height)
         product = w.op("MatMul", [w.const(rows, "rows"), product], "rows")  # [B, H, W·out]
         product = w.reshape(product, [batch, to_height, to_width, CHANNELS])
         return w.transpose(product, (0, 3, 1, 2), "map")

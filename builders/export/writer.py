@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from twins_trt.builders.export.dims import Dim, Sym
 
-Tensor = gs.Tensor  # gs.Variable or gs.Constant
+Tensor: TypeAlias = Any  # gs.Variable or gs.Constant; graphsurgeon carries no types
 Attributes = Mapping[str, object]
 
 
@@ -68,7 +69,7 @@ class GraphWriter:
         x.name, x.shape = name, list(shape)
         self.graph.outputs.append(x)
 
-    def const(self, value: NDArray | float | Sequence[float], name: str = "const") -> gs.Constant:
+    def const(self, value: ArrayLike, name: str = "const") -> gs.Constant:
         """A constant; equal small ones are shared. Floats become float32, ints stay int64."""
         array = np.asarray(value)
         if array.dtype == np.float64:
@@ -148,7 +149,7 @@ class GraphWriter:
 
     def split(self, x: Tensor, sizes: Sequence[int], axis: int, name: str = "split") -> list[Tensor]:
         sizes_in = self.const(np.array(sizes, np.int64), "sizes")
-        return self.op("Split", [x, sizes_in], name, attrs={"axis": axis}, outputs=len(sizes))  # type: ignore[return-value]
+        return self.op("Split", [x, sizes_in], name, attrs={"axis": axis}, outputs=len(sizes))
 
     def concat(self, parts: Sequence[Tensor], axis: int, name: str = "concat") -> Tensor:
         return self.op("Concat", parts, name, attrs={"axis": axis})

@@ -6,6 +6,8 @@ Tokens are [B, N, C] with N = H·W; `size` is the map's (H, W).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -167,8 +169,10 @@ class Backbone(nn.Module):
     def __init__(self, spec: ModelSpec, *, padding: str = "parity") -> None:
         super().__init__()
         channels = (3, *spec.embed_dims)
-        rates = torch.linspace(0, spec.drop_path_rate, sum(spec.depths)).tolist()
-        self.patch_embeds = nn.ModuleList(PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2) for i in range(4))
+        rates = torch.linspace(0, spec.drop_path_rate, sum(spec.depths), device="cpu").tolist()
+        self.patch_embeds = nn.ModuleList(
+            PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2) for i in range(4)
+        )
         self.position_encodings = nn.ModuleList(PositionEncoding(c) for c in spec.embed_dims)
         self.layers = nn.ModuleList(
             nn.ModuleList(
@@ -185,7 +189,8 @@ class Backbone(nn.Module):
         stages = []
         for i in range(4):
             tokens, size = self.patch_embeds[i](x)
-            for j, block in enumerate(self.layers[i]):
+            blocks = cast(nn.ModuleList, self.layers[i])
+            for j, block in enumerate(blocks):
                 tokens = block(tokens, size)
                 if j == 0:
                     tokens = self.position_encodings[i](tokens, size)
