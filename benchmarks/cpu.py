@@ -1,0 +1,178 @@
+"""ONNX Runtime on this CPU: our float32 graphs beside mmsegmentation's plain export, with the same weights, in one run.
+
+    python -m benchmarks.cpu --mmseg-python PATH [--models twins_svt-s_fpn ...] [--rounds 7] [--profile]
+
+writes results/cpu.json. `--mmseg-python` is an interpreter with mmsegmentation (benchmarks/mmseg_export.py says how).
+A round runs every graph once, so that whatever else the machine does meets all alike; ratios are taken within a round.
+Logits are compared first: a graph that computes something else is not timed. `--profile` prints where the time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.mmseg_baseline import export_baseline
+from benchmarks.results import describe_run, read_results, write_results
+
+MODELS = ("twins_svt-s_upernet", "twins_svt-s_fpn")
+SIZE = (512, 512)
+TOLERANCE = 1e-4  # of the largest logit; float32 rounding gives about 1e-6
+
+
+def variants(name: str) -> dict[str, dict[str, Any]]:
+    """Label -> export options: what `twins-trt` uses on a CPU first, then everything it could have used."""
+    default = {"default, mask": {"forms": "cpu"}, "default, logits": {"forms": "cpu", "outputs": ("logits",)}}
+    if name.endswith("upernet"):
+        levels = {
+            f"{forms} forms, {n} levels, mask": {"forms": forms, "upernet_levels": n}
+            for forms in ("cpu", "gpu")
+            for n in range(4)
+        }
+        return {**default, **levels}
+    return {**default, "gpu forms, mask": {"forms": "gpu"}}
+
+
+def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of results for one model: mmsegmentation's export, then each of ours with its ratio to it."""
+    import onnxruntime as ort
+
+    from twins_trt.builders.export import ExportOptions, export_graph
+    from twins_trt.models import build_model
+    from twins_trt.models.seeded import seed_weights
+    from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+    baseline = export_baseline(python, name, folder / "mmseg", size=SIZE)
+    image = np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
+    normalised = (image.astype(np.float32) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    planes = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+    model = build_model(name)
+    seed_weights(model)
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = {"mmseg": ort.InferenceSession(str(baseline), options, providers=["CPUExecutionProvider"])}
+    feeds: dict[str, NDArray[Any]] = {"mmseg": planes}
+    for label, chosen in variants(name).items():
+        path = folder / "ours.onnx"
+        export_graph(model, path, ExportOptions(height=SIZE[0], width=SIZE[1], **chosen))
+        sessions[label] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feeds[label] = image
+    outputs = {label: session.run(None, {"image": feeds[label]})[0] for label, session in sessions.items()}
+    disagreement = {label: _disagreement(outputs["mmseg"], output) for label, output in outputs.items()}
+
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for label, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, {"image": feeds[label]})
+            seconds[label].append(time.perf_counter() - start)
+    rows = []
+    for label in sessions:
+        ratios = [ours and theirs / ours for theirs, ours in zip(seconds["mmseg"], seconds[label], strict=True)]
+        low, high = _interval(ratios)
+        rows.append(
+            {
+                "model": name,
+                "graph": label,
+                "milliseconds": round(1e3 * statistics.median(seconds[label]), 1),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratio_low": round(low, 3),
+                "ratio_high": round(high, 3),
+                "disagreement": disagreement[label],
+            }
+        )
+    return rows
+
+
+def _disagreement(theirs: NDArray[Any], ours: NDArray[Any]) -> float:
+    """Largest difference of logits over the largest logit; of a mask, the share of pixels that differ.
+
+    Raises SystemExit where the graphs do not compute the same thing.
+    """
+    if ours.dtype != np.uint8:
+        worst = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
+        limit = TOLERANCE
+    else:
+        worst = float((_mask(theirs, ours.shape[1:]) != ours).mean())
+        limit = 1e-3  # of the pixels may be ties within rounding
+    if worst > limit:
+        sys.exit(f"the graphs disagree by {worst:.2g}, more than {limit}: not timed")
+    return worst
+
+
+def _mask(logits: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.int64]:
+    import torch
+
+    resized = torch.nn.functional.interpolate(torch.from_numpy(logits), size, mode="bilinear", align_corners=False)
+    return resized.argmax(1).numpy()
+
+
+def _interval(values: list[float], *, share: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+    """Bootstrap interval of the median."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, (draws, len(values))), axis=1)
+    low, high = np.quantile(medians, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def profile(path: Path, feed: NDArray[Any], *, threads: int, runs: int = 3) -> dict[str, float]:
+    """Milliseconds per run of each operator type, largest first."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for _ in range(runs + 1):
+        session.run(None, {"image": feed})
+    trace = Path(session.end_profiling())
+    events = [event for event in json.loads(trace.read_text()) if event.get("cat") == "Node"]
+    trace.unlink()
+    total: Mapping[str, float] = defaultdict(float)
+    for event in events:
+        if event["name"].endswith("_kernel_time"):
+            total[event["args"]["op_name"]] += event["dur"] / 1e3 / (runs + 1)  # type: ignore[index]
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--mmseg-python", required=True, help="a Python that has mmsegmentation")
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in arguments.models:
+            rows += measure(
+                name, arguments.mmseg_python, Path(scratch), rounds=arguments.rounds, threads=arguments.threads
+            )
+            for row in rows:
+                if row["model"] == name:
+                    interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+                    print(f"{name} {row['graph']:<28} {row['milliseconds']:9.1f} ms  x{row['ratio']:.2f} ({interval})")
+    if not arguments.no_write:
+        settings = {"size": list(SIZE), "rounds": arguments.rounds, "threads": arguments.threads}
+        command = "python -m benchmarks.cpu --mmseg-python PATH"
+        write_results("cpu", command=command, settings=settings, rows=rows)
+        print(describe_run(read_results("cpu")))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
