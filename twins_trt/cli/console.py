@@ -17,11 +17,12 @@ class Console:
     """The terminal of one command.
 
     as_json: the result is one JSON object on stdout. Progress is one redrawn line on a terminal; elsewhere one line a
-    step, and one every ten seconds while a step lasts.
+    step, and one every ten seconds while a step lasts. stopped: the interrupt that arrived, if one did.
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self.stopped: BaseException | None = None
         self._terminal = sys.stderr.isatty()
         self._drawn = ""
         self._step = ""
@@ -38,7 +39,12 @@ class Console:
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, step: str, detail: str = "", share: float | None = None) -> None:
-        """Say where the work is: `step`, what it is about, and the share that is done of it, 0 to 1."""
+        """Say where the work is: `step`, what it is about, and the share that is done of it, 0 to 1.
+
+        Raises `stopped`, if an interrupt has set it.
+        """
+        if self.stopped is not None:
+            raise self.stopped
         percent = "" if share is None else f" {100 * share:3.0f} %"
         line = f"{step}{percent}{'  ' if detail else ''}{detail}"
         if self._terminal:

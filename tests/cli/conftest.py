@@ -1,0 +1,126 @@
+"""Command lines run in this process, on one small model that is built once: SVT-S FPN, seeded, 4 classes, 64x96."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twins_trt.cli import main
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_graphsurgeon")
+
+MODEL = "twins_svt-s_fpn"
+SMALL = ("--num-classes", "4", "--size", "64x96")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line gave: exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Twins = Callable[..., Ran]
+
+
+def run_main(*words: object) -> Ran:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def twins() -> Twins:
+    """`twins("models", "--json")` runs one command line."""
+    return run_main
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workshop")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(workshop: Path) -> Path:
+    """Seeded weights of MODEL with 4 named classes, as an mmsegmentation checkpoint in float16."""
+    import torch
+
+    from twins_trt.models import build_model
+    from twins_trt.models.seeded import seed_weights
+
+    model = build_model(MODEL, 4)
+    seed_weights(model)
+    state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    path = workshop / "four.pth"
+    torch.save({"state_dict": state, "meta": {"CLASSES": ["sky", "road", "tree", "car"], "iter": 7}}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(workshop: Path, checkpoint: Path) -> Ran:
+    """The build of `bundle`."""
+    pytest.importorskip("tensorrt_rtx")
+    path = workshop / "rtx.bundle"
+    targets = ("--target", "89,SM120")
+    ran = run_main("build", MODEL, "--checkpoint", checkpoint, *SMALL, *targets, "--out", path, "--json")
+    assert ran.code == 0, ran.err
+    return ran
+
+
+@pytest.fixture(scope="session")
+def bundle(built: Ran) -> Path:
+    """From `checkpoint`: FP16, 64x96, one engine for sm_89 and sm_120; a mask."""
+    return Path(built.json["bundle"])
+
+
+@pytest.fixture(scope="session")
+def cpu_bundle(workshop: Path, checkpoint: Path) -> Path:
+    """From `checkpoint`: FP32, height 64-128 by width 64-160, no engine; mask and logits."""
+    path = workshop / "cpu.bundle"
+    size = ("--size", "64:64:128x64:96:160", "--outputs", "mask,logits")
+    ran = run_main("build", MODEL, "--checkpoint", checkpoint, *size, "--target", "cpu", "--out", path)
+    assert ran.code == 0, ran.err
+    return path
+
+
+def scene(height: int, width: int, seed: int) -> np.ndarray:
+    """Patches of colour with noise: uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3)).repeat(16, 0).repeat(16, 1)
+    noisy = patches[:height, :width] + rng.integers(-30, 31, (height, width, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def scenes(workshop: Path) -> Path:
+    """A data set of 4 classes: three labelled pictures of 64x96 in `val`, three of other sizes in `odd`."""
+    root = workshop / "scenes"
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "classes.txt").write_text("sky\nroad\ntree\ncar\n")
+    sizes = {"val": [(64, 96)] * 3, "odd": [(80, 60), (50, 120), (64, 96)]}
+    for split, shapes in sizes.items():
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True, exist_ok=True)
+        for index, (height, width) in enumerate(shapes):
+            Image.fromarray(scene(height, width, index)).save(root / split / "images" / f"{index}.png")
+            label = np.random.default_rng(index).integers(0, 4, (height, width)).astype(np.uint8)
+            label[:4] = 255
+            Image.fromarray(label).save(root / split / "labels" / f"{index}.png")
+    return root

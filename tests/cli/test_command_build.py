@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import MODEL, SMALL, Ran, Twins, run_main
+from twins_trt.builders.build_options import BuildOptions, engines_for, rebuild_command
+from twins_trt.builders.export import ExportOptions, Range
+
+from twins_trt.cli.build import configure, read_options
+from twins_trt.cli.parsing import Parser
+from twins_trt.models.checkpoint import sha256_of
+from twins_trt.runtime import open_bundle
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = Parser()
+    configure(parser)
+    return parser.parse_args(words)
+
+
+def test_a_bundle_holds_graph_engine_and_audit(bundle: Path, checkpoint: Path) -> None:
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    engine = "engines/tensorrt_rtx-sm_89-sm_120.engine"
+    assert set(opened.files) == {"graph.onnx", engine, "audit.json"}
+    assert (manifest.model, manifest.num_classes, manifest.precision, manifest.gate) == (MODEL, 4, "fp16", "ungated")
+    assert manifest.classes == ("sky", "road", "tree", "car")
+    assert manifest.source.checkpoint == "four.pth" and manifest.source.sha256 == sha256_of(checkpoint)
+    assert not manifest.source.seeded
+    assert str(manifest.image) == "image uint8 [1, 64, 96, 3]" and manifest.size == (64, 96)
+    assert (manifest.engines[0].file, manifest.engines[0].targets) == (engine, ("sm_89", "sm_120"))
+    assert manifest.tools["tensorrt_rtx"] == manifest.engines[0].version
+    audit = opened.read_json("audit.json")["engines"][0]
+    assert audit["file"] == engine
+    assert audit["audit"]["attentions"] == audit["audit"]["expected_attentions"] == 18
+
+
+def test_json_is_the_whole_report(built: Ran) -> None:
+    report = built.json
+    assert report["manifest"] == json.loads((Path(report["bundle"]) / "manifest.json").read_text())
+    assert report["audits"]["engines/tensorrt_rtx-sm_89-sm_120.engine"]["attentions"] == 18
+    assert list(report["seconds"]) == ["weights", "graph", "engine tensorrt_rtx sm_89+sm_120", "bundle"]
+    assert report["peak_host_mib"] > 0
+    steps = dict.fromkeys(line.split()[0] for line in built.err.splitlines())  # a slow step repeats its line
+    assert list(steps) == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+
+
+def test_the_text_says_what_is_in_it_and_what_the_audit_found(twins: Twins, tmp_path: Path) -> None:
+    ran = twins("build", MODEL, "--seeded", *SMALL, "--target", "cpu", "--out", tmp_path / "x.bundle")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(f"{tmp_path / 'x.bundle'}: {MODEL}, 4 classes, fp32, random weights\n")
+    assert "graph.onnx" in ran.out and "built in" in ran.out and "audit" not in ran.out
+
+
+def test_a_bundle_for_the_cpu_holds_the_graph_only(cpu_bundle: Path) -> None:
+    opened = open_bundle(cpu_bundle)
+    assert opened.files == ("graph.onnx",)
+    manifest = opened.manifest
+    assert manifest.engines == () and manifest.precision == "fp32"
+    assert str(manifest.image) == "image uint8 [1, H=64-128, W=64-160, 3]"
+    assert [spec.name for spec in manifest.outputs] == ["mask", "logits"]
+
+
+def test_a_dry_run_checks_and_writes_nothing(twins: Twins, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path / "x.bundle"
+    words = ("build", MODEL, "--seeded", *SMALL, "--target", "sm_75,sm_86,sm_89", "--out", out, "--dry-run")
+    ran = twins(*words, "--json")
+    assert ran.code == 0, ran.err
+    engines = ["engines/tensorrt_rtx-sm_86-sm_89.engine", "engines/tensorrt_rtx-sm_75.engine"]
+    assert ran.json["files"] == ["graph.onnx", *engines, "audit.json", "manifest.json"]
+    assert BuildOptions.from_json(ran.json["options"]).engines[0].targets == ("sm_86", "sm_89")
+    assert all(file in twins(*words).out for file in engines)
+    assert twins("build", MODEL, "--seeded", "--target", "sm_87", "--out", out, "--dry-run").code == 2
+    assert not out.exists()
+
+
+def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: Path) -> None:
+    out = tmp_path / "x.bundle"
+    words = ("build", MODEL, "--seeded", *SMALL, "--target", "cpu", "--out", out)
+    assert twins(*words).code == 0
+    first = (out / "manifest.json").read_text()
+    refused = twins(*words)
+    assert refused.code == 1 and "--overwrite" in refused.err
+    assert (out / "manifest.json").read_text() == first
+    assert twins(*words, "--overwrite", "--num-classes", "5").code == 0
+    assert open_bundle(out).manifest.num_classes == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(MODEL, engines=engines_for(["sm_86", "sm_75"], flavours=["tensorrt_rtx"]), seeded=True),
+        BuildOptions(MODEL, engines=(), checkpoint="my weights/it's.pth", num_classes=11, padding="masked"),
+        BuildOptions(
+            "twins_pcpvt-l_upernet",
+            ExportOptions(360, 480, 4, "fp16", 18, "float32", ("mask", "logits"), "gpu", 2),
+            engines_for(
+                [],
+                flavours=["tensorrt"],
+                workspace_mib=512,
+                optimization_level=5,
+                timing_cache="a b.cache",
+                hardware_compatibility="ampere_plus",
+            ),
+            seeded=True,
+            allow_unfused=True,
+        ),
+        BuildOptions(
+            MODEL,
+            ExportOptions(Range(256, 512, 1024), Range(256, 512, 2048), Range(1, 4, 16), "fp32", forms="cpu"),
+            seeded=True,
+            test_scale=(2048, 512),
+        ),
+        BuildOptions(MODEL, engines=engines_for(["89"], flavours=["tensorrt_rtx", "tensorrt"]), seeded=True),
+    ],
+)
+def test_the_rebuild_command_builds_the_same_again(options: BuildOptions) -> None:
+    if not options.engines:
+        graph = {**vars(options.graph), "forms": "cpu"}
+        options = BuildOptions(**{**vars(options), "graph": ExportOptions(**graph)})
+    program, command, *words = shlex.split(rebuild_command(options, "some where/x.bundle"))
+    assert (program, command) == ("twins-trt", "build")
+    arguments = parse(words)
+    assert arguments.out == "some where/x.bundle"
+    assert read_options(arguments) == options
+
+
+def test_the_manifests_own_command_builds_the_same_files(cpu_bundle: Path, tmp_path: Path) -> None:
+    manifest = open_bundle(cpu_bundle).manifest
+    _, *words = shlex.split(manifest.rebuild)
+    words[words.index("--out") + 1] = str(tmp_path / "again.bundle")
+    assert run_main(*words).code == 0
+    assert open_bundle(tmp_path / "again.bundle").manifest.files == manifest.files

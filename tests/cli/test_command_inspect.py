@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from conftest import MODEL, Twins
+
+from twins_trt.models.checkpoint import sha256_of
+from twins_trt.runtime import open_bundle
+
+
+def test_a_bundle_shows_its_manifest_and_audit(twins: Twins, bundle: Path) -> None:
+    for path in (bundle, bundle / "manifest.json"):
+        ran = twins("inspect", path, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["kind"] == "bundle" and ran.json["verified"] is True
+        assert ran.json["manifest"] == json.loads((bundle / "manifest.json").read_text())
+        assert ran.json["audit"] == json.loads((bundle / "audit.json").read_text())
+    text = twins("inspect", bundle).out
+    assert "image uint8 [1, 64, 96, 3]" in text and "sky, road, tree, car" in text
+    assert "attentions fused  18 of 18" in text
+    assert open_bundle(bundle).manifest.rebuild in text
+
+
+def test_a_graph_shows_what_it_carries(twins: Twins, bundle: Path) -> None:
+    ran = twins("inspect", bundle / "graph.onnx", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["kind"], ran.json["info"]["model"], ran.json["header"]["opset"]) == ("graph", MODEL, 17)
+    assert ran.json["header"]["operators"]["LayerNormalization"] > 40
+    assert ran.json["header"]["inputs"] == [{"name": "image", "dtype": "uint8", "shape": [1, 64, 96, 3]}]
+    assert "twins_svt-s_fpn, 4 classes, padding parity" in twins("inspect", bundle / "graph.onnx").out
+
+
+def test_a_foreign_graph_is_said_to_be_one(twins: Twins, tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "g.onnx")
+    ran = twins("inspect", tmp_path / "g.onnx", "--json")
+    assert ran.code == 0 and ran.json["info"] is None and ran.json["header"]["operators"] == {"Relu": 1}
+    assert "not known: twins-trt did not export it" in twins("inspect", tmp_path / "g.onnx").out
+
+
+def test_a_checkpoint_shows_what_it_holds(twins: Twins, checkpoint: Path) -> None:
+    ran = twins("inspect", checkpoint, "--json")
+    assert ran.code == 0, ran.err
+    record = ran.json
+    assert (record["kind"], record["model"], record["num_classes"], record["keys"]) == ("checkpoint", MODEL, 4, "mmseg")
+    assert record["classes"] == ["sky", "road", "tree", "car"] and record["meta"]["iter"] == 7
+    assert record["sha256"] == sha256_of(checkpoint)
+    assert f"{MODEL}, 4 classes" in twins("inspect", checkpoint).out
+
+
+def test_a_backbone_and_something_else(twins: Twins, checkpoint: Path, tmp_path: Path) -> None:
+    import torch
+
+    official = tmp_path / "official.pth"
+    assert twins("convert", checkpoint, official).code == 0
+    state = torch.load(official, weights_only=True)["state_dict"]
+    torch.save({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}, official)
+    record = twins("inspect", official, "--json").json
+    assert (record["model"], record["backbone"], record["keys"]) == (None, "svt-s", "official")
+    torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "other.pth")
+    record = twins("inspect", tmp_path / "other.pth", "--json").json
+    assert (record["model"], record["backbone"], record["parameters"]) == (None, None, 12)
