@@ -85,7 +85,7 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     else:
         features, channels = write_upernet(w, weights, stages, batch, levels=levels), UPERNET_CHANNELS
     size = stages[0].size
-    logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels)
+    logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels, batch=batch, size=size)
     for output in options.outputs:
         if output == "mask":
             x = mask_output(w, logits, classes=model.num_classes, batch=batch, size=size, image_size=image_size)
@@ -126,11 +126,13 @@ def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, S
             w.axis(image, axis) if isinstance(side, str) else side for axis, side in zip(axes, shape, strict=True)
         )
         if options.input == "uint8":
+            mean, std = (np.array(each, np.float32).reshape(1, 3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
             with w.float32_island("pixels up to 255 minus a mean: exact in float32, and fused into a copy either way"):
+                # Transposed before the arithmetic, which ONNX Runtime does slowly along a last axis of 3, and after
+                # the cast, because TensorRT-RTX cannot compile a uint8 transpose without a GPU.
                 image = w.op("Cast", [image], "float", attrs={"to": 1}, dtype=np.float32)
-                image = w.op("Sub", [image, w.const(np.array(IMAGENET_MEAN, np.float32))], "mean")
-                image = w.op("Mul", [image, w.const(1 / np.array(IMAGENET_STD, np.float32))], "std")
-            image = w.transpose(image, (0, 3, 1, 2), "nchw")
+                image = w.transpose(image, (0, 3, 1, 2), "nchw")
+                image = w.op("Mul", [w.op("Sub", [image, w.const(mean)], "mean"), w.const(1 / std)], "std")
     return image, batch, (height, width), shape
 
 

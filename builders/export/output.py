@@ -13,19 +13,28 @@ CLASS_MULTIPLE = 8  # matrix products are fastest, and copies fewest, at multipl
 ISLAND = "logits are compared: rounding them to FP16 makes ties, and a tie goes to the lower class"
 
 
-def write_logits(w: GraphWriter, weights: Weights, x: Tensor, *, classes: int, channels: int) -> Tensor:
+def write_logits(
+    w: GraphWriter, weights: Weights, x: Tensor, *, classes: int, channels: int, batch: Dim, size: Size
+) -> Tensor:
     """The classifier. x: [B, C, h, w] -> [B, classes rounded up to 8, h, w]; the added ones never win."""
-    padded = padded_classes(classes)
+    padded = padded_classes(w, classes)
     weight = np.zeros((padded, channels, 1, 1), np.float32)
     weight[:classes] = weights["decode_head.conv_seg.weight"]
     bias = np.full(padded, NEVER, np.float32)
     bias[:classes] = weights["decode_head.conv_seg.bias"]
     with w.scope("head"):
-        return w.conv(x, weight, bias, "classifier")
+        if w.forms == "gpu":
+            return w.conv(x, weight, bias, "classifier")
+        # As a product from the left, so that ONNX Runtime leaves its blocked layout here, where the map is small,
+        # and not behind the resize, sixteen times as large.
+        flat = w.reshape(x, [batch, channels, size[0] * size[1]], "flat")
+        out = w.op("MatMul", [w.const(weight[:, :, 0, 0], "classifier.weight"), flat], "classifier")
+        out = w.add(out, w.const(bias[:, None], "classifier.bias"), "classifier.add")
+        return w.reshape(out, [batch, padded, *size], "classifier.map")
 
 
-def padded_classes(classes: int) -> int:
-    return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE
+def padded_classes(w: GraphWriter, classes: int) -> int:
+    return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.forms == "gpu" else classes
 
 
 def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
@@ -39,7 +48,7 @@ def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
 def mask_output(w: GraphWriter, logits: Tensor, *, classes: int, batch: Dim, size: Size, image_size: Size) -> Tensor:
     """[B, padded classes, h, w] -> uint8 [B, H, W]: logits resized to the image, the first largest class."""
     exact = known(*size, *image_size) and image_size == (4 * size[0], 4 * size[1])
-    padded = padded_classes(classes)
+    padded = padded_classes(w, classes)
     with w.scope("output"):
         if exact and w.forms == "gpu":
             return _polyphase_argmax(w, logits, padded, batch, size, image_size)

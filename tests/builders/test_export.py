@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from torch.nn import functional
-from twins_trt.builders.export import ExportOptions, Range, export_graph, read_info
 
+from twins_trt.builders.export import ExportOptions, Range, export_graph, read_info
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.models import build_model, list_models
 from twins_trt.models.seeded import seed_weights
@@ -20,10 +22,11 @@ from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 PARITY = 1e-4  # of the logits' largest magnitude
 SMALL = ("twins_pcpvt-s_fpn", "twins_svt-s_fpn", "twins_svt-s_upernet")  # every kind of block and head
-# At 224×160 each stage of SVT needs columns but no rows of padding: mmseg's mask cancels. At 200×333 all sizes are odd.
-QUIRK, ODD = (224, 160), (200, 333)
+# At 112×80 the first three stages of SVT need columns but no rows of padding: mmseg's mask cancels. At 200×333 all sizes are odd.
+QUIRK, ODD = (112, 80), (200, 333)
 
 
+@functools.lru_cache(maxsize=4)  # seeding a model takes longer than exporting it
 def seeded_model(name: str, num_classes: int = 19, padding: str = "parity") -> Segmentor:
     model = build_model(name, num_classes, padding=padding)
     seed_weights(model)
@@ -96,9 +99,9 @@ def test_every_opset_passes_the_checker_and_agrees(name: str, opset: int, tmp_pa
 def test_cpu_forms_agree(name: str, tmp_path: Path) -> None:
     model = seeded_model(name)
     for levels in (None, 1, 3) if model.spec.head == "upernet" else (None,):
-        options = ExportOptions(128, 96, forms="cpu", upernet_levels=levels, outputs=("mask", "logits"))
+        options = ExportOptions(64, 96, forms="cpu", upernet_levels=levels, outputs=("mask", "logits"))
         export_graph(model, tmp_path / "g.onnx", options)
-        check(model, tmp_path / "g.onnx", image(128, 96))
+        check(model, tmp_path / "g.onnx", image(64, 96))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -107,7 +110,7 @@ def test_one_graph_serves_every_batch_and_size_in_its_range(name: str, tmp_path:
     sides = Range(32, 224, 512)
     options = ExportOptions(height=sides, width=sides, batch=Range(1, 2, 4), outputs=("mask", "logits"))
     export_graph(model, tmp_path / "g.onnx", options)
-    for size, batch in [((96, 64), 1), (QUIRK, 3), ((100, 133), 2), ((224, 224), 1)]:
+    for size, batch in [((96, 64), 1), (QUIRK, 3), ((100, 133), 2)]:
         check(model, tmp_path / "g.onnx", image(*size, batch))
 
 
@@ -125,7 +128,7 @@ def test_images_of_a_batch_do_not_mix(name: str, batch: int | Range, tmp_path: P
 
 def test_masked_padding_differs_from_parity_only_where_the_quirk_is(tmp_path: Path) -> None:
     masked, parity = seeded_model("twins_svt-s_fpn", padding="masked"), seeded_model("twins_svt-s_fpn")
-    for size, differs in [(QUIRK, True), ((64, 96), False), ((224, 224), False)]:
+    for size, differs in [(QUIRK, True), ((64, 96), False)]:
         pixels = image(*size)
         export_graph(masked, tmp_path / "g.onnx", ExportOptions(*size, outputs=("mask", "logits")))
         check(masked, tmp_path / "g.onnx", pixels)
@@ -198,7 +201,7 @@ def test_a_written_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
-    model = seeded_model("twins_svt-s_fpn")
+    model = copy.deepcopy(seeded_model("twins_svt-s_fpn"))
     with torch.no_grad():
         model.decode_head.conv_seg.weight[0, 0] = 1e6
     export_graph(model, tmp_path / "g.onnx", ExportOptions(64, 64))
