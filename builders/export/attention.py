@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from twins_trt.builders.export.dims import Dim, ceil_div, ints, known, minimum, pad_to_multiple
 from twins_trt.builders.export.tokens import Size, Weights, layer_norm, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor

@@ -6,7 +6,6 @@ from twins_trt.builders.export.attention import write_gsa, write_lsa
 from twins_trt.builders.export.dims import Dim, ceil_div
 from twins_trt.builders.export.tokens import Size, StageMap, Weights, layer_norm, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-
 from twins_trt.models.zoo import ModelSpec
 
 MAP_FFN_CHANNELS = 128

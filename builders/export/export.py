@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+
 from twins_trt.builders.export.backbone import write_backbone
 from twins_trt.builders.export.dims import Dim
 from twins_trt.builders.export.fpn import HEAD_CHANNELS, write_fpn
@@ -19,7 +20,6 @@ from twins_trt.builders.export.tokens import Size
 from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.interpolation import upsample_phases
 from twins_trt.builders.export.tokens import Size, StageMap, Weights, to_map

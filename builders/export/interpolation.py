@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from twins_trt.builders.export.dims import Dim, ints, known
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from twins_trt.builders.export.dims import Dim, known
 from twins_trt.builders.export.interpolation import upsample_phases
 from twins_trt.builders.export.tokens import Size, Weights

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from numpy.typing import NDArray
+
 from twins_trt.builders.export.dims import Dim
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-
 from twins_trt.models.backbone import LAYER_NORM_EPS
 
 Weights = Mapping[str, NDArray]

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from twins_trt.builders.export.dims import Dim, ints, known
 from twins_trt.builders.export.fpn import conv_bn_relu, folded
 from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling, upsample_phases
 from twins_trt.builders.export.tokens import Size, StageMap, Weights, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-
 from twins_trt.models.heads import POOL_SCALES
 
 CHANNELS = 512

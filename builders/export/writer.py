@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
+
 from twins_trt.builders.export.dims import Dim, Sym
 
 Tensor: TypeAlias = Any  # gs.Variable or gs.Constant; graphsurgeon carries no types

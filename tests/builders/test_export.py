@@ -22,7 +22,8 @@ from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 PARITY = 1e-4  # of the logits' largest magnitude
 SMALL = ("twins_pcpvt-s_fpn", "twins_svt-s_fpn", "twins_svt-s_upernet")  # every kind of block and head
-# At 112×80 the first three stages of SVT need columns but no rows of padding: mmseg's mask cancels. At 200×333 all sizes are odd.
+# At 112×80 the first three stages of SVT need columns but no rows of padding: mmseg's mask cancels.
+# At 200×333 every size is odd somewhere.
 QUIRK, ODD = (112, 80), (200, 333)
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+
 from twins_trt.builders.export.dims import Sym, ceil_div, known, minimum, pad_to_multiple
 from twins_trt.builders.export.interpolation import (
     phase_weights,
