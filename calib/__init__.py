@@ -1,0 +1,33 @@
+"""Calibration: the ranges of a graph's activations over images, for INT8.
+
+    ranges = calibrate("graph.onnx", (sample.image for sample in dataset))
+    save_ranges(ranges, "calibration.json")
+    load_ranges("calibration.json", graph="graph.onnx").amax("stages.0.blocks.0.attn/norm1")
+
+Shards from several processes: `collect` in each, `save_collection`, then `merge` and `.ranges()`.
+"""
+
+from twins_trt.calib.collect import CalibrationStep, calibrate, collect
+from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
+from twins_trt.calib.images import data_key
+from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
+from twins_trt.calib.settings import OBSERVERS, CalibrationSettings
+from twins_trt.calib.tensors import observed_tensors
+
+__all__ = [
+    "OBSERVERS",
+    "CalibrationSettings",
+    "CalibrationStep",
+    "Collection",
+    "Ranges",
+    "TensorRange",
+    "calibrate",
+    "collect",
+    "data_key",
+    "load_collection",
+    "load_ranges",
+    "merge",
+    "observed_tensors",
+    "save_collection",
+    "save_ranges",
+]

@@ -1,0 +1,266 @@
+"""Runs the FP32 graph over a stream of images and counts every observed activation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.calib.collection import Collection, load_collection, save_collection
+from twins_trt.calib.histogram import Histogram
+from twins_trt.calib.images import Fitter, UInt8Array, digest, is_noise, refuse_blank, refuse_noise, unbatched
+from twins_trt.calib.ranges import Ranges
+from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.tensors import (
+    graph_sha256,
+    input_ports,
+    observed_tensors,
+    read_graph,
+    split_by_size,
+    with_outputs,
+    with_shapes,
+)
+from twins_trt.errors import DataError, EngineError, MissingDependencyError, UsageError, missing
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger("twins_trt")
+
+MEMORY_MIB = 1024
+_SAVE_EVERY = 8  # images between two writings of the state
+_SAVE_SECONDS = 20.0  # or so much time, if images are slow
+
+
+@dataclass(frozen=True)
+class CalibrationStep:
+    """Where a calibration is. done: images counted, those of an earlier run included. total: None where the stream does
+    not tell. seconds: of this run. eta: seconds left; None without a total, and before the first image."""
+
+    done: int
+    total: int | None
+    seconds: float
+    eta: float | None
+
+
+Progress = Callable[[CalibrationStep], None]
+
+
+def calibrate(
+    graph: str | Path,
+    images: Iterable[UInt8Array],
+    *,
+    settings: CalibrationSettings | None = None,
+    progress: Progress | None = None,
+    state: str | Path | None = None,
+    total: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    memory_mib: int = MEMORY_MIB,
+) -> Ranges:
+    """The ranges of a graph's activations over a stream of images: `collect`, then what every observer chooses.
+
+    The arguments are those of `collect`. Raises as it does, and DataError for an empty or too small set.
+    """
+    collection = collect(
+        graph,
+        images,
+        settings=settings,
+        progress=progress,
+        state=state,
+        total=total,
+        device=device,
+        threads=threads,
+        memory_mib=memory_mib,
+    )
+    return collection.ranges()
+
+
+def collect(
+    graph: str | Path,
+    images: Iterable[UInt8Array],
+    *,
+    settings: CalibrationSettings | None = None,
+    progress: Progress | None = None,
+    state: str | Path | None = None,
+    total: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    memory_mib: int = MEMORY_MIB,
+) -> Collection:
+    """Counts the activations of an FP32 graph over images, one batch at a time.
+
+    graph: an ONNX file. images: any iterable of uint8 [H, W, 3] RGB or batches uint8 [N, H, W, 3], of any sizes; each
+    is fitted to the graph as `Segmenter` does it. state: a file that holds the work so far, written every few images;
+    with it a run that was killed goes on where it was, given the same images in any order. It stays at the end (it is
+    the collection, see `load_collection`). total: how many images there are, for the ETA; by default their `len`.
+    device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per core. memory_mib: activations held at once;
+    tensors that need more are collected in several runs of the graph, with the same result.
+
+    Raises DataError for blank images, for a set of noise, for a graph whose activations are not finite, and for a state
+    of something else; ImageError for what is no image; UsageError for an FP16 or quantised graph; EngineError where
+    ONNX Runtime refuses it; MissingDependencyError without onnx or onnxruntime.
+    """
+    settings = settings or CalibrationSettings()
+    runner = _Runner(graph, settings, device=device, threads=threads, memory_mib=memory_mib)
+    collection = runner.empty(settings)
+    state = None if state is None else Path(state)
+    if state is not None and state.exists():
+        collection = _resumed(state, collection)
+    waiting = Counter(collection.digests)  # images of an earlier run that this one has not come to yet
+    if total is None and isinstance(images, Sized) and not isinstance(images, np.ndarray):
+        total = len(images)
+    started = saved_at = time.monotonic()
+    pending: list[tuple[bytes, bool, npt.NDArray[Any]]] = []
+    counted = saved = number = 0
+    for number, image in enumerate(unbatched(images), 1):
+        refuse_blank(image, number)
+        name = digest(image)
+        if waiting[name]:
+            waiting[name] -= 1
+            continue
+        pending.append((name, is_noise(image), runner.fitter(image)))
+        if len(pending) < runner.fitter.batch:
+            continue
+        runner.count(np.stack([fitted for _, _, fitted in pending]), collection.histograms, number)
+        collection.digests += [name for name, _, _ in pending]
+        collection.noisy += sum(noisy for _, noisy, _ in pending)
+        counted += len(pending)
+        pending.clear()
+        if len(collection.digests) >= settings.minimum:
+            refuse_noise(collection.noisy, len(collection.digests))
+        now = time.monotonic()
+        if state is not None and (counted - saved >= _SAVE_EVERY or now - saved_at >= _SAVE_SECONDS):
+            save_collection(collection, state)
+            saved, saved_at = counted, time.monotonic()
+        if progress is not None:
+            done = len(collection.digests)
+            left = None if total is None else max(0, total - done)
+            eta = None if left is None else left * (now - started) / counted
+            progress(CalibrationStep(done, total, now - started, eta))
+    if pending:
+        raise DataError(
+            f"the graph takes {runner.fitter.batch} images at once, and {len(pending)} are left over",
+            f"give a multiple of {runner.fitter.batch} images, or export with --batch 1",
+        )
+    if strangers := sum(waiting.values()):
+        raise DataError(
+            f"{state} holds {strangers} images that are not among the {number} of this run",
+            "give the same images as before, or remove the file to begin anew",
+        )
+    if state is not None and counted > saved:
+        save_collection(collection, state)
+    return collection
+
+
+def _resumed(state: Path, fresh: Collection) -> Collection:
+    stored = load_collection(state)
+    if stored.key != fresh.key or list(stored.histograms) != list(fresh.histograms):
+        raise DataError(
+            f"{state} is of another graph or other settings: its key is {stored.key}, wanted is {fresh.key}",
+            "remove the file to begin anew",
+        )
+    if stored.collected_with != fresh.collected_with:
+        stored.collected_with = ", ".join(sorted({stored.collected_with, fresh.collected_with}))
+    log.info("%s: going on after %d images", state, len(stored.digests))
+    return stored
+
+
+class _Runner:
+    """The graph, cut into parts whose observed activations fit into memory together, one session each."""
+
+    def __init__(
+        self,
+        graph: str | Path,
+        settings: CalibrationSettings,
+        *,
+        device: str,
+        threads: int | None,
+        memory_mib: int,
+    ) -> None:
+        if memory_mib < 1:
+            raise UsageError(f"memory_mib is {memory_mib}", "give at least 1")
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise missing("onnxruntime", extra="cpu", purpose="calibration") from error
+        self._sha256 = graph_sha256(graph)
+        model = read_graph(graph)
+        self._tensors = observed_tensors(model)
+        providers = _providers(device, onnxruntime.get_available_providers())
+        self._ran_with = f"onnxruntime {onnxruntime.__version__} {providers[0][0]}"
+
+        def open_session(part: onnx.ModelProto) -> Any:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads or 0
+            options.log_severity_level = 3
+            # Unfused: which tensors are looked at must not change their values. It costs no time worth mentioning.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory, twice over
+            try:
+                return onnxruntime.InferenceSession(part.SerializeToString(), options, providers=providers)
+            except Exception as error:  # onnxruntime's own classes have no common base
+                raise EngineError(
+                    f"ONNX Runtime {onnxruntime.__version__} refuses {graph}: {_first_line(error)}",
+                    "export the graph again, or upgrade: pip install --upgrade onnxruntime",
+                ) from error
+
+        metadata = {prop.key: prop.value for prop in model.metadata_props}
+        self.fitter = Fitter(input_ports(model), metadata, fit=settings.fit, preprocessing=settings.preprocessing)
+        self._parts: list[tuple[list[str], Any]] = []
+        # Run once for the sizes: shape inference gives up on a graph of dynamic size.
+        shapes = self._run(open_session(with_shapes(model, self._tensors)), None, self.fitter.largest_input())
+        sizes = {name: 4 * math.prod(shape.tolist()) for name, shape in zip(self._tensors, shapes, strict=True)}
+        for names in split_by_size(sizes, memory_mib << 20):
+            self._parts.append((names, open_session(with_outputs(model, names))))
+
+    def empty(self, settings: CalibrationSettings) -> Collection:
+        """A collection of no images."""
+        histograms = {name: Histogram.empty(settings.bins) for name in self._tensors}
+        return Collection(self._sha256, settings, self._ran_with, histograms)
+
+    def count(self, batch: npt.NDArray[Any], histograms: dict[str, Histogram], number: int) -> None:
+        """Run a batch and count what comes out. Raises DataError where a value is not finite; then the caller's
+        histograms are of no use."""
+        for names, session in self._parts:
+            values = self._run(session, names, batch)
+            for index, name in enumerate(names):
+                try:
+                    histograms[name].add(values[index].astype(np.float32, copy=False))
+                except ValueError as error:
+                    raise DataError(
+                        f"{name} is not finite at image {number}", "check the checkpoint: the FP32 graph overflows"
+                    ) from error
+                values[index] = None  # counted: free it before the next
+
+    def _run(self, session: Any, names: list[str] | None, batch: npt.NDArray[Any]) -> list[Any]:
+        try:
+            outputs: list[Any] = session.run(names, {self.fitter.name: batch})
+        except Exception as error:  # onnxruntime's own classes have no common base
+            raise EngineError(f"the graph failed on ONNX Runtime: {_first_line(error)}") from error
+        return outputs
+
+
+def _providers(device: str, available: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"there is no device {device!r}", "use auto, cpu or cuda")
+    cpu: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
+    has_cuda = "CUDAExecutionProvider" in available
+    if device == "cuda" and not has_cuda:
+        raise MissingDependencyError("this onnxruntime has no CUDA provider", "pip install onnxruntime-gpu, or use cpu")
+    # TF32 would round the ranges to 10 bits.
+    cuda: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    return cuda + cpu if has_cuda and device != "cpu" else cpu
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""What was counted so far: histograms of every observed tensor, which merge exactly and can be stored."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twins_trt.calib.histogram import Histogram
+from twins_trt.calib.images import data_key, refuse_noise, refuse_too_few
+from twins_trt.calib.observers import amax
+from twins_trt.calib.ranges import Ranges, TensorRange, range_key, write_atomically
+from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.errors import DataError
+from twins_trt.runtime.codec import decode, encode
+
+_FORMAT = 1
+
+
+@dataclass
+class Collection:
+    """The images of one run, or of several shards merged.
+
+    digests: one of each image, 32 bytes; the only part that grows with the images. noisy: how many of them look like
+    noise. histograms: by tensor, in the order of the graph.
+    """
+
+    graph_sha256: str
+    settings: CalibrationSettings
+    collected_with: str
+    histograms: dict[str, Histogram]
+    digests: list[bytes] = field(default_factory=list)
+    noisy: int = 0
+
+    @property
+    def key(self) -> str:
+        """Of graph and settings: collections of one key can be merged."""
+        return range_key(self.graph_sha256, "", self.settings)
+
+    def ranges(self) -> Ranges:
+        """What every observer chooses. Raises DataError where there are too few images, or most of them are noise."""
+        refuse_too_few(len(set(self.digests)), self.settings.minimum)
+        refuse_noise(self.noisy, len(self.digests))
+        found = {
+            name: TensorRange(
+                histogram.min, histogram.max, {o: amax(o, histogram, self.settings) for o in self.settings.observers}
+            )
+            for name, histogram in self.histograms.items()
+        }
+        return Ranges(
+            graph_sha256=self.graph_sha256,
+            data_key=data_key(self.digests),
+            settings=self.settings,
+            images=len(self.digests),
+            collected_with=self.collected_with,
+            ranges=found,
+        )
+
+
+def merge(shards: Iterable[Collection]) -> Collection:
+    """One collection of all the images of `shards`, in whatever order: the same counts as in one run, bit for bit.
+
+    Raises DataError where there is none, where they are of different graphs or settings, or where two hold the same
+    image.
+    """
+    parts = list(shards)
+    if not parts:
+        raise DataError("there are no shards to merge", "give at least one collection")
+    first = parts[0]
+    total = Collection(
+        first.graph_sha256,
+        first.settings,
+        ", ".join(sorted({part.collected_with for part in parts})),
+        {name: Histogram.empty(first.settings.bins) for name in first.histograms},
+    )
+    for part in parts:
+        if part.key != first.key or list(part.histograms) != list(first.histograms):
+            raise DataError(
+                f"shards are of different graphs or settings: {first.key} and {part.key}", "calibrate them alike"
+            )
+        if twice := set(total.digests) & set(part.digests):
+            raise DataError(f"{len(twice)} images are in more than one shard", "give every shard its own images")
+        total.digests += part.digests
+        total.noisy += part.noisy
+        for name, histogram in part.histograms.items():
+            total.histograms[name].merge(histogram)
+    return total
+
+
+def save_collection(collection: Collection, path: str | Path) -> Path:
+    """Writes a collection, whole or not at all. Raises DataError where it cannot be written."""
+    histograms = collection.histograms
+    facts = {
+        "format": _FORMAT,
+        "graph_sha256": collection.graph_sha256,
+        "settings": encode(collection.settings),
+        "collected_with": collection.collected_with,
+        "noisy": collection.noisy,
+        "digests": [each.hex() for each in collection.digests],
+        "histograms": {name: [h.exponent, h.zeros, h.min, h.max] for name, h in histograms.items()},
+    }
+    buffer = io.BytesIO()
+    counts = np.stack([histogram.counts for histogram in histograms.values()])
+    np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), counts=counts)
+    path = Path(path)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def load_collection(path: str | Path) -> Collection:
+    """The inverse of `save_collection`. Raises DataError for a file that is missing, damaged or of another version."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+            counts = stored["counts"]
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"it is of format {facts['format']}, this twins-trt reads {_FORMAT}")
+        settings = decode(CalibrationSettings, facts["settings"], "settings")
+        if counts.shape != (len(facts["histograms"]), settings.bins) or counts.dtype != np.int64:
+            raise ValueError(f"its counts are {counts.dtype} {list(counts.shape)}")
+        histograms = {
+            name: Histogram(counts[i].copy(), exponent, zeros, low, high)
+            for i, (name, (exponent, zeros, low, high)) in enumerate(facts["histograms"].items())
+        }
+        digests = [bytes.fromhex(each) for each in facts["digests"]]
+        return Collection(facts["graph_sha256"], settings, facts["collected_with"], histograms, digests, facts["noisy"])
+    except Exception as error:  # zip, npy, JSON and our own checks each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is no collection: {reason}", "remove the file and collect again") from error

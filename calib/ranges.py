@@ -1,0 +1,170 @@
+"""The range file: what every observer chose for every tensor, and what it holds for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.calib.images import data_key, digest, unbatched
+from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.tensors import graph_sha256
+from twins_trt.errors import DataError, UsageError
+from twins_trt.runtime.codec import decode, encode
+
+VERSION = 1
+_AGAIN = "calibrate again: twins-trt calibrate GRAPH --data KIND:PATH --out {path}"
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """One activation. min, max: the smallest and largest value seen. amax: by observer, what INT8's ±127 stands for."""
+
+    min: float
+    max: float
+    amax: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of the activations of one graph.
+
+    graph_sha256: of the FP32 graph's file. data_key: of the images, in whatever order (see `data_key`). images: how
+    many. collected_with: runtime, version and provider; not part of the key. ranges: by the tensor's name in the graph.
+    """
+
+    graph_sha256: str
+    data_key: str
+    settings: CalibrationSettings
+    images: int
+    collected_with: str
+    ranges: Mapping[str, TensorRange]
+
+    @property
+    def key(self) -> str:
+        """sha256 over graph, images and settings: one changed weight, pixel or option gives another."""
+        return range_key(self.graph_sha256, self.data_key, self.settings)
+
+    @property
+    def observers(self) -> tuple[str, ...]:
+        """What there is a range of; the first is the default."""
+        return self.settings.observers
+
+    def amax(self, tensor: str, observer: str | None = None) -> float:
+        """The largest absolute value that INT8 keeps of `tensor`: x becomes round(x · 127 / amax), clipped to ±127.
+
+        0 for a tensor that was 0 throughout. Raises UsageError for an observer that was not asked for, DataError for a
+        tensor that was not observed.
+        """
+        observer = observer or self.observers[0]
+        if observer not in self.observers:
+            raise UsageError(
+                f"the ranges have no observer {observer!r}",
+                f"use one of {', '.join(self.observers)}, or calibrate with --observer {observer}",
+            )
+        if tensor not in self.ranges:
+            raise DataError(
+                f"the ranges have no tensor {tensor!r}",
+                "calibrate the graph that has it; observed are the inputs of Conv, Gemm and MatMul",
+            )
+        return self.ranges[tensor].amax[observer]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {"version": VERSION, "key": self.key, **encode(self)}
+
+    @classmethod
+    def from_json(cls, values: Any, *, name: str = "the range file") -> Ranges:
+        """The inverse of `to_json`. Raises DataError with the field that is missing, mistyped, altered or newer."""
+        if not isinstance(values, dict):
+            raise DataError(f"{name} holds {type(values).__name__}, not an object", _AGAIN.format(path=name))
+        fields = dict(values)
+        version, key = fields.pop("version", None), fields.pop("key", None)
+        if version != VERSION:
+            raise DataError(
+                f"{name}: version is {version!r}, this twins-trt reads {VERSION}", "pip install --upgrade twins-trt"
+            )
+        try:
+            ranges = decode(cls, fields)
+        except ValueError as error:  # UsageError of the settings' own checks included
+            cause = error.cause if isinstance(error, UsageError) else str(error)
+            raise DataError(f"{name}: {cause}", _AGAIN.format(path=name)) from error
+        if key != ranges.key:
+            raise DataError(
+                f"{name}: its key is {key}, but graph, data and settings in it give {ranges.key}: it was altered",
+                _AGAIN.format(path=name),
+            )
+        for tensor, each in ranges.ranges.items():
+            values_ok = np.isfinite([each.min, each.max, *each.amax.values()]).all() and min(each.amax.values()) >= 0
+            if set(each.amax) != set(ranges.observers) or not values_ok:
+                raise DataError(f"{name}: ranges.{tensor} is {encode(each)}", _AGAIN.format(path=name))
+        return ranges
+
+
+def range_key(graph: str, data: str, settings: CalibrationSettings) -> str:
+    """The key of a calibration: of a graph's sha256, a `data_key` and settings."""
+    parts = {"graph": graph, "data": data, "settings": encode(settings)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def save_ranges(ranges: Ranges, path: str | Path) -> Path:
+    """Writes the range file, whole or not at all. Raises DataError where it cannot be written."""
+    path = Path(path)
+    write_atomically(path, (json.dumps(ranges.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    return path
+
+
+def load_ranges(
+    path: str | Path,
+    *,
+    graph: str | Path,
+    images: Iterable[npt.NDArray[np.uint8]] | None = None,
+    settings: CalibrationSettings | None = None,
+) -> Ranges:
+    """Reads a range file and checks that it is the one for `graph`, and for `images` and `settings` where given.
+
+    graph: the FP32 graph's file. images: as given to `calibrate`; they are only read and hashed.
+    Raises DataError, with both keys, for a file that belongs to something else, and for one that is damaged.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", _AGAIN.format(path=path)) from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}", _AGAIN.format(path=path)) from error
+    ranges = Ranges.from_json(values, name=str(path))
+    wanted = {
+        "graph": graph_sha256(graph),
+        "data": ranges.data_key if images is None else data_key(digest(image) for image in unbatched(images)),
+        "settings": ranges.settings if settings is None else settings,
+    }
+    held = {"graph": ranges.graph_sha256, "data": ranges.data_key, "settings": ranges.settings}
+    if different := [part for part in wanted if wanted[part] != held[part]]:
+        key = range_key(str(wanted["graph"]), str(wanted["data"]), settings or ranges.settings)
+        raise DataError(
+            f"{path} is of another {' and other '.join(different)}: its key is {ranges.key}, wanted is {key}",
+            _AGAIN.format(path=path),
+        )
+    return ranges
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it. Raises DataError where that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}", "check that the folder exists and has room"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+"""What a calibration is asked to do. Every field is part of the range file's key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.errors import UsageError
+from twins_trt.runtime.fitting import FitMode
+
+OBSERVERS = ("entropy", "percentile", "mse", "minmax")
+MIN_BINS, MAX_BINS = 1024, 1 << 16  # 8 bins to each of the 127 levels at least
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How ranges are chosen. The first observer is the one whose range is used where none is named.
+
+    observers: of `OBSERVERS`; all are read off one collection. percentile: of the absolute values that a range keeps,
+    in percent. bins: of each histogram, a power of two. minimum: how many different images there must be.
+    fit: how an image meets a graph of fixed size, as in `Segmenter`. preprocessing: the test scale that a graph of
+    dynamic size follows, and the normalisation of a graph that takes float planes.
+    """
+
+    observers: tuple[str, ...] = OBSERVERS
+    percentile: float = 99.99
+    bins: int = 4096
+    minimum: int = 8
+    fit: FitMode = "stretch"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.observers if name not in OBSERVERS]
+        if unknown or not self.observers or len(set(self.observers)) < len(self.observers):
+            raise UsageError(
+                f"observers cannot be {', '.join(map(str, self.observers)) or 'none'}",
+                f"use some of {', '.join(OBSERVERS)}, each once",
+            )
+        if not 50 <= self.percentile <= 100:
+            raise UsageError(f"percentile is {self.percentile}", "give one from 50 to 100, such as 99.99")
+        if not MIN_BINS <= self.bins <= MAX_BINS or self.bins & (self.bins - 1):
+            raise UsageError(f"bins is {self.bins}", f"give a power of two from {MIN_BINS} to {MAX_BINS}")
+        if self.minimum < 1:
+            raise UsageError(f"minimum is {self.minimum}", "give at least 1")
+        if self.fit not in ("stretch", "letterbox"):
+            raise UsageError(f"there is no fit {self.fit!r}", "use stretch or letterbox")

@@ -1,0 +1,158 @@
+"""Which activations of a graph are observed, and graphs that give them as outputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twins_trt.errors import DataError, UsageError, missing
+
+if TYPE_CHECKING:
+    import onnx
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Between a softmax and the product with v: they move values and change none.
+_MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
+
+def graph_sha256(graph: str | Path) -> str:
+    """Of the file. Raises DataError where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(graph).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{graph} cannot be read: {error.strerror}", "export it: twins-trt export") from error
+
+
+def read_graph(graph: str | Path) -> onnx.ModelProto:
+    """An FP32 graph. Raises DataError where the file is no ONNX graph, UsageError where it is FP16 or quantised."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing("onnx", extra="build", purpose="calibration") from error
+    try:
+        model = onnx.load(str(graph))
+    except Exception as error:  # onnx raises protobuf's own, and OSError
+        raise DataError(f"{graph} is not a readable ONNX file ({error})", "export it: twins-trt export") from error
+    kinds = {node.op_type for node in model.graph.node}
+    quantised = kinds & {"QuantizeLinear", "DequantizeLinear"}
+    half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer)
+    if quantised or half:
+        raise UsageError(
+            f"{graph} is {'already quantised' if quantised else 'FP16'}; ranges are collected on the FP32 graph",
+            "export it again: twins-trt export MODEL --precision fp32",
+        )
+    return model
+
+
+def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the activations that a quantised graph needs ranges for, in the order the graph computes them.
+
+    These are the inputs of every Conv, Gemm and MatMul with a constant weight; both inputs of every MatMul of two
+    activations (q and k; softmax and v); and the result of the one that follows a softmax (the attention's output).
+    Weights are not among them. Raises DataError where there is none, else as `read_graph`.
+    """
+    model = read_graph(graph) if isinstance(graph, (str, Path)) else graph
+    nodes = model.graph.node
+    producers = {output: node for node in nodes for output in node.output}
+    constants = _constants(model)
+    found: dict[str, None] = {}
+    for node in nodes:
+        if node.op_type not in LINEAR:
+            continue
+        active = [name for name in node.input[:2] if name not in constants]
+        found.update(dict.fromkeys(active))
+        if node.op_type == "MatMul" and len(active) == 2 and any(_from_softmax(name, producers) for name in active):
+            found[node.output[0]] = None
+    if not found:
+        raise DataError("the graph has no Conv, Gemm or MatMul to calibrate", "check that it is the right graph")
+    order = {name: index for index, name in enumerate(_computed(model))}
+    return tuple(sorted(found, key=order.__getitem__))
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The part of a graph that computes the tensors `names`, with these as its only outputs."""
+    import onnx
+
+    producers = {output: node for node in model.graph.node for output in node.output}
+    needed, pending = set(), list(names)
+    while pending:
+        name = pending.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name in producers:
+            pending += producers[name].input
+    part = onnx.ModelProto()
+    part.ir_version = model.ir_version
+    part.opset_import.extend(model.opset_import)
+    part.graph.name = model.graph.name
+    part.graph.node.extend(node for node in model.graph.node if needed & set(node.output))
+    part.graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in needed)
+    part.graph.input.extend(model.graph.input)
+    inputs = {value.name: value for value in model.graph.input}
+    for name in names:
+        # Without a type or shape: ONNX Runtime infers both.
+        part.graph.output.append(inputs[name] if name in inputs else onnx.ValueInfoProto(name=name))
+    return part
+
+
+def input_ports(model: onnx.ModelProto) -> list[tuple[str, str, tuple[int | str, ...]]]:
+    """(name, element type such as `uint8`, shape) of each input; dynamic extents by their names."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    weights = {weight.name for weight in model.graph.initializer}
+    return [
+        (
+            port.name,
+            str(tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type)),
+            tuple(dim.dim_value or dim.dim_param for dim in port.type.tensor_type.shape.dim),
+        )
+        for port in model.graph.input
+        if port.name not in weights
+    ]
+
+
+def with_shapes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The same part of a graph, but with the shapes of the tensors `names` as its outputs, in their order."""
+    import onnx
+
+    part = with_outputs(model, names)
+    del part.graph.output[:]
+    for index, name in enumerate(names):
+        part.graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape of {index}"]))
+        part.graph.output.append(onnx.ValueInfoProto(name=f"shape of {index}"))
+    return part
+
+
+def split_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Tensors in groups that follow each other, none with more than `limit` bytes unless a single tensor has."""
+    groups: list[list[str]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not groups or filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def _constants(model: onnx.ModelProto) -> set[str]:
+    """Tensors that depend on no input: initializers, Constant nodes, and what is computed from them alone."""
+    constants = {weight.name for weight in model.graph.initializer} | {""}
+    for node in model.graph.node:  # an ONNX file lists nodes in topological order
+        if all(name in constants for name in node.input):
+            constants.update(node.output)
+    return constants
+
+
+def _computed(model: onnx.ModelProto) -> list[str]:
+    return [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
+
+
+def _from_softmax(name: str, producers: Mapping[str, Any]) -> bool:
+    while name in producers and producers[name].op_type in _MOVES:
+        name = producers[name].input[0]
+    return name in producers and producers[name].op_type == "Softmax"
