@@ -1,0 +1,152 @@
+"""QuantizeLinear and DequantizeLinear nodes in an FP32 graph, and the INT8 weights.
+
+Where a pair stands hardly matters to TensorRT-RTX: at a tensor's source or at each reader, before or behind transposes
+and reshapes, one DequantizeLinear for all readers or one for each, all compile to the same kernels (counted on SVT-S).
+They stand at the source, once, and layout operations move INT8: the fewest nodes, one range for all readers, and ONNX
+Runtime, which fuses a product only with a DequantizeLinear right before it, finds one there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from twins_trt.builders.sites import LAYOUT, Tensor, output_axis, weight_of
+
+from twins_trt.errors import UsageError
+
+QMAX = 127  # symmetric: -128 is not used, so that a value and its negative round alike
+UNSIGNED_MAX = 255
+SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: below, a scale loses its own digits
+
+
+class Inserter:
+    """A graph while nodes are put into it; `finish` ends that.
+
+    half: whether scales are rounded to float16, which they will be stored in. unsigned: whether what a Relu writes is
+    stored as uint8, which lets ONNX Runtime drop the Relu.
+    """
+
+    def __init__(self, graph: gs.Graph, ranges: Mapping[str, float], *, half: bool, unsigned: bool = False) -> None:
+        self.graph = graph
+        self.half = half
+        self.unsigned = unsigned
+        self._ranges = ranges
+        self._zeros = {dtype: gs.Constant(f"{dtype}_zero", np.zeros((), dtype)) for dtype in ("int8", "uint8")}
+        self._quantised: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by source: values, scale, zero point
+        self._moved: dict[tuple[str, str], Tensor] = {}  # by layout operation and what it moves
+        self._inserted: list[gs.Node] = []
+        self._taken = {node.name for node in graph.nodes} | set(graph.tensors())
+
+    def product(self, node: gs.Node) -> None:
+        """Makes a product read INT8 activations and INT8 weights, with one scale for each of its outputs."""
+        weight, axis = weight_of(node), output_axis(node)
+        scale = self.scales(np.abs(weight.values).max(axis=tuple(i for i in range(weight.values.ndim) if i != axis)))
+        values = quantised_weight(weight.values, scale, axis)
+        node.inputs[1] = self._dequantise(
+            gs.Constant(self.unique(f"{node.name}.weight.int8"), values),
+            gs.Constant(self.unique(f"{node.name}.weight.scale"), scale),
+            None,
+            f"{node.name}.weight",
+            axis=axis,
+        )
+        self.read(node, 0)
+
+    def read(self, node: gs.Node, index: int) -> None:
+        """Makes `node` read its activation number `index` through INT8."""
+        moves = []
+        tensor = node.inputs[index]
+        while tensor.inputs and tensor.inputs[0].op in LAYOUT:
+            moves.append(tensor.inputs[0])
+            tensor = tensor.inputs[0].inputs[0]
+        values, scale, zero = self._quantise(tensor)
+        for move in reversed(moves):
+            values = self._move(move, values)
+        node.inputs[index] = self._dequantise(values, scale, zero, f"{node.name}.in{index}")
+
+    def write(self, tensor: Tensor) -> None:
+        """Makes every reader of `tensor` that does not read it through INT8 yet do so."""
+        readers = [(node, i) for node in tensor.outputs for i, each in enumerate(node.inputs) if each is tensor]
+        values, scale, zero = self._quantise(tensor)
+        back = self._dequantise(values, scale, zero, tensor.name)
+        for node, i in readers:
+            if node.op != "QuantizeLinear":
+                node.inputs[i] = back
+
+    def node(self, op: str, name: str, inputs: Sequence[Tensor], dtype: np.dtype, attrs: Mapping[str, object]) -> Tensor:
+        """Adds a node and returns its output."""
+        out = gs.Variable(self.unique(name), dtype=np.dtype(dtype))
+        self._inserted.append(gs.Node(op, name=out.name, attrs=dict(attrs), inputs=list(inputs), outputs=[out]))
+        return out
+
+    def unique(self, name: str) -> str:
+        candidate, count = name, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}.{count}"
+        self._taken.add(candidate)
+        return candidate
+
+    def scales(self, amax: NDArray | float, levels: int = QMAX) -> NDArray[np.float32]:
+        """The step of each range, float32; rounded to float16 where it will be stored as such."""
+        scale = np.maximum(np.asarray(amax, np.float64) / levels, SMALLEST_SCALE)
+        return np.asarray(scale.astype(np.float16) if self.half else scale).astype(np.float32)
+
+    def finish(self) -> None:
+        self.graph.nodes.extend(self._inserted)
+        self._inserted = []
+        self.graph.cleanup().toposort()
+
+    def _quantise(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if tensor.name not in self._quantised:
+            unsigned = self.unsigned and tensor.inputs[0].op == "Relu"
+            amax = 1.0 if _is_softmax(tensor) else self._ranges[tensor.name]
+            scale = gs.Constant(
+                self.unique(f"{tensor.name}.scale"), self.scales(amax, UNSIGNED_MAX if unsigned else QMAX)
+            )
+            zero = self._zeros["uint8" if unsigned else "int8"]
+            values = self.node("QuantizeLinear", f"{tensor.name}.quantize", [tensor, scale, zero], zero.dtype, {})
+            self._quantised[tensor.name] = (values, scale, zero)
+        return self._quantised[tensor.name]
+
+    def _dequantise(
+        self, values: Tensor, scale: Tensor, zero: Tensor | None, name: str, *, axis: int | None = None
+    ) -> Tensor:
+        inputs = [values, scale] if zero is None else [values, scale, zero]
+        attrs = {} if axis is None else {"axis": axis}
+        return self.node("DequantizeLinear", f"{name}.dequantize", inputs, np.dtype(np.float32), attrs)
+
+    def _move(self, move: gs.Node, values: Tensor) -> Tensor:
+        key = (move.name, values.name)
+        if key not in self._moved:
+            inputs = [values, *move.inputs[1:]]
+            self._moved[key] = self.node(move.op, f"{move.name}.int8", inputs, values.dtype, move.attrs)
+        return self._moved[key]
+
+
+def quantised_weight(values: NDArray, scale: NDArray, axis: int) -> NDArray[np.int8]:
+    """int8, rounded to nearest (ties to even), never -128."""
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return np.clip(np.rint(values / scale.reshape(shape)), -QMAX, QMAX).astype(np.int8)
+
+
+def checked_ranges(ranges: Mapping[str, float], needed: Sequence[str]) -> dict[str, float]:
+    """The ranges of the tensors in `needed`. Raises `UsageError` for one that is missing, not finite or negative."""
+    lacking = [name for name in needed if name not in ranges]
+    if lacking:
+        raise UsageError(
+            f"{len(lacking)} of {len(needed)} ranges are missing, among them {lacking[0]}",
+            "calibrate again: the ranges are of another graph or plan",
+        )
+    for name in needed:
+        if not math.isfinite(ranges[name]) or ranges[name] < 0:
+            raise UsageError(f"the range of {name} is {ranges[name]}", "calibrate again")
+    return {name: float(ranges[name]) for name in needed}
+
+
+def _is_softmax(tensor: Tensor) -> bool:
+    return bool(tensor.inputs) and tensor.inputs[0].op == "Softmax"

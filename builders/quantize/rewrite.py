@@ -1,0 +1,174 @@
+"""From an FP32 graph and a plan to the graph that is built: INT8 where the plan says so, precision-complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from twins_trt.builders.export.precision import to_fp16
+from twins_trt.builders.plan import Plan
+from twins_trt.builders.quantize.insert import Inserter, checked_ranges
+from twins_trt.builders.quantize.smooth import smooth_norms
+from twins_trt.builders.sites import Site, block_of, find_sites, source_of
+
+from twins_trt.errors import UsageError
+
+RESTS = ("fp16", "fp32")
+FIRST_OPSET = 19  # from here on scales, and what is dequantised, may be float16
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `quantize` did.
+
+    nodes: products that read INT8 activations and weights. attentions: blocks whose attention runs in INT8.
+    smoothed: LayerNorms that carry SmoothQuant scales. rest: the precision of everything else.
+    """
+
+    nodes: tuple[str, ...]
+    attentions: tuple[str, ...]
+    smoothed: tuple[str, ...]
+    rest: str
+
+
+def quantize(
+    graph: gs.Graph,
+    plan: Plan,
+    ranges: Mapping[str, float],
+    *,
+    rest: str = "fp16",
+    islands: Mapping[str, str] | None = None,
+    channel_ranges: Mapping[str, NDArray] | None = None,
+) -> Quantization:
+    """Rewrites `graph`, an FP32 graph as `build_graph` makes it, in place.
+
+    ranges: largest magnitude of each tensor in `observed_tensors(graph, plan)`, by the FP32 graph's names.
+    rest: `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16 kernels on x86. The latter also quantises what
+    its convolutions write, because it has no convolution from INT8 to float.
+    islands: nodes that stay float32 where the rest is FP16, as `GraphInfo.islands` of the FP16 export names them.
+    channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
+    `smoothed_tensors(graph, plan)`.
+    Weights are INT8, symmetric, one scale for each output; activations INT8, symmetric, one scale a tensor. Residual
+    sums and LayerNorms stay as they are.
+
+    Raises `UsageError` for a plan that does not fit the graph, ranges that are missing, and opsets below 19.
+    """
+    if rest not in RESTS:
+        raise UsageError(f"the rest of a quantised graph cannot be {rest!r}", f"use one of {', '.join(RESTS)}")
+    if rest == "fp16" and graph.opset < FIRST_OPSET:
+        raise UsageError(
+            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}", "export with opset 20"
+        )
+    sites = plan.quantised(graph)
+    checked = checked_ranges(ranges, _observed(graph, sites, rest))
+    smoothed: dict[str, float] = {}
+    if plan.smooth is not None:
+        smoothed = smooth_norms(graph, sites, checked, channel_ranges or {}, strength=plan.smooth)
+        checked.update(smoothed)
+    work = Inserter(graph, checked, half=rest == "fp16", unsigned=rest == "fp32")
+    nodes = {node.name: node for node in graph.nodes}
+    products = [site for site in sites if site.kind != "attention"]
+    attentions = [block_of(site.node) for site in sites if site.kind == "attention"]
+    for site in products:
+        node = nodes[site.node]
+        if site.positional:
+            _free_residual(work, node)
+        if _is_pointwise(node):
+            node = _as_matmul(work, node)
+        work.product(node)
+    for block in attentions:
+        _quantise_attention(work, nodes, block)
+    if rest == "fp32":
+        for site in products:
+            if nodes[site.node].op == "Conv":
+                work.write(_written(nodes[site.node]))
+    work.finish()
+    if rest == "fp16":
+        to_fp16(graph, islands or {})
+    return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed), rest)
+
+
+def observed_tensors(graph: gs.Graph, plan: Plan, *, rest: str = "fp16") -> tuple[str, ...]:
+    """The tensors of the FP32 `graph` whose ranges `quantize` asks for, in the graph's order."""
+    return _observed(graph, plan.quantised(graph), rest)
+
+
+def _observed(graph: gs.Graph, sites: Iterable[Site], rest: str) -> tuple[str, ...]:
+    nodes = {node.name: node for node in graph.nodes}
+    names: list[str] = []
+    for site in sites:
+        names.append(site.source)
+        if site.kind == "attention":
+            names += [source_of(tensor).name for tensor in _operands(nodes, block_of(site.node))]
+        elif rest == "fp32" and nodes[site.node].op == "Conv" and not _is_pointwise(nodes[site.node]):
+            names.append(_written(nodes[site.node]).name)
+    return tuple(dict.fromkeys(names))
+
+
+def _operands(nodes: Mapping[str, gs.Node], block: str) -> list[gs.Variable]:
+    """q, k and v of an attention."""
+    scores, context = nodes[f"{block}/scores"], nodes[f"{block}/context"]
+    return [scores.inputs[0], scores.inputs[1], context.inputs[1]]
+
+
+def _quantise_attention(work: Inserter, nodes: Mapping[str, gs.Node], block: str) -> None:
+    """Q/DQ at q, k, v, the softmax and what the attention writes: with any one left out, the compiler un-fuses it."""
+    scores, context, proj = (nodes[f"{block}/{name}"] for name in ("scores", "context", "proj"))
+    for node, index in ((scores, 0), (scores, 1), (context, 0), (context, 1)):
+        work.read(node, index)
+    if proj.inputs[0].inputs[0].op != "DequantizeLinear":  # the plan leaves the projection in FP16
+        work.read(proj, 0)
+
+
+def _free_residual(work: Inserter, node: gs.Node) -> None:
+    """Takes the residual out of a positional convolution's centre tap: the residual stream is not to be quantised."""
+    source, kernel, out = node.inputs[0], node.inputs[1].values.copy(), node.outputs[0]
+    kernel[:, :, 1, 1] -= 1.0
+    node.inputs[1] = gs.Constant(work.unique(f"{node.name}.free_weight"), kernel)
+    inner = gs.Variable(work.unique(f"{node.name}.free"), dtype=out.dtype)
+    node.outputs = [inner]
+    total = work.node("Add", f"{block_of(node.name)}/residual", [source, inner], out.dtype, {})
+    _replace(out, total)
+
+
+def _is_pointwise(node: gs.Node) -> bool:
+    return node.op == "Conv" and node.inputs[1].shape[2:] == (1, 1) and node.attrs["strides"] == [1, 1]
+
+
+def _as_matmul(work: Inserter, node: gs.Node) -> gs.Node:
+    """A 1×1 convolution as a matrix product over channels-last maps, bias behind it.
+
+    In INT8 the compiler's convolutions write float32, its matrix products float16; ONNX Runtime has no convolution from
+    INT8 to float at all. In FP16 it is the other way round (see `export.backbone`), so the exporter writes both.
+    """
+    out = node.outputs[0]
+    rows = work.node("Transpose", f"{node.name}.rows", [node.inputs[0]], out.dtype, {"perm": [0, 2, 3, 1]})
+    weight = np.ascontiguousarray(node.inputs[1].values[:, :, 0, 0].T)
+    bias = node.inputs[2].values if len(node.inputs) > 2 else None
+    node.op, node.attrs = "MatMul", {}
+    node.inputs = [rows, gs.Constant(work.unique(f"{node.name}.weight_t"), weight)]
+    inner = gs.Variable(work.unique(f"{node.name}.product"), dtype=out.dtype)
+    node.outputs = [inner]
+    if bias is not None:
+        constant = gs.Constant(work.unique(f"{node.name}.bias_row"), bias)
+        inner = work.node("Add", f"{node.name}.add", [inner, constant], out.dtype, {})
+    _replace(out, work.node("Transpose", f"{node.name}.map", [inner], out.dtype, {"perm": [0, 3, 1, 2]}))
+    return node
+
+
+def _written(conv: gs.Node) -> gs.Variable:
+    """What a convolution writes, behind its Relu where it has one."""
+    out = conv.outputs[0]
+    return out.outputs[0].outputs[0] if len(out.outputs) == 1 and out.outputs[0].op == "Relu" else out
+
+
+def _replace(old: gs.Variable, new: gs.Variable) -> None:
+    """Every reader of `old` reads `new`, which takes its name: ranges and plans know the tensor by it."""
+    for node in list(old.outputs):
+        for i, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[i] = new
+    old.name, new.name = f"{old.name}.replaced", old.name

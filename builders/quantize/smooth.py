@@ -1,0 +1,105 @@
+"""SmoothQuant: activation outliers moved into the weights, through the LayerNorm before them.
+
+Channel j of a LayerNorm's output is divided by s_j, and row j of every weight that reads it multiplied by s_j, with
+s_j = max|x_j|^a / max|w_j|^(1-a) (Xiao et al. 2023, arXiv 2211.10438, eq. 4; a is the strength). Exact up to rounding:
+the LayerNorm's own scale and shift take the division, so no node is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from twins_trt.builders.sites import LAYOUT, Site, block_of, is_product, output_axis, weight_of
+
+from twins_trt.errors import UsageError
+
+_LARGEST_RATIO = 64.0  # of a scale to their geometric mean; a channel that is never active would otherwise reach far
+
+
+def smoothed_tensors(graph: gs.Graph, sites: Iterable[Site]) -> tuple[str, ...]:
+    """The outputs of LayerNorms that scales can be folded into, of `sites` (`Plan.quantised`): those before qkv, q, kv
+    and fc1."""
+    return tuple(norm.outputs[0].name for norm, _ in _norms(graph, sites))
+
+
+def smooth_norms(
+    graph: gs.Graph,
+    sites: Iterable[Site],
+    ranges: Mapping[str, float],
+    channel_ranges: Mapping[str, NDArray],
+    *,
+    strength: float,
+) -> dict[str, float]:
+    """Folds scales of one strength into `graph`, in place, and returns the new ranges of the tensors it changed.
+
+    Raises `UsageError` where the channels' ranges of a tensor are missing or do not fit its channels.
+    """
+    changed = {}
+    for norm, readers in _norms(graph, sites):
+        name = norm.outputs[0].name
+        gain, shift = norm.inputs[1].values, norm.inputs[2].values
+        if name not in channel_ranges or np.shape(channel_ranges[name]) != gain.shape:
+            raise UsageError(
+                f"SmoothQuant needs the range of each of the {gain.size} channels of {name}",
+                "calibrate per channel, or build without SmoothQuant",
+            )
+        # What calibration clips of the tensor stays clipped in each of its channels.
+        active = np.minimum(np.asarray(channel_ranges[name], np.float64), ranges[name])
+        largest = np.max([_largest_by_input(reader) for reader in readers], axis=0)
+        scale = smoothing_scales(active, largest, strength)
+        norm.inputs[1] = gs.Constant(f"{norm.name}.weight.smooth", (gain / scale).astype(np.float32))
+        norm.inputs[2] = gs.Constant(f"{norm.name}.bias.smooth", (shift / scale).astype(np.float32))
+        for reader in readers:
+            weight = weight_of(reader)
+            shape = [1] * weight.values.ndim
+            shape[_input_axis(reader)] = -1
+            values = (weight.values * scale.reshape(shape)).astype(np.float32)
+            reader.inputs[1] = gs.Constant(f"{reader.name}.weight.smooth", values)
+        changed[name] = float((active / scale).max())
+    return changed
+
+
+def smoothing_scales(active: NDArray, weight: NDArray, strength: float) -> NDArray[np.float64]:
+    """One scale per channel, geometric mean 1; 1 where a channel is dead on either side.
+
+    active: max|x_j|, weight: max|w_j|, both [C].
+    """
+    alive = (active > 0) & (weight > 0)
+    scale = np.ones(active.shape, np.float64)
+    scale[alive] = active[alive] ** strength / weight[alive] ** (1 - strength)
+    if alive.any():
+        scale[alive] /= np.exp(np.log(scale[alive]).mean())
+    return np.clip(scale, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+
+
+def _norms(graph: gs.Graph, sites: Iterable[Site]) -> list[tuple[gs.Node, list[gs.Node]]]:
+    """LayerNorms inside of blocks whose every reader is a product, at least one of them in INT8, and their readers."""
+    quantised = {site.node for site in sites}
+    found = []
+    for node in graph.nodes:
+        if node.op == "LayerNormalization" and block_of(node.name).endswith((".attn", ".ffn")):
+            readers = _readers(node.outputs[0])
+            if all(map(is_product, readers)) and any(reader.name in quantised for reader in readers):
+                found.append((node, readers))
+    return found
+
+
+def _readers(tensor: gs.Variable) -> list[gs.Node]:
+    """The nodes that read a tensor, or what layout operations make of it."""
+    readers: list[gs.Node] = []
+    for node in tensor.outputs:
+        readers += _readers(node.outputs[0]) if node.op in LAYOUT else [node]
+    return readers
+
+
+def _input_axis(node: gs.Node) -> int:
+    """The axis of a product's weight that runs over its inputs."""
+    return 1 if node.op == "Conv" or output_axis(node) == 0 else output_axis(node) - 1
+
+
+def _largest_by_input(node: gs.Node) -> NDArray:
+    values = np.abs(weight_of(node).values)
+    return values.max(axis=tuple(i for i in range(values.ndim) if i != _input_axis(node)))
