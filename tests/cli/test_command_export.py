@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from conftest import MODEL, SMALL, Twins
-from twins_trt.builders.export import Range, read_info
 
+from twins_trt.builders.export import Range, read_info
 from twins_trt.models import build_model
 
 

@@ -237,5 +237,5 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "64x", "x64", "64x64x64", "-64x64", "6.4x64", "64:128x64", "1e3", "64x9999"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="size|side"):
+    with pytest.raises(UsageError, match=r"size|side"):
         parse_size(text)

@@ -1,0 +1,279 @@
+"""The build as a library call. The compiler is stood in for where its work is not what is tested."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("tensorrt_rtx")
+
+from twins_trt.builders import build_options, pipeline
+from twins_trt.builders.build_options import BuildOptions, engines_for
+from twins_trt.builders.engine import BuiltEngine, EngineOptions, read_header
+from twins_trt.builders.export import ExportOptions, Range
+from twins_trt.builders.layers import Layer
+from twins_trt.builders.pipeline import Step, build_bundle, plan_build
+from twins_trt.errors import (
+    BuildError,
+    BundleError,
+    MissingDependencyError,
+    UnfusedAttentionError,
+    UsageError,
+)
+from twins_trt.runtime import open_bundle
+
+MODEL = "twins_svt-s_fpn"
+SMALL = ExportOptions(64, 96, precision="fp16")
+RTX = engines_for(["sm_89"], flavours=["tensorrt_rtx"])
+
+
+def small(**fields: Any) -> BuildOptions:
+    return BuildOptions(**{"model": MODEL, "graph": SMALL, "engines": RTX, "seeded": True, "num_classes": 4, **fields})
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files go. Whatever a test does, none may be left."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+Compiler = Callable[..., list[tuple[Path, EngineOptions]]]
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """`compiler(fused=18, unfused=0)` stands in for the real one, and lists what it was given."""
+
+    def install(*, fused: int = 18, unfused: int = 0) -> list[tuple[Path, EngineOptions]]:
+        asked = []
+        layers = [Layer(f"_gemm_mha_v2_{i}", "gemm") for i in range(fused)]
+        layers += [Layer(f"__myl_MaxrSubExp_{i}", "kgen") for i in range(unfused)]
+
+        def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
+            asked.append((graph, options))
+            progress("compiling", 0.5)
+            return BuiltEngine(b"plan", tuple(layers), options.flavour, "1.2.3", options.targets, 0.1)
+
+        monkeypatch.setattr(pipeline, "build_engine", build)
+        return asked
+
+    return install
+
+
+def test_a_real_build_from_a_library_call(place: Path) -> None:
+    steps: list[Step] = []
+    report = build_bundle(small(), place / "x.bundle", progress=steps.append)
+    names = ["weights", "graph", "engine tensorrt_rtx sm_89", "bundle"]
+    assert list(dict.fromkeys((step.number, step.count, step.name) for step in steps)) == [
+        (i + 1, 4, name) for i, name in enumerate(names)
+    ]
+    assert list(report.seconds) == names and report.seconds["graph"] > 0
+    audit = report.audits["engines/tensorrt_rtx-sm_89.engine"]
+    assert (audit.attentions, audit.expected_attentions, audit.unfused_attentions) == (18, 18, ())
+    opened = open_bundle(place / "x.bundle")
+    assert opened.manifest == report.bundle.manifest
+    assert opened.manifest.source.seeded and opened.manifest.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert json.loads(json.dumps(report.to_json()))["manifest"] == opened.manifest.to_json()
+
+
+def test_every_group_of_targets_gets_its_engine(place: Path, compiler: Compiler) -> None:
+    asked = compiler()
+    engines = engines_for(["sm_86", "sm_75", "sm_120"], flavours=["tensorrt_rtx"])
+    build_bundle(small(engines=engines), place / "x.bundle")
+    assert [options.targets for _, options in asked] == [("sm_86", "sm_120"), ("sm_75",)]
+    opened = open_bundle(place / "x.bundle")
+    files = ("engines/tensorrt_rtx-sm_86-sm_120.engine", "engines/tensorrt_rtx-sm_75.engine")
+    assert [(e.file, e.targets, e.version) for e in opened.manifest.engines] == [
+        (files[0], ("sm_86", "sm_120"), "1.2.3"),
+        (files[1], ("sm_75",), "1.2.3"),
+    ]
+    assert opened.file(files[0]).read_bytes() == b"plan"
+    assert [entry["file"] for entry in opened.read_json("audit.json")["engines"]] == list(files)
+    assert opened.manifest.tools["tensorrt_rtx"] == "1.2.3"
+
+
+def test_an_unfused_attention_fails_the_build_and_shows_the_audit(
+    place: Path, compiler: Compiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler(fused=17, unfused=1)
+    with caplog.at_level(logging.WARNING), pytest.raises(UnfusedAttentionError, match="1 of 18") as raised:
+        build_bundle(small(), place / "x.bundle")
+    assert "--allow-unfused" in str(raised.value.fix)
+    assert "attentions fused  17 of 18" in caplog.text
+    assert list(place.iterdir()) == []
+
+
+def test_an_unfused_attention_can_be_allowed_and_fp32_has_none(
+    place: Path, compiler: Compiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler(fused=0, unfused=18)
+    build_bundle(small(allow_unfused=True), place / "allowed.bundle")
+    assert "(allowed)" in caplog.text
+    manifest = open_bundle(place / "allowed.bundle").manifest
+    assert "--allow-unfused" in manifest.rebuild
+    build_bundle(small(graph=ExportOptions(64, 96)), place / "fp32.bundle")
+    audit = open_bundle(place / "fp32.bundle").read_json("audit.json")["engines"][0]["audit"]
+    assert (audit["attentions"], len(audit["unfused_attentions"])) == (0, 18)
+
+
+@pytest.mark.parametrize("failure", [BuildError("no kernel"), KeyboardInterrupt(), SystemExit(143)])
+def test_a_failing_compiler_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, scratch: Path, failure: BaseException
+) -> None:
+    def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
+        assert graph.is_file() and graph.is_relative_to(scratch)
+        raise failure
+
+    monkeypatch.setattr(pipeline, "build_engine", build)
+    with pytest.raises(type(failure)):
+        build_bundle(small(), place / "x.bundle")
+    assert list(place.iterdir()) == []
+
+
+def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Compiler) -> None:
+    compiler()
+
+    def stop(step: Step) -> None:
+        if step.name == "bundle":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(small(), place / "x.bundle", progress=stop)
+    assert list(place.iterdir()) == []
+
+
+def test_what_exists_is_refused_before_any_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "load_weights", lambda *words, **names: pytest.fail("weights were loaded"))
+    (place / "bundle").mkdir()
+    (place / "bundle" / "manifest.json").touch()
+    (place / "folder").mkdir()
+    (place / "file").touch()
+    with pytest.raises(BundleError, match="bundle exists") as raised:
+        build_bundle(small(), place / "bundle")
+    assert "--overwrite" in str(raised.value.fix)
+    for name in ("folder", "file"):
+        with pytest.raises(BundleError, match="is not a bundle"):
+            build_bundle(small(), place / name, overwrite=True)
+    with pytest.raises(BundleError, match="is no folder to write in"):
+        build_bundle(small(), place / "file" / "x.bundle")
+
+
+def test_one_that_appears_meanwhile_is_not_replaced(place: Path, compiler: Compiler) -> None:
+    compiler()
+    out = place / "x.bundle"
+
+    def appear(step: Step) -> None:
+        if step.name == "bundle":
+            out.mkdir()
+            (out / "mine").touch()
+
+    with pytest.raises(BundleError, match="exists"):
+        build_bundle(small(), out, progress=appear)
+    assert [path.name for path in out.iterdir()] == ["mine"] and [path.name for path in place.iterdir()] == ["x.bundle"]
+
+
+def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, compiler: Compiler) -> None:
+    asked = compiler()
+    graph = ExportOptions(Range(64, 64, 128), Range(64, 96, 160), Range(1, 2, 4), precision="fp16", outputs=("logits",))
+    build_bundle(small(graph=graph, test_scale=(160, 64)), place / "x.bundle")
+    shapes = ((1, 64, 64, 3), (2, 64, 96, 3), (4, 128, 160, 3))
+    assert asked[0][1].profile == {"image": shapes}
+    manifest = open_bundle(place / "x.bundle").manifest
+    assert (manifest.image.min, manifest.image.opt, manifest.image.max) == shapes
+    assert manifest.preprocessing.test_scale == (160, 64)
+    logits = manifest.output("logits")
+    assert logits is not None and logits.shape[1] == 4 and logits.dynamic
+
+
+def test_float_input_puts_the_channels_first(place: Path, compiler: Compiler) -> None:
+    asked = compiler()
+    graph = ExportOptions(64, 96, Range(1, 2, 4), precision="fp16", input="float32")
+    build_bundle(small(graph=graph), place / "x.bundle")
+    assert asked[0][1].profile == {"image": ((1, 3, 64, 96), (2, 3, 64, 96), (4, 3, 64, 96))}
+    assert open_bundle(place / "x.bundle").manifest.layout == "NCHW"
+
+
+def test_a_graph_alone_is_written_for_the_cpu(place: Path) -> None:
+    graph = ExportOptions(64, 96, forms="cpu")
+    report = build_bundle(small(graph=graph, engines=()), place / "x.bundle")
+    assert report.audits == {} and report.bundle.files == ("graph.onnx",)
+    assert list(report.seconds) == ["weights", "graph", "bundle"]
+    assert '"forms": "cpu"' in read_header(report.bundle.graph).metadata["twins_trt.info"]
+    assert " --target cpu " in report.bundle.manifest.rebuild
+
+
+def test_a_plan_settles_targets_and_refuses_what_cannot_be(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_build(small(), place / "x.bundle")
+    assert plan.files == ("graph.onnx", "engines/tensorrt_rtx-sm_89.engine", "audit.json", "manifest.json")
+    assert plan.weights is None and plan.compilers[0].startswith("TensorRT-RTX ")
+    with pytest.raises(UsageError, match="no target sm_87"):
+        plan_build(small(engines=engines_for(["87"], flavours=["tensorrt_rtx"])), place / "x.bundle")
+    with pytest.raises(UsageError, match="name each of them once"):
+        plan_build(small(engines=RTX + RTX), place / "x.bundle")
+    monkeypatch.setattr(pipeline, "current_device", lambda: None)
+    with pytest.raises(UsageError, match="there is no GPU here") as raised:
+        plan_build(small(engines=engines_for([], flavours=["tensorrt_rtx"])), place / "x.bundle")
+    assert "or cpu" in str(raised.value.fix)
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError):
+        plan_build(small(engines=engines_for([], flavours=["tensorrt"])), place / "x.bundle")
+
+
+def test_engines_of_targets() -> None:
+    assert engines_for(["cpu"]) == () == engines_for([" CPU "], flavours=["tensorrt_rtx"])
+    with pytest.raises(UsageError, match="goes alone"):
+        engines_for(["cpu", "sm_86"])
+    both = engines_for(["86"], flavours=["tensorrt_rtx", "tensorrt"], hardware_compatibility="ampere_plus")
+    assert [(e.flavour, e.targets, e.hardware_compatibility) for e in both] == [
+        ("tensorrt_rtx", ("sm_86",), "none"),
+        ("tensorrt", (), "ampere_plus"),
+    ]
+    assert engines_for(["sm_87"], flavours=["tensorrt"])[0].targets == ("sm_87",)
+    settings = engines_for(["86", "75"], flavours=["tensorrt_rtx"], workspace_mib=64, optimization_level=1)
+    assert [(e.workspace_mib, e.optimization_level) for e in settings] == [(64, 1)] * 2
+    with pytest.raises(UsageError, match="not a GPU target"):
+        engines_for(["86", "orin"])
+
+
+@pytest.mark.parametrize(
+    ("installed", "flavour"),
+    [
+        ({"tensorrt_rtx", "tensorrt"}, "tensorrt_rtx"),
+        ({"tensorrt_rtx"}, "tensorrt_rtx"),
+        ({"tensorrt"}, "tensorrt"),
+        (set(), "tensorrt_rtx"),
+    ],
+)
+def test_auto_takes_the_flavour_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], flavour: str
+) -> None:
+    monkeypatch.setattr(build_options, "find_spec", lambda name: name if name in installed else None)
+    assert engines_for(["sm_86"])[0].flavour == flavour
+
+
+def test_options_survive_json() -> None:
+    graph = ExportOptions(Range(64, 96, 128), Range(64, 96, 128), 2, "fp16", 19, outputs=("mask", "logits"))
+    options = BuildOptions(MODEL, graph, RTX, checkpoint="x.pth", test_scale=(2048, 512), padding="masked")
+    assert BuildOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+    with pytest.raises(UsageError, match="colour"):
+        BuildOptions.from_json({"model": MODEL, "colour": "red"})
+    with pytest.raises(UsageError, match=r"graph\.height|height"):
+        BuildOptions.from_json({"model": MODEL, "graph": {"height": "tall"}})
