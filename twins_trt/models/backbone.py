@@ -169,7 +169,7 @@ class Backbone(nn.Module):
     def __init__(self, spec: ModelSpec, *, padding: str = "parity") -> None:
         super().__init__()
         channels = (3, *spec.embed_dims)
-        rates = torch.linspace(0, spec.drop_path_rate, sum(spec.depths), device="cpu").tolist()
+        rates = [spec.drop_path_rate * i / (sum(spec.depths) - 1) for i in range(sum(spec.depths))]
         self.patch_embeds = nn.ModuleList(
             PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2) for i in range(4)
         )
