@@ -1,0 +1,29 @@
+# mypy: disallow-untyped-defs=False
+"""What the Triton kernels share. Imports triton: only launchers import this file, when they launch.
+
+Names in kernels: `i_` index, `o_` offsets, `p_` pointers, `m_` masks, `b_` block in registers. Base addresses are
+64-bit; offsets inside one block are 32-bit, which is fewer registers and which launchers make sure is enough.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def product_in_chunks(p_a, m_a, p_b, m_b, depth, PRECISION: tl.constexpr):
+    """a · bᵀ over a shared inner dimension of `depth`, as many columns at a time as the pointer blocks have.
+
+    For fp32: tf32x3 holds each operand twice, and whole operands of head dim 64 do not fit the registers. `depth` is an
+    argument, not a constant, so that the compiler keeps the loop: unrolled, it loads everything at once and spills.
+    """
+    b = tl.zeros((p_a.shape[0], p_b.shape[0]), tl.float32)  # [A, B]
+    for o_c in range(0, depth, p_a.shape[1]):
+        b_a = tl.load(p_a + o_c, mask=m_a[:, None], other=0.0)  # [A, DC]
+        b_b = tl.load(p_b + o_c, mask=m_b[:, None], other=0.0)  # [B, DC]
+        b = tl.dot(b_a, tl.trans(b_b), b, input_precision=PRECISION)
+    return b

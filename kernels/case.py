@@ -1,0 +1,81 @@
+"""One kernel as it is compiled: what a launch, the cross-compilation check and the cubins for C++ agree on."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+DTYPES = {"fp32": "torch.float32", "fp16": "torch.float16", "bf16": "torch.bfloat16"}
+"""Triton's names of the dtypes that kernels are made for."""
+
+
+def dtype_name(dtype: object) -> str:
+    """Triton's name of a torch dtype: `fp16` for torch.float16."""
+    return next(name for name, value in DTYPES.items() if value == str(dtype))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one kernel is cut up: its constants, `num_warps` (32 threads each) and `num_stages` (blocks loaded ahead)."""
+
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of a launch. Multiply-add fusion is asked for, because its default differs by version."""
+        return {
+            **dict(self.constants),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
+
+
+def tiling(num_warps: int, num_stages: int, /, **constants: Any) -> Tiling:
+    """A `Tiling` from keyword arguments."""
+    return Tiling(tuple(constants.items()), num_warps, num_stages)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel for one dtype, head dim and variant.
+
+    kernel: the function, as in `twins_trt.kernels.lsa.kernel:lsa_forward_kernel`.
+    variant: what else tells this case from its siblings, as in `pads attend`; empty where nothing does.
+    float32: names of pointers that are fp32 in every dtype.
+    aligned: integer arguments known to be multiples of 16, so that loads are 16 bytes wide.
+    grid: the launch grid in words, for whoever launches the cubin.
+    """
+
+    kernel: str
+    dtype: str
+    head_dim: int
+    variant: str
+    tiling: Tiling
+    float32: tuple[str, ...]
+    aligned: tuple[str, ...]
+    grid: str
+
+    @property
+    def name(self) -> str:
+        """`lsa_forward fp16 32`, with the variant where there is one."""
+        function = self.kernel.partition(":")[2].removesuffix("_kernel")
+        return " ".join(filter(None, (function, self.dtype, str(self.head_dim), self.variant)))
+
+    def function(self) -> Any:
+        """The kernel itself. Imports triton."""
+        module, _, name = self.kernel.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def arguments(self) -> dict[str, str]:
+        """Name and type of every run-time argument, in order: `*fp16`, `i32`, `fp32`."""
+        constants = dict(self.tiling.constants)
+        names = [name for name in self.function().arg_names if name not in constants]
+        return {name: self._type(name) for name in names}
+
+    def _type(self, name: str) -> str:
+        if name.startswith("p_"):
+            return "*fp32" if name in self.float32 else f"*{self.dtype}"
+        return "fp32" if name == "scale" else "i32"

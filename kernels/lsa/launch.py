@@ -1,0 +1,224 @@
+"""Tiling and launch of the LSA kernels. Imports triton only where it launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from twins_trt.errors import UsageError
+from twins_trt.kernels.case import DTYPES, Case, Tiling, dtype_name, tiling
+from twins_trt.kernels.device import (
+    MAX_BLOCKS,
+    MAX_OFFSET,
+    capability,
+    dot_precision,
+    last_axis_dense,
+    multiprocessors,
+)
+from twins_trt.kernels.lsa.reference import masks_padding, window_padding
+
+HEAD_DIMS = (16, 32, 64)
+MAX_WINDOW = 8  # a window's tokens are the rows of one 64-row block
+ROWS = 64
+
+
+def forward_tiling(
+    *, dtype: str, head_dim: int, heads_per_program: int, pads_attend: bool, precision: str, window_size: int
+) -> Tiling:
+    """4 warps: with 64 rows that is what Hopper's matrix unit takes. fp32 goes by 16 columns, or operands spill."""
+    return tiling(
+        4,
+        1,
+        HEADS=heads_per_program,
+        WINDOW=window_size,
+        ROWS=ROWS,
+        D=head_dim,
+        DC=16 if dtype == "fp32" else head_dim,
+        PADS_ATTEND=pads_attend,
+        PRECISION=precision,
+    )
+
+
+def backward_tiling(
+    *, dtype: str, head_dim: int, pads_attend: bool, precision: str, window_size: int, capability: int
+) -> Tiling:
+    """As forward; where fp32 operands of the matrix unit live in registers (sm_8x, sm_12x) it goes by 8 columns."""
+    chunk = 8 if capability // 10 in (8, 12) else 16
+    return tiling(
+        4,
+        1,
+        WINDOW=window_size,
+        ROWS=ROWS,
+        D=head_dim,
+        DC=chunk if dtype == "fp32" else head_dim,
+        PADS_ATTEND=pads_attend,
+        PRECISION=precision,
+    )
+
+
+def heads_per_program(dtype: str, num_heads: int, windows: int, multiprocessors: int) -> int:
+    """Two heads share a window's address arithmetic, a quarter of a program, once there is work for everybody."""
+    full = windows * num_heads >= 32 * multiprocessors
+    return 2 if dtype != "fp32" and num_heads % 2 == 0 and full else 1
+
+
+def cases(capability: int) -> Iterator[Case]:
+    """Every LSA kernel that launches on sm_`capability` use, at the window size of the published models."""
+    strides = ("s_b", "s_h", "s_w", "channels", "depth")
+    for dtype in DTYPES:
+        precision = "tf32x3" if dtype == "fp32" else "tf32"
+        for head_dim in HEAD_DIMS:
+            for pads_attend in (False, True):
+                variant = "pads attend" if pads_attend else ""
+                for heads in (1,) if dtype == "fp32" else (1, 2):
+                    yield Case(
+                        "twins_trt.kernels.lsa.kernel:lsa_forward_kernel",
+                        dtype,
+                        head_dim,
+                        " ".join(filter(None, (variant, "two heads" if heads == 2 else ""))),
+                        forward_tiling(
+                            dtype=dtype,
+                            head_dim=head_dim,
+                            heads_per_program=heads,
+                            pads_attend=pads_attend,
+                            precision=precision,
+                            window_size=7,
+                        ),
+                        float32=(),
+                        aligned=strides,
+                        grid="(heads / HEADS, ceil(width / WINDOW), batch * ceil(height / WINDOW))",
+                    )
+                yield Case(
+                    "twins_trt.kernels.lsa.kernel:lsa_backward_kernel",
+                    dtype,
+                    head_dim,
+                    variant,
+                    backward_tiling(
+                        dtype=dtype,
+                        head_dim=head_dim,
+                        pads_attend=pads_attend,
+                        precision=precision,
+                        window_size=7,
+                        capability=capability,
+                    ),
+                    float32=("p_dpads",),
+                    aligned=("g_b", "g_h", "g_w", *strides),
+                    grid="(heads, ceil(width / WINDOW), batch * ceil(height / WINDOW))",
+                )
+
+
+def lsa_forward(
+    qkv: Tensor, qkv_bias: Tensor, *, num_heads: int, window_size: int = 7, padding: str = "parity"
+) -> Tensor:
+    """LSA by its Triton kernel. Arguments and result as `lsa_reference`; the map may be strided (channels dense)."""
+    from twins_trt.kernels.lsa.kernel import lsa_forward_kernel
+
+    qkv = last_axis_dense(qkv)
+    batch, height, width, channels3 = qkv.shape
+    channels = channels3 // 3
+    out = qkv.new_empty(batch, height, width, channels)
+    window_rows, window_columns, pads_attend = _windows(height, width, window_size, padding)
+    _check_offsets(window_size, qkv, out)
+    dtype, head_dim = dtype_name(qkv.dtype), channels // num_heads
+    heads = heads_per_program(dtype, num_heads, batch * window_rows * window_columns, multiprocessors(qkv))
+    options = forward_tiling(
+        dtype=dtype,
+        head_dim=head_dim,
+        heads_per_program=heads,
+        pads_attend=pads_attend,
+        precision=dot_precision(qkv),
+        window_size=window_size,
+    ).options()
+    with torch.cuda.device_of(qkv):
+        for part in _batch_parts(batch, window_rows):
+            grid = (num_heads // heads, window_columns, qkv[part].shape[0] * window_rows)
+            lsa_forward_kernel[grid](
+                qkv[part],
+                qkv_bias,
+                out[part],
+                *qkv.stride()[:3],
+                height,
+                width,
+                window_rows,
+                channels,
+                head_dim,
+                head_dim**-0.5,
+                **options,
+            )
+    return out
+
+
+def lsa_backward(
+    grad: Tensor, qkv: Tensor, qkv_bias: Tensor, *, num_heads: int, window_size: int = 7, padding: str = "parity"
+) -> tuple[Tensor, Tensor]:
+    """Gradients of LSA with respect to `qkv` and `qkv_bias`, by the Triton kernel.
+
+    grad: [B, H, W, C], gradient of the result; both maps may be strided (channels dense).
+    Returns dqkv [B, H, W, 3C] and what padded tokens add to the gradient of the bias [3C].
+    """
+    from twins_trt.kernels.lsa.kernel import lsa_backward_kernel
+
+    grad, qkv = last_axis_dense(grad), last_axis_dense(qkv)
+    batch, height, width, channels3 = qkv.shape
+    channels = channels3 // 3
+    dqkv = qkv.new_empty(batch, height, width, channels3)
+    window_rows, window_columns, pads_attend = _windows(height, width, window_size, padding)
+    _check_offsets(window_size, grad, qkv, dqkv)
+    edges = window_columns if height % window_size else window_rows  # per image; see the kernel
+    dpads = qkv.new_empty(batch * edges if pads_attend else 0, 2, channels, dtype=torch.float32)
+    options = backward_tiling(
+        dtype=dtype_name(qkv.dtype),
+        head_dim=channels // num_heads,
+        pads_attend=pads_attend,
+        precision=dot_precision(qkv),
+        window_size=window_size,
+        capability=capability(qkv),
+    ).options()
+    with torch.cuda.device_of(qkv):
+        for part in _batch_parts(batch, window_rows):
+            lsa_backward_kernel[(num_heads, window_columns, qkv[part].shape[0] * window_rows)](
+                grad[part],
+                qkv[part],
+                qkv_bias,
+                dqkv[part],
+                dpads[part.start * edges :],
+                *grad.stride()[:3],
+                *qkv.stride()[:3],
+                height,
+                width,
+                window_rows,
+                channels,
+                channels // num_heads,
+                (channels // num_heads) ** -0.5,
+                **options,
+            )
+    dbias = torch.zeros_like(qkv_bias)
+    if pads_attend:
+        dbias[channels:] = dpads.sum(0).flatten()
+    return dqkv, dbias
+
+
+def _windows(height: int, width: int, window_size: int, padding: str) -> tuple[int, int, bool]:
+    """Rows and columns of windows, and whether padded keys take part."""
+    pad_bottom, pad_right = window_padding(height, width, window_size)
+    pads_attend = (pad_bottom > 0 or pad_right > 0) and not masks_padding(pad_bottom, pad_right, padding=padding)
+    return (height + pad_bottom) // window_size, (width + pad_right) // window_size, pads_attend
+
+
+def _batch_parts(batch: int, window_rows: int) -> Iterator[slice]:
+    """Slices of the batch, each few enough windows for the grid's third axis; nearly always one."""
+    step = max(1, MAX_BLOCKS // window_rows)
+    for start in range(0, batch, step):
+        yield slice(start, start + step)
+
+
+def _check_offsets(window_size: int, *maps: Tensor) -> None:
+    for x in maps:
+        reach = window_size * (abs(x.stride(1)) + abs(x.stride(2))) + x.shape[3]
+        if reach > MAX_OFFSET:
+            raise UsageError(
+                f"a window of this map spans {reach} elements in memory, more than the {MAX_OFFSET} a kernel addresses",
+                "pass a contiguous map, or backend='sdpa'",
+            )

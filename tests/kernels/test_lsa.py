@@ -1,0 +1,150 @@
+"""LSA kernels in Triton's interpreter, against the reference in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from twins_trt.errors import UsageError
+from twins_trt.kernels.lsa import lsa_reference
+
+FORWARD = "twins_trt.kernels.lsa.launch:lsa_forward"
+BACKWARD = "twins_trt.kernels.lsa.launch:lsa_backward"
+
+SHAPES = {  # batch, height, width, heads, head dim
+    "1x1": (1, 1, 1, 1, 32),
+    "whole windows": (1, 14, 7, 2, 32),
+    "only the bottom padded": (2, 9, 14, 2, 16),
+    "only the right padded": (1, 7, 20, 1, 32),
+    "both padded, primes": (1, 11, 17, 1, 64),
+    "batch 3": (3, 5, 13, 2, 32),
+    "one column": (1, 15, 1, 1, 16),
+}
+
+
+def example(shape: tuple[int, int, int, int, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    batch, height, width, heads, head_dim = shape
+    generator = torch.Generator().manual_seed(seed)
+    channels = heads * head_dim
+    qkv = torch.randn(batch, height, width, 3 * channels, generator=generator)
+    bias = torch.randn(3 * channels, generator=generator)
+    grad = torch.randn(batch, height, width, channels, generator=generator)
+    return qkv.to(dtype), bias.to(dtype), grad.to(dtype)
+
+
+def reference(qkv: Tensor, bias: Tensor, grad: Tensor, heads: int, padding: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Result and gradients in the dtype that was passed."""
+    qkv, bias = qkv.clone().requires_grad_(), bias.clone().requires_grad_()
+    out = lsa_reference(qkv, bias, num_heads=heads, padding=padding)
+    dqkv, dbias = torch.autograd.grad(out, (qkv, bias), grad, allow_unused=True)
+    return out.detach(), dqkv, torch.zeros_like(bias) if dbias is None else dbias
+
+
+def error(x: Tensor, exact: Tensor) -> float:
+    """‖x − exact‖ / ‖exact‖; the numerator alone where exact is zero but for rounding. NaN where any element is NaN."""
+    size = float(exact.norm())
+    return float((x.double() - exact).norm()) / (size if size > 1e-9 else 1.0)
+
+
+@pytest.mark.parametrize("padding", ["parity", "masked"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_float32_agrees_with_the_reference_in_float64(interpreted: Callable[..., Any], name: str, padding: str) -> None:
+    heads = SHAPES[name][3]
+    qkv, bias, grad = example(SHAPES[name], torch.float32)
+    exact = reference(qkv.double(), bias.double(), grad.double(), heads, padding)
+    out = interpreted(FORWARD, qkv, bias, num_heads=heads, padding=padding)
+    dqkv, dbias = interpreted(BACKWARD, grad, qkv, bias, num_heads=heads, padding=padding)
+    assert error(out, exact[0]) <= 1e-5
+    assert error(dqkv, exact[1]) <= 1e-5
+    assert error(dbias, exact[2]) <= 1e-5
+
+
+@pytest.mark.parametrize("padding", ["parity", "masked"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_float16_errs_at_most_twice_as_much_as_the_reference(
+    interpreted: Callable[..., Any], name: str, padding: str
+) -> None:
+    heads = SHAPES[name][3]
+    qkv, bias, grad = example(SHAPES[name], torch.float16)
+    exact = reference(qkv.double(), bias.double(), grad.double(), heads, padding)
+    half = reference(qkv, bias, grad, heads, padding)
+    out = interpreted(FORWARD, qkv, bias, num_heads=heads, padding=padding)
+    dqkv, dbias = interpreted(BACKWARD, grad, qkv, bias, num_heads=heads, padding=padding)
+    for ours, theirs, value in zip((out, dqkv, dbias), half, exact, strict=True):
+        assert ours.dtype == torch.float16
+        assert error(ours, value) <= 2 * error(theirs, value)
+
+
+def test_padded_keys_take_part_only_where_mmsegmentation_lets_them(interpreted: Callable[..., Any]) -> None:
+    """One axis padded: `parity` and `masked` differ, and the bias has a gradient in `parity` alone."""
+    shape = SHAPES["only the bottom padded"]
+    qkv, bias, grad = example(shape, torch.float32)
+    parity = interpreted(FORWARD, qkv, bias, num_heads=shape[3], padding="parity")
+    masked = interpreted(FORWARD, qkv, bias, num_heads=shape[3], padding="masked")
+    assert torch.equal(parity[:, :7], masked[:, :7])
+    assert error(parity[:, 7:], masked[:, 7:].double()) > 0.1
+    channels = qkv.shape[-1] // 3
+    _, with_pads = interpreted(BACKWARD, grad, qkv, bias, num_heads=shape[3], padding="parity")
+    _, without = interpreted(BACKWARD, grad, qkv, bias, num_heads=shape[3], padding="masked")
+    assert with_pads[channels:].abs().min() > 0
+    assert not with_pads[:channels].any()  # a padded token's query goes nowhere
+    assert not without.any()
+
+
+@pytest.mark.parametrize("window_size", [3, 5, 8])
+def test_other_window_sizes(interpreted: Callable[..., Any], window_size: int) -> None:
+    qkv, bias, grad = example((1, 9, 12, 1, 16), torch.float32)
+    x, b = qkv.double().requires_grad_(), bias.double().requires_grad_()
+    exact = lsa_reference(x, b, num_heads=1, window_size=window_size)
+    exact.backward(grad.double())
+    assert x.grad is not None
+    out = interpreted(FORWARD, qkv, bias, num_heads=1, window_size=window_size)
+    dqkv, _ = interpreted(BACKWARD, grad, qkv, bias, num_heads=1, window_size=window_size)
+    assert error(out, exact.detach()) <= 1e-5
+    assert error(dqkv, x.grad) <= 1e-5
+
+
+def strided_forms(x: Tensor) -> dict[str, Tensor]:
+    """The same values at other strides."""
+    batch, height, width, channels = x.shape
+    inside = torch.full((batch, height + 2, 2 * width, channels + 16), float("nan"), dtype=x.dtype)
+    inside = inside[:, 1 : height + 1, ::2, 16:]
+    inside.copy_(x)
+    return {
+        "inside a larger map": inside,
+        "columns first": x.transpose(1, 2).contiguous().transpose(1, 2),
+        "channels first": x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    }
+
+
+@pytest.mark.parametrize("form", ["inside a larger map", "columns first", "channels first"])
+def test_strides_do_not_matter(interpreted: Callable[..., Any], form: str) -> None:
+    qkv, bias, grad = example((2, 9, 8, 1, 32), torch.float32)
+    out = interpreted(FORWARD, qkv, bias, num_heads=1)
+    dqkv, dbias = interpreted(BACKWARD, grad, qkv, bias, num_heads=1)
+    qkv, grad = strided_forms(qkv)[form], strided_forms(grad)[form]
+    assert not qkv.is_contiguous() and not grad.is_contiguous()
+    assert torch.equal(interpreted(FORWARD, qkv, bias, num_heads=1), out)
+    strided = interpreted(BACKWARD, grad, qkv, bias, num_heads=1)
+    assert torch.equal(strided[0], dqkv) and torch.equal(strided[1], dbias)
+
+
+def test_a_batch_taller_than_the_grid_is_launched_in_parts(interpreted: Callable[..., Any]) -> None:
+    qkv, bias, grad = example((5, 9, 7, 1, 16), torch.float32)
+    out = interpreted(FORWARD, qkv, bias, num_heads=1)
+    dqkv, dbias = interpreted(BACKWARD, grad, qkv, bias, num_heads=1)
+    assert torch.equal(interpreted("interpreter:with_max_blocks", 4, FORWARD, qkv, bias, num_heads=1), out)
+    parts = interpreted("interpreter:with_max_blocks", 4, BACKWARD, grad, qkv, bias, num_heads=1)
+    assert torch.equal(parts[0], dqkv) and torch.equal(parts[1], dbias)
+    assert dbias.any()
+
+
+def test_a_map_that_a_kernel_cannot_address_is_refused(interpreted: Callable[..., Any]) -> None:
+    storage = torch.zeros(1, 96)
+    qkv = storage.as_strided((1, 1, 1, 96), (0, 2**29, 96, 1))
+    with pytest.raises(UsageError, match="spans 3758097152 elements"):
+        interpreted(FORWARD, qkv, torch.zeros(96), num_heads=1)
