@@ -7,20 +7,25 @@
 Shards from several processes: `collect` in each, `save_collection`, then `merge` and `.ranges()`.
 """
 
+from twins_trt.calib.calibrator import DeviceMemory, tensorrt_calibrator
 from twins_trt.calib.collect import CalibrationStep, calibrate, collect
 from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
 from twins_trt.calib.images import data_key
 from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
 from twins_trt.calib.settings import OBSERVERS, CalibrationSettings
+from twins_trt.calib.tensorrt_cache import CalibrationCache, cache_of
 from twins_trt.calib.tensors import observed_tensors
 
 __all__ = [
     "OBSERVERS",
+    "CalibrationCache",
     "CalibrationSettings",
     "CalibrationStep",
     "Collection",
+    "DeviceMemory",
     "Ranges",
     "TensorRange",
+    "cache_of",
     "calibrate",
     "collect",
     "data_key",
@@ -30,4 +35,5 @@ __all__ = [
     "observed_tensors",
     "save_collection",
     "save_ranges",
+    "tensorrt_calibrator",
 ]

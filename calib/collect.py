@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ def calibrate(
     progress: Progress | None = None,
     state: str | Path | None = None,
     total: int | None = None,
+    names: Sequence[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
     memory_mib: int = MEMORY_MIB,
@@ -77,6 +78,7 @@ def calibrate(
         progress=progress,
         state=state,
         total=total,
+        names=names,
         device=device,
         threads=threads,
         memory_mib=memory_mib,
@@ -92,6 +94,7 @@ def collect(
     progress: Progress | None = None,
     state: str | Path | None = None,
     total: int | None = None,
+    names: Sequence[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
     memory_mib: int = MEMORY_MIB,
@@ -102,6 +105,7 @@ def collect(
     is fitted to the graph as `Segmenter` does it. state: a file that holds the work so far, written every few images;
     with it a run that was killed goes on where it was, given the same images in any order. It stays at the end (it is
     the collection, see `load_collection`). total: how many images there are, for the ETA; by default their `len`.
+    names: what errors call the images, in order.
     device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per core. memory_mib: activations held at once;
     tensors that need more are collected in several runs of the graph, with the same result.
 
@@ -122,16 +126,17 @@ def collect(
     pending: list[tuple[bytes, bool, npt.NDArray[Any]]] = []
     counted = saved = number = 0
     for number, image in enumerate(unbatched(images), 1):
-        refuse_blank(image, number)
-        name = digest(image)
-        if waiting[name]:
-            waiting[name] -= 1
+        name = names[number - 1] if names is not None and number <= len(names) else f"image {number}"
+        refuse_blank(image, name)
+        identity = digest(image)
+        if waiting[identity]:
+            waiting[identity] -= 1
             continue
-        pending.append((name, is_noise(image), runner.fitter(image)))
+        pending.append((identity, is_noise(image), runner.fitter(image)))
         if len(pending) < runner.fitter.batch:
             continue
-        runner.count(np.stack([fitted for _, _, fitted in pending]), collection.histograms, number)
-        collection.digests += [name for name, _, _ in pending]
+        runner.count(np.stack([fitted for _, _, fitted in pending]), collection.histograms, name)
+        collection.digests += [identity for identity, _, _ in pending]
         collection.noisy += sum(noisy for _, noisy, _ in pending)
         counted += len(pending)
         pending.clear()
@@ -227,7 +232,7 @@ class _Runner:
         histograms = {name: Histogram.empty(settings.bins) for name in self._tensors}
         return Collection(self._sha256, settings, self._ran_with, histograms)
 
-    def count(self, batch: npt.NDArray[Any], histograms: dict[str, Histogram], number: int) -> None:
+    def count(self, batch: npt.NDArray[Any], histograms: dict[str, Histogram], image: str) -> None:
         """Run a batch and count what comes out. Raises DataError where a value is not finite; then the caller's
         histograms are of no use."""
         for names, session in self._parts:
@@ -237,7 +242,7 @@ class _Runner:
                     histograms[name].add(values[index].astype(np.float32, copy=False))
                 except ValueError as error:
                     raise DataError(
-                        f"{name} is not finite at image {number}", "check the checkpoint: the FP32 graph overflows"
+                        f"{name} is not finite at {image}", "check the checkpoint: the FP32 graph overflows"
                     ) from error
                 values[index] = None  # counted: free it before the next
 

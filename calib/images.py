@@ -48,11 +48,11 @@ def data_key(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def refuse_blank(image: UInt8Array, number: int) -> None:
-    """Raises DataError for an image with one value everywhere. number: which it is, from 1."""
+def refuse_blank(image: UInt8Array, name: str) -> None:
+    """Raises DataError for an image with one value everywhere. name: what the error calls it."""
     if image.min() == image.max():
         raise DataError(
-            f"image {number} has the value {int(image.flat[0])} everywhere: it is blank, or did not decode",
+            f"{name} has the value {int(image.flat[0])} everywhere: it is blank, or did not decode",
             "look at the file and leave it out",
         )
 

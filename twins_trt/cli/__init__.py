@@ -28,6 +28,7 @@ COMMANDS = {
     "fetch": "download a model's published ADE20K weights, resumed and checked",
     "convert": "convert weights between the official Twins repository and mmsegmentation",
     "export": "write a model as an ONNX graph",
+    "calibrate": "collect the ranges of a graph's activations over images, for INT8",
     "build": "build a bundle: graph, engines and audit",
     "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
     "predict": "segment images with a bundle: masks and overlays as PNG",

@@ -1,0 +1,214 @@
+"""TensorRT's own INT8 calibrators (8.6 to 10.x) over the stream of images that `calibrate` takes.
+
+They are what TensorRT calls implicit quantisation: deprecated in 10.1, removed in 11. Whatever is built with explicit
+Q/DQ needs none of this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.calib.images import (
+    Fitter,
+    UInt8Array,
+    is_noise,
+    refuse_blank,
+    refuse_noise,
+    refuse_too_few,
+    unbatched,
+)
+from twins_trt.calib.ranges import write_atomically
+from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.tensorrt_cache import ALGORITHMS, CalibrationCache, version_number
+from twins_trt.calib.tensors import input_ports, read_graph
+from twins_trt.errors import BuildError, DataError, TwinsError, UsageError, missing
+
+log = logging.getLogger("twins_trt")
+
+CALIBRATORS = {"entropy": "IInt8EntropyCalibrator2", "minmax": "IInt8MinMaxCalibrator"}
+
+
+class DeviceMemory(Protocol):
+    """What a calibrator needs of a CUDA binding. With pycuda these are `mem_alloc`, `memcpy_htod` and `free`."""
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` new bytes on the device."""
+
+    def copy(self, address: int, array: npt.NDArray[Any]) -> None:
+        """Copies a contiguous array to the device, and returns when it is there."""
+
+    def free(self, address: int) -> None:
+        """Gives the memory back."""
+
+
+class Calibrator(Protocol):
+    """What `tensorrt_calibrator` returns, beside being TensorRT's class: assign it to `config.int8_calibrator`."""
+
+    error: Exception | None
+    batches: int
+
+    def close(self) -> None:
+        """Frees the device memory, and raises what stopped the images, if anything did. Call it after the build."""
+
+
+def tensorrt_calibrator(
+    graph: str | Path,
+    images: Iterable[UInt8Array],
+    *,
+    memory: DeviceMemory,
+    algorithm: str = "entropy",
+    cache: str | Path | None = None,
+    settings: CalibrationSettings | None = None,
+    module: ModuleType | None = None,
+) -> Calibrator:
+    """A calibrator of TensorRT's own class for an FP32 graph, fed with what a `Segmenter` would feed.
+
+    images: as for `calibrate`. memory: where a batch goes; nothing is allocated before TensorRT asks for one.
+    algorithm: `entropy` (IInt8EntropyCalibrator2) or `minmax` (IInt8MinMaxCalibrator). cache: TensorRT's calibration
+    cache; read if it is there, and then no image is; written at the end otherwise. settings: of these only the minimum
+    and how images are fitted. module: TensorRT, by default the installed one.
+
+    TensorRT goes on to the end when a calibrator fails half-way. So what goes wrong with the images ends them, keeps
+    the cache from being written, and is raised by `close`.
+
+    Raises BuildError where this TensorRT has no calibrators (11, RTX), DataError where the cache is of another version
+    or algorithm, UsageError for an unknown algorithm, MissingDependencyError without TensorRT.
+    """
+    if algorithm not in CALIBRATORS:
+        raise UsageError(f"TensorRT has no calibrator {algorithm!r} here", f"use {' or '.join(CALIBRATORS)}")
+    module = module or _tensorrt()
+    base: Any = getattr(module, CALIBRATORS[algorithm], None)
+    if base is None:
+        name = "TensorRT-RTX" if "rtx" in module.__name__ else "TensorRT"
+        raise BuildError(
+            f"{name} {module.__version__} has no INT8 calibrators: it quantises what the graph says, and nothing else",
+            "put the ranges of twins-trt calibrate into the graph as Q/DQ: twins-trt build --precision int8",
+        )
+    settings = settings or CalibrationSettings()
+    model = read_graph(graph)
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    fitter = Fitter(input_ports(model), metadata, fit=settings.fit, preprocessing=settings.preprocessing)
+    path = None if cache is None else Path(cache)
+    stored = _stored(path, module, algorithm)
+    stream = _Stream(images, fitter, memory, settings.minimum)
+
+    class StreamCalibrator(base):
+        """TensorRT calls these; exceptions would be printed and forgotten there."""
+
+        def __init__(self) -> None:
+            base.__init__(self)  # the bindings demand it by name
+            self.error: Exception | None = None
+            self.batches = 0
+
+        def get_batch_size(self) -> int:
+            return fitter.batch
+
+        def get_batch(self, names: list[str]) -> list[int] | None:
+            if self.error is not None:
+                return None
+            try:
+                address = stream.next_batch(names)
+            except Exception as error:
+                self.error = error
+                log.error("calibration stops: %s", error)
+                return None
+            if address is None:
+                return None
+            self.batches += 1
+            return [address]
+
+        def read_calibration_cache(self) -> bytes | None:
+            return stored
+
+        def write_calibration_cache(self, content: Any) -> None:
+            if path is None or self.error is not None or stored is not None:
+                return
+            try:
+                write_atomically(path, bytes(content))
+            except TwinsError as error:
+                self.error = error
+                log.error("%s", error)
+
+        def close(self) -> None:
+            stream.close()
+            if self.error is not None:
+                raise self.error
+
+    calibrator: Calibrator = StreamCalibrator()
+    return calibrator
+
+
+class _Stream:
+    """Batches on the device, one after another in the same memory."""
+
+    def __init__(self, images: Iterable[UInt8Array], fitter: Fitter, memory: DeviceMemory, minimum: int) -> None:
+        self._images: Iterator[UInt8Array] = unbatched(images)
+        self._fitter = fitter
+        self._memory = memory
+        self._minimum = minimum
+        self._address: int | None = None
+        self._size = 0
+        self._count = self._noisy = 0
+
+    def next_batch(self, names: list[str]) -> int | None:
+        """The address of the next batch, None at the end. What does not fill a batch at the end is left out."""
+        if names != [self._fitter.name]:
+            raise UsageError(f"TensorRT asks for {', '.join(names)}, the graph's input is {self._fitter.name}")
+        fitted = []
+        for image in self._images:
+            self._count += 1
+            refuse_blank(image, f"image {self._count}")
+            self._noisy += is_noise(image)
+            fitted.append(self._fitter(image))
+            if len(fitted) == self._fitter.batch:
+                break
+        if len(fitted) < self._fitter.batch:
+            refuse_too_few(self._count, self._minimum)
+            refuse_noise(self._noisy, self._count)
+            if fitted:
+                log.warning("%d images do not fill a batch of %d: left out", len(fitted), self._fitter.batch)
+            return None
+        batch = np.ascontiguousarray(np.stack(fitted))
+        if batch.nbytes > self._size:
+            self.close()
+            self._address, self._size = self._memory.allocate(batch.nbytes), batch.nbytes
+        assert self._address is not None  # allocated above
+        self._memory.copy(self._address, batch)
+        return self._address
+
+    def close(self) -> None:
+        """Free the device memory."""
+        if self._address is not None:
+            self._memory.free(self._address)
+        self._address, self._size = None, 0
+
+
+def _stored(path: Path | None, module: ModuleType, algorithm: str) -> bytes | None:
+    """The cache's bytes; None without one."""
+    if path is None or not path.exists():
+        return None
+    content = path.read_bytes()
+    held = CalibrationCache.from_bytes(content)
+    # Other versions' caches are ignored by TensorRT without a word, and then a stale one would look as if it were used.
+    wanted = version_number(module.__version__), ALGORITHMS[algorithm]
+    if (held.version, held.algorithm) != wanted:
+        raise DataError(
+            f"{path} is of TRT-{held.version}-{held.algorithm}, this is TRT-{wanted[0]}-{wanted[1]}",
+            "remove the file, and TensorRT calibrates again",
+        )
+    return content
+
+
+def _tensorrt() -> ModuleType:
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise missing("tensorrt", extra="tensorrt", purpose="TensorRT's own calibration") from error
