@@ -1,10 +1,10 @@
 """What TensorRT-RTX makes of all 12 models and of mmsegmentation's own exports: kernels, fused attentions, traffic.
 
-    python -m benchmarks.kernels [--mmseg-python PATH] [--models twins_svt-s_fpn ...]
+    python -m benchmarks.kernels --mmseg-python PATH [--models twins_svt-s_fpn ...]
 
 writes results/kernels.json; no GPU is used. `--mmseg-python` is an interpreter with mmsegmentation
-(benchmarks/mmseg_export.py says how); without it, only our rows are written. Every row is built in a process of its
-own, so that the peak memory is its own; for our rows it includes the export, as in `twins-trt build`.
+(benchmarks/mmseg_export.py says how); without it, mmsegmentation's rows are kept from the last results. Every row is
+built in a process of its own, so that the peak memory is its own; ours includes the export, as in `twins-trt build`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mmseg_baseline import export_baseline
-from benchmarks.results import write_results
+from benchmarks.results import describe_versions, read_results, write_results
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 SIZE = (512, 512)
@@ -61,6 +61,7 @@ def build_row(graph: Path, targets: tuple[str, ...], *, expected: int) -> dict[s
         "kernels": audit.kernels,
         "attentions": audit.attentions,
         "expected_attentions": expected,
+        "unfused_attentions": list(audit.unfused_attentions),
         "copies": audit.copies,
         "pointwise": audit.pointwise,
         "bytes_moved": audit.bytes_moved,
@@ -73,14 +74,23 @@ def build_row(graph: Path, targets: tuple[str, ...], *, expected: int) -> dict[s
     }
 
 
+def mmseg_rows() -> list[dict[str, Any]]:
+    """mmsegmentation's rows of the last results. Raises SystemExit where another compiler counted them."""
+    last, compiler = read_results("kernels"), "tensorrt-rtx-cu13"
+    if last["versions"][compiler] != describe_versions()[compiler]:
+        raise SystemExit(f"the last results are {compiler} {last['versions'][compiler]}'s: give --mmseg-python")
+    return [row for row in last["rows"] if row["graph"] == "mmseg"]
+
+
 def main() -> int:
     from twins_trt.models import list_models
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--mmseg-python", help="a Python that has mmsegmentation; without it, only our rows")
+    parser.add_argument("--mmseg-python", help="a Python that has mmsegmentation; without it, its rows are kept")
     parser.add_argument("--models", nargs="+", default=list_models())
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
+    kept = [] if arguments.mmseg_python else mmseg_rows()
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -96,6 +106,7 @@ def main() -> int:
                 print(_line(rows[-1]), flush=True)
                 for file in baseline.glob(f"{name}.*"):
                     file.unlink()
+            rows += [row for row in kept if row["model"] == name]
     if not arguments.no_write:
         settings = {"size": list(SIZE), "batch": 1, "precision": "fp16", "targets": list(TARGETS)}
         command = "python -m benchmarks.kernels --mmseg-python PATH"

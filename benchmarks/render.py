@@ -1,0 +1,271 @@
+"""Writes the tables of the documentation: from results files, from the zoo and from the code itself.
+
+    python -m benchmarks.render             rewrites what is out of date
+    python -m benchmarks.render --check     says what is out of date and fails if anything is
+
+A table stands between `<!-- begin NAME ... -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS, describe_run, read_results
+
+ROOT = Path(__file__).parents[1]
+MODELS_PAGE = "https://github.com/open-mmlab/mmsegmentation/tree/main/configs/twins"
+
+Row = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, align: str | None = None) -> str:
+    """A Markdown table. `align`: one of l, r, c for each column; by default the first is left, the others right."""
+    align = align or "l" + "r" * (len(head) - 1)
+    rule = {"l": ":--", "r": "--:", "c": ":-:"}
+    lines = [head, [rule[each] for each in align], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def zoo() -> str:
+    """Models with what was published for them."""
+    from twins_trt.models import get_spec, list_models
+
+    rows = []
+    for spec in map(get_spec, list_models()):
+        size = "x".join(map(str, spec.crop_size))
+        scores = (f"{spec.miou:.2f}", f"{spec.miou_ms_flip:.2f}", f"{spec.schedule_iterations // 1000}k")
+        rows.append((f"`{spec.name}`", size, *scores, f"`{spec.weights_sha256_prefix}`"))
+    head = ("model", "crop", "mIoU", "mIoU, ms + flip", "schedule", "weights' sha256")
+    source = (
+        f"Published on ADE20K val, 150 classes, percent: [mmsegmentation's Twins page]({MODELS_PAGE}). "
+        "Nothing in this table was measured here."
+    )
+    return f"{table(head, rows)}\n\n{source}"
+
+
+def commands() -> str:
+    """The command line at a glance."""
+    from twins_trt.cli import COMMANDS
+
+    return table(("command", "what for"), [(f"`{name}`", text) for name, text in COMMANDS.items()], align="ll")
+
+
+def errors() -> str:
+    """Typed errors and their exit codes."""
+    from twins_trt import errors as module
+
+    found = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, module.TwinsError)]
+    rows = [
+        (f"`{each.__name__}`", each.exit_code, (each.__doc__ or "").strip().split("\n")[0].rstrip("."))
+        for each in found
+    ]
+    return table(("error", "exit code", "when"), rows, align="lcl")
+
+
+def islands() -> str:
+    """What stays float32 in an FP16 graph, by the part of the graph and the reason given in the code."""
+    from twins_trt.builders.export import ExportOptions
+    from twins_trt.builders.export.export import build_graph
+    from twins_trt.models import build_model
+
+    options = ExportOptions(height=64, width=64, precision="fp16", outputs=("mask", "logits"))
+    _, info = build_graph(build_model("twins_svt-s_fpn"), options)
+    rows = dict.fromkeys((name.split("/", 1)[0], reason) for name, reason in info.islands.items())
+    return table(("part", "why it stays float32"), [(f"`{part}`", reason) for part, reason in rows], align="ll")
+
+
+def kernels() -> str:
+    """Our graphs beside mmsegmentation's, all models."""
+    results = read_results("kernels")
+    rows = []
+    for name, ours, theirs in _kernel_rows(results):
+        rows.append(
+            (
+                f"`{name}`",
+                f"**{ours['kernels']}**",
+                theirs["kernels"] if theirs else "",
+                f"**{_fused(ours)}**",
+                _fused(theirs) if theirs else "",
+                f"**{ours['copies']}**",
+                theirs["copies"] if theirs else "",
+                f"**{_mb(ours)}**",
+                _mb(theirs) if theirs else "",
+            )
+        )
+    head = ("model", "kernels", "mmseg", "attentions fused", "mmseg", "copies", "mmseg", "MB moved", "mmseg")
+    note = (
+        "Ours take a uint8 image and give a uint8 mask at full size; mmsegmentation's export takes normalised floats "
+        "and stops at quarter-size logits, so it has less to do. Its better opset of "
+        f"{' and '.join(map(str, _opsets(results)))} is shown."
+    )
+    return f"{table(head, rows)}\n\n{note} {_settings(results)}\n\n{_how(results)}"
+
+
+def build_cost() -> str:
+    """Build time, size and memory, all models."""
+    results = read_results("kernels")
+    rows = [
+        (
+            f"`{name}`",
+            f"{ours['export_seconds']:.1f}",
+            f"{ours['build_seconds']:.1f}",
+            f"{ours['plan_bytes'] / 1e6:.0f}",
+            f"{ours['peak_host_mib'] / 1024:.1f}",
+        )
+        for name, ours, _ in _kernel_rows(results)
+    ]
+    head = ("model", "weights and export, s", "engine, s", "engine, MB", "peak memory of both, GiB")
+    return f"{table(head, rows)}\n\n{_how(results)}"
+
+
+def kernels_short() -> str:
+    """Three models for the README."""
+    results = read_results("kernels")
+    chosen = ("twins_svt-s_upernet", "twins_svt-s_fpn", "twins_pcpvt-s_fpn")
+    rows = [
+        (
+            f"`{name}`",
+            ours["kernels"],
+            theirs["kernels"] if theirs else "",
+            _fused(ours),
+            _fused(theirs) if theirs else "",
+            _mb(ours),
+            _mb(theirs) if theirs else "",
+        )
+        for name, ours, theirs in _kernel_rows(results)
+        if name in chosen
+    ]
+    head = ("FP16, 512x512", "kernels", "mmseg's export", "fused attentions", "mmseg's", "MB moved", "mmseg's")
+    note = f"Counted in engines that {_compiler(results)} built without a GPU; none of them was timed."
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def cpu() -> str:
+    """ONNX Runtime on a CPU."""
+    results = read_results("cpu")
+    rows = [
+        (
+            f"`{row['model']}`",
+            "mmsegmentation's export, logits" if row["graph"] == "mmseg" else row["graph"],
+            f"{row['milliseconds']:.0f}",
+            f"{row['ratio']:.2f}",
+            "" if row["graph"] == "mmseg" else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+        )
+        for row in results["rows"]
+    ]
+    settings = results["settings"]
+    head = ("model", "graph", "ms", "times as fast", "95 % interval")
+    note = (
+        f"Medians of {settings['rounds']} rounds with {settings['threads']} threads, float32, "
+        f"{'x'.join(map(str, settings['size']))}. A mask costs a resize of every class to the image's size and an "
+        "argmax, which mmsegmentation's export leaves to its caller."
+    )
+    return f"{table(head, rows, align='llrrr')}\n\n{note}\n\n{_how(results)}"
+
+
+def accuracy() -> str:
+    """One trained model, from PyTorch to the FP16 graph."""
+    results = read_results("accuracy")
+    rows = [
+        (row["what"], f"{row['miou']:.2f}", "" if row["difference"] is None else f"{row['difference']:+.3f}")
+        for row in results["rows"]
+    ]
+    settings = results["settings"]
+    note = (
+        f"`{settings['model']}`, {settings['data']} ({settings['images']} images), whole images of "
+        f"{'x'.join(map(str, settings['size']))}; graphs run by ONNX Runtime on the CPU, so this is the graph's "
+        "accuracy, not a GPU engine's."
+    )
+    head = ("computed by", "mIoU", "difference")
+    return f"{table(head, rows)}\n\n{note}\n\n{_how(results)}"
+
+
+def _kernel_rows(results: Row) -> list[tuple[str, Row, Row | None]]:
+    """Model, our row, and mmsegmentation's row with the fewest kernels."""
+    ours = [row for row in results["rows"] if row["graph"] == "twins-trt"]
+    theirs: dict[str, Row] = {}
+    for row in results["rows"]:
+        if row["graph"] == "mmseg" and row["kernels"] < theirs.get(row["model"], {"kernels": 1 << 30})["kernels"]:
+            theirs[row["model"]] = row
+    return [(row["model"], row, theirs.get(row["model"])) for row in ours]
+
+
+def _opsets(results: Row) -> list[int]:
+    return sorted({row["opset"] for row in results["rows"] if row["graph"] == "mmseg"})
+
+
+def _fused(row: Row) -> str:
+    return f"{row['attentions']}/{row['expected_attentions']}"
+
+
+def _mb(row: Row) -> str:
+    return f"{row['bytes_moved'] / 1e6:.0f}"
+
+
+def _compiler(results: Row) -> str:
+    return f"TensorRT-RTX {results['versions']['tensorrt-rtx-cu13']}"
+
+
+def _settings(results: Row) -> str:
+    settings = results["settings"]
+    size, targets = "x".join(map(str, settings["size"])), ", ".join(settings["targets"])
+    return f"{settings['precision'].upper()}, {size}, batch {settings['batch']}, one engine for {targets}."
+
+
+def _how(results: Row) -> str:
+    return f"<sub>`{results['command']}` on {describe_run(results)}.</sub>"
+
+
+SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
+    "zoo": ("README.md", zoo),
+    "commands": ("README.md", commands),
+    "kernels-short": ("README.md", kernels_short),
+    "kernels": ("docs/measurements.md", kernels),
+    "build-cost": ("docs/measurements.md", build_cost),
+    "cpu": ("docs/measurements.md", cpu),
+    "accuracy": ("docs/measurements.md", accuracy),
+    "islands": ("docs/export.md", islands),
+    "errors": ("docs/errors.md", errors),
+}
+
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers of `name`. Raises ValueError where they are not there exactly once."""
+    pattern = re.compile(rf"(<!-- begin {re.escape(name)}\b[^>]*-->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"the markers of {name} must stand exactly once")
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+
+
+def outdated(names: Sequence[str] | None = None) -> dict[Path, str]:
+    """Files that are out of date, with what they should hold. `names`: sections to look at, by default all."""
+    contents: dict[Path, str] = {}
+    for name in SECTIONS if names is None else names:
+        file, function = SECTIONS[name]
+        path = ROOT / file
+        contents[path] = replace_section(contents.get(path) or path.read_text(encoding="utf-8"), name, function())
+    return {path: text for path, text in contents.items() if path.read_text(encoding="utf-8") != text}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    arguments = parser.parse_args()
+    missing = [name for name in ("kernels", "cpu", "accuracy") if not (RESULTS / f"{name}.json").is_file()]
+    if missing:
+        sys.exit(f"no results of {', '.join(missing)}: run python -m benchmarks.{missing[0]}")
+    stale = outdated()
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)} {'is out of date' if arguments.check else 'rewritten'}")
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+    return int(arguments.check and bool(stale))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
