@@ -31,7 +31,6 @@ class Plan:
     or a group of nodes in one (`head/classifier`, `neck/conv.0`, `stages.2.blocks.4.attn/sr`); the longest name that
     fits a node decides. Every block of the model must be named.
     smooth: SmoothQuant's strength, 0 to 1 (0.5: activations and weights meet halfway); None leaves weights as they are.
-    bias_correction: whether the mean error of each quantised product is taken back in its bias.
     Raises `UsageError` for a level that does not exist, with the nearest ones.
     """
 
@@ -39,7 +38,6 @@ class Plan:
     level: str
     blocks: dict[str, str]
     smooth: float | None = None
-    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for level in (self.level, *self.blocks.values()):
@@ -83,7 +81,8 @@ class Plan:
     def quantised(self, graph: gs.Graph | Sequence[Site]) -> tuple[Site, ...]:
         """The places that run in INT8. graph: the FP32 graph, or its `find_sites`.
 
-        An attention with more keys than the compiler fuses in INT8 stays FP16 at every level. Raises `UsageError` for
+        An attention with more keys than the compiler fuses in INT8, or with a dynamic number of them, stays FP16 at
+        every level. Raises `UsageError` for
         a name that the graph does not have, and for a block of the graph that the plan does not name.
         """
         sites = _as_sites(graph)
@@ -91,7 +90,10 @@ class Plan:
         return tuple(site for site in sites if site.kind in LEVELS[self.level_of(site.node)] and _possible(site))
 
     def quantisable_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
-        """FLOPs of everything that a uniform plan of this plan's `level` runs in INT8."""
+        """FLOPs of everything that a uniform plan of this plan's `level` runs in INT8.
+
+        Raises `UsageError` for a graph of dynamic size, which has no FLOPs of its own.
+        """
         return sum(site.flops for site in self._quantisable(_as_sites(graph)))
 
     def reverted_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
@@ -101,6 +103,8 @@ class Plan:
         return sum(site.flops for site in self._quantisable(sites) if site.node not in kept)
 
     def _quantisable(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+        if any(site.flops == 0 for site in sites):
+            raise UsageError("a graph of dynamic size has no number of FLOPs", "count them on a graph of a fixed size")
         return uniform_plan(sites, self.level, model=self.model).quantised(sites)
 
     def _check_names(self, sites: Iterable[Site]) -> None:
@@ -117,7 +121,6 @@ def uniform_plan(
     *,
     model: str | None = None,
     smooth: float | None = None,
-    bias_correction: bool = False,
 ) -> Plan:
     """The plan with every block at `level`, save those that are FP16 at any level unless asked for by name.
 
@@ -132,7 +135,7 @@ def uniform_plan(
         elif site.classifier:
             blocks[site.node] = "fp16"
     name = model if model is not None else getattr(graph, "name", "")
-    return Plan(name, level, blocks, smooth, bias_correction)
+    return Plan(name, level, blocks, smooth)
 
 
 def _possible(site: Site) -> bool:

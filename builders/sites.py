@@ -22,7 +22,6 @@ Tensor: TypeAlias = Any  # gs.Variable or gs.Constant; graphsurgeon carries no t
 KINDS = ("linear", "conv", "attention")
 LONGEST_INT8_ATTENTION = 512  # keys; the compiler has no fused INT8 attention beyond
 LARGE = 64  # values; constants of shape arithmetic are smaller
-DYNAMIC_SIDE = 512  # what a dynamic extent counts as in FLOPs, which are compared with each other only
 
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 LAYOUT = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
@@ -34,7 +33,8 @@ class Site:
     """One place that can run in INT8.
 
     node: the graph node (for an attention `BLOCK/attention`, which is no node but four). kind: one of `KINDS`.
-    flops: multiplications and additions at the graph's size, a dynamic extent taken as 512 (a batch as 1).
+    flops: multiplications and additions at the graph's size, a dynamic batch counted as 1; 0 where the size is dynamic
+    (the graph of a fixed size has the same nodes, so its FLOPs can stand in).
     source: the tensor that is quantised for it: its input, before any layout operation. axis: of the weight, along
     which scales differ. keys: an attention's number of keys, 0 for other sites or where it is not known.
     """
@@ -78,16 +78,16 @@ def _sites(graph: gs.Graph) -> Iterator[Site]:
             depth = prod(weight.shape) // weight.shape[output_axis(node)]
             if node.op == "MatMul" and weight.values.ndim == 3:
                 depth = weight.shape[1]
-            flops = 2.0 * prod(shapes[node.outputs[0].name]) * depth
+            flops = 2.0 * _volume(shapes[node.outputs[0].name]) * depth
             kind = "linear" if _is_linear(node) else "conv"
             yield Site(node.name, kind, flops, source_of(node.inputs[0]).name, output_axis(node))
         elif node.op == "Softmax":
             block = block_of(node.name)
             scores, probabilities = node.inputs[0], node.outputs[0]
-            keys = shapes[scores.name][-1]
+            keys = max(shapes[scores.name][-1], 0)
             context = probabilities.outputs[0].outputs[0]
             head_dim = shapes[context.name][-1]
-            flops = 4.0 * prod(shapes[scores.name]) * head_dim
+            flops = 4.0 * _volume(shapes[scores.name]) * max(head_dim, 0)
             yield Site(f"{block}/attention", "attention", flops, context.name, keys=keys)
 
 
@@ -125,8 +125,13 @@ def _is_linear(node: gs.Node) -> bool:
     return node.op != "Conv" or prod(weight_of(node).shape[2:]) == 1
 
 
+def _volume(shape: tuple[int, ...]) -> int:
+    """The number of values; 0 where it is not known."""
+    return 0 if -1 in shape else prod(shape)
+
+
 def _shapes(graph: gs.Graph) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, dynamic extents filled in."""
+    """The shape of every tensor, -1 where it is not known. A dynamic batch is taken as 1."""
     proto = gs.export_onnx(graph)
     # Weights are most of the bytes, and only their shapes matter: as inputs they cost the inference nothing.
     weights = [each for each in proto.graph.initializer if prod(each.dims) > LARGE]
@@ -135,9 +140,9 @@ def _shapes(graph: gs.Graph) -> dict[str, tuple[int, ...]]:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(small)
     for value in proto.graph.input:
-        for i, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = 1 if i == 0 else DYNAMIC_SIDE
+        batch = value.type.tensor_type.shape.dim[:1]
+        for dim in batch:
+            dim.dim_value = dim.dim_value or 1
     for output in proto.graph.output:
         for dim in output.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
@@ -149,5 +154,5 @@ def _shapes(graph: gs.Graph) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input):
         dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(dim.dim_value if dim.dim_value > 0 else 1 for dim in dims)
+        shapes[value.name] = tuple(dim.dim_value if dim.dim_value > 0 else -1 for dim in dims)
     return shapes

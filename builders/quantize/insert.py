@@ -19,15 +19,16 @@ from twins_trt.builders.sites import LAYOUT, Tensor, output_axis, weight_of
 from twins_trt.errors import UsageError
 
 QMAX = 127  # symmetric: -128 is not used, so that a value and its negative round alike
-UNSIGNED_MAX = 255
+UNSIGNED_MAX, UNSIGNED_ZERO = 255, 128
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: below, a scale loses its own digits
 
 
 class Inserter:
     """A graph while nodes are put into it; `finish` ends that.
 
-    half: whether scales are rounded to float16, which they will be stored in. unsigned: whether what a Relu writes is
-    stored as uint8, which lets ONNX Runtime drop the Relu.
+    half: whether scales are rounded to float16, which they will be stored in. unsigned: whether activations are uint8:
+    ONNX Runtime on x86 multiplies uint8 with int8, and passes by a product of two int8. Their zero is then 128, or 0
+    for what a Relu writes, which gains a bit and lets ONNX Runtime drop the Relu.
     """
 
     def __init__(self, graph: gs.Graph, ranges: Mapping[str, float], *, half: bool, unsigned: bool = False) -> None:
@@ -35,7 +36,8 @@ class Inserter:
         self.half = half
         self.unsigned = unsigned
         self._ranges = ranges
-        self._zeros = {dtype: gs.Constant(f"{dtype}_zero", np.zeros((), dtype)) for dtype in ("int8", "uint8")}
+        kinds = {"zero.int8": np.int8(0), "zero.uint8": np.uint8(UNSIGNED_ZERO), "zero.positive": np.uint8(0)}
+        self._zeros = {name: gs.Constant(name, np.array(value)) for name, value in kinds.items()}
         self._quantised: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by source: values, scale, zero point
         self._moved: dict[tuple[str, str], Tensor] = {}  # by layout operation and what it moves
         self._inserted: list[gs.Node] = []
@@ -102,12 +104,11 @@ class Inserter:
 
     def _quantise(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if tensor.name not in self._quantised:
-            unsigned = self.unsigned and tensor.inputs[0].op == "Relu"
+            positive = self.unsigned and tensor.inputs[0].op == "Relu"
             amax = 1.0 if _is_softmax(tensor) else self._ranges[tensor.name]
-            scale = gs.Constant(
-                self.unique(f"{tensor.name}.scale"), self.scales(amax, UNSIGNED_MAX if unsigned else QMAX)
-            )
-            zero = self._zeros["uint8" if unsigned else "int8"]
+            step = self.scales(amax, UNSIGNED_MAX if positive else QMAX)
+            scale = gs.Constant(self.unique(f"{tensor.name}.scale"), step)
+            zero = self._zeros["zero.positive" if positive else "zero.uint8" if self.unsigned else "zero.int8"]
             values = self.node("QuantizeLinear", f"{tensor.name}.quantize", [tensor, scale, zero], zero.dtype, {})
             self._quantised[tensor.name] = (values, scale, zero)
         return self._quantised[tensor.name]

@@ -83,6 +83,7 @@ def quantize(
         _quantise_attention(work, nodes, block)
     if rest == "fp32":
         for site in products:
+            _keep_apart(work, nodes[site.node])
             if nodes[site.node].op == "Conv":
                 work.write(_written(nodes[site.node]))
     work.finish()
@@ -157,6 +158,25 @@ def _as_matmul(work: Inserter, node: gs.Node) -> gs.Node:
         inner = work.node("Add", f"{node.name}.add", [inner, constant], out.dtype, {})
     _replace(out, work.node("Transpose", f"{node.name}.map", [inner], out.dtype, {"perm": [0, 3, 1, 2]}))
     return node
+
+
+def _keep_apart(work: Inserter, node: gs.Node) -> None:
+    """Writes the bias of a matrix product as [1, 1, C] behind it: ONNX Runtime makes a float Gemm of a product and a
+    bias of one dimension before it looks for INT8, and a Gemm of its own takes no float bias."""
+    if node.op == "Gemm":
+        out, bias = node.outputs[0], node.inputs.pop(2)
+        node.op, node.attrs = "MatMul", {}
+        node.outputs = [gs.Variable(work.unique(f"{node.name}.product"), dtype=out.dtype)]
+        _replace(out, work.node("Add", f"{node.name}.add", [node.outputs[0], _as_row(work, bias)], out.dtype, {}))
+    elif node.op == "MatMul":
+        for reader in node.outputs[0].outputs:
+            for i, tensor in enumerate(reader.inputs):
+                if reader.op == "Add" and isinstance(tensor, gs.Constant) and tensor.values.ndim == 1:
+                    reader.inputs[i] = _as_row(work, tensor)
+
+
+def _as_row(work: Inserter, bias: gs.Constant) -> gs.Constant:
+    return gs.Constant(work.unique(f"{bias.name}.row"), bias.values[None, None])
 
 
 def _written(conv: gs.Node) -> gs.Variable:
