@@ -11,7 +11,6 @@ from typing import Any
 
 from twins_trt.builders.engine import EngineOptions, group_targets, parse_target
 from twins_trt.builders.export import ExportOptions, Range
-
 from twins_trt.errors import UsageError
 from twins_trt.runtime.codec import decode, encode
 

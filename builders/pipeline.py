@@ -7,7 +7,9 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -18,6 +20,7 @@ from twins_trt.builders.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.build_options import BuildOptions, rebuild_command
 from twins_trt.builders.engine import (
     BuiltEngine,
+    EngineOptions,
     Port,
     build_engine,
     current_device,
@@ -28,7 +31,6 @@ from twins_trt.builders.engine import (
 from twins_trt.builders.engine.versions import settle_targets
 from twins_trt.builders.export import ExportOptions, GraphInfo, Range, export_graph
 from twins_trt.builders.weights import ModelFacts, find_weights, load_weights
-
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import BundleError, UnfusedAttentionError, UsageError
 from twins_trt.runtime.bundle import Bundle, write_bundle
@@ -41,6 +43,8 @@ log = logging.getLogger("twins_trt")
 AUDIT = "audit.json"
 
 _TOOLS = ("torch", "onnx", "onnx-graphsurgeon", "numpy")
+
+_POLL_S = 0.1
 
 Shape = tuple[int, ...]
 
@@ -170,7 +174,7 @@ def build_bundle(
         audits: dict[str, Audit] = {}
         for file, engine, compiler in zip(plan.engine_files, options.engines, plan.compilers, strict=True):
             clock.begin(compiler)
-            built[file] = build_engine(graph, engine, progress=clock.inside)
+            built[file] = _build_apart(graph, engine, clock.inside)
             audits[file] = _audited(built[file], info, allow_unfused=options.allow_unfused)
         clock.begin(str(plan.out))
         files: dict[str, bytes | Path] = {GRAPH: graph, **{file: engine.plan for file, engine in built.items()}}
@@ -181,6 +185,46 @@ def build_bundle(
         )
     clock.end()
     return BuildReport(bundle, audits, clock.seconds, _peak_host_mib())
+
+
+def _build_apart(graph: Path, engine: EngineOptions, progress: Callable[[str, float | None], None]) -> BuiltEngine:
+    """`build_engine` in a thread of its own, while this one reports and waits.
+
+    An interrupt arrives in the main thread. There it would be lost if a compiler had just called back into Python (its
+    bindings print the exception and go on), and `Thread.join`, interrupted, takes a running thread for an ended one
+    (CPython 3.11). So this thread waits on an event; what is raised in it, also by `progress`, stops the build at its
+    next sign of life, and is raised when the build has ended.
+    """
+    news: deque[tuple[str, float | None]] = deque()
+    stopped, ended = threading.Event(), threading.Event()
+    outcome: list[BuiltEngine] = []
+    failure: list[BaseException] = []
+
+    def report(detail: str, share: float | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        news.append((detail, share))
+
+    def build() -> None:
+        try:
+            outcome.append(build_engine(graph, engine, progress=report))
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=build, name="twins-trt engine", daemon=True).start()
+    try:
+        while not ended.wait(_POLL_S):
+            while news:
+                progress(*news.popleft())
+    except BaseException:
+        stopped.set()
+        ended.wait()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 class _Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,30 @@ def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Compiler)
 
     with pytest.raises(KeyboardInterrupt):
         build_bundle(small(), place / "x.bundle", progress=stop)
+    assert list(place.iterdir()) == []
+
+
+def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised in the caller's thread while the compiler works: the compiler is told, and nothing runs on behind it."""
+    states: list[str] = []
+
+    def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
+        try:
+            while True:
+                progress("compiling", None)
+                time.sleep(0.01)
+        finally:
+            time.sleep(0.2)
+            states.append("stopped" if graph.is_file() else "stopped too late")
+
+    def interrupt(step: Step) -> None:
+        if step.detail == "compiling":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "build_engine", build)
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(small(), place / "x.bundle", progress=interrupt)
+    assert states == ["stopped"]
     assert list(place.iterdir()) == []
 
 

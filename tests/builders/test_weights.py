@@ -14,8 +14,9 @@ torch = pytest.importorskip("torch")
 from twins_trt.builders.weights import find_weights, load_weights, name_classes  # noqa: E402
 from twins_trt.data import ADE20K_CLASSES, ADE20K_PALETTE, camvid_palette  # noqa: E402
 from twins_trt.errors import CheckpointError, UsageError  # noqa: E402
+from twins_trt.files import sha256_of  # noqa: E402
 from twins_trt.models import build_model, get_spec  # noqa: E402
-from twins_trt.models.checkpoint import CheckpointMeta, sha256_of  # noqa: E402
+from twins_trt.models.checkpoint import CheckpointMeta  # noqa: E402
 from twins_trt.models.fetch import cached_path  # noqa: E402
 from twins_trt.models.seeded import seed_weights, seeded_array  # noqa: E402
 

@@ -216,6 +216,15 @@ def test_results_are_ascii_json_whatever_a_name_holds(capsys: pytest.CaptureFixt
     assert printed.isascii() and json.loads(printed)["image"] == name
 
 
+def test_names_out_of_files_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.note("a\x1b[2Jb")
+    console.progress("step\r", "\x07")
+    console.result({}, "two\nlines\x1b]0;title")
+    printed = capsys.readouterr()
+    assert (printed.err, printed.out) == ("a?[2Jb\nstep?  ?\n", "two\nlines?]0;title\n")
+
+
 def test_a_table_is_as_wide_as_its_cells() -> None:
     assert table([("a", "1"), ("bcd", "22")], right=frozenset({1})) == "a     1\nbcd  22"
 

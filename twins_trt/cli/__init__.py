@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any
 
 from twins_trt.cli.console import Console, LogHandler, dump_json
 from twins_trt.cli.parsing import nearest, new_parser, unknown_options
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _forgive_odd_names()
     verbose = sum(word.count("v") for word in words if word in ("-v", "-vv", "-vvv")) + words.count("--verbose")
     console = Console(as_json="--json" in words)
-    with _logging_to(console, verbose), _stoppable(console):
+    with _logging_to(console, verbose), _termination_as_exit():
         try:
             code = _dispatch(words, console)
             sys.stdout.flush()  # here, where a closed pipe can still be caught
@@ -164,29 +163,22 @@ def _logging_to(console: Console, verbose: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stoppable(console: Console) -> Iterator[None]:
-    """Ctrl-C and SIGTERM unwind the stack, so that half-written files are removed.
-
-    A compiler that calls back into Python may swallow the exception, so the console remembers it and raises it again at
-    the next sign of progress. A signal that the caller ignores (nohup) stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():
+def _termination_as_exit() -> Iterator[None]:
+    """SIGTERM unwinds the stack like Ctrl-C does, so that half-written files are removed. Where the caller ignores it,
+    or handles it, that stays so."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        console.stopped = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(TERMINATED)
-        raise console.stopped
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
 
-    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    taken = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
-    for number in taken:
-        signal.signal(number, stop)
+    signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, usual[number])
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _forgive_odd_names() -> None:

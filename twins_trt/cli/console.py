@@ -17,12 +17,11 @@ class Console:
     """The terminal of one command.
 
     as_json: the result is one JSON object on stdout. Progress is one redrawn line on a terminal; elsewhere one line a
-    step, and one every ten seconds while a step lasts. stopped: the interrupt that arrived, if one did.
+    step, and one every ten seconds while a step lasts.
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.stopped: BaseException | None = None
         self._terminal = sys.stderr.isatty()
         self._drawn = ""
         self._step = ""
@@ -31,22 +30,17 @@ class Console:
     def result(self, value: Mapping[str, Any], text: str) -> None:
         """Print what the command found: `value` with --json, else `text`."""
         self.clear()
-        print(dump_json(value) if self.as_json else text)
+        print(dump_json(value) if self.as_json else printable(text))
 
     def note(self, text: str) -> None:
         """One line on stderr."""
         self.clear()
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def progress(self, step: str, detail: str = "", share: float | None = None) -> None:
-        """Say where the work is: `step`, what it is about, and the share that is done of it, 0 to 1.
-
-        Raises `stopped`, if an interrupt has set it.
-        """
-        if self.stopped is not None:
-            raise self.stopped
+        """Say where the work is: `step`, what it is about, and the share that is done of it, 0 to 1."""
         percent = "" if share is None else f" {100 * share:3.0f} %"
-        line = f"{step}{percent}{'  ' if detail else ''}{detail}"
+        line = printable(f"{step}{percent}{'  ' if detail else ''}{detail}")
         if self._terminal:
             self._draw(line)
             return
@@ -80,6 +74,11 @@ class LogHandler(logging.Handler):
             self._console.note(f"{record.levelname.lower()}: {self.format(record)}")
         except Exception:
             self.handleError(record)
+
+
+def printable(text: str) -> str:
+    """Text with `?` for what could steer a terminal: names come out of checkpoints, manifests and folders."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def dump_json(value: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _is_model(what: str) -> bool:
+    if what in list_models() and not (Path(what) / "manifest.json").is_file():
+        return True
     if Path(what).exists() or what.endswith(".bundle"):
         return False
-    if what in list_models():
-        return True
     near = nearest(what, list_models())
     raise UsageError(
         f"there is no bundle and no model called {what!r}",
@@ -145,7 +146,9 @@ def _score_bundle(
         dataset,
         engine=arguments.engine,
         fit=arguments.fit,
-        preprocessing=preprocessing,
+        preprocessing=None
+        if preprocessing is None
+        else replace(manifest.preprocessing, test_scale=preprocessing.test_scale),
         settings=EngineSettings(threads=arguments.threads),
         limit=arguments.limit,
         workers=arguments.workers,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twins_trt.cli.console import Console, megabytes, table
-from twins_trt.errors import BundleError, UsageError
+from twins_trt.errors import BuildError, BundleError, UsageError
 
 EXAMPLE = "twins-trt inspect x.bundle\n  twins-trt inspect graph.onnx --json\n  twins-trt inspect checkpoint.pth"
 
@@ -79,7 +79,10 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
     from twins_trt.runtime.codec import encode
 
     header = read_header(path)
-    info = json.loads(header.metadata.get("twins_trt.info", "null"))
+    try:
+        info = json.loads(header.metadata.get("twins_trt.info", "null"))
+    except ValueError as error:
+        raise BuildError(f"{path}: what twins-trt wrote into it is damaged: {error}", "export it again") from error
     rows = [("graph", f"{path}, {megabytes(path.stat().st_size)}, by {header.producer or 'an unnamed exporter'}")]
     if info is None:
         rows.append(("model", "not known: twins-trt did not export it"))
@@ -152,7 +155,6 @@ def _rows(rows: list[tuple[str, str]]) -> str:
 
 def _short(value: object) -> str:
     text = " ".join(str(value).split())
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # it came out of a file
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
