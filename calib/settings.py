@@ -8,7 +8,9 @@ from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.runtime.fitting import FitMode
 
-OBSERVERS = ("entropy", "percentile", "mse", "minmax")
+# The default first. Entropy, TensorRT's default, clips GELU and softmax outputs, most of whose values are near 0, to a
+# tenth of what they reach: of the four it agrees least with the FP32 model.
+OBSERVERS = ("mse", "percentile", "entropy", "minmax")
 MIN_BINS, MAX_BINS = 1024, 1 << 16  # 8 bins to each of the 127 levels at least
 
 

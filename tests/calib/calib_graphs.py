@@ -11,7 +11,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH, HEIGHT, CHANNELS = 48, 32, 8
-OBSERVED = ("input/pixels", "attn/norm", "attn/q_heads", "attn/k_t", "attn/softmax", "attn/v", "attn/context", "fc/relu")
+OBSERVED = (
+    "input/pixels",
+    "attn/norm",
+    "attn/q_heads",
+    "attn/k_t",
+    "attn/v",
+    "attn/softmax",
+    "attn/context",
+    "fc/relu",
+)
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +72,7 @@ def write_graph(
         nodes,
         "small",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, *size, 3])],
-        [helper.make_tensor_value_info("mask", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [batch, "tokens", 2])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -83,7 +92,7 @@ def forward(image: Array, seed: int = 0) -> dict[str, Array]:
     scores = np.exp(q / 2 @ k.T)
     softmax = scores / scores.sum(1, keepdims=True)
     relu = np.maximum(softmax @ v @ (w["proj.weight"] / 2), 0)
-    values = (pixels, norm, q / 2, k.T, softmax, v, softmax @ v, relu)
+    values = (pixels, norm, q / 2, k.T, v, softmax, softmax @ v, relu)
     return dict(zip(OBSERVED, values, strict=True))
 
 

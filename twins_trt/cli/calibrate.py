@@ -52,9 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("ranges")
     group.add_argument(
         "--observer",
-        default="entropy,percentile,mse,minmax",
+        default="mse,percentile,entropy,minmax",
         metavar="A,B",
-        help="entropy, percentile, mse, minmax: which are stored, the one to use first; default: all in this order",
+        help="mse, percentile, entropy, minmax: which are stored, the one to use first; default: all in this order",
     )
     group.add_argument("--percentile", type=float, default=99.99, metavar="P", help="default 99.99")
     group.add_argument("--bins", type=int, default=4096, metavar="N", help="of each histogram; default 4096")
