@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from twins_trt.errors import UsageError
+from twins_trt.files import locked, whole_file
 
 log = logging.getLogger("twins_trt")
 
@@ -45,19 +44,6 @@ def cache_path(setting: str, key: CacheKey) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"the timing cache's folder {path.parent} does not exist", f"mkdir -p {path.parent}")
     return path
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock file beside `path`; where the platform has no flock, the atomic replace has to do."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _unpack(path: Path, key: CacheKey, *, level: int = logging.WARNING) -> bytes:
@@ -87,7 +73,7 @@ def _unpack(path: Path, key: CacheKey, *, level: int = logging.WARNING) -> bytes
 def read_cache(path: Path, key: CacheKey) -> bytes:
     """The cache's content when it fits `key`; empty, with a log line saying why, when it does not."""
     try:
-        with _locked(path):
+        with locked(path):
             return _unpack(path, key)
     except OSError as error:
         log.warning("timing cache %s cannot be read: %s", path, error)
@@ -97,15 +83,10 @@ def read_cache(path: Path, key: CacheKey) -> bytes:
 def write_cache(path: Path, key: CacheKey, merge: Callable[[bytes], bytes]) -> None:
     """Replaces the file by `merge(its current content)`, in one step. A failure costs a log line, not the build."""
     try:
-        with _locked(path):
+        with locked(path):
             blob = merge(_unpack(path, key, level=logging.DEBUG))
             head = {**asdict(key), "sha256": hashlib.sha256(blob).hexdigest()}
-            content = _MAGIC + json.dumps(head).encode() + b"\n" + blob
-            fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                fresh.write_bytes(content)
-                os.replace(fresh, path)
-            finally:
-                fresh.unlink(missing_ok=True)
+            with whole_file(path) as file:
+                file.write(_MAGIC + json.dumps(head).encode() + b"\n" + blob)
     except OSError as error:
         log.warning("timing cache %s cannot be written: %s", path, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.errors import ExportError, UsageError
+from twins_trt.files import whole_file
 from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ def export_graph(model: Segmentor, path: str | Path, options: ExportOptions | No
         "info": info.to_json(),
     }
     onnx.helper.set_model_props(proto, {f"{METADATA}.{key}": value for key, value in facts.items()})
-    _write_atomically(proto.SerializeToString(), Path(path))
+    try:
+        with whole_file(Path(path)) as file:
+            file.write(proto.SerializeToString())
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}", "check the folder exists and has room") from error
     return info
 
 
@@ -134,14 +138,3 @@ def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, S
                 image = w.transpose(image, (0, 3, 1, 2), "nchw")
                 image = w.op("Mul", [w.op("Sub", [image, w.const(mean)], "mean"), w.const(1 / std)], "std")
     return image, batch, (height, width), shape
-
-
-def _write_atomically(data: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}", "check the folder exists and has room") from error
-    finally:
-        temporary.unlink(missing_ok=True)

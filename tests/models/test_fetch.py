@@ -355,10 +355,10 @@ def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -
 def test_a_read_only_cache_serves_what_it_has(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fetch(MODEL, cache_dir=tmp_path, url=server.url)
 
-    def read_only(target: Path) -> None:
+    def read_only(target: Path, waiting: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module, "_locked", read_only)
+    monkeypatch.setattr(module, "locked", read_only)
     assert fetch(MODEL, cache_dir=tmp_path, url=server.url) == path
     path.unlink()
     with pytest.raises(FetchError, match=r"cannot store .*Permission denied"):

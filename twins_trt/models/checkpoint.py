@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from twins_trt.errors import CheckpointError, MissingDependencyError
+from twins_trt.files import sha256_of
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
 from twins_trt.models.zoo import get_spec, list_models
 
@@ -135,15 +135,6 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, str] | Non
         if (spec.family, spec.embed_dims, spec.depths) == (family, widths, depths):
             return family, spec.variant
     return None
-
-
-def sha256_of(path: str | Path) -> str:
-    """sha256 of a file as 64 hex digits, read a MiB at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def explain_misfit(

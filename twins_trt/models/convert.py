@@ -22,9 +22,7 @@ their names. One number does not travel: the official code's LayerNorms use eps 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.files import whole_file
 from twins_trt.models.checkpoint import Checkpoint, identify, identify_backbone, list_misfits, read_checkpoint
 from twins_trt.version import __version__
 
@@ -284,17 +283,10 @@ def _check_complete(converted: ConvertedState, src: Path) -> None:
 
 
 def _write(content: dict[str, Any], dst: Path) -> None:
-    part = dst.with_name(f".{dst.name}.{secrets.token_hex(4)}.part")
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, dst)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(dst) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk in a RuntimeError
         raise CheckpointError(
             f"{dst} cannot be written: {error}", "check the folder's permissions and space"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import http.client
 import json
 import logging
@@ -17,12 +15,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import FetchError, UsageError
+from twins_trt.files import locked, sha256_of
 from twins_trt.models.zoo import get_spec
 from twins_trt.version import __version__
 
@@ -77,7 +76,7 @@ def fetch(
         if _is_there(job):  # before anything is written: the folder may be read-only
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        with locked(target, waiting=f"another process is downloading {target.name}: waiting for it"):
             return target if _is_there(job) else _download(job, progress)
     except OSError as error:
         raise _storage_error(error, job) from error
@@ -109,7 +108,7 @@ class _Job:
 def _is_there(job: _Job) -> bool:
     if not job.target.is_file():
         return False
-    found = _sha256(job.target)
+    found = sha256_of(job.target)
     if not found.startswith(job.sha256_prefix):
         log.warning("%s has sha256 %s..., not %s...", job.target, found[:8], job.sha256_prefix)
         return False
@@ -128,7 +127,7 @@ def _download(job: _Job, progress: Progress | None) -> Path:
     resumed = _have(job) > 0
     for _ in range(2):
         _transfer(job, progress)
-        found = _sha256(job.part)
+        found = sha256_of(job.part)
         if found.startswith(job.sha256_prefix):
             os.replace(job.part, job.target)
             job.notes.unlink(missing_ok=True)
@@ -296,29 +295,3 @@ def _read_notes(job: _Job) -> dict[str, Any]:
 def _forget(job: _Job) -> None:
     job.part.unlink(missing_ok=True)
     job.notes.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    # checkpoint.sha256_of would load torch, which downloading does not need
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Waits for the advisory lock on a file. The lock's own file stays: removing it would let two holders in."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: concurrent downloads are not guarded there
-        yield
-        return
-    with open(target.with_name(target.name + ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is downloading %s: waiting for it", target.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import BundleError
+from twins_trt.files import CHUNK, sha256_of
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, FileEntry, Manifest, safe_path
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -139,16 +138,12 @@ def _check_file(root: Path, entry: FileEntry, field: str, rebuild: str, *, verif
         raise BundleError(f"{root}: {field}.size of {entry.path} is {entry.size}, the file has {size} bytes", rebuild)
     if not verify:
         return
-    digest = hashlib.sha256()
     try:
-        for chunk in _chunks(file):
-            digest.update(chunk)
+        found = sha256_of(file)
     except OSError as error:
         raise BundleError(f"{root}: {entry.path} cannot be read: {error}", rebuild) from error
-    if digest.hexdigest() != entry.sha256:
-        raise BundleError(
-            f"{root}: {field}.sha256 of {entry.path} is {entry.sha256}, the file has {digest.hexdigest()}", rebuild
-        )
+    if found != entry.sha256:
+        raise BundleError(f"{root}: {field}.sha256 of {entry.path} is {entry.sha256}, the file has {found}", rebuild)
 
 
 def _prefixes(path: str) -> list[str]:
@@ -192,7 +187,7 @@ def _write(root: Path, name: str, content: bytes | Path) -> FileEntry:
 def _chunks(content: bytes | Path) -> Iterator[bytes]:
     if isinstance(content, Path):
         with content.open("rb") as source:
-            while chunk := source.read(_CHUNK):
+            while chunk := source.read(CHUNK):
                 yield chunk
     else:
         yield content

@@ -1,0 +1,65 @@
+"""Files that several processes may want at once: written whole or not at all, locked, and told apart by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK = 1 << 20
+"""Bytes read at a time."""
+
+log = logging.getLogger("twins_trt")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of `path` when the block ends, and vanishes when it raises.
+
+    It is a hidden sibling until then, so a reader of `path` sees the old content or the new. Raises OSError as writing
+    and renaming do; the caller knows which error of its own that is.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # a rename may reach the disk before the data it names
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file as 64 hex digits. Raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
+    """Holds the advisory lock on `path`, in a file called `path`.lock; `waiting` is logged if another holds it.
+
+    The lock's file stays: removing it would let two holders in. Where the platform has no flock nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path.with_name(path.name + ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                log.info(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
