@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +104,10 @@ def collect(
     graph: an ONNX file. images: any iterable of uint8 [H, W, 3] RGB or batches uint8 [N, H, W, 3], of any sizes; each
     is fitted to the graph as `Segmenter` does it. state: a file that holds the work so far, written every few images;
     with it a run that was killed goes on where it was, given the same images in any order. It stays at the end (it is
-    the collection, see `load_collection`). total: how many images there are, for the ETA; by default their `len`.
-    names: what errors call the images, in order.
-    device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per core. memory_mib: activations held at once;
-    tensors that need more are collected in several runs of the graph, with the same result.
+    the collection, see `load_collection`). total: how many images there are, for the ETA; known of lists and tuples.
+    names: what errors call the images, in order. device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per
+    core. memory_mib: activations held at once; tensors that need more are collected in several runs of the graph, with
+    the same result.
 
     Raises DataError for blank images, for a set of noise, for a graph whose activations are not finite, and for a state
     of something else; ImageError for what is no image; UsageError for an FP16 or quantised graph; EngineError where
@@ -120,8 +120,8 @@ def collect(
     if state is not None and state.exists():
         collection = _resumed(state, collection)
     waiting = Counter(collection.digests)  # images of an earlier run that this one has not come to yet
-    if total is None and isinstance(images, Sized) and not isinstance(images, np.ndarray):
-        total = len(images)
+    if total is None and isinstance(images, (list, tuple)):
+        total = sum(len(each) if getattr(each, "ndim", 3) == 4 else 1 for each in images)
     started = saved_at = time.monotonic()
     pending: list[tuple[bytes, bool, npt.NDArray[Any]]] = []
     counted = saved = number = 0

@@ -170,6 +170,9 @@ def test_progress_has_an_eta_where_the_number_is_known(graph: Path) -> None:
     assert [(step.done, step.total) for step in steps] == [(n, 4) for n in range(1, 5)]
     assert steps[-1].eta == 0 and all(step.eta is not None and step.eta > 0 for step in steps[:-1])
     steps.clear()
+    collect(graph, [np.stack(photos(3)), photo(3)], settings=SETTINGS, progress=steps.append)
+    assert steps[-1].total == 4
+    steps.clear()
     collect(graph, iter(photos(4)), settings=SETTINGS, progress=steps.append)
     assert [(step.total, step.eta) for step in steps] == [(None, None)] * 4
 
@@ -211,7 +214,7 @@ def test_data_that_is_none(graph: Path) -> None:
 
 
 def test_random_data_stops_early(graph: Path) -> None:
-    drawn = []
+    drawn: list[int] = []
 
     def endless() -> Iterator[np.ndarray]:
         while True:
@@ -244,7 +247,7 @@ def test_no_photograph_of_camvid_is_noise(camvid: Path) -> None:
 )
 def test_what_is_no_image(graph: Path, bad: object) -> None:
     with pytest.raises(ImageError, match="an image for calibration is"):
-        collect(graph, [bad], settings=SETTINGS)  # type: ignore[list-item]
+        collect(graph, [bad], settings=SETTINGS)
 
 
 def test_graphs_that_overflow_or_do_not_run(graph: Path, tmp_path: Path) -> None:
