@@ -1,7 +1,7 @@
 """Reading images and label maps from files, with the same pixels on every machine.
 
-Decoder: Pillow, here and in the runtime, since Pillow is all that a device has. mmsegmentation decodes with OpenCV
-(`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma upsampling,
+Decoder: Pillow, for data sets and for the runtime alike, since Pillow is all that a device has. mmsegmentation decodes
+with OpenCV (`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma upsampling,
 and they give the same pixels: compared on 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and OpenCV 5.0),
 none differs in any pixel. A Pillow linked against another JPEG library may differ by a grey level here and there. The
 other conventions below (alpha dropped rather than blended, 16 bits cut to the high byte, EXIF orientation applied) are
@@ -11,12 +11,15 @@ those of `IMREAD_COLOR`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.errors import DataError, ImageError
+from twins_trt.errors import DataError, ImageError, MissingDependencyError, TwinsError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -26,33 +29,57 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file to uint8 [H, W, 3], RGB, upright.
 
-    EXIF orientation is applied; grey and palette images become RGB; alpha is dropped; of 16 bits the high byte stays.
-    Raises ImageError, naming the file, if it is missing, not an image, truncated or of floating-point pixels.
+    See `to_rgb` for what becomes of other kinds of pixels. Raises ImageError, naming the file, if it is missing, empty,
+    truncated, not an image, or so large that Pillow takes it for a decompression bomb; MissingDependencyError without
+    Pillow.
     """
-    picture = _open(path)
-    if picture.mode == "F":
-        raise ImageError(f"{path} holds floating-point pixels", "convert it to 8 or 16 bits a channel")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
+    return to_rgb(_open(path, "an image", ImageError), name=str(path))
+
+
+def to_rgb(picture: PillowImage, *, name: str = "the image") -> UInt8Array:
+    """A Pillow image as uint8 [H, W, 3], RGB, upright: what OpenCV's `IMREAD_COLOR` gives, which mmsegmentation uses.
+
+    EXIF orientation is applied, grey, palette and CMYK pictures become RGB, alpha is dropped (not blended), of 16 bits
+    the high byte stays. Raises ImageError, with `name` in it, for pixels that are not any of these.
+    """
+    upright = _upright(picture)
+    if upright.mode == "F":
+        raise ImageError(f"{name} holds floating-point pixels", "convert it to 8 or 16 bits a channel")
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling, which turns a 16-bit image white.
-        wide = np.asarray(picture).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise ImageError(f"{path} holds 32-bit pixels", "convert it to 8 or 16 bits a channel")
-        grey = (wide >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(picture.convert("RGB"), dtype=np.uint8)
+        wide = np.asarray(upright).astype(np.int64)
+        if wide.size and (wide.min() < 0 or wide.max() > 0xFFFF):
+            raise ImageError(f"{name} holds 32-bit pixels", "convert it to 8 or 16 bits a channel")
+        return np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    try:
+        return np.array(upright.convert("RGB"), dtype=np.uint8)
+    except ValueError as error:
+        raise ImageError(
+            f"{name} has {upright.mode} pixels, which Pillow cannot convert", "convert it to RGB"
+        ) from error
 
 
 def read_label(path: str | Path) -> UInt8Array:
     """Decode a label map to uint8 [H, W], the values as they are in the file (of a palette image: the indices).
 
-    Raises DataError, naming the file, if it is missing, broken, a colour picture or has values over 255.
+    EXIF orientation is not applied. Raises DataError, naming the file, if it is missing, broken, a colour picture or
+    has values over 255.
     """
-    picture = _open(path, kind="label map")
+    picture = _open(path, "a label map", DataError)
     if picture.mode not in ("L", "P", "1", "I") and not picture.mode.startswith("I;16"):
         raise DataError(
             f"{path} is a {picture.mode} picture, not a label map", "store one class index a pixel, as 8-bit PNG"
@@ -61,35 +88,60 @@ def read_label(path: str | Path) -> UInt8Array:
     if values.dtype != np.uint8:
         if values.size and (values.min() < 0 or values.max() > 255):
             raise DataError(
-                f"{path} has label values up to {values.max()}", "at most 254 classes fit, and 255 for ignored pixels"
+                f"{path} has label values from {values.min()} to {values.max()}",
+                "at most 255 classes fit, 0 to 254, and 255 for ignored pixels",
             )
         values = values.astype(np.uint8)
     return np.array(values)
 
 
-def _open(path: str | Path, *, kind: Literal["image", "label map"] = "image") -> Any:
-    """The file as a fully decoded PIL image; an image upright, a label map as it lies in the file."""
-    from PIL import Image
-
-    failure = ImageError if kind == "image" else DataError
+def _open(path: str | Path, kind: str, failure: type[TwinsError]) -> PillowImage:
+    """The file as a fully decoded Pillow image, as it lies in the file."""
+    file = Path(path)
+    pillow = _pillow()
     try:
-        with Image.open(path) as picture:
+        with pillow.open(file) as picture:
             picture.load()
-            return _upright(picture) if kind == "image" else picture
+            opened: PillowImage = picture
+            return opened
     except FileNotFoundError as error:
-        raise failure(f"{kind} {path} does not exist") from error
+        raise failure(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise failure(f"{path} is a folder, not {kind}") from error
+    except pillow.DecompressionBombError as error:
+        raise failure(
+            f"{path} is too large: {error}", "cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     except Exception as error:
-        # Damaged bytes surface from Pillow's decoders as OSError, SyntaxError, ValueError, struct.error,
-        # DecompressionBombError and more; to the reader they all mean this file.
-        reason = str(error) or type(error).__name__
-        raise failure(f"{kind} {path} cannot be decoded: {reason}", "replace or remove the file") from error
+        # Damaged bytes surface from Pillow's decoders as OSError, SyntaxError, ValueError, struct.error and more.
+        raise failure(f"{path} cannot be decoded: {_reason(file, error)}", "replace or remove the file") from error
 
 
-def _upright(picture: Any) -> Any:
-    from PIL import ImageOps
-
+def _upright(picture: PillowImage) -> PillowImage:
     try:
-        turned = picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:
-        turned = False  # unreadable EXIF does not spoil the pixels
-    return ImageOps.exif_transpose(picture) if turned else picture
+        orientation = 1  # unreadable EXIF does not spoil the pixels
+    if orientation not in _UPRIGHT:
+        return picture
+    return picture.transpose(getattr(_pillow().Transpose, _UPRIGHT[orientation]))
+
+
+def _reason(file: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if file.is_file() and file.stat().st_size == 0:
+        return "it is empty"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is not an image that Pillow knows"
+    return str(error) or type(error).__name__
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading images needs Pillow, which is not installed", "pip install pillow"
+        ) from error
+    return Image

@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from twins_trt.data.images import read_image
     from twins_trt.data.preprocessing import Preprocessing
     from twins_trt.runtime.bundle import Bundle, open_bundle, write_bundle
     from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
     from twins_trt.runtime.manifest import EngineFile, Figure, FileEntry, Manifest, Source
     from twins_trt.runtime.segmentation import Segmentation
     from twins_trt.runtime.segmenter import Segmenter
-    from twins_trt.runtime.sources import expand_sources, read_image
+    from twins_trt.runtime.sources import expand_sources
     from twins_trt.runtime.stream import Frame
     from twins_trt.runtime.tensors import TensorSpec
 
@@ -33,7 +34,7 @@ _HOME = {
     "expand_sources": "twins_trt.runtime.sources",
     "open_bundle": "twins_trt.runtime.bundle",
     "open_engine": "twins_trt.runtime.engines",
-    "read_image": "twins_trt.runtime.sources",
+    "read_image": "twins_trt.data.images",
     "write_bundle": "twins_trt.runtime.bundle",
 }
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.data.images import read_image, to_rgb
 from twins_trt.errors import EngineError, ImageError, UsageError
 from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
 from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
 from twins_trt.runtime.segmentation import Segmentation
-from twins_trt.runtime.sources import read_image, to_rgb
 from twins_trt.runtime.stream import Frame, stream_frames
 
 if TYPE_CHECKING:
