@@ -79,6 +79,41 @@ def islands() -> str:
     return table(("part", "why it stays float32"), [(f"`{part}`", reason) for part, reason in rows], align="ll")
 
 
+def offers() -> str:
+    """What each TensorRT version offers, by the code that asks for it, from the recorded names of its bindings."""
+    from twins_trt.builders.engine import describe
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    try:
+        import fake_tensorrt
+    finally:
+        sys.path.pop(0)
+    rows = []
+    for version in fake_tensorrt.versions():
+        offer = describe(module := fake_tensorrt.fake_module(version), module.__name__)
+        rows.append(
+            (
+                offer.name,
+                {"always": "strong, always", "flag": "strong, by flag", "none": "weak"}[offer.typing],
+                offer.opset or "",
+                " ".join(offer.targets) or "its own GPU",
+                ", ".join(f"`{level}`" for level in offer.hardware_compatibility),
+                *("yes" if has else "" for has in (offer.timing_cache, offer.progress, offer.attention)),
+            )
+        )
+    head = (
+        "",
+        "typing",
+        "opset up to",
+        "targets",
+        "hardware compatibility",
+        "timing cache",
+        "progress",
+        "ONNX Attention",
+    )
+    return table(head, rows, align="llclcccc")
+
+
 def kernels() -> str:
     """Our graphs beside mmsegmentation's, all models."""
     results = read_results("kernels")
@@ -230,6 +265,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "cpu": ("docs/measurements.md", cpu),
     "accuracy": ("docs/measurements.md", accuracy),
     "islands": ("docs/export.md", islands),
+    "offers": ("docs/engines.md", offers),
     "errors": ("docs/errors.md", errors),
 }
 

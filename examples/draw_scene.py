@@ -1,6 +1,8 @@
 """Draws a street scene from simple shapes: a picture to segment that is nobody's photograph.
 
     python examples/draw_scene.py scene.png [--size 360x480] [--seed 0]
+
+needs numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -52,7 +54,12 @@ def _ground(draw: ImageDraw.ImageDraw, h: int, w: int, horizon: int, centre: int
     draw.polygon(road, fill=(92, 92, 96))
     for side, foot in ((-1, 0.12), (1, 1.02)):  # kerbs
         x = int(foot * w)
-        points = [(centre + side * w // 60, horizon), (x, h), (x + side * w // 40, h), (centre + side * w // 55, horizon)]
+        points = [
+            (centre + side * w // 60, horizon),
+            (x, h),
+            (x + side * w // 40, h),
+            (centre + side * w // 55, horizon),
+        ]
         draw.polygon(points, fill=(176, 172, 166))
     for k in range(7):  # broken line in the middle of the road
         near, far = ((k + p) / 7.5 for p in (1.0, 0.6))

@@ -3,7 +3,7 @@
 # SM86, SM89 and SM120, prints the audit, and segments a picture on the CPU.
 #
 #   examples/quickstart.sh                        random weights: real engines, a meaningless mask
-#   examples/quickstart.sh --fetch                the published ADE20K weights (downloads 118 MB)
+#   examples/quickstart.sh --fetch                the published ADE20K weights, downloaded once
 #   examples/quickstart.sh --checkpoint F.pth     your own, in mmsegmentation's format; [--size HxW]
 #   examples/quickstart.sh --image photo.jpg      your picture instead of a drawn one
 set -euo pipefail
