@@ -25,7 +25,6 @@ LARGE = 64  # values; constants of shape arithmetic are smaller
 
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 LAYOUT = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
-_FIXED_MATRICES = frozenset({"pooled", "spread", "rows", "columns"})  # of UPerNet's pooling and interpolation
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ def _sites(graph: gs.Graph) -> Iterator[Site]:
 
 
 def is_product(node: gs.Node) -> bool:
-    """Whether `node` multiplies an activation with a weight."""
-    if node.op not in _WEIGHT_INPUT or node.name.rsplit("/", 1)[-1] in _FIXED_MATRICES:
-        return False
-    return isinstance(node.inputs[1], gs.Constant) and not isinstance(node.inputs[0], gs.Constant)
+    """Whether `node` multiplies an activation with a weight. A constant on the left is UPerNet's pooling or
+    interpolation, not a weight."""
+    constant = [isinstance(tensor, gs.Constant) for tensor in node.inputs[:2]]
+    return node.op in _WEIGHT_INPUT and constant == [False, True]
 
 
 def weight_of(node: gs.Node) -> gs.Constant:

@@ -78,7 +78,9 @@ class Inserter:
             if node.op != "QuantizeLinear":
                 node.inputs[i] = back
 
-    def node(self, op: str, name: str, inputs: Sequence[Tensor], dtype: np.dtype, attrs: Mapping[str, object]) -> Tensor:
+    def node(
+        self, op: str, name: str, inputs: Sequence[Tensor], dtype: np.dtype, attrs: Mapping[str, object]
+    ) -> Tensor:
         """Adds a node and returns its output."""
         out = gs.Variable(self.unique(name), dtype=np.dtype(dtype))
         self._inserted.append(gs.Node(op, name=out.name, attrs=dict(attrs), inputs=list(inputs), outputs=[out]))

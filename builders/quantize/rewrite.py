@@ -62,7 +62,7 @@ def quantize(
         raise UsageError(
             f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}", "export with opset 20"
         )
-    sites = plan.quantised(graph)
+    sites = _sites(graph, plan, rest)
     checked = checked_ranges(ranges, _observed(graph, sites, rest))
     smoothed: dict[str, float] = {}
     if plan.smooth is not None:
@@ -94,7 +94,13 @@ def quantize(
 
 def observed_tensors(graph: gs.Graph, plan: Plan, *, rest: str = "fp16") -> tuple[str, ...]:
     """The tensors of the FP32 `graph` whose ranges `quantize` asks for, in the graph's order."""
-    return _observed(graph, plan.quantised(graph), rest)
+    return _observed(graph, _sites(graph, plan, rest), rest)
+
+
+def _sites(graph: gs.Graph, plan: Plan, rest: str) -> tuple[Site, ...]:
+    """What runs in INT8. Positional convolutions do not where the rest is FP32: what one writes must then be quantised,
+    and that is the residual stream."""
+    return tuple(site for site in plan.quantised(graph) if rest == "fp16" or not site.positional)
 
 
 def _observed(graph: gs.Graph, sites: Iterable[Site], rest: str) -> tuple[str, ...]:
