@@ -17,25 +17,28 @@ def dtype_name(dtype: object) -> str:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one kernel is cut up: its constants, `num_warps` (32 threads each) and `num_stages` (blocks loaded ahead)."""
+    """How one kernel is cut up: its constants, `num_warps` (32 threads each) and `num_stages` (blocks loaded ahead).
+
+    max_registers: registers of a thread that the compiler may use, where its own choice is a bad one.
+    """
 
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of a launch. Multiply-add fusion is asked for, because its default differs by version."""
-        return {
-            **dict(self.constants),
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "enable_fp_fusion": True,
-        }
+        """Keyword arguments of a launch. Multiply-add fusion is asked for: its default is not the same everywhere."""
+        return {**dict(self.constants), **self.compile_options()}
+
+    def compile_options(self) -> dict[str, Any]:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
 
 
-def tiling(num_warps: int, num_stages: int, /, **constants: Any) -> Tiling:
-    """A `Tiling` from keyword arguments."""
-    return Tiling(tuple(constants.items()), num_warps, num_stages)
+def tiling(num_warps: int, num_stages: int, constants: dict[str, Any], max_registers: int | None = None) -> Tiling:
+    """A `Tiling` from a dict of the kernel's constants."""
+    return Tiling(tuple(constants.items()), num_warps, num_stages, max_registers)
 
 
 @dataclass(frozen=True)

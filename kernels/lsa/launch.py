@@ -28,17 +28,16 @@ def forward_tiling(
     *, dtype: str, head_dim: int, heads_per_program: int, pads_attend: bool, precision: str, window_size: int
 ) -> Tiling:
     """4 warps: with 64 rows that is what Hopper's matrix unit takes. fp32 goes by 16 columns, or operands spill."""
-    return tiling(
-        4,
-        1,
-        HEADS=heads_per_program,
-        WINDOW=window_size,
-        ROWS=ROWS,
-        D=head_dim,
-        DC=16 if dtype == "fp32" else head_dim,
-        PADS_ATTEND=pads_attend,
-        PRECISION=precision,
-    )
+    constants = {
+        "HEADS": heads_per_program,
+        "WINDOW": window_size,
+        "ROWS": ROWS,
+        "D": head_dim,
+        "DC": 16 if dtype == "fp32" else head_dim,
+        "PADS_ATTEND": pads_attend,
+        "PRECISION": precision,
+    }
+    return tiling(4, 1, constants)
 
 
 def backward_tiling(
@@ -46,16 +45,15 @@ def backward_tiling(
 ) -> Tiling:
     """As forward; where fp32 operands of the matrix unit live in registers (sm_8x, sm_12x) it goes by 8 columns."""
     chunk = 8 if capability // 10 in (8, 12) else 16
-    return tiling(
-        4,
-        1,
-        WINDOW=window_size,
-        ROWS=ROWS,
-        D=head_dim,
-        DC=chunk if dtype == "fp32" else head_dim,
-        PADS_ATTEND=pads_attend,
-        PRECISION=precision,
-    )
+    constants = {
+        "WINDOW": window_size,
+        "ROWS": ROWS,
+        "D": head_dim,
+        "DC": chunk if dtype == "fp32" else head_dim,
+        "PADS_ATTEND": pads_attend,
+        "PRECISION": precision,
+    }
+    return tiling(4, 1, constants)
 
 
 def heads_per_program(dtype: str, num_heads: int, windows: int, multiprocessors: int) -> int:

@@ -29,12 +29,18 @@ def call_poisoned(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
-def with_max_blocks(limit: int, target: str, *args: Any, **kwargs: Any) -> Any:
-    """The call, on a GPU whose grids are `limit` blocks high at most."""
+def call_with(settings: dict[str, Any], target: str, *args: Any, **kwargs: Any) -> Any:
+    """The call, with names in the function's module standing for other values; a function then returns its value."""
     module = importlib.import_module(target.partition(":")[0])
-    before = module.MAX_BLOCKS
-    module.MAX_BLOCKS = limit
+    before = {name: getattr(module, name) for name in settings}
+    for name, value in settings.items():
+        setattr(module, name, _returning(value) if callable(before[name]) else value)
     try:
         return call_poisoned(target, args, kwargs)
     finally:
-        module.MAX_BLOCKS = before
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def _returning(value: Any) -> Any:
+    return lambda *args, **kwargs: value

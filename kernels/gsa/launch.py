@@ -1,0 +1,297 @@
+"""Tiling and launch of the GSA kernels. Imports triton only where it launches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from twins_trt.errors import UsageError
+from twins_trt.kernels.case import DTYPES, Case, Tiling, dtype_name, tiling
+from twins_trt.kernels.device import (
+    MAX_BLOCKS,
+    MAX_OFFSET,
+    capability,
+    dot_precision,
+    last_axis_dense,
+    multiprocessors,
+)
+
+HEAD_DIMS = (32, 64)
+SUM_BLOCK = 1024
+
+
+def forward_tiling(*, dtype: str, head_dim: int, tail: bool, precision: str, small: bool, capability: int) -> Tiling:
+    """128 queries against 64 keys at a time; 64 queries where there would be too few programs (`small`)."""
+    if dtype == "fp32":  # tf32x3 holds operands twice: fewer keys at a time, or they spill
+        queries, keys, warps, stages = 128, 32 if head_dim == 32 else 16, 8, 2
+    else:
+        queries, keys, warps, stages = (64, 64, 4, 3) if small else (128, 64, 8, 3)
+    # left alone, ptxas 13 takes 80 registers here and spills
+    registers = 128 if capability // 10 in (10, 11) and head_dim == 32 and dtype != "fp32" else None
+    constants = {"BQ": queries, "BK": keys, "D": head_dim, "TAIL": tail, "PRECISION": precision}
+    return tiling(warps, stages, constants, registers)
+
+
+def one_program_holds_all_keys(*, dtype: str, head_dim: int, keys: int, capability: int) -> bool:
+    """Which form backward takes: head dim 64 fits the registers only where accumulators of the matrix unit need none
+    of them or products read shared memory (sm_90, sm_100 to sm_110)."""
+    return keys <= 256 and dtype != "fp32" and (head_dim == 32 or capability // 10 in (9, 10, 11))
+
+
+def backward_tiling(*, head_dim: int, keys: int, precision: str) -> Tiling:
+    block = 128 if keys <= 128 else 256
+    stages = 2 if head_dim == 32 else 1  # a second stage does not fit beside 256 keys of head dim 64
+    return tiling(8, stages, {"BQ": 32, "BK": block, "D": head_dim, "TAIL": keys != block, "PRECISION": precision})
+
+
+def backward_q_tiling(*, dtype: str, head_dim: int, tail: bool, precision: str) -> Tiling:
+    keys, columns, stages = 64, head_dim, 2
+    if dtype == "fp32":
+        keys, columns, stages = (16, 32, 2) if head_dim == 32 else (16, 16, 1)
+    constants = {"BQ": 128, "BK": keys, "D": head_dim, "DC": columns, "TAIL": tail, "PRECISION": precision}
+    return tiling(8, stages, constants)
+
+
+def backward_kv_tiling(*, dtype: str, head_dim: int, precision: str) -> Tiling:
+    queries, columns, stages = (64 if head_dim == 32 else 32), head_dim, 2
+    if dtype == "fp32":
+        queries, columns, stages = (16, 32, 2) if head_dim == 32 else (16, 16, 1)
+    return tiling(8, stages, {"BQ": queries, "BK": 128, "D": head_dim, "DC": columns, "PRECISION": precision})
+
+
+@functools.lru_cache(maxsize=256)
+def splits_of_queries(queries: int, programs: int, head_dim: int, block: int, multiprocessors: int) -> int:
+    """Into how many parts backward shares out the queries when each part is `programs` programs.
+
+    Weighs the rounds of programs, one to a multiprocessor, against writing and reading a part's sums of dk and dv.
+    Prediction, in cycles per key: a tenth for a score (two exp2, and their latency), 16 bytes of memory traffic per
+    multiprocessor and cycle.
+    """
+
+    def cycles(parts: int) -> float:
+        rounds = -(-programs * parts // multiprocessors)
+        return rounds * queries / parts * 0.1 + programs * parts * head_dim / multiprocessors
+
+    return min(range(1, max(1, min(64, queries // (4 * block))) + 1), key=cycles)
+
+
+def cases(capability: int) -> Iterator[Case]:
+    """Every GSA kernel that launches on sm_`capability` use."""
+    here = "twins_trt.kernels.gsa.kernel:"
+    strides = ("q_b", "q_n", "kv_b", "kv_m", "channels")
+    blocks = "(heads, ceil(queries / BQ), batch)"
+    for dtype in DTYPES:
+        precision = "tf32x3" if dtype == "fp32" else "tf32"
+        for head_dim in HEAD_DIMS:
+            fixed = {"dtype": dtype, "head_dim": head_dim, "precision": precision}
+            for tail in (False, True):
+                any_keys = "any keys" if tail else ""
+                for small in (False,) if dtype == "fp32" else (False, True):
+                    variant = " ".join(filter(None, (any_keys, "few queries" if small else "")))
+                    cut = forward_tiling(**fixed, tail=tail, small=small, capability=capability)
+                    name = here + "gsa_forward_kernel"
+                    yield Case(name, dtype, head_dim, variant, cut, ("p_lse",), strides, blocks)
+                cut = backward_q_tiling(**fixed, tail=tail)
+                name = here + "gsa_backward_q_kernel"
+                aligned = ("g_b", "g_n", "depth", *strides)
+                yield Case(name, dtype, head_dim, any_keys, cut, ("p_lse", "p_delta"), aligned, blocks)
+            cut = backward_kv_tiling(**fixed)
+            name = here + "gsa_backward_kv_kernel"
+            grid = "(heads, ceil(keys / BK) * splits, batch)"
+            yield Case(name, dtype, head_dim, "", cut, ("p_lse", "p_delta", "p_dkv"), aligned, grid)
+            for keys in (128, 100, 256, 200):
+                if one_program_holds_all_keys(dtype=dtype, head_dim=head_dim, keys=keys, capability=capability):
+                    block = 128 if keys <= 128 else 256
+                    cut = backward_tiling(head_dim=head_dim, keys=keys, precision=precision)
+                    name = here + "gsa_backward_kernel"
+                    variant = f"{block} keys" if keys == block else f"up to {block} keys"
+                    grid = "(heads, splits, batch)"
+                    yield Case(name, dtype, head_dim, variant, cut, ("p_lse", "p_dkv"), ("g_b", "g_n", *strides), grid)
+        cut = tiling(4, 1, {"BLOCK": SUM_BLOCK})
+        yield Case(here + "gsa_sum_splits_kernel", dtype, 0, "", cut, ("p_parts",), ("size",), "(ceil(size / BLOCK))")
+
+
+def gsa_forward(q: Tensor, kv: Tensor, *, num_heads: int) -> tuple[Tensor, Tensor]:
+    """GSA by its Triton kernel. Arguments as `gsa_reference`; both may be strided (channels dense).
+
+    Returns the result [B, N, C] and log-sum-exp of the scaled scores, fp32 [B, heads, N].
+    """
+    from twins_trt.kernels.gsa.kernel import gsa_forward_kernel
+
+    q, kv = last_axis_dense(q), last_axis_dense(kv)
+    (batch, queries, channels), keys = q.shape, kv.shape[1]
+    head_dim = channels // num_heads
+    _check_offsets(q)
+    out = q.new_empty(batch, queries, channels)
+    lse = q.new_empty(batch, num_heads, queries, dtype=torch.float32)
+    dtype, precision = dtype_name(q.dtype), dot_precision(q)
+    small = -(-queries // 128) * num_heads * batch < 2 * multiprocessors(q)
+    cut = functools.partial(
+        forward_tiling,
+        dtype=dtype,
+        head_dim=head_dim,
+        precision=precision,
+        small=small,
+        capability=capability(q),
+    )
+    block = dict(cut(tail=False).constants)
+    options = cut(tail=keys % block["BK"] != 0).options()
+    with torch.cuda.device_of(q):
+        for part in _batch_parts(batch):
+            gsa_forward_kernel[(num_heads, -(-queries // block["BQ"]), q[part].shape[0])](
+                q[part],
+                kv[part],
+                out[part],
+                lse[part],
+                *q.stride()[:2],
+                *kv.stride()[:2],
+                queries,
+                keys,
+                channels,
+                head_dim**-0.5,
+                **options,
+            )
+    return out, lse
+
+
+def gsa_backward(
+    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, *, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of GSA with respect to `q` and `kv`, by Triton kernels.
+
+    grad: [B, N, C], gradient of the result, may be strided (channels dense). out, lse: what `gsa_forward` returned.
+    """
+    grad, q, kv = last_axis_dense(grad), last_axis_dense(q), last_axis_dense(kv)
+    _check_offsets(q, grad)
+    dq = torch.empty_like(out)
+    dkv = kv.new_empty(kv.shape)
+    one = one_program_holds_all_keys(
+        dtype=dtype_name(q.dtype),
+        head_dim=q.shape[2] // num_heads,
+        keys=kv.shape[1],
+        capability=capability(q),
+    )
+    launch = _backward_in_one if one else _backward_in_two
+    with torch.cuda.device_of(q):
+        for part in _batch_parts(q.shape[0]):
+            launch(grad[part], q[part], kv[part], out[part], lse[part], dq[part], dkv[part], num_heads)
+    return dq, dkv
+
+
+def _backward_in_one(
+    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dkv: Tensor, num_heads: int
+) -> None:
+    from twins_trt.kernels.gsa.kernel import gsa_backward_kernel
+
+    (batch, queries, channels), keys = q.shape, kv.shape[1]
+    head_dim = channels // num_heads
+    cut = backward_tiling(head_dim=head_dim, keys=keys, precision=dot_precision(q))
+    block = dict(cut.constants)["BQ"]
+    splits = splits_of_queries(queries, num_heads * batch, head_dim, block, multiprocessors(q))
+    per_split = -(-queries // (splits * block)) * block
+    splits = -(-queries // per_split)
+    parts = q.new_empty(splits, *dkv.shape, dtype=torch.float32)
+    gsa_backward_kernel[(num_heads, splits, batch)](
+        grad,
+        q,
+        kv,
+        out,
+        lse,
+        dq,
+        parts,
+        *grad.stride()[:2],
+        *q.stride()[:2],
+        *kv.stride()[:2],
+        queries,
+        keys,
+        channels,
+        per_split,
+        head_dim**-0.5,
+        **cut.options(),
+    )
+    _sum_splits(parts, dkv)
+
+
+def _backward_in_two(
+    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dkv: Tensor, num_heads: int
+) -> None:
+    from twins_trt.kernels.gsa.kernel import gsa_backward_kv_kernel, gsa_backward_q_kernel
+
+    (batch, queries, channels), keys = q.shape, kv.shape[1]
+    head_dim = channels // num_heads
+    dtype, precision = dtype_name(q.dtype), dot_precision(q)
+    strides = (*grad.stride()[:2], *q.stride()[:2], *kv.stride()[:2])
+    delta = torch.empty_like(lse)
+    q_cut = functools.partial(backward_q_tiling, dtype=dtype, head_dim=head_dim, precision=precision)
+    block = dict(q_cut(tail=False).constants)
+    gsa_backward_q_kernel[(num_heads, -(-queries // block["BQ"]), batch)](
+        grad,
+        q,
+        kv,
+        out,
+        lse,
+        delta,
+        dq,
+        *strides,
+        queries,
+        keys,
+        channels,
+        head_dim,
+        head_dim**-0.5,
+        **q_cut(tail=keys % block["BK"] != 0).options(),
+    )
+    cut = backward_kv_tiling(dtype=dtype, head_dim=head_dim, precision=precision)
+    block = dict(cut.constants)
+    key_blocks = -(-keys // block["BK"])
+    splits = splits_of_queries(queries, key_blocks * num_heads * batch, head_dim, block["BQ"], multiprocessors(q))
+    per_split = -(-queries // (splits * block["BQ"])) * block["BQ"]
+    splits = -(-queries // per_split)
+    parts = q.new_empty(splits, *dkv.shape, dtype=torch.float32)
+    gsa_backward_kv_kernel[(num_heads, key_blocks * splits, batch)](
+        grad,
+        q,
+        kv,
+        lse,
+        delta,
+        parts,
+        *strides,
+        queries,
+        keys,
+        channels,
+        head_dim,
+        per_split,
+        splits,
+        head_dim**-0.5,
+        **cut.options(),
+    )
+    _sum_splits(parts, dkv)
+
+
+def _sum_splits(parts: Tensor, dkv: Tensor) -> None:
+    from twins_trt.kernels.gsa.kernel import gsa_sum_splits_kernel
+
+    if parts.shape[0] == 1:
+        dkv.copy_(parts[0])
+        return
+    cut = tiling(4, 1, {"BLOCK": SUM_BLOCK})
+    size = dkv.numel()
+    gsa_sum_splits_kernel[(-(-size // SUM_BLOCK),)](parts, dkv, size, parts.shape[0], **cut.options())
+
+
+def _batch_parts(batch: int) -> Iterator[slice]:
+    """Slices of the batch that fit the grid's third axis; nearly always one."""
+    for start in range(0, batch, MAX_BLOCKS):
+        yield slice(start, start + MAX_BLOCKS)
+
+
+def _check_offsets(*rows: Tensor) -> None:
+    for x in rows:
+        reach = 128 * abs(x.stride(1)) + x.shape[2]
+        if reach > MAX_OFFSET:
+            raise UsageError(
+                f"128 rows of a tensor span {reach} elements in memory, more than the {MAX_OFFSET} a kernel addresses",
+                "pass a contiguous tensor, or backend='sdpa'",
+            )
