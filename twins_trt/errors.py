@@ -73,4 +73,5 @@ class MissingDependencyError(TwinsError, ImportError):
 
 def missing(package: str, *, extra: str, purpose: str) -> MissingDependencyError:
     """The error for an absent package: `raise missing("onnx", extra="build", purpose="export") from error`."""
-    return MissingDependencyError(f"{purpose} needs {package}, which is not installed", f'pip install "twins-trt[{extra}]"')
+    cause = f"{purpose} needs {package}, which is not installed"
+    return MissingDependencyError(cause, f'pip install "twins-trt[{extra}]"')

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "write a model as an ONNX graph",
     "calibrate": "collect the ranges of a graph's activations over images, for INT8",
     "build": "build a bundle: graph, engines and audit",
+    "gate": "judge a bundle against the PyTorch model it was built from: mIoU drop with its interval",
     "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
     "predict": "segment images with a bundle: masks and overlays as PNG",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",
