@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twins_trt.data import ADE20K_TEST, Preprocessing
+from twins_trt.data import ADE20K_TEST, Preprocessing, resizing
 from twins_trt.errors import ImageError, MissingDependencyError
 from twins_trt.evaluation import fitted_size, input_size, normalise, prepare, resize_image
 from twins_trt.evaluation.pipeline import scaled_size
@@ -62,24 +61,6 @@ def test_without_a_test_scale_an_image_keeps_its_size_and_without_ratio_it_gets_
     assert input_size((123, 457), Preprocessing(test_scale=(640, 480), keep_ratio=False)) == (480, 640)
 
 
-def test_resizing_is_bilinear_within_a_grey_level(rng: np.random.Generator) -> None:
-    """OpenCV's fixed-point weights against the formula in float64, pixel by pixel."""
-    pytest.importorskip("cv2")
-    image = rng.integers(0, 256, (11, 17, 3)).astype(np.uint8)
-    resized = resize_image(image, (19, 23))
-    assert (resized.shape, resized.dtype) == ((19, 23, 3), np.uint8)
-    for y, x in np.ndindex(19, 23):
-        v = min(max((y + 0.5) * 11 / 19 - 0.5, 0), 10)
-        u = min(max((x + 0.5) * 17 / 23 - 0.5, 0), 16)
-        top, left = int(v), int(u)
-        bottom, right = min(top + 1, 10), min(left + 1, 16)
-        a, b = v - top, u - left
-        upper = image[top, left] * (1 - b) + image[top, right] * b
-        lower = image[bottom, left] * (1 - b) + image[bottom, right] * b
-        assert np.abs(upper * (1 - a) + lower * a - resized[y, x]).max() <= 1
-    assert resize_image(image, (11, 17)) is image
-
-
 def test_normalising_is_float32_arithmetic_to_the_bit(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     image = rng.integers(0, 256, (9, 13, 3)).astype(np.uint8)
@@ -108,7 +89,7 @@ def test_other_arrays_are_no_images(shape: tuple[int, ...]) -> None:
 
 
 def test_without_opencv_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(resizing, "_cv2", lambda: None)
     image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(MissingDependencyError, match=r"twins-trt\[build\]"):
         resize_image(image, (8, 8))

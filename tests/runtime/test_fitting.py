@@ -1,23 +1,19 @@
-"""Resizing against the definition of bilinear, and where an image of any size lands."""
+"""Where an image of any size lands in a graph, and how its mask finds the way back."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_graphs import CLASSES, PREPROCESSING, bilinear, tensors, tiny_manifest
+from bilinear import bilinear
+from tiny_graphs import CLASSES, PREPROCESSING, tensors, tiny_manifest
 
-from twins_trt.errors import EngineError, MissingDependencyError
-from twins_trt.evaluation.pipeline import fitted_size
+from twins_trt.data import resizing as resize_module
+from twins_trt.errors import EngineError
 from twins_trt.runtime import Manifest, Preprocessing
-from twins_trt.runtime import resize as resize_module
 from twins_trt.runtime.fitting import Fit, fit_size, logits_to_mask, place, unfit_mask
-from twins_trt.runtime.resize import resize_image, resize_mask, resize_plane
 from twins_trt.runtime.tensors import Dim
-
-SIZES = [((37, 53), (200, 11)), ((100, 70), (33, 99)), ((1, 1), (7, 5)), ((16, 12), (64, 48)), ((40, 60), (20, 30))]
 
 
 @pytest.fixture(params=["opencv", "pillow"])
@@ -27,51 +23,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         monkeypatch.setattr(resize_module, "_cv2", lambda: None)
     return str(request.param)
-
-
-@pytest.mark.parametrize(("source", "target"), SIZES)
-def test_planes_are_resized_exactly(
-    backend: str, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
-) -> None:
-    plane = rng.standard_normal(source).astype(np.float32)
-    resized = resize_plane(plane, target)
-    assert resized.dtype == np.float32
-    assert np.abs(resized - bilinear(plane.astype(float), target)).max() < 2e-6
-
-
-@pytest.mark.parametrize(("source", "target"), SIZES)
-def test_images_are_resized_to_within_a_grey_level(
-    backend: str, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
-) -> None:
-    image = rng.integers(0, 256, (*source, 3), dtype=np.uint8)
-    resized = resize_image(image, target)
-    assert resized.dtype == np.uint8
-    bound = 1.0 if backend == "opencv" else 0.5 + 1e-4  # fixed-point weights; correctly rounded
-    assert np.abs(resized - bilinear(image.astype(float), target)).max() <= bound
-
-
-def test_an_image_of_the_right_size_is_not_touched(rng: np.random.Generator) -> None:
-    image = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    assert resize_image(image, (6, 8)) is image
-    assert resize_plane(plane := np.zeros((6, 8), np.float32), (6, 8)) is plane
-    assert resize_mask(mask := np.zeros((6, 8), np.uint8), (6, 8)) is mask
-
-
-def test_without_opencv_and_pillow_resizing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resize_module, "_cv2", lambda: None)
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(MissingDependencyError, match="OpenCV or Pillow"):
-        resize_image(np.zeros((4, 4, 3), np.uint8), (8, 8))
-
-
-def test_masks_take_the_class_of_the_nearest_pixel_centre(rng: np.random.Generator) -> None:
-    mask = rng.integers(0, 5, (7, 9), dtype=np.uint8)
-    assert np.array_equal(resize_mask(mask, (21, 27)), mask.repeat(3, 0).repeat(3, 1))
-    assert np.array_equal(resize_mask(mask.repeat(3, 0).repeat(3, 1), (7, 9)), mask)
-    odd = resize_mask(mask, (5, 31))
-    for row in range(5):
-        for column in range(31):
-            assert odd[row, column] == mask[int((row + 0.5) * 7 / 5), int((column + 0.5) * 9 / 31)]
 
 
 def graph(height: Dim, width: Dim, *, scale: tuple[int, int] | None = None, keep_ratio: bool = True) -> Manifest:
@@ -111,13 +62,6 @@ def test_a_fixed_graph_stretches_or_letterboxes(size: tuple[int, int], inner: tu
 def test_a_dynamic_graph_takes_the_test_scale(size: tuple[int, int], canvas: tuple[int, int]) -> None:
     dynamic = graph((32, 512, 2048), (32, 512, 2048), scale=(2048, 512))
     assert fit_size(size, dynamic, "stretch") == Fit(size, canvas, canvas)
-
-
-def test_the_test_scale_means_here_what_it_means_in_the_evaluation(rng: np.random.Generator) -> None:
-    dynamic = graph((1, 512, 9999), (1, 512, 9999), scale=(2048, 512))
-    for height, width in rng.integers(1, 3000, (300, 2)):
-        size = int(height), int(width)
-        assert fit_size(size, dynamic, "stretch").canvas == fitted_size(size, (2048, 512))
 
 
 def test_without_keeping_the_ratio_the_scale_is_width_then_height() -> None:

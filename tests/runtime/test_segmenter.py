@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bilinear import bilinear
 from PIL import Image
-from tiny_graphs import CLASSES, PALETTE, QUARTER, MakeBundle, UInt8Array, bilinear, nearest_class, scores
+from tiny_graphs import CLASSES, PALETTE, QUARTER, MakeBundle, UInt8Array, nearest_class, scores
 
+from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.errors import BundleError, EngineError, ImageError, UsageError
 from twins_trt.runtime import Bundle, Preprocessing, Segmenter, Source, TensorSpec, open_engine
-from twins_trt.runtime.resize import resize_image, resize_mask
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)

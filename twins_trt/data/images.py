@@ -1,11 +1,11 @@
 """Reading images and label maps from files, with the same pixels on every machine.
 
 Decoder: Pillow, for data sets and for the runtime alike, since Pillow is all that a device has. mmsegmentation decodes
-with OpenCV (`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma upsampling,
-and they give the same pixels: compared on 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and OpenCV 5.0),
-none differs in any pixel. A Pillow linked against another JPEG library may differ by a grey level here and there. The
-other conventions below (alpha dropped rather than blended, 16 bits cut to the high byte, EXIF orientation applied) are
-those of `IMREAD_COLOR`.
+with OpenCV (`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma
+upsampling, and they give the same pixels: compared on 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and OpenCV
+5.0), none differs in any pixel. A Pillow linked against another JPEG library may differ by a grey level here and there.
+The other conventions below (alpha dropped rather than blended, 16 bits cut to the high byte, EXIF orientation applied)
+are those of `IMREAD_COLOR`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it, as a record that travels with a bundle."""
+"""What happens to an image before the network sees it: a record that travels with a bundle, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from twins_trt.errors import UsageError
+
+Size = tuple[int, int]
+"""(height, width), pixels."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,37 @@ class Preprocessing:
 
 # mmsegmentation's test pipeline for ADE20K, which the published mIoU of the twelve models was measured with.
 ADE20K_TEST = Preprocessing(test_scale=(2048, 512))
+
+
+def scale_size(size: Size, factor: float) -> Size:
+    """Each side times `factor`, rounded half up as mmcv does, but at least one pixel, where mmcv would fail."""
+    return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
+
+
+def fitted_size(size: Size, scale: tuple[int, int]) -> Size:
+    """The largest (height, width) with the aspect ratio of `size` that fits into `scale`, whose order does not matter.
+
+    mmcv's rule (`mmcv.rescale_size`): the long side must fit max(scale), the short one min(scale). Upscales as well.
+    """
+    return scale_size(size, min(max(scale) / max(size), min(scale) / min(size)))
+
+
+def input_size(size: Size, preprocessing: Preprocessing) -> Size:
+    """(height, width) at which a network that takes any size sees an image of (height, width) `size`."""
+    if preprocessing.test_scale is None:
+        return size
+    if preprocessing.keep_ratio:
+        return fitted_size(size, preprocessing.test_scale)
+    width, height = preprocessing.test_scale
+    return height, width
+
+
+def normalised_planes(image: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """uint8 [H, W, 3], RGB, to float32 [3, H, W]: `(pixel - mean) / std` with every step in float32.
+
+    Bit for bit what mmseg's SegDataPreProcessor computes.
+    """
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+    planes -= np.asarray(preprocessing.mean, np.float32)[:, None, None]
+    planes /= np.asarray(preprocessing.std, np.float32)[:, None, None]
+    return planes

@@ -1,9 +1,10 @@
 """Scoring models and engines as mmsegmentation does: its test pipeline, inference modes and metrics."""
 
+from twins_trt.data.preprocessing import fitted_size, input_size
 from twins_trt.evaluation.evaluate import EvalResult, evaluate_logits, evaluate_masks, evaluate_model
 from twins_trt.evaluation.inference import INFERENCE_MODES, InferenceMode, inference_mode, predict_mask
 from twins_trt.evaluation.metrics import ConfusionMatrix, Scores
-from twins_trt.evaluation.pipeline import fitted_size, input_size, normalise, prepare, resize_image
+from twins_trt.evaluation.pipeline import normalise, prepare, resize_image
 
 __all__ = [
     "INFERENCE_MODES",

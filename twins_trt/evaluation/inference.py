@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.data.images import UInt8Array
-from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.data.preprocessing import Preprocessing, Size, input_size
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.evaluation.logits import (
     Logits,
@@ -25,7 +25,7 @@ from twins_trt.evaluation.logits import (
     resized_argmax,
     zeros_of_size,
 )
-from twins_trt.evaluation.pipeline import Size, image_size, input_size, normalise, prepare, resize_image, scaled_size
+from twins_trt.evaluation.pipeline import image_size, normalise, prepare, resize_image, scaled_size
 
 Pixels = npt.NDArray[np.float32]
 PredictLogits = Callable[[Pixels], Logits]

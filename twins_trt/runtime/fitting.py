@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.data.images import UInt8Array
+from twins_trt.data.preprocessing import Size, input_size, normalised_planes, scale_size
+from twins_trt.data.resizing import FloatArray, resize_image, resize_mask, resize_plane
 from twins_trt.errors import EngineError
 from twins_trt.runtime.manifest import Manifest
-from twins_trt.runtime.resize import FloatArray, Size, UInt8Array, resize_image, resize_mask, resize_plane
 
 FitMode = Literal["stretch", "letterbox"]
 Limits = tuple[int, int | None]
@@ -37,9 +38,9 @@ def fit_size(size: Size, manifest: Manifest, mode: FitMode) -> Fit:
     """
     if manifest.size is not None:
         canvas = manifest.size
-        return Fit(size, canvas if mode == "stretch" else _scaled(size, _largest_factor(size, canvas)), canvas)
+        return Fit(size, canvas if mode == "stretch" else scale_size(size, _largest_factor(size, canvas)), canvas)
     height, width = manifest.size_limits
-    canvas = _limited(_test_size(size, manifest.preprocessing), height, width)
+    canvas = _limited(input_size(size, manifest.preprocessing), height, width)
     return Fit(size, canvas, canvas)
 
 
@@ -56,10 +57,7 @@ def place(image: UInt8Array, fit: Fit, manifest: Manifest) -> npt.NDArray[np.uin
         pixels = canvas
     if manifest.layout == "NHWC":
         return pixels
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
-    planes -= np.asarray(manifest.preprocessing.mean, np.float32)[:, None, None]
-    planes /= np.asarray(manifest.preprocessing.std, np.float32)[:, None, None]
-    return planes.astype(manifest.image.dtype, copy=False)
+    return normalised_planes(pixels, manifest.preprocessing).astype(manifest.image.dtype, copy=False)
 
 
 def unfit_mask(mask: UInt8Array, fit: Fit) -> UInt8Array:
@@ -99,23 +97,14 @@ def _planes(logits: npt.NDArray[np.floating], fit: Fit) -> Iterable[FloatArray]:
         yield resize_plane(full[: fit.inner[0], : fit.inner[1]], fit.original)
 
 
-def _test_size(size: Size, preprocessing: Preprocessing) -> Size:
-    scale = preprocessing.test_scale
-    if scale is None:
-        return size
-    if not preprocessing.keep_ratio:
-        return scale[1], scale[0]
-    return _scaled(size, min(max(scale) / max(size), min(scale) / min(size)))
-
-
 def _limited(size: Size, height: Limits, width: Limits) -> Size:
     for dim in (0, 1):  # shrink first: too large is refused by the engine, too small often too
         largest = (height, width)[dim][1]
         if largest is not None and size[dim] > largest:
-            size = _scaled(size, largest / size[dim])
+            size = scale_size(size, largest / size[dim])
     smallest = max(height[0] / size[0], width[0] / size[1])
     if smallest > 1:
-        size = _scaled(size, smallest)
+        size = scale_size(size, smallest)
     clipped = [
         max(low, n if high is None else min(n, high)) for n, (low, high) in zip(size, (height, width), strict=True)
     ]
@@ -124,8 +113,3 @@ def _limited(size: Size, height: Limits, width: Limits) -> Size:
 
 def _largest_factor(size: Size, canvas: Size) -> float:
     return min(canvas[0] / size[0], canvas[1] / size[1])
-
-
-def _scaled(size: Size, factor: float) -> Size:
-    """Each side times `factor`, rounded half up as mmcv does, at least one pixel."""
-    return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))

@@ -1,7 +1,8 @@
 """Resizing, with pixel centres at half coordinates (align_corners=False) and no smoothing, as the models were trained.
 
 OpenCV does it where it is installed, Pillow elsewhere. On float planes they agree to 1e-6; on uint8 images OpenCV's
-fixed-point weights put some pixels one grey level off. Pillow's own `resize` is not used: it smooths when it shrinks.
+fixed-point weights (and its area average at exactly half size) put some pixels a grey level off or more, and no other
+library reproduces them. Pillow's own `resize` is not used: it smooths when it shrinks.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.errors import MissingDependencyError
+from twins_trt.data.images import UInt8Array
+from twins_trt.data.preprocessing import Size
+from twins_trt.errors import MissingDependencyError, missing
 
-UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
-Size = tuple[int, int]  # (height, width)
 
 
-def resize_image(image: UInt8Array, size: Size) -> UInt8Array:
+def resize_image(image: UInt8Array, size: Size, *, as_mmseg: bool = False) -> UInt8Array:
     """uint8 [H, W, 3] to uint8 [height, width, 3], bilinear; the image itself where it has that size.
 
-    Raises MissingDependencyError where neither OpenCV nor Pillow is installed.
+    as_mmseg: only with OpenCV, whose pixels mmsegmentation's scores were measured with.
+    Raises MissingDependencyError where neither OpenCV nor Pillow, or the OpenCV asked for, is installed.
     """
     if image.shape[:2] == size:
         return image
     cv2 = _cv2()
+    if cv2 is None and as_mmseg:
+        raise missing("opencv-python-headless", extra="build", purpose="resizing as mmsegmentation does")
     if cv2 is not None:
         resized: UInt8Array = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=cv2.INTER_LINEAR)
         return resized
