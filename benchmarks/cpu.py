@@ -33,9 +33,12 @@ TOLERANCE = 1e-4  # of the largest logit; float32 rounding gives about 1e-6
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
     """Label -> export options: what `twins-trt` uses on a CPU first, then everything it could have used."""
-    default = {"default, mask": {"forms": "cpu"}, "default, logits": {"forms": "cpu", "outputs": ("logits",)}}
+    default: dict[str, dict[str, Any]] = {
+        "default, mask": {"forms": "cpu"},
+        "default, logits": {"forms": "cpu", "outputs": ("logits",)},
+    }
     if name.endswith("upernet"):
-        levels = {
+        levels: dict[str, dict[str, Any]] = {
             f"{forms} forms, {n} levels, mask": {"forms": forms, "upernet_levels": n}
             for forms in ("cpu", "gpu")
             for n in range(4)
@@ -55,7 +58,7 @@ def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, 
 
     baseline = export_baseline(python, name, folder / "mmseg", size=SIZE)
     image = np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
-    normalised = (image.astype(np.float32) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    normalised = (image.astype(np.float32) - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     planes = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
     model = build_model(name)
     seed_weights(model)
@@ -80,7 +83,7 @@ def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, 
             seconds[label].append(time.perf_counter() - start)
     rows = []
     for label in sessions:
-        ratios = [ours and theirs / ours for theirs, ours in zip(seconds["mmseg"], seconds[label], strict=True)]
+        ratios = [theirs / ours for theirs, ours in zip(seconds["mmseg"], seconds[label], strict=True)]
         low, high = _interval(ratios)
         rows.append(
             {

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figure import bars
 from benchmarks.results import RESULTS, describe_run, read_results
 
 ROOT = Path(__file__).parents[1]
@@ -207,7 +208,11 @@ def accuracy() -> str:
     """One trained model, from PyTorch to the FP16 graph."""
     results = read_results("accuracy")
     rows = [
-        (row["what"], f"{row['miou']:.2f}", "" if row["difference"] is None else f"{row['difference']:+.3f}")
+        (
+            row["what"],
+            f"{row['miou']:.2f}",
+            "" if row["difference"] is None else f"{round(row['difference'], 4) + 0.0:+.4f}",
+        )
         for row in results["rows"]
     ]
     settings = results["settings"]
@@ -218,6 +223,15 @@ def accuracy() -> str:
     )
     head = ("computed by", "mIoU", "difference")
     return f"{table(head, rows)}\n\n{note}\n\n{_how(results)}"
+
+
+def kernels_figure() -> str:
+    """Kernels of all models as bars."""
+    pairs = [
+        (name, ours["kernels"], theirs["kernels"] if theirs else None)
+        for name, ours, theirs in _kernel_rows(read_results("kernels"))
+    ]
+    return bars(pairs, legend=("kernels, twins-trt (image to mask)", "mmsegmentation's export (to logits)"))
 
 
 def _kernel_rows(results: Row) -> list[tuple[str, Row, Row | None]]:
@@ -270,6 +284,9 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
+FIGURES: dict[str, Callable[[], str]] = {"docs/images/kernels.svg": kernels_figure}
+
+
 def replace_section(text: str, name: str, content: str) -> str:
     """`text` with `content` between the markers of `name`. Raises ValueError where they are not there exactly once."""
     pattern = re.compile(rf"(<!-- begin {re.escape(name)}\b[^>]*-->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
@@ -281,11 +298,13 @@ def replace_section(text: str, name: str, content: str) -> str:
 def outdated(names: Sequence[str] | None = None) -> dict[Path, str]:
     """Files that are out of date, with what they should hold. `names`: sections to look at, by default all."""
     contents: dict[Path, str] = {}
+    if names is None:
+        contents = {ROOT / file: function() for file, function in FIGURES.items()}
     for name in SECTIONS if names is None else names:
         file, function = SECTIONS[name]
         path = ROOT / file
         contents[path] = replace_section(contents.get(path) or path.read_text(encoding="utf-8"), name, function())
-    return {path: text for path, text in contents.items() if path.read_text(encoding="utf-8") != text}
+    return {path: text for path, text in contents.items() if not path.exists() or path.read_text("utf-8") != text}
 
 
 def main() -> int:

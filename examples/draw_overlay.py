@@ -20,6 +20,7 @@ LEAST = 0.004  # share of the picture below which a class is not named
 
 def draw_overlay(result: Segmentation, *, columns: int = 5) -> Image.Image:
     """The picture, the overlay to its right, and the classes below."""
+    assert result.image is not None  # a Segmenter keeps the picture it was given
     height, width = result.mask.shape
     areas = [(share, index) for index, share in enumerate(result.areas().values()) if share >= LEAST]
     shown = [index for _, index in sorted(areas, reverse=True)]

@@ -53,21 +53,15 @@ def _ground(draw: ImageDraw.ImageDraw, h: int, w: int, horizon: int, centre: int
     road = [(centre - w // 60, horizon), (centre + w // 60, horizon), (int(1.02 * w), h), (int(0.12 * w), h)]
     draw.polygon(road, fill=(92, 92, 96))
     for side, foot in ((-1, 0.12), (1, 1.02)):  # kerbs
-        x = int(foot * w)
-        points = [
-            (centre + side * w // 60, horizon),
-            (x, h),
-            (x + side * w // 40, h),
-            (centre + side * w // 55, horizon),
-        ]
-        draw.polygon(points, fill=(176, 172, 166))
+        near, far = int(foot * w), centre + side * w // 60
+        kerb = [(far, horizon), (near, h), (near + side * w // 40, h), (far + side * w // 600, horizon)]
+        draw.polygon(kerb, fill=(176, 172, 166))
     for k in range(7):  # broken line in the middle of the road
-        near, far = ((k + p) / 7.5 for p in (1.0, 0.6))
-        foot = 0.57 * w
+        begin, end = (((k + share) / 7.5) ** 2 for share in (0.6, 1.0))
         corners = []
-        for depth, half in ((far**2, 1), (near**2, 1), (near**2, -1), (far**2, -1)):
-            x = centre + (foot - centre) * depth
-            corners.append((x + half * 0.007 * w * depth, horizon + (h - horizon) * depth))
+        for depth, half in ((begin, 1), (end, 1), (end, -1), (begin, -1)):
+            middle = centre + (0.57 * w - centre) * depth
+            corners.append((middle + half * 0.007 * w * depth, horizon + (h - horizon) * depth))
         draw.polygon(corners, fill=(222, 222, 216))
 
 
