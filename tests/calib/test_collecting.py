@@ -291,10 +291,11 @@ def test_a_fixed_batch_is_filled(tmp_path: Path) -> None:
         collect(graph, images[:5], settings=SETTINGS)
 
 
-def test_peak_memory_is_flat_in_the_number_of_images(graph: Path) -> None:
+def test_peak_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "small.onnx", size=(96, 128))  # 0.3 MB of activations an image
     script = (
         "import sys, resource; from calib_graphs import photo; from twins_trt.calib import *\n"
-        "collect(sys.argv[1], (photo(seed) for seed in range(int(sys.argv[2]))), threads=1)\n"
+        "collect(sys.argv[1], (photo(seed, height=96, width=128) for seed in range(int(sys.argv[2]))), threads=1)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []

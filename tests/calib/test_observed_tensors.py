@@ -94,7 +94,7 @@ def test_what_cannot_be_calibrated(graph: Path, tmp_path: Path) -> None:
         observed_tensors(tmp_path / "text.onnx")
 
     def quantise(model: onnx.ModelProto) -> None:
-        model.graph.node.append(helper.make_node("QuantizeLinear", ["mask", "half"], ["q"]))
+        model.graph.node.append(helper.make_node("QuantizeLinear", ["mask", "factor"], ["q"]))
 
     def halve(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float16), "h"))

@@ -12,6 +12,7 @@ import pytest
 from calib_graphs import OBSERVED, photos, write_graph
 
 from twins_trt.calib import CalibrationSettings, Ranges, calibrate, load_ranges, save_ranges
+from twins_trt.calib.images import data_key, digest
 from twins_trt.errors import DataError, UsageError
 
 SETTINGS = CalibrationSettings(minimum=4)
@@ -50,6 +51,13 @@ def test_one_pixel_one_weight_or_one_option_is_another_key(ranges: Ranges, graph
         calibrate(graph, [*IMAGES, IMAGES[0]], settings=SETTINGS).key,
     }
     assert len(keys) == 8
+
+
+def test_the_same_bytes_in_another_shape_are_other_images() -> None:
+    image = IMAGES[0]
+    turned = image.reshape(image.shape[1], image.shape[0], 3)
+    assert data_key([digest(image)]) != data_key([digest(turned)])
+    assert digest(image) == digest(np.asfortranarray(image))
 
 
 def test_stale_files_are_refused_with_both_keys(ranges: Ranges, file: Path, graph: Path, tmp_path: Path) -> None:
