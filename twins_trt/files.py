@@ -18,18 +18,20 @@ log = logging.getLogger("twins_trt")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends, and vanishes when it raises.
 
-    It is a hidden sibling until then, so a reader of `path` sees the old content or the new. Raises OSError as writing
-    and renaming do; the caller knows which error of its own that is.
+    It is a hidden sibling until then, so a reader of `path` sees the old content or the new. durable: wait until the
+    disk has it, so that this holds through a power cut too. Raises OSError as writing and renaming do; the caller knows
+    which error of its own that is.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with part.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # a rename may reach the disk before the data it names
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())  # a rename may reach the disk before the data it names
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

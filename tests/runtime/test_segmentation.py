@@ -84,6 +84,10 @@ def test_what_cannot_be_drawn_or_written_is_a_typed_error(result: Segmentation, 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ImageError, match="cannot be written"):
         result.save(tmp_path / "file" / "x.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ImageError, match="cannot be written"):
+        result.save(tmp_path / "folder.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.png"}  # no half-written file stays
 
 
 def test_without_pillow_saving_says_so(result: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.errors import ImageError, MissingDependencyError, UsageError
+from twins_trt.files import whole_file
 
 if TYPE_CHECKING:
     from twins_trt.runtime.manifest import Colour
@@ -86,11 +86,10 @@ def _write_png(picture: Any, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path} is not a name for a PNG", "masks and overlays are written as .png")
-    encoded = io.BytesIO()  # whole before the file is touched
-    picture.save(encoded, "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded.getvalue())
+        with whole_file(path, durable=False) as file:
+            picture.save(file, "PNG")
     except OSError as error:
         raise ImageError(f"{path} cannot be written: {error}") from error
     return path
