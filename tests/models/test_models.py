@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_zoo_is_consistent() -> None:
         (lambda: get_spec("twins_svt-s_upernte"), "twins_svt-s_upernet"),
         (lambda: build_model("twins_svt-s_fpn", 0), "num_classes"),
         (lambda: build_model("twins_svt-s_fpn", 256), "num_classes"),
+        (lambda: build_model("twins_svt-s_fpn", "19"), "num_classes"),
+        (lambda: build_model(None), "no model called None"),
         (lambda: build_model("twins_svt-s_fpn", padding="zero"), "padding"),
         (lambda: twins_trt.build_model("segformer"), "no model called"),
     ],
@@ -70,6 +73,18 @@ def test_zoo_is_consistent() -> None:
 def test_wrong_arguments_are_named(call, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["twins_pcpvt-s_fpn", "twins_svt-s_fpn", "twins_svt-s_upernet"])
+def test_the_smallest_image(name: str) -> None:
+    """Below 29 pixels stage 1's map is smaller than the 8 × 8 positions that GSA makes one key of."""
+    model = build_model(name, 3)
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 29, 33)).shape == (1, 3, 8, 9)
+        for shape in ((1, 3, 28, 64), (1, 3, 64, 28), (3, 64, 64), (1, 4, 64, 64)):
+            for forward in (model, model.forward_features):
+                with pytest.raises(UsageError, match=re.escape(str(list(shape)))):
+                    forward(torch.zeros(shape))
 
 
 def naive_lsa(qkv: np.ndarray, bias: np.ndarray, heads: int, window: int, *, masked: bool) -> np.ndarray:

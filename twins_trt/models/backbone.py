@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from twins_trt.errors import UsageError
 from twins_trt.kernels.gsa import gsa_reference
 from twins_trt.kernels.lsa import lsa_reference
-from twins_trt.models.zoo import ModelSpec
+from twins_trt.models.zoo import MIN_SIDE, ModelSpec
 
 LAYER_NORM_EPS = 1e-5  # mmseg's everywhere; the official repository and timm use 1e-6 inside blocks
 
@@ -164,6 +165,7 @@ class Backbone(nn.Module):
     """The four stages of a Twins backbone.
 
     x: float [B, 3, H, W] -> four maps float [B, C_i, H_i, W_i] at strides 4, 8, 16, 32 (sizes rounded up).
+    Raises UsageError for another shape, or a side below `MIN_SIDE`, which leaves GSA without a key.
     """
 
     def __init__(self, spec: ModelSpec, *, padding: str = "parity") -> None:
@@ -186,6 +188,11 @@ class Backbone(nn.Module):
         self.norm_after_stage = spec.norm_after_stage
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIDE:
+            raise UsageError(
+                f"the network takes [N, 3, H, W] with H and W of {MIN_SIDE} or more, not {list(x.shape)}",
+                "pass a normalised RGB batch, or enlarge the image",
+            )
         stages = []
         for i in range(4):
             tokens, size = self.patch_embeds[i](x)

@@ -36,11 +36,17 @@ class Segmentor(nn.Module):
             self.auxiliary_head = FCNHead(spec.embed_dims[2], num_classes)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The backbone's four maps, float [N, C_i, H_i, W_i], of a normalised RGB batch, float [N, 3, H, W]."""
+        """The backbone's four maps, float [N, C_i, H_i, W_i], of a normalised RGB batch, float [N, 3, H, W].
+
+        Raises `UsageError` for another shape, or an image smaller than 29 × 29.
+        """
         return self.backbone(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, float [N, num_classes, ceil(H/4), ceil(W/4)], of a normalised RGB batch, float [N, 3, H, W]."""
+        """Logits, float [N, num_classes, ceil(H/4), ceil(W/4)], of a normalised RGB batch, float [N, 3, H, W].
+
+        Raises `UsageError` for another shape, or an image smaller than 29 × 29.
+        """
         stages = self.backbone(x)
         return self.decode_head(self.neck(stages) if self.spec.head == "fpn" else stages)
 
@@ -58,8 +64,8 @@ def build_model(
     spec = get_spec(name)
     if padding not in PADDINGS:
         raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}", "use padding='parity'")
-    if not 1 <= num_classes <= 255:
-        raise UsageError(f"num_classes must be 1 to 255 (masks are uint8), not {num_classes}", "check --num-classes")
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
+        raise UsageError(f"num_classes must be 1 to 255 (masks are uint8), not {num_classes!r}", "check --num-classes")
     model = Segmentor(spec, num_classes, padding=padding).eval()
     if checkpoint is not None:
         from twins_trt.models.checkpoint import load_checkpoint

@@ -16,6 +16,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Per-channel mean of the network's input, RGB, on the 0-255 scale."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Per-channel standard deviation of the network's input, RGB, on the 0-255 scale."""
+MIN_SIDE = 29
+"""Smallest height and width of an input, pixels: stage 1 sub-samples its keys by 8, and ceil(29 / 4) is 8."""
 
 _WEIGHTS = "https://download.openmmlab.com/mmsegmentation/v0.5/twins"
 
@@ -185,5 +187,5 @@ def get_spec(name: str) -> ModelSpec:
     """The zoo's row called `name`. Raises `UsageError`, with the nearest names, where there is none."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.5) or list(_BY_NAME)
+    near = difflib.get_close_matches(str(name), _BY_NAME, n=3, cutoff=0.5) or list(_BY_NAME)
     raise UsageError(f"there is no model called {name!r}", f"use one of: {', '.join(near)}")
