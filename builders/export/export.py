@@ -68,7 +68,12 @@ def read_info(path: str | Path) -> GraphInfo:
     facts = {prop.key: prop.value for prop in proto.metadata_props}
     if f"{METADATA}.info" not in facts:
         raise ExportError(f"{path} was not exported by twins-trt", "export it: twins-trt export MODEL --out FILE")
-    return GraphInfo.from_json(facts[f"{METADATA}.info"])
+    try:
+        return GraphInfo.from_json(facts[f"{METADATA}.info"])
+    except (KeyError, TypeError, ValueError) as error:  # ValueError: no JSON, or UsageError
+        raise ExportError(
+            f"{path} was exported by another version of twins-trt ({error})", "export it again: twins-trt export"
+        ) from error
 
 
 def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, GraphInfo]:

@@ -13,6 +13,7 @@ OPSETS = (17, 18, 19, 20)
 INPUTS = ("uint8", "float32")
 OUTPUTS = ("mask", "logits")
 FORMS = ("gpu", "cpu")
+SMALLEST_SIDE = 32  # one pixel of the last stage; the model itself goes down to MIN_SIDE
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class Range:
     max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
+        if not (_is_int(self.min, self.opt, self.max) and 1 <= self.min <= self.opt <= self.max):
             raise UsageError(
-                f"a range needs 1 <= min <= opt <= max, not {self.min}, {self.opt}, {self.max}", "write MIN:OPT:MAX"
+                f"a range needs 1 <= min <= opt <= max, not {self.min!r}, {self.opt!r}, {self.max!r}",
+                "write MIN:OPT:MAX",
             )
 
 
@@ -60,16 +62,19 @@ class ExportOptions:
                 raise UsageError(
                     f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"
                 )
+        object.__setattr__(self, "outputs", tuple(self.outputs))  # a list would not survive the JSON round trip
         if not self.outputs or set(self.outputs) - set(OUTPUTS) or len(set(self.outputs)) != len(self.outputs):
             raise UsageError(f"outputs cannot be {self.outputs!r}", "use mask, logits, or both")
         for name in ("height", "width", "batch"):
             value = getattr(self, name)
+            if not isinstance(value, Range) and not _is_int(value):
+                raise UsageError(f"{name} cannot be {value!r}", "give a whole number, or a Range")
             smallest = value.min if isinstance(value, Range) else value
-            floor = 1 if name == "batch" else 32
+            floor = 1 if name == "batch" else SMALLEST_SIDE
             if smallest < floor:
                 raise UsageError(f"{name} {smallest} is too small", f"use {floor} or more")
-        if self.upernet_levels is not None and not 0 <= self.upernet_levels <= 3:
-            raise UsageError(f"upernet_levels must be 0 to 3, not {self.upernet_levels}", "use 0, 1, 2 or 3")
+        if self.upernet_levels is not None and self.upernet_levels not in (0, 1, 2, 3):
+            raise UsageError(f"upernet_levels must be 0 to 3, not {self.upernet_levels!r}", "use 0, 1, 2 or 3")
         if isinstance(self.height, Range) != isinstance(self.width, Range):
             raise UsageError("height and width must both be fixed or both be ranges", "give both as MIN:OPT:MAX")
 
@@ -97,6 +102,7 @@ class GraphInfo:
 
     @staticmethod
     def from_json(text: str) -> GraphInfo:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where the text is something else."""
         fields = json.loads(text)
         options = fields.pop("options")
         for name in ("height", "width", "batch"):
@@ -104,3 +110,8 @@ class GraphInfo:
                 options[name] = Range(**options[name])
         options["outputs"] = tuple(options["outputs"])
         return GraphInfo(**fields, options=ExportOptions(**options))
+
+
+def _is_int(*values: object) -> bool:
+    """Python's own integers only: others (NumPy's, booleans, whole floats) become something else in JSON and ONNX."""
+    return all(type(value) is int for value in values)

@@ -56,7 +56,8 @@ def to_fp16(graph: gs.Graph, islands: Mapping[str, str]) -> None:
 
 
 def _constant(tensor: gs.Constant, wanted: np.dtype) -> gs.Constant:
-    if wanted == np.float16 and float(np.abs(tensor.values).max(initial=0.0)) > FLOAT16_MAX:
+    # NaN is no smaller than anything, so that it is refused as well.
+    if wanted == np.float16 and not float(np.abs(tensor.values).max(initial=0.0)) <= FLOAT16_MAX:
         raise ExportError(f"{tensor.name} holds values beyond float16's range", "export it with --precision fp32")
     return gs.Constant(f"{tensor.name}.{wanted.name}", tensor.values.astype(wanted))
 

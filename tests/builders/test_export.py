@@ -105,6 +105,36 @@ def test_cpu_forms_agree(name: str, tmp_path: Path) -> None:
         check(model, tmp_path / "g.onnx", image(64, 96))
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("twins_svt-s_fpn", (32, 32), {}),  # one pixel in the last stage, one key in every GSA
+        ("twins_pcpvt-s_fpn", (33, 47), {}),
+        ("twins_svt-s_upernet", (32, 36), {}),  # pools of up to six bins over a 1 × 2 map
+        ("twins_svt-s_upernet", (37, 32), {"forms": "cpu"}),
+        ("twins_svt-s_upernet", (33, 40), {"upernet_levels": 2}),
+    ],
+)
+def test_the_smallest_sizes(name: str, size: tuple[int, int], options: dict, tmp_path: Path) -> None:
+    export_graph(seeded_model(name), tmp_path / "g.onnx", ExportOptions(*size, outputs=("mask", "logits"), **options))
+    check(seeded_model(name), tmp_path / "g.onnx", image(*size))
+
+
+@pytest.mark.parametrize("forms", ["gpu", "cpu"])
+@pytest.mark.parametrize("classes", [1, 2, 255])
+def test_any_number_of_classes(classes: int, forms: str, tmp_path: Path) -> None:
+    model = seeded_model("twins_svt-s_fpn", classes)
+    info = export_graph(model, tmp_path / "g.onnx", ExportOptions(64, 32, forms=forms, outputs=("logits", "mask")))
+    pixels = image(64, 32)
+    logits, mask = expected(model, pixels)
+    got = run(tmp_path / "g.onnx", pixels)
+    assert list(got) == ["logits", "mask"] and info.num_classes == classes
+    assert got["logits"].shape == (1, classes, 16, 8)
+    assert np.abs(got["logits"] - logits).max() <= PARITY * np.abs(logits).max()
+    assert (got["mask"] == mask).mean() >= 0.9999
+    assert len(np.unique(mask)) == 1 if classes == 1 else len(np.unique(mask)) > 1
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_one_graph_serves_every_batch_and_size_in_its_range(name: str, tmp_path: Path) -> None:
     model = seeded_model(name)
@@ -206,8 +236,11 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.decode_head.conv_seg.weight[0, 0] = 1e6
     export_graph(model, tmp_path / "g.onnx", ExportOptions(64, 64))
-    with pytest.raises(ExportError, match="beyond float16"):
-        export_graph(model, tmp_path / "h.onnx", ExportOptions(64, 64, precision="fp16"))
+    for value in (1e6, float("inf"), float("nan")):
+        with torch.no_grad():
+            model.decode_head.conv_seg.weight[0, 0] = value
+        with pytest.raises(ExportError, match="beyond float16"):
+            export_graph(model, tmp_path / "h.onnx", ExportOptions(64, 64, precision="fp16"))
     assert not (tmp_path / "h.onnx").exists()
 
 
@@ -219,6 +252,11 @@ def test_reading_what_is_not_a_graph_of_ours(tmp_path: Path) -> None:
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(ExportError, match="was not exported by twins-trt"):
         read_info(tmp_path / "foreign.onnx")
+    for info in ("no json", "{}", '{"options": {"height": 8, "width": 64, "batch": 1, "outputs": []}}'):
+        onnx.helper.set_model_props(foreign, {"twins_trt.info": info})
+        onnx.save(foreign, tmp_path / "later.onnx")
+        with pytest.raises(ExportError, match="another version"):
+            read_info(tmp_path / "later.onnx")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +264,14 @@ def test_reading_what_is_not_a_graph_of_ours(tmp_path: Path) -> None:
     [
         ({"precision": "fp8"}, "precision"),
         ({"opset": 16}, "opset"),
-        ({"height": 16}, "height 16 is too small"),
+        ({"height": 31}, "height 31 is too small"),
+        ({"width": Range(16, 64, 64), "height": Range(32, 64, 64)}, "width 16 is too small"),
+        ({"height": 512.0}, "height cannot be 512.0"),
+        ({"height": (32, 64, 128)}, "height cannot be"),
+        ({"batch": True}, "batch cannot be True"),
+        ({"width": np.int64(64)}, "width cannot be"),
+        ({"outputs": "mask"}, "outputs"),
+        ({"upernet_levels": 1.5}, "upernet_levels"),
         ({"batch": 0}, "batch 0"),
         ({"outputs": ()}, "outputs"),
         ({"outputs": ("mask", "mask")}, "outputs"),
@@ -240,8 +285,15 @@ def test_options_that_cannot_be(fields: dict, words: str) -> None:
 
 
 def test_a_range_is_ordered() -> None:
-    with pytest.raises(UsageError, match="min <= opt <= max"):
-        Range(4, 2, 8)
+    for numbers in ((4, 2, 8), (0, 1, 1), (1, 4, 2), (1.0, 2.0, 4.0)):
+        with pytest.raises(UsageError, match="min <= opt <= max"):
+            Range(*numbers)
+
+
+def test_options_given_as_lists_survive_the_file(tmp_path: Path) -> None:
+    options = ExportOptions(64, 64, outputs=["logits"])  # type: ignore[arg-type]
+    info = export_graph(seeded_model("twins_svt-s_fpn"), tmp_path / "g.onnx", options)
+    assert read_info(tmp_path / "g.onnx") == info
 
 
 def test_coarse_levels_need_upernet_and_a_fixed_size(tmp_path: Path) -> None:
