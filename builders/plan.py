@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
-from twins_trt.builders.sites import LONGEST_INT8_ATTENTION, Site, block_of, find_sites
 
+from twins_trt.builders.sites import LONGEST_INT8_ATTENTION, Site, block_of, find_sites
 from twins_trt.errors import UsageError
 from twins_trt.runtime.codec import decode, encode
 

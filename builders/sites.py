@@ -47,7 +47,7 @@ class Site:
 
     @property
     def positional(self) -> bool:
-        """Whether the site is a positional convolution: depthwise, and with the residual around it in its centre tap."""
+        """Whether the site is a positional convolution: depthwise, the residual around it in its centre tap."""
         return self.node.endswith(".pos/proj")
 
     @property

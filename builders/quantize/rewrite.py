@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+
 from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.plan import Plan
 from twins_trt.builders.quantize.insert import Inserter, checked_ranges
 from twins_trt.builders.quantize.smooth import smooth_norms
-from twins_trt.builders.sites import Site, block_of, find_sites, source_of
-
+from twins_trt.builders.sites import Site, block_of, source_of
 from twins_trt.errors import UsageError
 
 RESTS = ("fp16", "fp32")

@@ -6,11 +6,11 @@ import json
 
 import onnx_graphsurgeon as gs
 import pytest
+
 from twins_trt.builders.export import ExportOptions, Range
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.plan import LEVELS, Plan, uniform_plan
 from twins_trt.builders.sites import Site, find_sites
-
 from twins_trt.errors import UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights

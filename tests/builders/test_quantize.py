@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 from observed import observe, session
+
 from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.plan import Plan, uniform_plan
@@ -18,13 +20,13 @@ from twins_trt.builders.quantize import observed_tensors, quantize, smoothed_ten
 from twins_trt.builders.quantize.insert import quantised_weight
 from twins_trt.builders.quantize.smooth import smooth_norms, smoothing_scales
 from twins_trt.builders.sites import find_sites, source_of
-
 from twins_trt.errors import UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
+from twins_trt.models.segmentor import Segmentor
 
 SVT, PCPVT, UPERNET = "twins_svt-s_fpn", "twins_pcpvt-s_fpn", "twins_svt-s_upernet"
-SIZE = (160, 128)
+SIZE = (96, 64)
 
 
 def fp32_graph(name: str, *, forms: str = "gpu", opset: int = 20, precision: str = "fp32") -> gs.Graph:
@@ -32,11 +34,16 @@ def fp32_graph(name: str, *, forms: str = "gpu", opset: int = 20, precision: str
 
 
 def exported(name: str, *, forms: str = "gpu", opset: int = 20, precision: str = "fp32") -> tuple[gs.Graph, dict]:
+    options = ExportOptions(*SIZE, opset=opset, forms=forms, precision=precision, outputs=("logits",))
+    graph, info = build_graph(seeded(name), options)
+    return graph, info.islands
+
+
+@cache
+def seeded(name: str) -> Segmentor:
     model = build_model(name, 19)
     seed_weights(model)
-    options = ExportOptions(*SIZE, opset=opset, forms=forms, precision=precision, outputs=("logits",))
-    graph, info = build_graph(model, options)
-    return graph, info.islands
+    return model
 
 
 def pictures(count: int = 2) -> list[np.ndarray]:
@@ -152,9 +159,7 @@ def test_scales_are_float16_numbers_above_its_smallest() -> None:
 
 
 def test_upernet_taps_have_one_scale_an_output() -> None:
-    model = build_model(UPERNET, 19)
-    seed_weights(model)
-    graph = build_graph(model, ExportOptions(*SIZE, opset=20, upernet_levels=3, outputs=("logits",)))[0]
+    graph = build_graph(seeded(UPERNET), ExportOptions(*SIZE, opset=20, upernet_levels=3, outputs=("logits",)))[0]
     fixed = {"head/psp/pooled", "head/psp/spread"}
     fixed |= {f"head/fuse.coarse.{i}/{matrix}_1" for i in (1, 2, 3) for matrix in ("rows", "columns")}
     assert fixed <= {node.name for node in graph.nodes}
@@ -284,7 +289,7 @@ def test_smoothing_asks_for_the_channels() -> None:
     graph = fp32_graph(SVT)
     plan = uniform_plan(graph, "int8-linear", smooth=0.5)
     assert "stages.0.blocks.0.attn/norm1" in smoothed_tensors(graph, plan.quantised(graph))
-    with pytest.raises(UsageError, match="range of each of the 64 channels of stages.0.blocks.0.attn/norm1"):
+    with pytest.raises(UsageError, match=r"range of each of the 64 channels of stages.0.blocks.0.attn/norm1"):
         quantize(graph, plan, flat_ranges(graph))
 
 
@@ -327,7 +332,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot be 'int4'"):
         quantize(graph, plan, ranges, rest="int4")
     for bad in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(UsageError, match="the range of stages.0.blocks.1.ffn/gelu is"):
+        with pytest.raises(UsageError, match=r"the range of stages.0.blocks.1.ffn/gelu is"):
             quantize(graph, plan, {**ranges, "stages.0.blocks.1.ffn/gelu": bad})
     del ranges["stages.0.blocks.1.ffn/gelu"]
     with pytest.raises(UsageError, match=r"1 of \d+ ranges are missing, among them stages.0.blocks.1.ffn/gelu"):
