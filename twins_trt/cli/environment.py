@@ -59,7 +59,9 @@ NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "eval": (("numpy",), ("PIL",), ("onnxruntime", "torch")),
     "convert": (("numpy",), ("torch",)),
     "export": (("numpy",), ("torch",), ("onnx",), ("onnx_graphsurgeon",)),
+    "calibrate": (("numpy",), ("PIL",), ("onnx",), ("onnxruntime",)),
     "build": (("numpy",), ("torch",), ("onnx",), ("onnx_graphsurgeon",), ("tensorrt_rtx", "tensorrt")),
+    "gate": (("numpy",), ("PIL",), ("torch",), ("onnxruntime",)),
 }
 
 
