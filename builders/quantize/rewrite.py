@@ -1,4 +1,16 @@
-"""From an FP32 graph and a plan to the graph that is built: INT8 where the plan says so, precision-complete."""
+"""From an FP32 graph and a plan to the graph that is built: INT8 where the plan says so, precision-complete.
+
+What TensorRT-RTX 1.7 makes of INT8 (read from its layer lists, SM86, SM89 and SM120 alike), and why a plan that is
+smaller than FP16 has more kernels:
+- An INT8 matrix product writes float16 and takes nothing in behind it. The scales of its outputs, bias, GELU or
+  residual and the next LayerNorm are one kernel more, which writes INT8 for the next product: fc1 and fc2 share theirs
+  with what stands between them. q and kv, read by nothing but attention, each get one of their own.
+- The product itself is scaled by each output's scale only in that kernel: between them, float16 holds values as large
+  as the output divided by its weights' scale.
+- A convolution in INT8 writes float32: twice the bytes of FP16, again with a kernel for scales and bias. So 1×1
+  convolutions become matrix products.
+- Attention in FP16 writes INT8 for the projection at no cost in GSA; in LSA a copy brings the heads together again.
+"""
 
 from __future__ import annotations
 
