@@ -142,6 +142,7 @@ def test_json_round_trip(dataset: Dataset) -> None:
         (lambda image: np.zeros((3, 3), np.uint8), r"uint8 \[3, 3\]"),
         (lambda image: np.zeros(image.shape[:2], np.float32), "float32"),
         (lambda image: np.full(image.shape[:2], 3, np.uint8), "class 3, there are 3 classes"),
+        (lambda image: np.full(image.shape[:2], -1, np.int64), "class -1, there are 3 classes"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_an_engine_error(dataset: Dataset, mask: object, said: str) -> None:

@@ -197,3 +197,12 @@ def test_modes_that_make_no_sense_are_refused(options: dict) -> None:
 def test_what_is_not_logits_is_an_engine_error(image: np.ndarray, output: object) -> None:
     with pytest.raises(EngineError, match="logits"):
         predict_mask(lambda pixels: output, image)
+
+
+@pytest.mark.parametrize("mode", list(INFERENCE_MODES))
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numpy", "torch"])
+def test_nan_is_an_error_not_the_first_class(image: np.ndarray, mode: str, as_tensor: bool) -> None:
+    logits = np.zeros((1, 5, 4, 4), np.float32)
+    logits[0, 2, 3, 1] = np.nan
+    with pytest.raises(EngineError, match="returned NaN"):
+        predict_mask(lambda pixels: torch.from_numpy(logits) if as_tensor else logits, image, mode=mode)

@@ -21,7 +21,7 @@ from twins_trt.evaluation.metrics import ConfusionMatrix, Scores
 if TYPE_CHECKING:
     from torch import nn
 
-logger = logging.getLogger("twins_trt")
+log = logging.getLogger("twins_trt")
 
 # progress(done, total, running_miou): after every image; mIoU in percent of what has been counted so far.
 Progress = Callable[[int, int, float], None]
@@ -264,7 +264,8 @@ def _checked_mask(mask: npt.ArrayLike, sample: Sample, num_classes: int) -> UInt
             f"{list(sample.image.shape[:2])}"
         )
     if values.size and (values.min() < 0 or values.max() >= num_classes):
-        raise EngineError(f"the mask of {sample.name} has class {values.max()}, there are {num_classes} classes")
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise EngineError(f"the mask of {sample.name} has class {wrong}, there are {num_classes} classes")
     return values.astype(np.uint8, copy=False)
 
 
@@ -291,4 +292,4 @@ def _compare_class_names(model: nn.Module, dataset: Dataset) -> None:
         return ["".join(c for c in name.lower() if c.isalnum()) for name in names]
 
     if len(trained) == len(dataset.classes) and plain(tuple(trained)) != plain(dataset.classes):
-        logger.warning("the checkpoint's classes %s are not %s's %s", trained, dataset.source, dataset.classes)
+        log.warning("the checkpoint's classes %s are not %s's %s", trained, dataset.source, dataset.classes)

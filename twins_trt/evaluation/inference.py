@@ -21,6 +21,7 @@ from twins_trt.evaluation.logits import (
     class_probabilities,
     divide,
     flip_width,
+    holds_nan,
     resize_logits,
     resized_argmax,
     zeros_of_size,
@@ -104,7 +105,7 @@ def predict_mask(
 
     Logits are resized to the network's input and then to the image, in two steps as mmseg does (`predict_by_feat` and
     `postprocess_result`), since one step gives slightly different edges. Raises ImageError for another kind of image,
-    EngineError if `predict` returns something other than logits.
+    EngineError if `predict` returns something other than logits, or NaN.
     """
     preprocessing = preprocessing or Preprocessing()
     mode = inference_mode(mode)
@@ -186,4 +187,10 @@ def _run(predict: PredictLogits, pixels: Pixels) -> Logits:
     if shape is None or len(shape) != 4 or shape[0] != pixels.shape[0] or shape[1] > MAX_CLASSES:
         found = type(logits).__name__ if shape is None else list(shape)
         raise EngineError(f"a network must return logits [{pixels.shape[0]}, classes, h, w], this one returned {found}")
+    # Comparisons with NaN are all false, so it would be scored as class 0.
+    if holds_nan(logits):
+        raise EngineError(
+            "the network returned NaN: its precision overflows, or its weights are broken",
+            "build with --precision fp32, or check the checkpoint",
+        )
     return logits

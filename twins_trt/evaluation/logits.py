@@ -26,6 +26,11 @@ def is_tensor(values: Logits) -> bool:
     return torch is not None and isinstance(values, torch.Tensor)
 
 
+def holds_nan(logits: Logits) -> bool:
+    """Whether any value is NaN, on whichever device."""
+    return bool((logits != logits).any())
+
+
 def resize_logits(logits: Logits, size: tuple[int, int]) -> Logits:
     """Bilinear resize of [N, C, H, W] to (height, width), `align_corners=False`, no antialiasing: F.interpolate's."""
     if tuple(logits.shape[2:]) == tuple(size):
