@@ -40,3 +40,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Makes `help` and completion show the names that are not loaded yet."""
+    return sorted({*globals(), *__all__})

@@ -87,6 +87,11 @@ def test_the_smallest_image(name: str) -> None:
                     forward(torch.zeros(shape))
 
 
+def test_a_class_count_from_numpy_will_do() -> None:
+    model = build_model("twins_svt-s_fpn", np.int64(5))  # type: ignore[arg-type]
+    assert model.num_classes == 5 and type(model.num_classes) is int
+
+
 def naive_lsa(qkv: np.ndarray, bias: np.ndarray, heads: int, window: int, *, masked: bool) -> np.ndarray:
     """LSA of one image, one window and one head at a time. qkv: [H, W, 3C]."""
     height, width, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3

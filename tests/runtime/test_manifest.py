@@ -74,6 +74,7 @@ def put(*path: Any) -> Change:
     [
         (put("num_classes", 11), r"num_classes is 11 but classes has 5 entries"),
         (put("num_classes", "5"), r"manifest\.json: num_classes is '5', not a whole number"),
+        (put("num_classes", 256), r"num_classes is 256; an 8-bit mask holds 1 to 255"),
         (put("num_classes", True), r"num_classes is True, not a whole number"),
         (put("classes", None), r"classes is None, not a list"),
         (put("palette", 1, [0, 300, 0]), r"palette\[1\] is \(0, 300, 0\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,9 @@ def build_model(
     spec = get_spec(name)
     if padding not in PADDINGS:
         raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}", "use padding='parity'")
-    if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
+    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
         raise UsageError(f"num_classes must be 1 to 255 (masks are uint8), not {num_classes!r}", "check --num-classes")
-    model = Segmentor(spec, num_classes, padding=padding).eval()
+    model = Segmentor(spec, int(num_classes), padding=padding).eval()
     if checkpoint is not None:
         from twins_trt.models.checkpoint import load_checkpoint
 

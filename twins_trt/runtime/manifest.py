@@ -169,8 +169,8 @@ class Manifest:
 
 def _class_faults(m: Manifest) -> list[str]:
     faults = []
-    if not 1 <= m.num_classes <= 256:
-        faults.append(f"num_classes is {m.num_classes}; an 8-bit mask holds 1 to 256")
+    if not 1 <= m.num_classes <= 255:
+        faults.append(f"num_classes is {m.num_classes}; an 8-bit mask holds 1 to 255, and 255 for ignored pixels")
     for name in ("classes", "palette"):
         if len(getattr(m, name)) != m.num_classes:
             faults.append(f"num_classes is {m.num_classes} but {name} has {len(getattr(m, name))} entries")

@@ -32,7 +32,7 @@ Picture: TypeAlias = Union[UInt8Array, "PillowImage", str, Path]
 
 FITS = ("stretch", "letterbox")
 
-logger = logging.getLogger("twins_trt")
+log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Segmenter:
         self.manifest = self.bundle.manifest
         self.fit: FitMode = fit
         if self.manifest.source.seeded:
-            logger.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
+            log.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
         if self.manifest.gate == "failed":
-            logger.warning("%s failed its accuracy gate", self.bundle.path)
+            log.warning("%s failed its accuracy gate", self.bundle.path)
         self.engine = open_engine(self.bundle, engine, settings=settings) if isinstance(engine, str) else engine
         self._turn: contextlib.AbstractContextManager[Any]
         self._turn = contextlib.nullcontext() if self.engine.concurrent else threading.Lock()
