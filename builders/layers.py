@@ -133,13 +133,17 @@ def _dtype(text: str) -> str:
 
 
 def _tensors(text: str | None) -> tuple[Tensor, ...]:
-    """The tensors of `[ { Name: ... }, { Name: ... }]`."""
+    """The tensors of `[ { Name: ... }, { Name: ... }]`. One left out would make the engine look lighter than it is."""
     tensors = []
-    for entry in re.split(r" ?\}, \{ ", (text or "").strip().removeprefix("[").removesuffix("]").strip()):
-        match = _TENSOR.match(entry.strip().removeprefix("{").removesuffix("}").strip())
-        if match:
-            shape = tuple(_extent(extent) for extent in match["shape"].split(",") if extent.strip())
-            tensors.append(Tensor(match["name"], shape, _dtype(match["dtype"]), (match["format"] or "").strip()))
+    for part in re.split(r" ?\}, \{ ", (text or "").strip().removeprefix("[").removesuffix("]").strip()):
+        entry = part.strip().removeprefix("{").removesuffix("}").strip()
+        if not entry:
+            continue
+        match = _TENSOR.match(entry)
+        if match is None:
+            raise BuildError(f"an entry of the layer list does not read as a tensor: {entry[:120]!r}")
+        shape = tuple(_extent(extent) for extent in match["shape"].split(",") if extent.strip())
+        tensors.append(Tensor(match["name"], shape, _dtype(match["dtype"]), (match["format"] or "").strip()))
     return tuple(tensors)
 
 
@@ -169,7 +173,7 @@ def parse_build_log(log: str) -> tuple[Layer, ...]:
     """The layers that a build with DETAILED profiling verbosity printed into its verbose log.
 
     `log`: the message that starts with "Layers:", or a whole log that holds it (the last list counts).
-    Raises BuildError when there is no such list, or a line of it does not read as a layer.
+    Raises BuildError when there is no such list, or a line of it does not read as a layer with its tensors.
     """
     start = log.rfind("Layers:\nName: ")
     if start < 0:

@@ -46,7 +46,11 @@ def test_the_last_list_of_a_log_counts() -> None:
 
 @pytest.mark.parametrize(
     ("log", "words"),
-    [("", "printed no layer list"), ("Layers:\nName: a, Kind: b\n", "does not read as a layer: 'Name: a, Kind: b'")],
+    [
+        ("", "printed no layer list"),
+        ("Layers:\nName: a, Kind: b\n", "does not read as a layer: 'Name: a, Kind: b'"),
+        (LOG.replace("Dimensions: [49,192]", "Extents: [49,192]"), "does not read as a tensor: 'Name: qkv, Extents"),
+    ],
 )
 def test_what_is_no_layer_list_is_refused(log: str, words: str) -> None:
     with pytest.raises(BuildError, match=words):
