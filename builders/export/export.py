@@ -113,7 +113,7 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
         padding=model.padding,
         attentions=spec.attentions,
         options=options,
-        islands=w.islands if options.precision == "fp16" else {},
+        islands=w.islands,
     )
     return w.graph, info
 

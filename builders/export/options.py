@@ -87,7 +87,8 @@ class ExportOptions:
 class GraphInfo:
     """What a graph is; travels inside the ONNX file as metadata `twins_trt.info`.
 
-    attentions: fused attentions that a perfect build shows. islands: node name -> why it stays float32.
+    attentions: fused attentions that a perfect build shows. islands: node name -> why it stays float32 where the
+    rest is float16.
     """
 
     model: str

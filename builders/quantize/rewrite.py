@@ -60,7 +60,7 @@ def quantize(
     ranges: largest magnitude of each tensor in `observed_tensors(graph, plan)`, by the FP32 graph's names.
     rest: `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16 kernels on x86. The latter also quantises what
     its convolutions write, because it has no convolution from INT8 to float.
-    islands: nodes that stay float32 where the rest is FP16, as `GraphInfo.islands` of the FP16 export names them.
+    islands: nodes that stay float32 where the rest is FP16, as `GraphInfo.islands` of the export names them.
     channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
     `smoothed_tensors(graph, plan)`.
     Weights are INT8, symmetric, one scale for each output; activations INT8, symmetric, one scale a tensor. Residual

@@ -80,7 +80,7 @@ def test_int8_stays_close_to_float32_on_calibrated_ranges(name: str, rest: str) 
     images = pictures()
     ranges, _ = observe(graph, observed_tensors(graph, plan, rest=rest), images)
     wanted = logits(graph, images[0])
-    islands = exported(name, precision="fp16")[1] if rest == "fp16" else {}
+    islands = exported(name)[1] if rest == "fp16" else {}
     done = quantize(graph, plan, ranges, rest=rest, islands=islands)
     error = relative_error(logits(graph, images[0]), wanted)
     assert 1e-4 < error < 0.15  # INT8 does not come for nothing, and no block is lost
@@ -198,7 +198,7 @@ def test_residual_sums_and_norms_read_floats() -> None:
 
 def test_a_positional_convolution_in_int8_leaves_the_residual_stream_alone() -> None:
     images = pictures()
-    graph, islands = fp32_graph(SVT), exported(SVT, precision="fp16")[1]
+    graph, islands = exported(SVT)
     plan = Plan(SVT, "fp16", {**uniform_plan(graph, "fp16").blocks, "stages.2.pos": "int8-linear+conv"})
     assert observed_tensors(graph, plan, rest="fp32") == ()  # ONNX Runtime would quantise the stream behind it
     ranges, _ = observe(graph, observed_tensors(graph, plan), images)
@@ -227,7 +227,7 @@ def test_attention_has_all_five_pairs() -> None:
 
 
 def test_the_graph_is_precision_complete() -> None:
-    graph, islands = fp32_graph(SVT), exported(SVT, precision="fp16")[1]
+    graph, islands = exported(SVT)
     quantize(graph, uniform_plan(graph, "int8-linear+conv"), flat_ranges(graph), islands=islands)
     float32 = {node.name for node in graph.nodes if any(tensor.dtype == np.float32 for tensor in node.outputs)}
     assert float32 <= {*islands, *(node.name for node in of_op(graph, "Cast"))}

@@ -27,9 +27,8 @@ def built(name: str, level: str, path: Path) -> tuple[tuple[Layer, ...], Quantiz
     model = build_model(name, 19)
     seed_weights(model)
     options = ExportOptions(224, 224, opset=20)
-    islands = build_graph(model, replace(options, precision="fp16"))[1].islands
     graph, info = build_graph(model, options)
-    done = quantize(graph, uniform_plan(graph, level), dict.fromkeys(graph.tensors(), 4.0), islands=islands)
+    done = quantize(graph, uniform_plan(graph, level), dict.fromkeys(graph.tensors(), 4.0), islands=info.islands)
     proto = gs.export_onnx(graph)
     proto.ir_version = 9
     path.write_bytes(proto.SerializeToString())
