@@ -27,6 +27,47 @@ def masks_padding(pad_bottom: int, pad_right: int, *, padding: str) -> bool:
     return pad_bottom > 0 and pad_right > 0
 
 
+def to_windows(x: Tensor, window_size: int) -> Tensor:
+    """[B, rows · w, columns · w, D] -> [B, rows · columns, w · w, D]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // window_size, window_size, width // window_size, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, -1, window_size * window_size, channels)
+
+
+def to_map(x: Tensor, height: int, width: int, window_size: int) -> Tensor:
+    """[B, rows · columns, w · w, D] -> [B, height, width, D], a map that windows tile."""
+    batch, channels = x.shape[0], x.shape[-1]
+    x = x.reshape(batch, height // window_size, width // window_size, window_size, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, height, width, channels)
+
+
+def pad_with_bias(qkv: Tensor, qkv_bias: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
+    """The map padded at the bottom and right to whole windows; a padded position projects to the bias.
+
+    Returns [B, rows · w, columns · w, 3C] and which of its positions lie in the map: bool [rows · w, columns · w, 1].
+    """
+    _, height, width, _ = qkv.shape
+    pad_bottom, pad_right = window_padding(height, width, window_size)
+    inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=qkv.device), (0, pad_right, 0, pad_bottom))
+    inside = inside[..., None]
+    if pad_bottom or pad_right:
+        qkv = torch.where(inside, F.pad(qkv, (0, 0, 0, pad_right, 0, pad_bottom)), qkv_bias)
+    return qkv, inside
+
+
+def split_heads(windows: Tensor, num_heads: int) -> Tensor:
+    """Packed [B, windows, tokens, 3C] -> queries, keys and values [3, B, windows, heads, tokens, head_dim]."""
+    batch, count, tokens, channels3 = windows.shape
+    packed = windows.reshape(batch, count, tokens, 3, num_heads, channels3 // (3 * num_heads))
+    return packed.permute(3, 0, 1, 4, 2, 5)
+
+
+def score_mask(inside: Tensor, window_size: int, dtype: torch.dtype) -> Tensor:
+    """What is added to scores to exclude padded keys: [1, windows, 1, 1, tokens], from `pad_with_bias`."""
+    keys = to_windows(inside[None].to(dtype), window_size)[..., 0]  # [1, windows, tokens]
+    return ((1 - keys) * MASKED)[:, :, None, None, :]
+
+
 def lsa_reference(
     qkv: Tensor, qkv_bias: Tensor, *, num_heads: int, window_size: int = 7, padding: str = "parity"
 ) -> Tensor:
@@ -38,29 +79,13 @@ def lsa_reference(
     Returns float [B, H, W, C], before the output projection.
     Source: Twins (arXiv 2104.13840) section 3.2; mmsegmentation's models/backbones/twins.py.
     """
-    batch, height, width, channels3 = qkv.shape
-    channels = channels3 // 3
-    head_dim = channels // num_heads
-    pad_bottom, pad_right = window_padding(height, width, window_size)
-    masked = masks_padding(pad_bottom, pad_right, padding=padding)
-    if pad_bottom or pad_right:
-        inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=qkv.device), (0, pad_right, 0, pad_bottom))
-        qkv = F.pad(qkv, (0, 0, 0, pad_right, 0, pad_bottom))
-        qkv = torch.where(inside[..., None], qkv, qkv_bias)
-    rows, columns = (height + pad_bottom) // window_size, (width + pad_right) // window_size
-    tokens = window_size * window_size
-
-    def windows(x: Tensor) -> Tensor:  # [B, rows·w, columns·w, D] -> [B, rows·columns, w·w, D]
-        x = x.reshape(x.shape[0], rows, window_size, columns, window_size, x.shape[-1])
-        return x.transpose(2, 3).reshape(x.shape[0], rows * columns, tokens, x.shape[-1])
-
-    packed = windows(qkv).reshape(batch, rows * columns, tokens, 3, num_heads, head_dim)
-    q, k, v = packed.permute(3, 0, 1, 4, 2, 5)  # each [B, windows, heads, tokens, head_dim]
-    scores = (q * head_dim**-0.5) @ k.transpose(-2, -1)
+    height, width = qkv.shape[1:3]
+    masked = masks_padding(*window_padding(height, width, window_size), padding=padding)
+    padded, inside = pad_with_bias(qkv, qkv_bias, window_size)
+    q, k, v = split_heads(to_windows(padded, window_size), num_heads)  # each [B, windows, heads, tokens, head_dim]
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if masked:
-        key_mask = windows(inside[None, :, :, None].to(scores.dtype))[..., 0]  # [1, windows, tokens]
-        scores = scores + ((1 - key_mask) * MASKED)[:, :, None, None, :]
+        scores = scores + score_mask(inside, window_size, scores.dtype)
     out = scores.softmax(dim=-1) @ v  # [B, windows, heads, tokens, head_dim]
-    out = out.transpose(2, 3).reshape(batch, rows, columns, window_size, window_size, channels)
-    out = out.transpose(2, 3).reshape(batch, rows * window_size, columns * window_size, channels)
-    return out[:, :height, :width]
+    out = out.transpose(2, 3).flatten(3)  # [B, windows, tokens, C]
+    return to_map(out, padded.shape[1], padded.shape[2], window_size)[:, :height, :width]

@@ -1,0 +1,108 @@
+"""Which form of an attention runs: the Triton kernels, scaled_dot_product_attention, or the reference."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from twins_trt.errors import EngineError, UsageError, missing
+from twins_trt.kernels.case import DTYPES
+from twins_trt.kernels.device import interpreting
+
+BACKENDS = ("auto", "triton", "sdpa", "reference")
+
+MIN_CAPABILITY = 80
+"""Triton 3.3 and later has no tensor cores on sm_75: its kernels would be slower there than what torch brings."""
+
+_log = logging.getLogger("twins_trt")
+
+
+def exporting() -> bool:
+    """Whether torch is writing a graph for something else to run, which then must hold plain operators."""
+    if torch.onnx.is_in_onnx_export():
+        return True
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # torch 2.6 and later
+
+
+def choose_backend(backend: str, x: Tensor, *, op: str, unsupported: str | None) -> str:
+    """`triton`, `sdpa` or `reference` for this call.
+
+    x: the tensor whose device and dtype decide. op: `lsa` or `gsa`, for messages.
+    unsupported: why the kernels do not take these sizes, or None where they do.
+    `auto` is `triton` on a GPU that has what the kernels need, else `sdpa` there with one line in the log; on a CPU,
+    and while a graph is exported, it is `reference`.
+    Raises UsageError for an unknown name or sizes that the kernel asked for by name does not take,
+    MissingDependencyError where Triton is asked for and absent, EngineError where the device cannot run it.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend '{backend}' is unknown", f"choose one of {', '.join(BACKENDS)}")
+    if exporting():
+        return "reference"
+    if backend == "auto":
+        if x.device.type != "cuda":
+            return "reference"
+        return _choose_on_gpu(op, str(x.dtype), x.device.index, unsupported)
+    if backend == "triton":
+        _require_triton(op, str(x.dtype), x.device.type, x.device.index, unsupported)
+    return backend
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _constant_for_compile(function: F) -> F:
+    """torch.compile then calls `function` while it traces and keeps the answer: it is about the machine, not tensors.
+
+    What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo, which takes seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_for_compile
+def _choose_on_gpu(op: str, dtype: str, device_index: int | None, unsupported: str | None) -> str:
+    reason = (
+        unsupported
+        or (None if dtype in DTYPES.values() else f"there is no kernel for {dtype}")
+        or _triton_absent()
+        or _gpu_too_old(device_index)
+    )
+    if reason is None:
+        return "triton"
+    _log_once(op, reason)
+    return "sdpa"
+
+
+@_constant_for_compile
+def _require_triton(op: str, dtype: str, device_type: str, device_index: int | None, unsupported: str | None) -> None:
+    if unsupported or dtype not in DTYPES.values():
+        raise UsageError(f"{op}: {unsupported or f'there is no kernel for {dtype}'}", "use backend='auto' or 'sdpa'")
+    if _triton_absent():
+        raise missing("triton", extra="triton", purpose=f"{op} with backend='triton'")
+    if device_type != "cuda" and not interpreting():
+        raise EngineError(f"{op}: Triton kernels do not run on a {device_type} tensor", "use backend='auto'")
+    if device_type == "cuda" and (reason := _gpu_too_old(device_index)):
+        raise EngineError(f"{op}: {reason}", "use backend='auto' or 'sdpa'")
+
+
+def _triton_absent() -> str | None:
+    return None if importlib.util.find_spec("triton") else "Triton is not installed"
+
+
+@functools.cache
+def _gpu_too_old(device_index: int | None) -> str | None:
+    major, minor = torch.cuda.get_device_capability(device_index)
+    if 10 * major + minor >= MIN_CAPABILITY:
+        return None
+    return f"Triton has no tensor cores on sm_{10 * major + minor}"
+
+
+@functools.cache
+def _log_once(op: str, reason: str) -> None:
+    _log.warning("%s: %s; using scaled_dot_product_attention", op, reason)
