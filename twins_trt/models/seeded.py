@@ -20,8 +20,8 @@ def seed_weights(model: nn.Module) -> None:
     """Fills every parameter and buffer of `model` with `seeded_array`, in place. Its `meta` is left alone."""
     import torch
 
-    state = model.state_dict()
-    model.load_state_dict({key: torch.from_numpy(seeded_array(key, tuple(state[key].shape))) for key in state})
+    values = seeded_state_dict(model.state_dict())
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in values.items()})
 
 
 def seeded_state_dict(like: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:

@@ -60,10 +60,6 @@ class ModelSpec:
         return self.family == "svt"
 
     @property
-    def has_auxiliary_head(self) -> bool:
-        return self.head == "upernet"
-
-    @property
     def weights_file(self) -> str:
         return f"{self.weights}.pth"
 
