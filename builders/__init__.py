@@ -1,1 +1,1 @@
-"""From checkpoint to bundle: export, precision plan, quantisation, engines, audit and gate. Nothing heavy loads here."""
+"""From checkpoint to bundle: export, precision plan, quantisation, engines, audit and gate. Nothing heavy is loaded."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twins_trt.builders.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.build_options import BuildOptions, rebuild_command
@@ -35,7 +35,7 @@ from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import BundleError, UnfusedAttentionError, UsageError
 from twins_trt.runtime.bundle import Bundle, write_bundle
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, EngineFile, Manifest
-from twins_trt.runtime.tensors import TensorSpec
+from twins_trt.runtime.tensors import DType, TensorSpec
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")
@@ -324,7 +324,7 @@ def _manifest(
 def _spec(port: Port, profile: tuple[Shape, Shape, Shape] | None) -> TensorSpec:
     shape = tuple(f"{port.name}.{axis}" if extent is None else extent for axis, extent in enumerate(port.shape))
     limits = profile if profile and port.dynamic else (None, None, None)
-    return TensorSpec(port.name, port.dtype, shape, *limits)
+    return TensorSpec(port.name, cast(DType, port.dtype), shape, *limits)
 
 
 def _shapes(graph: ExportOptions) -> tuple[Shape, Shape, Shape]:

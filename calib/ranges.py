@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from twins_trt.calib.images import data_key, digest, unbatched
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.calib.tensors import graph_sha256
 from twins_trt.errors import DataError, UsageError
+from twins_trt.files import whole_file
 from twins_trt.runtime.codec import decode, encode
 
 VERSION = 1
@@ -158,13 +158,10 @@ def load_ranges(
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it. Raises DataError where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write(content)
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror}", "check that the folder exists and has room"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

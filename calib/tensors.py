@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.errors import DataError, UsageError, missing
+from twins_trt.files import sha256_of
 
 if TYPE_CHECKING:
     import onnx
@@ -20,7 +20,7 @@ _MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", 
 def graph_sha256(graph: str | Path) -> str:
     """Of the file. Raises DataError where it cannot be read."""
     try:
-        return hashlib.sha256(Path(graph).read_bytes()).hexdigest()
+        return sha256_of(graph)
     except OSError as error:
         raise DataError(f"{graph} cannot be read: {error.strerror}", "export it: twins-trt export") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from twins_trt.cli.console import Console
 from twins_trt.cli.parsing import add_weights_options
@@ -123,7 +123,7 @@ def record(bundle: Bundle, result: GateResult) -> None:
 
     from twins_trt.runtime import write_bundle
 
-    verdict = "passed" if result.passed else "failed"
+    verdict: Literal["passed", "failed"] = "passed" if result.passed else "failed"
     files: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.files}
     files["gate.json"] = (json.dumps(result.to_json(), indent=1) + "\n").encode()
     write_bundle(bundle.path, replace(bundle.manifest, gate=verdict), files, overwrite=True)
