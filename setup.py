@@ -45,7 +45,7 @@ EXTRAS["dev"] = sorted({r for key in ("build", "rtx", "triton", "test", "lint") 
 setup(
     name="twins-trt",
     version=VERSION["__version__"],
-    description="Twins segmentation models from an mmsegmentation checkpoint to TensorRT engines, checked without a GPU",
+    description="Twins segmentation models: mmsegmentation checkpoint to TensorRT engines, checked without a GPU",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
