@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,6 +18,11 @@ BACKENDS = ("auto", "triton", "sdpa", "reference")
 
 MIN_CAPABILITY = 80
 """Triton 3.3 and later has no tensor cores on sm_75: its kernels would be slower there than what torch brings."""
+
+MIN_TRITON = (3, 5)
+"""Before, some kernels spill and the fp32 gradient of LSA does not compile for sm_8x and sm_12x."""
+
+NOT_INSTALLED = "Triton is not installed"
 
 _log = logging.getLogger("twins_trt")
 
@@ -70,8 +74,8 @@ def _choose_on_gpu(op: str, dtype: str, device_index: int | None, unsupported: s
     reason = (
         unsupported
         or (None if dtype in DTYPES.values() else f"there is no kernel for {dtype}")
-        or _triton_absent()
-        or _gpu_too_old(device_index)
+        or _triton_problem()
+        or _gpu_problem(device_index)
     )
     if reason is None:
         return "triton"
@@ -83,20 +87,32 @@ def _choose_on_gpu(op: str, dtype: str, device_index: int | None, unsupported: s
 def _require_triton(op: str, dtype: str, device_type: str, device_index: int | None, unsupported: str | None) -> None:
     if unsupported or dtype not in DTYPES.values():
         raise UsageError(f"{op}: {unsupported or f'there is no kernel for {dtype}'}", "use backend='auto' or 'sdpa'")
-    if _triton_absent():
-        raise missing("triton", extra="triton", purpose=f"{op} with backend='triton'")
+    if reason := _triton_problem():
+        if reason == NOT_INSTALLED:
+            raise missing("triton", extra="triton", purpose=f"{op} with backend='triton'")
+        raise EngineError(f"{op}: {reason}", "use backend='auto' or 'sdpa'")
     if device_type != "cuda" and not interpreting():
         raise EngineError(f"{op}: Triton kernels do not run on a {device_type} tensor", "use backend='auto'")
-    if device_type == "cuda" and (reason := _gpu_too_old(device_index)):
+    if device_type == "cuda" and (reason := _gpu_problem(device_index)):
         raise EngineError(f"{op}: {reason}", "use backend='auto' or 'sdpa'")
 
 
-def _triton_absent() -> str | None:
-    return None if importlib.util.find_spec("triton") else "Triton is not installed"
+@functools.cache
+def _triton_problem() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return NOT_INSTALLED
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return (
+        None if version >= MIN_TRITON else f"Triton {triton.__version__} is older than {MIN_TRITON[0]}.{MIN_TRITON[1]}"
+    )
 
 
 @functools.cache
-def _gpu_too_old(device_index: int | None) -> str | None:
+def _gpu_problem(device_index: int | None) -> str | None:
+    if torch.version.hip:
+        return "the kernels are made for NVIDIA GPUs"
     major, minor = torch.cuda.get_device_capability(device_index)
     if 10 * major + minor >= MIN_CAPABILITY:
         return None

@@ -18,12 +18,11 @@ from twins_trt.kernels.blocks import LOG2E, product_in_chunks
 def tokens_in_map(o_t, rows, columns, WINDOW: tl.constexpr):
     """Which tokens of a window lie in the map, given how many of its rows and columns do."""
     # Bit y·WINDOW + x of a 64-bit word stands for token (y, x): fewer instructions than dividing every lane's index.
-    one = tl.full((), 1, tl.int64)
-    line = (one << columns) - 1
-    lines = line
-    for i in tl.static_range(1, WINDOW):
-        lines |= line << (i * WINDOW)
-    bits = lines & ((one << (rows * WINDOW)) - 1)
+    FIRST_OF_EACH_ROW: tl.constexpr = ((1 << (WINDOW * WINDOW)) - 1) // ((1 << WINDOW) - 1)
+    line = (tl.full((), 1, tl.int64) << columns) - 1
+    # shifted right from all ones: to the left it would be by 64 for a whole 8×8 window, which is undefined
+    lines = (tl.full((), 0xFFFFFFFFFFFFFFFF, tl.uint64) >> (64 - rows * WINDOW).to(tl.uint64)).to(tl.int64)
+    bits = line * FIRST_OF_EACH_ROW & lines
     return ((bits >> o_t) & 1) != 0
 
 
@@ -48,16 +47,20 @@ def lsa_forward_kernel(
     m_window = o_t < WINDOW * WINDOW
     m_map = tokens_in_map(o_t, rows, columns, WINDOW)
     p_qkv += i_b * s_b + i_y.to(tl.int64) * s_h + i_x.to(tl.int64) * s_w + i_c
-    p_q = p_qkv + (o_y * s_h + o_x * s_w)[:, None] + o_d[None, :]
+    p_q = p_qkv + (o_y * s_h + o_x * s_w)[:, None]  # [ROWS, 1]
     p_k = p_q + channels
     p_v = p_k + channels
     p_out += ((i_b * height + i_y) * width + i_x) * channels + i_c
-    p_o = p_out + ((o_y * width + o_x) * channels)[:, None] + o_d[None, :]
+    p_o = p_out + ((o_y * width + o_x) * channels)[:, None]
     m_key = m_map
     if PADS_ATTEND:
         m_key = m_window
-        p_k = tl.where(m_map[:, None], p_k, p_bias + (channels + i_c) + o_d[None, :])
-        p_v = tl.where(m_map[:, None], p_v, p_bias + (2 * channels + i_c) + o_d[None, :])
+        p_k = tl.where(m_map[:, None], p_k, p_bias + (channels + i_c))
+        p_v = tl.where(m_map[:, None], p_v, p_bias + (2 * channels + i_c))
+    p_q += o_d[None, :]
+    p_k += o_d[None, :]
+    p_v += o_d[None, :]
+    p_o += o_d[None, :]
     for i in tl.static_range(HEADS):
         if DC == D:
             b_q = tl.load(p_q + i * D, mask=m_map[:, None], other=0.0)  # [ROWS, D]
@@ -88,7 +91,7 @@ def lsa_forward_kernel(
 def lsa_backward_kernel(
     p_grad, p_qkv, p_bias, p_dqkv, p_dpads, g_b, g_h, g_w, s_b, s_h, s_w, height, width, window_rows, channels, depth,
     scale,
-    WINDOW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DC: tl.constexpr,
+    WINDOW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DC: tl.constexpr, DN: tl.constexpr,
     PADS_ATTEND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (heads, window columns, batch · window rows).
@@ -109,18 +112,19 @@ def lsa_backward_kernel(
     edge = rows < WINDOW or columns < WINDOW
     i_b = i_b.to(tl.int64)
     o_t = tl.arange(0, ROWS)
-    o_d = tl.arange(0, DC)
+    o_d = tl.arange(0, DN)
+    o_c = tl.arange(0, DC)
     o_y = o_t // WINDOW
     o_x = o_t % WINDOW
     m_window = o_t < WINDOW * WINDOW
     m_map = tokens_in_map(o_t, rows, columns, WINDOW)
     m_pad = (m_window & (m_map == 0))[:, None]
     p_qkv += i_b * s_b + i_y.to(tl.int64) * s_h + i_x.to(tl.int64) * s_w + i_c
-    p_q = p_qkv + (o_y * s_h + o_x * s_w)[:, None] + o_d[None, :]
+    p_q = p_qkv + (o_y * s_h + o_x * s_w)[:, None]  # [ROWS, 1]
     p_k = p_q + channels
     p_v = p_k + channels
     p_grad += i_b * g_b + i_y.to(tl.int64) * g_h + i_x.to(tl.int64) * g_w + i_c
-    p_g = p_grad + (o_y * g_h + o_x * g_w)[:, None] + o_d[None, :]
+    p_g = p_grad + (o_y * g_h + o_x * g_w)[:, None]
     p_dqkv += ((i_b * height + i_y) * width + i_x) * (3 * channels) + i_c
     p_dq = p_dqkv + ((o_y * width + o_x) * (3 * channels))[:, None] + o_d[None, :]
     p_dk = p_dq + channels
@@ -130,19 +134,19 @@ def lsa_backward_kernel(
     m_key = m_map
     if PADS_ATTEND:
         m_key = m_window
-        p_k = tl.where(m_map[:, None], p_k, p_bias + (channels + i_c) + o_d[None, :])
-        p_v = tl.where(m_map[:, None], p_v, p_bias + (2 * channels + i_c) + o_d[None, :])
+        p_k = tl.where(m_map[:, None], p_k, p_bias + (channels + i_c))
+        p_v = tl.where(m_map[:, None], p_v, p_bias + (2 * channels + i_c))
 
-    if DC == D:
-        b_q = tl.load(p_q, mask=m_map[:, None], other=0.0)  # [ROWS, D]
-        b_k = tl.load(p_k, mask=m_key[:, None], other=0.0)  # [ROWS, D]
-        b_v = tl.load(p_v, mask=m_key[:, None], other=0.0)  # [ROWS, D]
-        b_g = tl.load(p_g, mask=m_map[:, None], other=0.0)  # [ROWS, D]
+    if DN == D:
+        b_q = tl.load(p_q + o_d[None, :], mask=m_map[:, None], other=0.0)  # [ROWS, D]
+        b_k = tl.load(p_k + o_d[None, :], mask=m_key[:, None], other=0.0)  # [ROWS, D]
+        b_v = tl.load(p_v + o_d[None, :], mask=m_key[:, None], other=0.0)  # [ROWS, D]
+        b_g = tl.load(p_g + o_d[None, :], mask=m_map[:, None], other=0.0)  # [ROWS, D]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [ROWS queries, ROWS keys]
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)  # [ROWS queries, ROWS keys]
     else:
-        b_s = product_in_chunks(p_q, m_map, p_k, m_key, depth, PRECISION)
-        b_dp = product_in_chunks(p_g, m_map, p_v, m_key, depth, PRECISION)
+        b_s = product_in_chunks(p_q + o_c[None, :], m_map, p_k + o_c[None, :], m_key, depth, PRECISION)
+        b_dp = product_in_chunks(p_g + o_c[None, :], m_map, p_v + o_c[None, :], m_key, depth, PRECISION)
     b_s = tl.where(m_window[None, :], b_s, float("-inf"))
     if not PADS_ATTEND and edge:
         b_s = tl.where(tokens_in_map(o_t, rows, columns, WINDOW)[None, :], b_s, float("-inf"))
@@ -153,7 +157,7 @@ def lsa_backward_kernel(
     b_ds = (b_p * (b_dp * scale - b_delta[:, None])).to(dtype)
     b_pt = tl.trans(b_p.to(dtype))  # [ROWS keys, ROWS queries]
 
-    if DC == D:
+    if DN == D:
         b_dv = tl.dot(b_pt, b_g, input_precision=PRECISION)  # [ROWS, D]
         b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
         b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
@@ -165,20 +169,20 @@ def lsa_backward_kernel(
             tl.store(p_de + channels, tl.sum(tl.where(m_pad, b_dv, 0.0), 0))
     else:
         # one product after the other, each in its own loop: together their operands would not fit the registers
-        for o_c in range(0, depth, DC):
-            b_g = tl.load(p_g + o_c, mask=m_map[:, None], other=0.0)  # [ROWS, DC]
+        for i_n in range(0, depth, DN):
+            b_g = tl.load(p_g + i_n + o_d[None, :], mask=m_map[:, None], other=0.0)  # [ROWS, DN]
             b_dv = tl.dot(b_pt, b_g, input_precision=PRECISION)
-            tl.store(p_dv + o_c, b_dv.to(dtype), mask=m_map[:, None])
+            tl.store(p_dv + i_n, b_dv.to(dtype), mask=m_map[:, None])
             if PADS_ATTEND and edge:
-                tl.store(p_de + (channels + o_c), tl.sum(tl.where(m_pad, b_dv, 0.0), 0))
-        for o_c in range(0, depth, DC):
-            b_k = tl.load(p_k + o_c, mask=m_key[:, None], other=0.0)  # [ROWS, DC]
+                tl.store(p_de + (channels + i_n), tl.sum(tl.where(m_pad, b_dv, 0.0), 0))
+        for i_n in range(0, depth, DN):
+            b_k = tl.load(p_k + i_n + o_d[None, :], mask=m_key[:, None], other=0.0)  # [ROWS, DN]
             b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
-            tl.store(p_dq + o_c, b_dq.to(dtype), mask=m_map[:, None])
+            tl.store(p_dq + i_n, b_dq.to(dtype), mask=m_map[:, None])
         b_dst = tl.trans(b_ds)  # [ROWS keys, ROWS queries]
-        for o_c in range(0, depth, DC):
-            b_q = tl.load(p_q + o_c, mask=m_map[:, None], other=0.0)  # [ROWS, DC]
+        for i_n in range(0, depth, DN):
+            b_q = tl.load(p_q + i_n + o_d[None, :], mask=m_map[:, None], other=0.0)  # [ROWS, DN]
             b_dk = tl.dot(b_dst, b_q, input_precision=PRECISION)
-            tl.store(p_dk + o_c, b_dk.to(dtype), mask=m_map[:, None])
+            tl.store(p_dk + i_n, b_dk.to(dtype), mask=m_map[:, None])
             if PADS_ATTEND and edge:
-                tl.store(p_de + o_c, tl.sum(tl.where(m_pad, b_dk, 0.0), 0))
+                tl.store(p_de + i_n, tl.sum(tl.where(m_pad, b_dk, 0.0), 0))

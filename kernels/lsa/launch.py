@@ -43,13 +43,14 @@ def forward_tiling(
 def backward_tiling(
     *, dtype: str, head_dim: int, pads_attend: bool, precision: str, window_size: int, capability: int
 ) -> Tiling:
-    """As forward; where fp32 operands of the matrix unit live in registers (sm_8x, sm_12x) it goes by 8 columns."""
-    chunk = 8 if capability // 10 in (8, 12) else 16
+    """As forward; fp32 gradients go by 8 columns where the matrix unit's operands live in registers (sm_8x, sm_12x)."""
+    columns = 8 if capability // 10 in (8, 12) else 16
     constants = {
         "WINDOW": window_size,
         "ROWS": ROWS,
         "D": head_dim,
-        "DC": chunk if dtype == "fp32" else head_dim,
+        "DC": 16 if dtype == "fp32" else head_dim,
+        "DN": columns if dtype == "fp32" else head_dim,
         "PADS_ATTEND": pads_attend,
         "PRECISION": precision,
     }

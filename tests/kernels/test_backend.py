@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -52,8 +53,8 @@ def test_a_cpu_gets_the_reference() -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A GPU of compute capability 8.7 with Triton beside it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 7))
-    monkeypatch.setattr(backend, "_triton_absent", lambda: None)
-    backend._gpu_too_old.cache_clear()
+    monkeypatch.setattr(backend, "_triton_problem", lambda: None)
+    backend._gpu_problem.cache_clear()
     backend._log_once.cache_clear()
     return monkeypatch
 
@@ -82,7 +83,7 @@ def test_a_gpu_without_kernels_gets_sdpa_and_one_line(
     if reason == "old GPU":
         gpu.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     if reason == "no Triton":
-        gpu.setattr(backend, "_triton_absent", lambda: "Triton is not installed")
+        gpu.setattr(backend, "_triton_problem", lambda: "Triton is not installed")
     dtype = "torch.float64" if reason == "float64" else "torch.float16"
     unsupported = "there is no kernel for head dim 24" if reason == "head dim" else None
     with caplog.at_level(logging.INFO, logger="twins_trt"):
@@ -104,9 +105,19 @@ def test_what_is_asked_for_by_name_and_impossible_is_an_error(monkeypatch: pytes
         gsa(qkv[0, :, :, :32], kv.expand(7, 4, 64), num_heads=2, backend="triton")
     with pytest.raises(EngineError, match="do not run on a cpu tensor"):
         lsa(qkv, bias, num_heads=1, backend="triton")
-    monkeypatch.setattr(backend, "_triton_absent", lambda: "Triton is not installed")
+    monkeypatch.setattr(backend, "_triton_problem", lambda: "Triton is not installed")
     with pytest.raises(MissingDependencyError, match="needs triton"):
         lsa(qkv, bias, num_heads=1, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"), [("3.5.0", None), ("4.0.0+git1", None), ("3.4.0", "Triton 3.4.0 is older than 3.5")]
+)
+def test_an_old_triton_is_not_used(monkeypatch: pytest.MonkeyPatch, version: str, problem: str | None) -> None:
+    module = ModuleType("triton")
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", module)
+    assert backend._triton_problem.__wrapped__() == problem
 
 
 def test_shapes_that_do_not_fit_each_other_are_an_error() -> None:

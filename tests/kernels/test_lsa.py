@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twins_trt.errors import UsageError
 from twins_trt.kernels.lsa import lsa_reference
+from twins_trt.kernels.lsa.launch import heads_per_program
 
 FORWARD = "twins_trt.kernels.lsa.launch:lsa_forward"
 BACKWARD = "twins_trt.kernels.lsa.launch:lsa_backward"
@@ -77,6 +78,33 @@ def test_float16_errs_at_most_twice_as_much_as_the_reference(
     for ours, theirs, value in zip((out, dqkv, dbias), half, exact, strict=True):
         assert ours.dtype == torch.float16
         assert error(ours, value) <= 2 * error(theirs, value)
+
+
+@pytest.mark.parametrize("name", ["only the bottom padded", "batch 3"])
+def test_two_heads_in_one_program(interpreted: Callable[..., Any], name: str) -> None:
+    qkv, bias, _ = example(SHAPES[name], torch.float16)
+    one = interpreted(FORWARD, qkv, bias, num_heads=2)
+    two = interpreted("interpreter:call_with", {"heads_per_program": 2}, FORWARD, qkv, bias, num_heads=2)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["only the bottom padded", "only the right padded", "both padded, primes"])
+def test_float32_gradients_as_tiled_for_hopper(interpreted: Callable[..., Any], name: str) -> None:
+    heads = SHAPES[name][3]
+    qkv, bias, grad = example(SHAPES[name], torch.float32)
+    exact = reference(qkv.double(), bias.double(), grad.double(), heads, "parity")
+    hopper = {"capability": 90}
+    dqkv, dbias = interpreted("interpreter:call_with", hopper, BACKWARD, grad, qkv, bias, num_heads=heads)
+    assert error(dqkv, exact[1]) <= 1e-5
+    assert error(dbias, exact[2]) <= 1e-5
+
+
+def test_heads_share_a_program_only_when_there_is_work_for_everybody() -> None:
+    stage_1 = 19 * 19
+    assert heads_per_program("fp16", 2, 16 * stage_1, 132) == 2
+    assert heads_per_program("fp16", 2, stage_1, 132) == 1
+    assert heads_per_program("fp16", 3, 16 * stage_1, 132) == 1
+    assert heads_per_program("fp32", 2, 16 * stage_1, 132) == 1
 
 
 def test_padded_keys_take_part_only_where_mmsegmentation_lets_them(interpreted: Callable[..., Any]) -> None:
@@ -149,3 +177,12 @@ def test_a_map_that_a_kernel_cannot_address_is_refused(interpreted: Callable[...
     qkv = storage.as_strided((1, 1, 1, 96), (0, 2**29, 96, 1))
     with pytest.raises(UsageError, match="spans 3758097152 elements"):
         interpreted(FORWARD, qkv, torch.zeros(96), num_heads=1)
+
+
+@pytest.mark.parametrize("window_size", [3, 7, 8])
+def test_which_tokens_lie_in_the_map(interpreted: Callable[..., Any], window_size: int) -> None:
+    found = interpreted("probe_kernels:tokens_in_maps", window_size)
+    assert len(found) == (window_size + 1) ** 2
+    for (rows, columns), tokens in found.items():
+        expected = [t < window_size**2 and t // window_size < rows and t % window_size < columns for t in range(64)]
+        assert tokens == expected, (rows, columns)

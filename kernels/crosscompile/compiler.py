@@ -1,0 +1,142 @@
+"""One kernel for one GPU: Triton's compiler, its bundled ptxas, and what `cuobjdump` says of the outcome."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twins_trt.errors import BuildError, EngineError, UsageError, missing
+from twins_trt.kernels.case import Case
+
+SHARED_LIMIT = {
+    "sm_80": 163,
+    "sm_86": 99,
+    "sm_87": 163,
+    "sm_89": 99,
+    "sm_90": 227,
+    "sm_100": 227,
+    "sm_103": 227,
+    "sm_110": 227,
+    "sm_120": 99,
+    "sm_121": 99,
+}
+"""KiB of shared memory that one block can have (CUDA C++ Programming Guide, technical specifications)."""
+
+TARGETS = tuple(SHARED_LIMIT)
+MAX_TMEM = 512  # columns of tensor memory; a kernel that wants more compiles without a word to a bare `trap`
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes: registers and bytes spilled per thread; bytes of shared memory, columns of tensor memory
+    and threads per block."""
+
+    registers: int
+    spills: int
+    shared: int
+    tmem: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for one target: the binary, the PTX it was made from, and its entry point's name."""
+
+    case: Case
+    target: str
+    entry: str
+    cubin: bytes
+    ptx: str
+    resources: Resources
+
+
+def capability(target: str) -> int:
+    """90 for `sm_90`, `SM90` or `90`. Raises UsageError for what kernels are not made for."""
+    digits = target.lower().removeprefix("sm").removeprefix("_")
+    if f"sm_{digits}" not in SHARED_LIMIT:
+        fix = "Triton has no tensor cores there: use backend='sdpa'" if digits == "75" else f"choose from {TARGETS}"
+        raise UsageError(f"there are no kernels for target '{target}'", fix)
+    return int(digits)
+
+
+def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> Compiled:
+    """Compile a kernel for a GPU that need not be there.
+
+    ptx_version: 85 for JetPack 6, 90 for JetPack 7.0, where the PTX is for the device's driver to compile;
+    by default what the bundled ptxas knows.
+    Raises BuildError where the compiler refuses, MissingDependencyError without Triton,
+    EngineError in a process that interprets kernels.
+    """
+    sm = capability(target)
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise missing("triton", extra="triton", purpose="compiling kernels") from error
+    function = case.function()
+    if not hasattr(function, "cache_key"):  # what the interpreter's functions lack
+        raise EngineError("this process interprets kernels, so it cannot compile them", "unset TRITON_INTERPRET")
+    arguments = case.arguments()
+    constants = dict(case.tiling.constants)
+    signature = {name: arguments.get(name, "constexpr") for name in function.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(function.arg_names)
+        if name.startswith("p_") or name in case.aligned
+    }
+    options: dict[str, Any] = case.tiling.compile_options()
+    if ptx_version is not None:
+        options["ptx_version"] = ptx_version
+    try:
+        kernel = triton.compile(
+            ASTSource(function, signature, constants, aligned), target=GPUTarget("cuda", sm, 32), options=options
+        )
+    except Exception as error:  # Triton raises whatever its passes raise
+        raise BuildError(f"{case.name} does not compile for sm_{sm}: {error}") from error
+    meta = kernel.metadata
+    if getattr(meta, "global_scratch_size", 0) or getattr(meta, "profile_scratch_size", 0):
+        raise BuildError(f"{case.name} for sm_{sm} wants scratch memory, which a plain launch does not give it")
+    registers, spills = _usage(kernel.asm["cubin"])
+    tmem = getattr(meta, "tmem_size", None) or 0
+    resources = Resources(registers, spills, meta.shared, tmem, 32 * meta.num_warps)
+    return Compiled(case, f"sm_{sm}", meta.name, kernel.asm["cubin"], kernel.asm["ptx"], resources)
+
+
+def problems(resources: Resources, target: str) -> list[str]:
+    """Why this kernel would be slow, wrong or refused on the target; empty where it would not."""
+    limit = 1024 * SHARED_LIMIT[target]
+    found = {
+        f"spills {resources.spills} bytes per thread": resources.spills > 0,
+        f"takes {resources.shared} bytes of shared memory of {limit}": resources.shared > limit,
+        f"wants {resources.tmem} columns of tensor memory of {MAX_TMEM}: it is a trap": resources.tmem > MAX_TMEM,
+    }
+    return [problem for problem, present in found.items() if present]
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack (kernels without calls have a stack for spills alone)."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if match is None:
+        raise BuildError(f"cuobjdump does not say what a kernel takes: {text.strip()!r}")
+    return int(match[1]), int(match[2])
+
+
+def cuobjdump() -> str:
+    """The disassembler that comes with Triton, or the CUDA toolkit's."""
+    import triton.backends.nvidia
+
+    bundled = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    found = str(bundled) if bundled.is_file() else shutil.which("cuobjdump")
+    if found is None:
+        raise missing("cuobjdump", extra="triton", purpose="reading what kernels take")
+    return found

@@ -1,0 +1,75 @@
+"""Kernels as files, for programs that are not written in Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from twins_trt.errors import BuildError
+from twins_trt.kernels.crosscompile.compiler import Compiled, capability, compile_case, problems
+from twins_trt.kernels.crosscompile.sweep import select
+
+
+def write_cubins(
+    folder: Path,
+    *,
+    targets: Sequence[str],
+    kernels: Sequence[str] = (),
+    dtypes: Sequence[str] = ("fp16",),
+    head_dims: Sequence[int] = (),
+    ptx_version: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write every selected kernel as cubin and PTX below `folder/<target>/`, and `folder/kernels.json`.
+
+    targets: as in `sm_87`. kernels, dtypes, head_dims: which; an empty selection takes all.
+    ptx_version: 85 for JetPack 6, 90 for JetPack 7.0, so that the device's driver can compile the PTX.
+    progress: called with a line for each kernel.
+    Returns the path of the JSON, which holds for each kernel its file and sha256, entry point, threads per block,
+    bytes of dynamic shared memory, arguments in order, constants and grid.
+    Raises UsageError for an unknown target, BuildError for a kernel that spills or cannot run.
+    """
+    targets = [f"sm_{capability(target)}" for target in targets]
+    entries = []
+    for case, target in select(targets, kernels=kernels, dtypes=dtypes, head_dims=head_dims):
+        compiled = compile_case(case, target, ptx_version=ptx_version)
+        if found := problems(compiled.resources, target):
+            raise BuildError(f"{case.name} for {target} {'; it '.join(found)}")
+        entries.append(_write(folder, compiled))
+        if progress is not None:
+            progress(f"{target} {case.name}")
+    path = folder / "kernels.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"version": 1, "kernels": entries}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _write(folder: Path, compiled: Compiled) -> dict[str, object]:
+    case, resources = compiled.case, compiled.resources
+    path = folder / compiled.target / f"{case.name.replace(' ', '_')}.cubin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(compiled.cubin)
+    path.with_suffix(".ptx").write_text(compiled.ptx, encoding="utf-8")
+    arguments = [{"name": name, "type": kind} for name, kind in case.arguments().items()]
+    # Triton's kernels end in two pointers to scratch memory, which these do not read
+    arguments += [{"name": name, "type": "*i8", "value": "null"} for name in ("global_scratch", "profile_scratch")]
+    return {
+        "kernel": case.name.split()[0],
+        "dtype": case.dtype,
+        "head_dim": case.head_dim,
+        "variant": case.variant,
+        "target": compiled.target,
+        "cubin": path.relative_to(folder).as_posix(),
+        "ptx": path.with_suffix(".ptx").relative_to(folder).as_posix(),
+        "sha256": hashlib.sha256(compiled.cubin).hexdigest(),
+        "entry": compiled.entry,
+        "threads": resources.threads,
+        "shared_bytes": resources.shared,
+        "registers": resources.registers,
+        "arguments": arguments,
+        "multiples_of_16": list(case.aligned),
+        "constants": dict(case.tiling.constants),
+        "grid": case.grid,
+    }

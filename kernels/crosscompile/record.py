@@ -1,0 +1,92 @@
+"""What kernels took when it was last recorded: the budget that later changes are held to, and the table in the docs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twins_trt.kernels.crosscompile.compiler import TARGETS, Resources, problems
+
+RECORD = Path(__file__).parent / "resources.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Resources by kernel name and target, and what compiled them.
+
+    Numbers are the compiler's, none was measured on a GPU. triton, date, machine: which, when and where.
+    """
+
+    triton: str
+    date: str
+    machine: str
+    resources: Mapping[str, Mapping[str, Resources]] = field(default_factory=dict)
+
+    def exceeded(self, name: str, target: str, resources: Resources, *, triton: str) -> list[str]:
+        """What is wrong with a kernel compiled anew: `problems`, and whatever it takes beyond this record.
+
+        Another version of Triton allots registers and shared memory its own way; its kernels are held to the hard
+        limits alone.
+        """
+        found = problems(resources, target)
+        recorded = self.resources.get(name, {}).get(target)
+        if recorded is None:
+            return [*found, "is not in the record"]
+        if triton != self.triton:
+            return found
+        for key in ("registers", "shared", "tmem"):
+            now, then = getattr(resources, key), getattr(recorded, key)
+            if now > then:
+                found.append(f"takes {now} {key}, {then} are recorded")
+        return found
+
+    def to_json(self) -> str:
+        """One line a kernel, so that a change of one is a change of one line."""
+        head = {key: value for key, value in asdict(self).items() if key != "resources"}
+        lines = [
+            f"  {json.dumps(name)}: {json.dumps({target: list(asdict(r).values()) for target, r in row.items()})}"
+            for name, row in sorted(self.resources.items())
+        ]
+        columns = list(Resources.__dataclass_fields__)
+        text = json.dumps({**head, "columns": columns}, indent=1).removesuffix("\n}")
+        return f'{text},\n "resources": {{\n' + ",\n".join(lines) + "\n }\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        data: dict[str, Any] = json.loads(text)
+        columns = data.pop("columns")
+        rows = {
+            name: {target: Resources(**dict(zip(columns, values, strict=True))) for target, values in row.items()}
+            for name, row in data.pop("resources").items()
+        }
+        return cls(**data, resources=rows)
+
+
+def render_table(record: Record) -> str:
+    """The record as Markdown: a row for each kernel, dtype and head dim, the worst of its variants in each cell."""
+    lines = [
+        f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
+        f"{record.date} ({record.machine}). No kernel spills. A kernel's variants share a row, the largest counts.",
+        "",
+        "| kernel | dtype | head dim | " + " | ".join(TARGETS) + " |",
+        "|---|---|---|" + "---|" * len(TARGETS),
+    ]
+    groups: dict[tuple[str, ...], dict[str, list[Resources]]] = {}
+    for name, row in record.resources.items():
+        cells = groups.setdefault(tuple(name.split()[:3]), {})
+        for target, resources in row.items():
+            cells.setdefault(target, []).append(resources)
+    for (kernel, dtype, head_dim), cells in sorted(groups.items()):
+        shown = [_cell(cells.get(target, [])) for target in TARGETS]
+        lines.append(f"| `{kernel}` | {dtype} | {head_dim if head_dim != '0' else ''} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(variants: list[Resources]) -> str:
+    if not variants:
+        return ""
+    shared = max(r.shared for r in variants)
+    return f"{max(r.registers for r in variants)} / {-(-shared // 1024)}"

@@ -1,0 +1,56 @@
+"""Many kernels for many GPUs, on several processes."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from twins_trt.kernels.case import Case
+from twins_trt.kernels.crosscompile.compiler import Resources, capability, compile_case
+
+SOURCES = ("twins_trt.kernels.lsa.launch", "twins_trt.kernels.gsa.launch")
+"""Modules with a function `cases(capability)` that yields every kernel they launch there."""
+
+
+def all_cases(target: str) -> list[Case]:
+    """Every kernel that this package launches on `target`."""
+    sm = capability(target)
+    return [case for source in SOURCES for case in importlib.import_module(source).cases(sm)]
+
+
+def sweep(work: Iterable[tuple[Case, str]], *, workers: int = 1) -> Iterator[tuple[Case, str, Resources]]:
+    """Compile each (case, target) and yield what it takes, in the order given.
+
+    workers: processes to compile on; with 1 it is this one.
+    """
+    pairs = list(work)
+    if workers == 1:
+        yield from map(_measure, pairs)
+        return
+    # not forked: Triton and torch keep threads
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_measure, pairs, chunksize=4)
+
+
+def select(
+    targets: Sequence[str], *, kernels: Sequence[str] = (), dtypes: Sequence[str] = (), head_dims: Sequence[int] = ()
+) -> list[tuple[Case, str]]:
+    """(case, target) for every target; an empty selection takes everything.
+
+    kernels: names as in `lsa_forward`. Kernels of no head dim in particular are always in.
+    """
+    return [
+        (case, target)
+        for target in targets
+        for case in all_cases(target)
+        if (not kernels or case.name.split()[0] in kernels)
+        and (not dtypes or case.dtype in dtypes)
+        and (not head_dims or case.head_dim in (0, *head_dims))
+    ]
+
+
+def _measure(pair: tuple[Case, str]) -> tuple[Case, str, Resources]:
+    case, target = pair
+    return case, target, compile_case(case, target).resources
