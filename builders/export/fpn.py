@@ -34,14 +34,53 @@ def conv_bn_relu(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: st
 
 def write_fpn(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batch: Dim) -> Tensor:
     """Neck and head up to the classifier's input, [B, 128, H/4, W/4]."""
+    sizes = [stage.size for stage in stages]
     with w.scope("neck"):
-        maps = [_lateral(w, weights, i, stage, batch) for i, stage in enumerate(stages)]
-        for i in range(len(maps) - 1, 0, -1):
-            up = w.resize(maps[i], stages[i - 1].size, f"up.{i}", mode="nearest", batch=batch, channels=NECK_CHANNELS)
-            maps[i - 1] = w.add(maps[i - 1], up, f"sum.{i - 1}")
-        maps = [_conv(w, weights, f"neck.fpn_convs.{i}", x, f"conv.{i}") for i, x in enumerate(maps)]
+        maps = {len(stages) - 1: _lateral(w, weights, len(stages) - 1, stages[-1], batch)}
+        for i in range(len(stages) - 2, 0, -1):
+            maps[i] = w.add(
+                _lateral(w, weights, i, stages[i], batch), _doubled(w, maps[i + 1], sizes, i, batch), f"sum.{i}"
+            )
+        if w.forms == "cpu" and known(*sizes[0]) and sizes[0] == (sizes[1][0] * 2, sizes[1][1] * 2):
+            outs = [_finest_from_coarse(w, weights, stages[0], maps[1], batch)]
+        else:
+            finest = w.add(_lateral(w, weights, 0, stages[0], batch), _doubled(w, maps[1], sizes, 0, batch), "sum.0")
+            outs = [_conv(w, weights, "neck.fpn_convs.0", finest, "conv.0")]
+        outs += [_conv(w, weights, f"neck.fpn_convs.{i}", maps[i], f"conv.{i}") for i in range(1, len(stages))]
     with w.scope("head"):
-        return _sum_levels(w, weights, maps, [stage.size for stage in stages], batch)
+        return _sum_levels(w, weights, outs, sizes, batch)
+
+
+def _doubled(w: GraphWriter, x: Tensor, sizes: Sequence[Size], level: int, batch: Dim) -> Tensor:
+    return w.resize(x, sizes[level], f"up.{level + 1}", mode="nearest", batch=batch, channels=NECK_CHANNELS)
+
+
+def _finest_from_coarse(w: GraphWriter, weights: Weights, stage: StageMap, coarse: Tensor, batch: Dim) -> Tensor:
+    """conv.0(lateral.0(stage) + nearest ×2 of `coarse`) with a third less arithmetic: both terms are linear.
+
+    The lateral 1×1 and the 3×3 after it are one 3×3 from the stage's few channels. On a doubled map a 3×3 sees at most
+    two different pixels a side, so each of its four output phases is a 2×2 on the coarse map. The lateral bias goes
+    through the coarse term, where the zero padding of the 3×3 cuts it off as it should.
+    """
+    lateral = weights["neck.lateral_convs.0.conv.weight"][:, :, 0, 0].astype(np.float64)
+    kernel = weights["neck.fpn_convs.0.conv.weight"].astype(np.float64)  # [out, in, 3, 3]
+    composed = np.einsum("oiyx,ic->ocyx", kernel, lateral).astype(np.float32)
+    fine = to_map(w, stage.tokens, batch, stage.size, stage.channels)
+    fine = w.conv(fine, composed, weights["neck.fpn_convs.0.conv.bias"], "conv.0.fine", pads=(1, 1, 1, 1))
+    coarse = w.add(
+        coarse, w.const(weights["neck.lateral_convs.0.conv.bias"].reshape(1, -1, 1, 1), "bias"), "conv.0.bias"
+    )
+    phases = []
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        taps = np.zeros((*kernel.shape[:2], 2, 2))
+        for y, x in np.ndindex(
+            3, 3
+        ):  # tap y of output row 2i+row reads doubled row 2i+row+y-1, coarse row i+(row+y-1)//2
+            taps[:, :, (row + y - 1) // 2 + 1 - row, (column + x - 1) // 2 + 1 - column] += kernel[:, :, y, x]
+        pads = (1 - row, 1 - column, row, column)
+        phases.append(w.conv(coarse, taps.astype(np.float32), None, f"conv.0.phase.{row}{column}", pads=pads))
+    spread = w.op("DepthToSpace", [w.concat(phases, 1, "conv.0.phases")], "conv.0.spread", attrs={"blocksize": 2})
+    return w.add(fine, spread, "conv.0.sum")
 
 
 def _lateral(w: GraphWriter, weights: Weights, level: int, stage: StageMap, batch: Dim) -> Tensor:

@@ -41,7 +41,7 @@ def padded_classes(w: GraphWriter, classes: int) -> int:
 def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
     """[B, padded classes, h, w] -> float32 [B, classes, h, w]."""
     with w.scope("output"):
-        x = w.slice(logits, [0], [classes], [1], "classes")
+        x = logits if padded_classes(w, classes) == classes else w.slice(logits, [0], [classes], [1], "classes")
         with w.float32_island("the logits output is float32"):
             return w.op("Identity", [x], "logits_out")
 
