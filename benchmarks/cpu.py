@@ -4,26 +4,27 @@
 
 writes results/cpu.json. `--mmseg-python` is an interpreter with mmsegmentation (benchmarks/mmseg_export.py says how).
 A round runs every graph once, so that whatever else the machine does meets all alike; ratios are taken within a round.
-Logits are compared first: a graph that computes something else is not timed. `--profile` prints where the time goes.
+Outputs are compared first: a graph that computes something else is not timed. `--profile` prints, instead, where the
+time goes in mmsegmentation's graph and in ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.mmseg_baseline import export_baseline
+from benchmarks.mmseg_baseline import export_baseline, seeded_model
 from benchmarks.results import describe_run, read_results, write_results
 
 MODELS = ("twins_svt-s_upernet", "twins_svt-s_fpn")
@@ -32,19 +33,25 @@ TOLERANCE = 1e-4  # of the largest logit; float32 rounding gives about 1e-6
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
-    """Label -> export options: what `twins-trt` uses on a CPU first, then everything it could have used."""
-    default: dict[str, dict[str, Any]] = {
+    """Label -> export options: what `twins-trt build --target cpu` writes, then what else it could have written."""
+    chosen: dict[str, dict[str, Any]] = {
         "default, mask": {"forms": "cpu"},
         "default, logits": {"forms": "cpu", "outputs": ("logits",)},
     }
     if name.endswith("upernet"):
-        levels: dict[str, dict[str, Any]] = {
-            f"{forms} forms, {n} levels, mask": {"forms": forms, "upernet_levels": n}
-            for forms in ("cpu", "gpu")
-            for n in range(4)
-        }
-        return {**default, **levels}
-    return {**default, "gpu forms, mask": {"forms": "gpu"}}
+        for levels in range(4):
+            chosen[f"{levels} levels, logits"] = {"forms": "cpu", "upernet_levels": levels, "outputs": ("logits",)}
+    chosen["GPU forms, logits"] = {"forms": "gpu", "outputs": ("logits",)}
+    return chosen
+
+
+def inputs(seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A random image, uint8 [1, H, W, 3], and the same as mmsegmentation's graph wants it, normalised [1, 3, H, W]."""
+    from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+    image = np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return image, np.ascontiguousarray(((image.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
 
 
 def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -52,16 +59,10 @@ def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, 
     import onnxruntime as ort
 
     from twins_trt.builders.export import ExportOptions, export_graph
-    from twins_trt.models import build_model
-    from twins_trt.models.seeded import seed_weights
-    from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
     baseline = export_baseline(python, name, folder / "mmseg", size=SIZE)
-    image = np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
-    normalised = (image.astype(np.float32) - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
-    planes = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
-    model = build_model(name)
-    seed_weights(model)
+    image, planes = inputs(seed)
+    model = seeded_model(name)
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -130,6 +131,21 @@ def _interval(values: list[float], *, share: float = 0.95, draws: int = 2000) ->
     return float(low), float(high)
 
 
+def print_profiles(name: str, python: str, folder: Path, *, threads: int) -> None:
+    """Operator times of mmsegmentation's graph and of ours."""
+    from twins_trt.builders.export import ExportOptions, export_graph
+
+    image, planes = inputs()
+    ours = folder / "ours.onnx"
+    export_graph(seeded_model(name), ours, ExportOptions(height=SIZE[0], width=SIZE[1], forms="cpu"))
+    theirs = export_baseline(python, name, folder / "mmseg", size=SIZE)
+    for label, path, feed in (("mmseg", theirs, planes), ("twins-trt", ours, image)):
+        times = profile(path, feed, threads=threads)
+        print(f"{name} {label}: {sum(times.values()):.0f} ms")
+        for operator, milliseconds in list(times.items())[:12]:
+            print(f"  {operator:<24} {milliseconds:8.1f} ms")
+
+
 def profile(path: Path, feed: NDArray[Any], *, threads: int, runs: int = 3) -> dict[str, float]:
     """Milliseconds per run of each operator type, largest first."""
     import onnxruntime as ort
@@ -144,10 +160,10 @@ def profile(path: Path, feed: NDArray[Any], *, threads: int, runs: int = 3) -> d
     trace = Path(session.end_profiling())
     events = [event for event in json.loads(trace.read_text()) if event.get("cat") == "Node"]
     trace.unlink()
-    total: Mapping[str, float] = defaultdict(float)
+    total: dict[str, float] = defaultdict(float)
     for event in events:
         if event["name"].endswith("_kernel_time"):
-            total[event["args"]["op_name"]] += event["dur"] / 1e3 / (runs + 1)  # type: ignore[index]
+            total[event["args"]["op_name"]] += event["dur"] / 1e3 / (runs + 1)
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
@@ -157,11 +173,16 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing else")
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as scratch:
         for name in arguments.models:
+            if arguments.profile:
+                print_profiles(name, arguments.mmseg_python, Path(scratch), threads=arguments.threads)
+                continue
             rows += measure(
                 name, arguments.mmseg_python, Path(scratch), rounds=arguments.rounds, threads=arguments.threads
             )
@@ -169,8 +190,8 @@ def main() -> int:
                 if row["model"] == name:
                     interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
                     print(f"{name} {row['graph']:<28} {row['milliseconds']:9.1f} ms  x{row['ratio']:.2f} ({interval})")
-    if not arguments.no_write:
-        settings = {"size": list(SIZE), "rounds": arguments.rounds, "threads": arguments.threads}
+    if rows and not arguments.no_write:
+        settings = {"size": list(SIZE), "rounds": arguments.rounds, "threads": arguments.threads, "load_before": load}
         command = "python -m benchmarks.cpu --mmseg-python PATH"
         write_results("cpu", command=command, settings=settings, rows=rows)
         print(describe_run(read_results("cpu")))

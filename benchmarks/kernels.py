@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mmseg_baseline import export_baseline
+from benchmarks.mmseg_baseline import export_baseline, seeded_model
 from benchmarks.results import describe_versions, read_results, write_results
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
@@ -27,12 +28,9 @@ MMSEG_OPSETS = (18, 20)  # the exporter's default, and the first with a Gelu ope
 def build_ours(name: str, targets: tuple[str, ...] = TARGETS) -> dict[str, Any]:
     """One row for our graph: uint8 image in, uint8 mask out, FP16, batch 1."""
     from twins_trt.builders.export import ExportOptions, export_graph
-    from twins_trt.models import build_model
-    from twins_trt.models.seeded import seed_weights
 
     start = time.perf_counter()
-    model = build_model(name)
-    seed_weights(model)
+    model = seeded_model(name)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "graph.onnx")
         options = ExportOptions(height=SIZE[0], width=SIZE[1], precision="fp16")
@@ -91,6 +89,7 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     kept = [] if arguments.mmseg_python else mmseg_rows()
+    load = round(os.getloadavg()[0], 1)
     rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -108,7 +107,7 @@ def main() -> int:
                     file.unlink()
             rows += [row for row in kept if row["model"] == name]
     if not arguments.no_write:
-        settings = {"size": list(SIZE), "batch": 1, "precision": "fp16", "targets": list(TARGETS)}
+        settings = {"size": list(SIZE), "batch": 1, "precision": "fp16", "targets": list(TARGETS), "load_before": load}
         command = "python -m benchmarks.kernels --mmseg-python PATH"
         print(write_results("kernels", command=command, settings=settings, rows=rows).name)
     return 0

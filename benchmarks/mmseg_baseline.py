@@ -5,22 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twins_trt.models import Segmentor
 
 EXPORTER = Path(__file__).with_name("mmseg_export.py")
 
 
-def seeded_checkpoint(name: str, folder: Path) -> Path:
-    """A checkpoint of `name` with the weights that `--seeded` uses: both graphs then compute the same thing."""
-    import torch
-
+def seeded_model(name: str) -> Segmentor:
+    """The model with the weights of `--seeded`, which its mmsegmentation export gets too: both compute the same."""
     from twins_trt.models import build_model
     from twins_trt.models.seeded import seed_weights
 
     model = build_model(name)
     seed_weights(model)
-    path = folder / f"{name}.pth"
-    torch.save({"state_dict": model.state_dict()}, path)
-    return path
+    return model
 
 
 def export_baseline(python: str, name: str, folder: Path, *, size: tuple[int, int], opset: int = 18) -> Path:
@@ -31,8 +31,11 @@ def export_baseline(python: str, name: str, folder: Path, *, size: tuple[int, in
     path = folder / f"{name}.onnx"
     if path.exists() and path.with_suffix(".fp16.onnx").exists():
         return path
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = seeded_checkpoint(name, folder)
+    checkpoint = folder / f"{name}.pth"
+    torch.save({"state_dict": seeded_model(name).state_dict()}, checkpoint)
     command = [python, str(EXPORTER), name, "--size", f"{size[0]}x{size[1]}", "--out", str(folder)]
     command += ["--checkpoint", str(checkpoint), "--opset", str(opset)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -156,7 +156,8 @@ def build_cost() -> str:
         for name, ours, _ in _kernel_rows(results)
     ]
     head = ("model", "weights and export, s", "engine, s", "engine, MB", "peak memory of both, GiB")
-    return f"{table(head, rows)}\n\n{_how(results)}"
+    note = f"Load average before the run: {results['settings']['load_before']}."
+    return f"{table(head, rows)}\n\n{note}\n\n{_how(results)}"
 
 
 def kernels_short() -> str:
@@ -198,8 +199,9 @@ def cpu() -> str:
     head = ("model", "graph", "ms", "times as fast", "95 % interval")
     note = (
         f"Medians of {settings['rounds']} rounds with {settings['threads']} threads, float32, "
-        f"{'x'.join(map(str, settings['size']))}. A mask costs a resize of every class to the image's size and an "
-        "argmax, which mmsegmentation's export leaves to its caller."
+        f"{'x'.join(map(str, settings['size']))}; load average before the run {settings['load_before']}. "
+        "A mask costs a resize of every class to the image's size and an argmax, which mmsegmentation's export leaves "
+        "to its caller."
     )
     return f"{table(head, rows, align='llrrr')}\n\n{note}\n\n{_how(results)}"
 
