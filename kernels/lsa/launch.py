@@ -114,7 +114,7 @@ def lsa_forward(
     """LSA by its Triton kernel. Arguments and result as `lsa_reference`; the map may be strided (channels dense)."""
     from twins_trt.kernels.lsa.kernel import lsa_forward_kernel
 
-    qkv = last_axis_dense(qkv)
+    qkv, qkv_bias = last_axis_dense(qkv), qkv_bias.contiguous()
     batch, height, width, channels3 = qkv.shape
     channels = channels3 // 3
     out = qkv.new_empty(batch, height, width, channels)
@@ -159,7 +159,7 @@ def lsa_backward(
     """
     from twins_trt.kernels.lsa.kernel import lsa_backward_kernel
 
-    grad, qkv = last_axis_dense(grad), last_axis_dense(qkv)
+    grad, qkv, qkv_bias = last_axis_dense(grad), last_axis_dense(qkv), qkv_bias.contiguous()
     batch, height, width, channels3 = qkv.shape
     channels = channels3 // 3
     dqkv = qkv.new_empty(batch, height, width, channels3)

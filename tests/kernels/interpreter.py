@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +14,27 @@ import torch
 def start() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+def call_poisoned(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    with poisoned_allocations():
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def poisoned_allocations() -> Iterator[None]:
+    """Every floating tensor that is allocated without a value holds NaN, so an element left unwritten shows."""
+    places = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
+    before = [getattr(owner, name) for owner, name in places]
+    for (owner, name), allocate in zip(places, before, strict=True):
+        setattr(owner, name, _poisoned(allocate))
+    try:
+        yield
+    finally:
+        for (owner, name), allocate in zip(places, before, strict=True):
+            setattr(owner, name, allocate)
 
 
 def _poisoned(allocate: Any) -> Any:
@@ -22,11 +43,6 @@ def _poisoned(allocate: Any) -> Any:
         return x.fill_(float("nan")) if x.is_floating_point() else x
 
     return allocate_nan
-
-
-def call_poisoned(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
 def call_with(settings: dict[str, Any], target: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,194 @@
+"""Kernels compiled for GPUs that are not there: what they take, held to the record; files for C++."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from twins_trt.errors import BuildError, UsageError
+from twins_trt.kernels.case import Case, Tiling
+from twins_trt.kernels.crosscompile import (
+    TARGETS,
+    Record,
+    Resources,
+    all_cases,
+    compile_case,
+    problems,
+    render_table,
+    sweep,
+    write_cubins,
+)
+from twins_trt.kernels.crosscompile.__main__ import DOCS, main, with_table
+from twins_trt.kernels.crosscompile.compiler import capability
+from twins_trt.kernels.crosscompile.record import RECORD
+from twins_trt.kernels.crosscompile.sweep import select
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+FAST_TARGETS = ("sm_86", "sm_89", "sm_90", "sm_120")
+FAST_CASES = {  # the variants that need most, of what the published models run
+    "lsa_forward fp16 32 two heads",
+    "lsa_backward fp16 32 pads attend",
+    "gsa_forward fp16 32 any keys",
+    "gsa_forward fp16 64 any keys",
+    "gsa_backward fp16 32 up to 256 keys",
+    "gsa_backward_q fp16 64 any keys",
+    "gsa_backward_kv fp16 64",
+    "gsa_sum_splits fp16 0",
+}
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    return Record.from_json(RECORD.read_text())
+
+
+def case_named(name: str, target: str) -> Case:
+    return next(case for case in all_cases(target) if case.name == name)
+
+
+def exceeded(record: Record, work: list[tuple[Case, str]]) -> dict[str, list[str]]:
+    return {
+        f"{case.name} {target}": found
+        for case, target, resources in sweep(work)
+        if (found := record.exceeded(case.name, target, resources, triton=triton.__version__))
+    }
+
+
+@pytest.mark.parametrize("target", FAST_TARGETS)
+def test_kernels_of_the_published_models_stay_within_the_record(record: Record, target: str) -> None:
+    work = [(case, target) for case in all_cases(target) if case.name in FAST_CASES]
+    assert len(work) == len(FAST_CASES)
+    assert exceeded(record, work) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_stays_within_the_record(record: Record, target: str) -> None:
+    assert exceeded(record, select([target])) == {}
+
+
+def test_the_record_is_complete_and_sound(record: Record) -> None:
+    recorded = {(name, target) for name, row in record.resources.items() for target in row}
+    assert recorded == {(case.name, target) for target in TARGETS for case in all_cases(target)}
+    found = {
+        (name, target): wrong
+        for name, row in record.resources.items()
+        for target, resources in row.items()
+        if (wrong := problems(resources, target))
+    }
+    assert found == {}
+    assert all(0 < r.registers <= 255 for row in record.resources.values() for r in row.values())
+
+
+def test_the_documented_table_is_the_record(record: Record) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert render_table(record) in text
+    assert with_table(text, record) == text
+
+
+def test_every_target_has_every_kernel_dtype_and_head_dim() -> None:
+    for target in TARGETS:
+        cases = all_cases(target)
+        assert len({case.name for case in cases}) == len(cases)
+        made = {tuple(case.name.split()[:3]) for case in cases}
+        for dtype in ("fp32", "fp16", "bf16"):
+            assert {(f"lsa_{way}", dtype, d) for way in ("forward", "backward") for d in ("16", "32", "64")} <= made
+            two_kernels = ("forward", "backward_q", "backward_kv")
+            assert {(f"gsa_{kernel}", dtype, d) for kernel in two_kernels for d in ("32", "64")} <= made
+            assert (("gsa_backward", dtype, "32") in made) == (dtype != "fp32")
+
+
+def test_a_kernel_that_spills_is_found() -> None:
+    case = case_named("lsa_forward fp16 32 two heads", "sm_86")
+    starved = replace(case, tiling=replace(case.tiling, max_registers=40))
+    resources = compile_case(starved, "sm_86").resources
+    assert resources.registers <= 40
+    assert problems(resources, "sm_86") == [f"spills {resources.spills} bytes per thread"]
+
+
+def test_a_kernel_that_would_be_a_trap_is_found() -> None:
+    case = case_named("gsa_backward fp16 32 256 keys", "sm_100")
+    constants = {**dict(case.tiling.constants), "BQ": 64}
+    greedy = replace(case, tiling=Tiling(tuple(constants.items()), 8, 2))
+    resources = compile_case(greedy, "sm_100").resources
+    assert resources.tmem > 512
+    assert [problem.rpartition(": ")[2] for problem in problems(resources, "sm_100")] == ["it is a trap"]
+
+
+def test_a_kernel_that_the_compiler_refuses_is_a_build_error() -> None:
+    case = case_named("lsa_forward fp16 32", "sm_86")
+    constants = {**dict(case.tiling.constants), "ROWS": 63}
+    with pytest.raises(BuildError, match="lsa_forward fp16 32 does not compile for sm_86"):
+        compile_case(replace(case, tiling=replace(case.tiling, constants=tuple(constants.items()))), "sm_86")
+
+
+def test_limits_depend_on_the_target() -> None:
+    resources = Resources(registers=128, spills=0, shared=120 * 1024, tmem=0, threads=256)
+    assert problems(resources, "sm_90") == []
+    assert problems(resources, "sm_120") == ["takes 122880 bytes of shared memory of 101376"]
+
+
+def test_the_record_is_a_budget() -> None:
+    then = Resources(registers=100, spills=0, shared=1000, tmem=0, threads=128)
+    record = Record("3.9.0", "2000-01-01", "here", {"kernel": {"sm_90": then}})
+    assert Record.from_json(record.to_json()) == record
+    assert record.exceeded("kernel", "sm_90", then, triton="3.9.0") == []
+    assert record.exceeded("kernel", "sm_90", replace(then, registers=99), triton="3.9.0") == []
+    more = replace(then, registers=101, shared=1001)
+    assert record.exceeded("kernel", "sm_90", more, triton="3.9.0") == [
+        "takes 101 registers, 100 are recorded",
+        "takes 1001 shared, 1000 are recorded",
+    ]
+    assert record.exceeded("kernel", "sm_90", more, triton="3.6.0") == []
+    assert record.exceeded("kernel", "sm_90", replace(then, spills=8), triton="3.6.0") == ["spills 8 bytes per thread"]
+    assert record.exceeded("kernel", "sm_80", then, triton="3.9.0") == ["is not in the record"]
+
+
+def test_targets_by_any_of_their_names() -> None:
+    assert [capability(name) for name in ("sm_90", "SM90", "90", "sm90")] == [90] * 4
+    with pytest.raises(UsageError, match="no kernels for target 'sm_75'") as error:
+        capability("sm_75")
+    assert "sdpa" in str(error.value)
+
+
+def test_cubins_with_what_a_launch_needs(tmp_path: Path) -> None:
+    lines: list[str] = []
+    path = write_cubins(
+        tmp_path / "cubins",
+        targets=["87"],
+        kernels=["lsa_forward"],
+        head_dims=[32],
+        ptx_version=85,
+        progress=lines.append,
+    )
+    kernels = json.loads(path.read_text())["kernels"]
+    assert [k["variant"] for k in kernels] == ["", "two heads", "pads attend", "pads attend two heads"]
+    assert lines[1] == "sm_87 lsa_forward fp16 32 two heads"
+    for kernel in kernels:
+        cubin = (path.parent / kernel["cubin"]).read_bytes()
+        assert cubin[:4] == b"\x7fELF"
+        assert kernel["sha256"] == hashlib.sha256(cubin).hexdigest()
+        assert kernel["entry"].encode() in cubin
+        ptx = (path.parent / kernel["ptx"]).read_text()
+        assert ".version 8.5" in ptx and ".target sm_87" in ptx
+        parameters = re.findall(r"\.param (\.\w+)", ptx.partition(".entry")[2].partition(")")[0])
+        names = {"*": ".u64", "i": ".u32", "f": ".f32"}
+        assert [names[argument["type"][0]] for argument in kernel["arguments"]] == parameters
+        assert f".reqntid {kernel['threads']}" in ptx
+        assert kernel["threads"] == 128
+        assert kernel["constants"]["D"] == 32
+    assert [a["name"] for a in kernels[0]["arguments"]][:3] == ["p_qkv", "p_bias", "p_out"]
+    assert [a["value"] for a in kernels[0]["arguments"][-2:]] == ["null", "null"]
+
+
+def test_command_checks_against_the_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--targets", "sm_90", "--kernels", "gsa_sum_splits", "--workers", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "3 kernels, 0 of them against the record or a limit"
+    assert main(["--targets", "sm_75"]) == 2
+    assert "no kernels for target 'sm_75'" in capsys.readouterr().err
