@@ -36,7 +36,7 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.3"],
     "pycuda": ["pycuda>=2024.1"],
     "cuda": ["cuda-bindings>=12.6"],
-    "triton": ["triton>=3.2; platform_system == 'Linux'"],
+    "triton": ["triton>=3.5; platform_system == 'Linux'"],
     "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis>=6"],
     "lint": ["ruff>=0.8", "mypy>=1.13"],
 }

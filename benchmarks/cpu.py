@@ -170,11 +170,10 @@ def profile(path: Path, feed: NDArray[Any], *, threads: int, runs: int = 3) -> d
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--mmseg-python", required=True, help="a Python that has mmsegmentation")
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="only these, for a look: nothing is written")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing else")
-    parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     load = round(os.getloadavg()[0], 1)
@@ -190,7 +189,7 @@ def main() -> int:
                 if row["model"] == name:
                     interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
                     print(f"{name} {row['graph']:<28} {row['milliseconds']:9.1f} ms  x{row['ratio']:.2f} ({interval})")
-    if rows and not arguments.no_write:
+    if rows and set(arguments.models) >= set(MODELS):
         settings = {"size": list(SIZE), "rounds": arguments.rounds, "threads": arguments.threads, "load_before": load}
         command = "python -m benchmarks.cpu --mmseg-python PATH"
         write_results("cpu", command=command, settings=settings, rows=rows)

@@ -85,8 +85,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--mmseg-python", help="a Python that has mmsegmentation; without it, its rows are kept")
-    parser.add_argument("--models", nargs="+", default=list_models())
-    parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--models", nargs="+", default=list_models(), help="only these, for a look: nothing is written")
     arguments = parser.parse_args()
     kept = [] if arguments.mmseg_python else mmseg_rows()
     load = round(os.getloadavg()[0], 1)
@@ -106,7 +105,7 @@ def main() -> int:
                 for file in baseline.glob(f"{name}.*"):
                     file.unlink()
             rows += [row for row in kept if row["model"] == name]
-    if not arguments.no_write:
+    if set(arguments.models) >= set(list_models()):
         settings = {"size": list(SIZE), "batch": 1, "precision": "fp16", "targets": list(TARGETS), "load_before": load}
         command = "python -m benchmarks.kernels --mmseg-python PATH"
         print(write_results("kernels", command=command, settings=settings, rows=rows).name)

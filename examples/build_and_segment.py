@@ -1,0 +1,52 @@
+"""The whole way in Python: weights to bundle with an engine and its audit, then a picture to a mask.
+
+    python examples/build_and_segment.py out/example.bundle [--size 512]
+
+uses random weights; give `checkpoint="F.pth"` instead of `seeded=True` for real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from draw_scene import draw_scene
+
+from twins_trt import Segmenter
+from twins_trt.builders.build_options import BuildOptions, engines_for
+from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.pipeline import build_bundle
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("bundle", type=Path, help="the folder to write")
+    parser.add_argument("--size", type=int, default=512, help="height and width (default %(default)s)")
+    arguments = parser.parse_args()
+
+    # 1. What to build: a precision-complete graph, and one engine for two GPUs. No GPU is needed for it.
+    options = BuildOptions(
+        model="twins_svt-s_fpn",
+        seeded=True,
+        graph=ExportOptions(height=arguments.size, width=arguments.size, precision="fp16"),
+        engines=engines_for(["sm_86", "sm_89"]),
+    )
+    report = build_bundle(options, arguments.bundle, overwrite=True)
+
+    # 2. What the compiler made of it. An attention that is not fused would have failed the build.
+    for engine, audit in report.audits.items():
+        assert audit.attentions == audit.expected_attentions
+        print(f"{engine}: {audit.kernels} kernels, {audit.attentions} fused attentions")
+
+    # 3. Run the bundle: any size in, a mask of that size out.
+    picture = draw_scene(300, 400)
+    with Segmenter(report.bundle) as segmenter:
+        result = segmenter(picture)
+    assert result.mask.shape == picture.shape[:2]
+    largest = max(result.areas().items(), key=lambda item: item[1])
+    print(f"{result.mask.shape} {result.mask.dtype}, {largest[1]:.0%} {largest[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
