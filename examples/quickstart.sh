@@ -7,20 +7,21 @@
 #   examples/quickstart.sh --checkpoint F.pth     your own, in mmsegmentation's format; [--size HxW]
 #   examples/quickstart.sh --image photo.jpg      your picture instead of a drawn one
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")" && pwd)
 model=twins_svt-s_fpn weights=(--seeded) size=512x512 image=out/scene.png fetch=
 
 while [ $# -gt 0 ]; do
     case $1 in
         --fetch) fetch=1 weights=(); shift ;;
-        --checkpoint) weights=(--checkpoint "${2:?--checkpoint needs a file}"); shift 2 ;;
+        --checkpoint) weights=(--checkpoint "$(realpath "${2:?--checkpoint needs a file}")"); shift 2 ;;
         --size) size=${2:?--size needs HEIGHTxWIDTH}; shift 2 ;;
-        --image) image=${2:?--image needs a file}; shift 2 ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
+        --image) image=$(realpath "${2:?--image needs a file}"); shift 2 ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$here/quickstart.sh"; exit ;;
         *) echo "unknown option $1 (see --help)" >&2; exit 2 ;;
     esac
 done
 
+cd "$here/.."
 venv=$(tools/venv.sh)
 twins=$venv/bin/twins-trt
 mkdir -p out
