@@ -76,9 +76,13 @@ def _fuse(
         parts.append(_upsample(w, maps[i], sizes[i], sizes[0], batch, f"fuse.up.{i}"))
     x = parts[0] if len(parts) == 1 else w.concat(parts, 1, "fuse.concat")
     out = w.conv(x, weight[:, : fine * CHANNELS], bias, "fuse", pads=(1, 1, 1, 1))
+    coarse: Tensor | None = None  # summed channels-last, so that only one map changes its layout
     for i in range(fine, len(maps)):
         taps = weight[:, i * CHANNELS : (i + 1) * CHANNELS]
-        out = w.add(out, _convolve_coarse(w, taps, maps[i], sizes[i], sizes[0], batch, i), f"fuse.sum.{i}")
+        part = _convolve_coarse(w, taps, maps[i], sizes[i], sizes[0], batch, i)
+        coarse = part if coarse is None else w.add(coarse, part, f"fuse.sum.{i}")
+    if coarse is not None:
+        out = w.add(out, w.transpose(coarse, (0, 3, 1, 2), "fuse.coarse"), "fuse.sum")
     return w.op("Relu", [out], "fuse.relu")
 
 
@@ -96,17 +100,30 @@ def _upsample(w: GraphWriter, x: Tensor, size: Size, to: Size, batch: Dim, name:
 def _convolve_coarse(
     w: GraphWriter, taps: np.ndarray, x: Tensor, size: Size, to: Size, batch: Dim, level: int
 ) -> Tensor:
-    """conv3×3(upsample(x)) with the taps applied before the upsampling. taps: [512, 512, 3, 3] (out, in, dy, dx)."""
+    """conv3×3(upsample(x)) with the taps applied before the upsampling, channels last: [B, H, W, 512].
+
+    taps: [512, 512, 3, 3] (out, in, dy, dx).
+    """
     height, width, to_height, to_width = ints(*size, *to)  # this form is for fixed sizes only
     with w.scope(f"fuse.coarse.{level}"):
         kernel = taps.transpose(2, 1, 3, 0).reshape(3, CHANNELS, 3 * CHANNELS)  # [dy, in, dx·out]
-        tokens = w.reshape(to_tokens(w, x, batch, size, CHANNELS), [batch, 1, height * width, CHANNELS])
-        product = w.op("MatMul", [tokens, w.const(kernel, "taps")], "taps")  # [B, dy, h·w, dx·out]
-        product = w.reshape(product, [batch, 3 * height, width * 3, CHANNELS])  # [B, dy·h, w·dx, out]
-        columns = shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3)
-        product = w.op("MatMul", [w.const(columns, "columns"), product], "columns")  # [B, dy·h, W, out]
+        columns = w.const(
+            shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3), "columns"
+        )
+        tokens = to_tokens(w, x, batch, size, CHANNELS)
+        if w.forms == "cpu":  # ONNX Runtime packs constant matrices ahead, stacks of them not: twice as slow
+            parts = []
+            for dy in range(3):
+                part = w.op("MatMul", [tokens, w.const(kernel[dy], "taps")], "taps")  # [B, h·w, dx·out]
+                part = w.reshape(part, [batch, height, width * 3, CHANNELS])
+                parts.append(w.op("MatMul", [columns, part], "columns"))  # [B, h, W, out]
+            product = w.concat(parts, 1)  # [B, dy·h, W, out]
+        else:
+            tokens = w.reshape(tokens, [batch, 1, height * width, CHANNELS])
+            product = w.op("MatMul", [tokens, w.const(kernel, "taps")], "taps")  # [B, dy, h·w, dx·out]
+            product = w.reshape(product, [batch, 3 * height, width * 3, CHANNELS])  # [B, dy·h, w·dx, out]
+            product = w.op("MatMul", [columns, product], "columns")  # [B, dy·h, W, out]
         product = w.reshape(product, [batch, 3 * height, to_width * CHANNELS])
         rows = shifted_upsampling(height, to_height).reshape(to_height, 3 * height)
         product = w.op("MatMul", [w.const(rows, "rows"), product], "rows")  # [B, H, W·out]
-        product = w.reshape(product, [batch, to_height, to_width, CHANNELS])
-        return w.transpose(product, (0, 3, 1, 2), "map")
+        return w.reshape(product, [batch, to_height, to_width, CHANNELS])
