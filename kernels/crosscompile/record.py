@@ -67,9 +67,11 @@ class Record:
 
 def render_table(record: Record) -> str:
     """The record as Markdown: a row for each kernel, dtype and head dim, the worst of its variants in each cell."""
+    every = [resources for row in record.resources.values() for resources in row.values()]
     lines = [
         f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
-        f"{record.date} ({record.machine}). No kernel spills. A kernel's variants share a row, the largest counts.",
+        f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} compilations "
+        f"{sum(r.spills > 0 for r in every)} spill; the most tensor memory is {max(r.tmem for r in every)} columns.",
         "",
         "| kernel | dtype | head dim | " + " | ".join(TARGETS) + " |",
         "|---|---|---|" + "---|" * len(TARGETS),

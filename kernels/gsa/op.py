@@ -49,8 +49,9 @@ def _(q: Tensor, kv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         return gsa_forward(q, kv, num_heads=num_heads)
     (queries,), (keys, values) = _heads(q, 1, num_heads), _heads(kv, 2, num_heads)
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5  # [B, heads, N, M]
-    out = scores.softmax(-1) @ values
-    return out.transpose(1, 2).flatten(2).to(q.dtype).contiguous(), scores.logsumexp(-1)
+    lse = scores.logsumexp(-1)
+    out = (scores - lse[..., None]).exp() @ values
+    return out.transpose(1, 2).flatten(2).to(q.dtype).contiguous(), lse
 
 
 @gsa_backward_op.register_kernel("cpu")
