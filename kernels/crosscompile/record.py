@@ -70,8 +70,8 @@ def render_table(record: Record) -> str:
     every = [resources for row in record.resources.values() for resources in row.values()]
     lines = [
         f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
-        f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} compilations "
-        f"{sum(r.spills > 0 for r in every)} spill; the most tensor memory is {max(r.tmem for r in every)} columns.",
+        f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} "
+        f"compilations {sum(r.spills > 0 for r in every)} spill; the most tensor memory is {max(r.tmem for r in every)} columns.",
         "",
         "| kernel | dtype | head dim | " + " | ".join(TARGETS) + " |",
         "|---|---|---|" + "---|" * len(TARGETS),

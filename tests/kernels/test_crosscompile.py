@@ -74,7 +74,7 @@ def test_kernels_of_the_published_models_stay_within_the_record(record: Record, 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [target for target in TARGETS if target not in FAST_TARGETS])
 def test_kernels_of_other_gpus_stay_within_the_record(record: Record, target: str) -> None:
-    """All kernels for all targets take a quarter of an hour: python -m twins_trt.kernels.crosscompile does that."""
+    """All kernels for all targets take too long for a test: python -m twins_trt.kernels.crosscompile checks them."""
     work = [(case, target) for case in all_cases(target) if case.name in FAST_CASES | TIGHTEST_CASES]
     assert len(work) == len(FAST_CASES | TIGHTEST_CASES)
     assert exceeded(record, work) == {}
