@@ -68,10 +68,11 @@ class Record:
 def render_table(record: Record) -> str:
     """The record as Markdown: a row for each kernel, dtype and head dim, the worst of its variants in each cell."""
     every = [resources for row in record.resources.values() for resources in row.values()]
+    spilling, tmem = sum(r.spills > 0 for r in every), max(r.tmem for r in every)
     lines = [
         f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
         f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} "
-        f"compilations {sum(r.spills > 0 for r in every)} spill; the most tensor memory is {max(r.tmem for r in every)} columns.",
+        f"compilations {spilling} spill; the most tensor memory is {tmem} columns.",
         "",
         "| kernel | dtype | head dim | " + " | ".join(TARGETS) + " |",
         "|---|---|---|" + "---|" * len(TARGETS),
