@@ -86,19 +86,25 @@ def cases(capability: int) -> Iterator[Case]:
     for dtype in DTYPES:
         precision = "tf32x3" if dtype == "fp32" else "tf32"
         for head_dim in HEAD_DIMS:
-            fixed = {"dtype": dtype, "head_dim": head_dim, "precision": precision}
             for tail in (False, True):
                 any_keys = "any keys" if tail else ""
                 for small in (False,) if dtype == "fp32" else (False, True):
                     variant = " ".join(filter(None, (any_keys, "few queries" if small else "")))
-                    cut = forward_tiling(**fixed, tail=tail, small=small, capability=capability)
+                    cut = forward_tiling(
+                        dtype=dtype,
+                        head_dim=head_dim,
+                        tail=tail,
+                        precision=precision,
+                        small=small,
+                        capability=capability,
+                    )
                     name = here + "gsa_forward_kernel"
                     yield Case(name, dtype, head_dim, variant, cut, ("p_lse",), strides, blocks)
-                cut = backward_q_tiling(**fixed, tail=tail)
+                cut = backward_q_tiling(dtype=dtype, head_dim=head_dim, tail=tail, precision=precision)
                 name = here + "gsa_backward_q_kernel"
                 aligned = ("g_b", "g_n", "depth", *strides)
                 yield Case(name, dtype, head_dim, any_keys, cut, ("p_lse", "p_delta"), aligned, blocks)
-            cut = backward_kv_tiling(**fixed)
+            cut = backward_kv_tiling(dtype=dtype, head_dim=head_dim, precision=precision)
             name = here + "gsa_backward_kv_kernel"
             grid = "(heads, ceil(keys / BK) * splits, batch)"
             yield Case(name, dtype, head_dim, "", cut, ("p_lse", "p_delta", "p_dkv"), aligned, grid)
