@@ -36,11 +36,15 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.3"],
     "pycuda": ["pycuda>=2024.1"],
     "cuda": ["cuda-bindings>=12.6"],
+    "openvino": ["openvino>=2024.4"],
+    "power": ["nvidia-ml-py>=12.535"],
+    "train": ["tensorboard>=2.14"],
     "triton": ["triton>=3.5; platform_system == 'Linux'"],
     "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis>=6"],
     "lint": ["ruff>=0.8", "mypy>=1.13"],
 }
-EXTRAS["dev"] = sorted({r for key in ("build", "rtx", "triton", "test", "lint") for r in EXTRAS[key]})
+DEV = ("build", "rtx", "triton", "cuda", "openvino", "power", "train", "test", "lint")
+EXTRAS["dev"] = sorted({r for key in DEV for r in EXTRAS[key]})
 
 setup(
     name="twins-trt",
