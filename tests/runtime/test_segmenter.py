@@ -18,7 +18,7 @@ from tiny_graphs import CLASSES, PALETTE, QUARTER, MakeBundle, UInt8Array, neare
 
 from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.errors import BundleError, EngineError, ImageError, UsageError
-from twins_trt.runtime import Bundle, Preprocessing, Segmenter, Source, TensorSpec, open_engine
+from twins_trt.runtime import Bundle, EngineSettings, Preprocessing, Segmenter, Source, TensorSpec, open_engine
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)
@@ -299,3 +299,18 @@ def test_an_unlimited_batch_runs_in_one_go(make_bundle: MakeBundle, picture: Dra
     assert engine.batches == [6]
     assert all(np.array_equal(mask, nearest_class(image)) for mask, image in zip(masks, images, strict=True))
     assert open_engine(bundle).inputs[0].max is None
+
+
+def test_an_observer_is_told_every_stage_once_a_picture(make_bundle: MakeBundle, picture: Draw) -> None:
+    seen: list[tuple[str, float]] = []
+    settings = EngineSettings(observe=lambda stage, seconds: seen.append((stage, seconds)))
+    bundle = make_bundle()
+    engine = NumpyEngine(bundle, delay=0.02)
+    segmenter = Segmenter(bundle, engine, settings=settings)
+    segmenter(picture(24, 32))
+    assert [stage for stage, _ in seen] == ["decode", "preprocess", "run", "postprocess"]
+    assert dict(seen)["run"] >= 0.02
+    engine.failing = True
+    with pytest.raises(EngineError):
+        segmenter(picture(24, 32))
+    assert [stage for stage, _ in seen[4:]] == ["decode", "preprocess"]  # a stage that failed has no time

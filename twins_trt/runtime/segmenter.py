@@ -18,6 +18,7 @@ from twins_trt.data.images import read_image, to_rgb
 from twins_trt.errors import EngineError, ImageError, UsageError
 from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
+from twins_trt.runtime.engines.protocol import observed
 from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
@@ -46,7 +47,8 @@ class Segmenter:
     """A bundle, ready to segment pictures of any size.
 
     bundle: an opened bundle, or the folder of one (which is verified). engine: a kind of `engines.KINDS`, `auto` for
-    the first that can run here, or an engine made elsewhere. settings: threads and the like, for an engine opened here.
+    the first that can run here, or an engine made elsewhere. settings: threads and the like, for an engine opened here;
+    its `observe` is also told what the stages around the engine take.
     fit: how a picture meets a graph of fixed size: `stretch` resizes it to exactly that size, `letterbox` keeps its
     ratio and pads on the right and at the bottom with the mean colour. A picture that has the graph's size is not
     resized. A graph of dynamic size takes each picture as mmsegmentation's test pipeline does: fitted into the
@@ -84,6 +86,7 @@ class Segmenter:
         if self.manifest.gate == "failed":
             log.warning("%s failed its accuracy gate", self.bundle.path)
         self.engine = open_engine(self.bundle, engine, settings=settings) if isinstance(engine, str) else engine
+        self._observe = None if settings is None else settings.observe
         self._turn: contextlib.AbstractContextManager[Any]
         self._turn = contextlib.nullcontext() if self.engine.concurrent else threading.Lock()
 
@@ -112,8 +115,8 @@ class Segmenter:
         Raises ImageError for a picture that cannot be read or is no uint8 RGB, EngineError if the engine fails.
         """
         if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
-            return self._segment([_pixels(item) for item in image])
-        return self._segment([_pixels(image)])[0]
+            return self._segment([self._decode(item) for item in image])
+        return self._segment([self._decode(image)])[0]
 
     def stream(
         self, images: Iterable[Picture], *, depth: int = 2, batch: int | None = None
@@ -162,14 +165,21 @@ class Segmenter:
         for indices in alike.values():
             for start in range(0, len(indices), largest):
                 chunk = indices[start : start + largest]
-                tensors = [_Prepared(images[i], fits[i], place(images[i], fits[i], self.manifest)) for i in chunk]
-                done.update(zip(chunk, self._run_alike(tensors), strict=True))
+                prepared = [self._place(images[i], fits[i]) for i in chunk]
+                done.update(zip(chunk, self._run_alike(prepared), strict=True))
         return [done[i] for i in range(len(images))]
 
     def _prepare(self, item: Any) -> _Prepared:
-        image = _pixels(item)
-        fit = fit_size(image.shape[:2], self.manifest, self.fit)
-        return _Prepared(image, fit, place(image, fit, self.manifest))
+        image = self._decode(item)
+        return self._place(image, fit_size(image.shape[:2], self.manifest, self.fit))
+
+    def _decode(self, item: Any) -> UInt8Array:
+        with observed(self._observe, "decode"):
+            return _pixels(item)
+
+    def _place(self, image: UInt8Array, fit: Fit) -> _Prepared:
+        with observed(self._observe, "preprocess"):
+            return _Prepared(image, fit, place(image, fit, self.manifest))
 
     def _run(self, chunk: Sequence[_Prepared]) -> list[Segmentation]:
         """Neighbours of one size together, in order."""
@@ -185,13 +195,14 @@ class Segmenter:
         tensors += tensors[-1:] * (self.manifest.batch_limits[0] - len(tensors))  # a fixed batch has to be full
         name = self._output(chunk)
         batch = tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
-        with self._turn:
+        with self._turn, observed(self._observe, "run"):
             result = self.engine(batch, outputs=(name,))[name]
         if len(result) != len(batch):
             raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {len(batch)}")
         back = unfit_mask if name == "mask" else logits_to_mask
         pairs = zip(chunk, result, strict=False)  # the padding of the batch is dropped
-        return [Segmentation(back(one, p.fit), self.classes, self.palette, p.image) for p, one in pairs]
+        with observed(self._observe, "postprocess"):
+            return [Segmentation(back(one, p.fit), self.classes, self.palette, p.image) for p, one in pairs]
 
     def _output(self, chunk: Sequence[_Prepared]) -> str:
         """Logits where they are there and a resize follows, else the mask, which is smaller and needs no argmax."""

@@ -7,12 +7,34 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import MissingDependencyError, UsageError
-from twins_trt.runtime.engines.protocol import Engine, EngineSettings
+from twins_trt.runtime.engines.protocol import (
+    DeviceMemory,
+    Engine,
+    EngineSettings,
+    HoldsDeviceMemory,
+    LayerTime,
+    Observe,
+    Pipelined,
+    ProfilesLayers,
+    Stage,
+)
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
 
-__all__ = ["KINDS", "Engine", "EngineSettings", "open_engine"]
+__all__ = [
+    "KINDS",
+    "DeviceMemory",
+    "Engine",
+    "EngineSettings",
+    "HoldsDeviceMemory",
+    "LayerTime",
+    "Observe",
+    "Pipelined",
+    "ProfilesLayers",
+    "Stage",
+    "open_engine",
+]
 
 # In the order in which `auto` prefers them: fastest first.
 KINDS = {"onnxruntime": "twins_trt.runtime.engines.onnxruntime"}

@@ -1,10 +1,12 @@
-"""What every engine kind offers, and the checks they share."""
+"""What every engine kind offers, what some offer besides, and the checks they share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime.tensors import TensorSpec, describe
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.generic]
 
+# `run` is the engine's whole call as its caller sees it; `copy_in`, `engine` and `copy_out` are parts of it, which only
+# an engine with a memory of its own can tell apart. The others are a Segmenter's.
+Stage = Literal["decode", "preprocess", "run", "copy_in", "engine", "copy_out", "postprocess"]
+# observe(stage, seconds): after every stage, in the thread that went through it.
+Observe = Callable[[Stage, float], None]
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -22,14 +30,24 @@ class EngineSettings:
 
     threads: CPU threads for one call; None lets the runtime take every core. deterministic: refuse kernels whose result
     depends on the order in which threads finish.
+    contexts: calls that a GPU engine runs at once, each with buffers and scratch memory of its own; 2 let the copies of
+    one frame overlap the work on another. cuda_graph: replay calls as CUDA graphs where that is possible.
+    memory: which package moves data, `cuda-bindings` or `pycuda`; `auto` takes what is installed.
+    observe: called with the time of every stage, also by the Segmenter that was given these settings.
     """
 
     threads: int | None = None
     deterministic: bool = True
+    contexts: int = 2
+    cuda_graph: bool = True
+    memory: str = "auto"
+    observe: Observe | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}", "give 1 or more, or None for every core")
+        if self.contexts < 1:
+            raise UsageError(f"contexts is {self.contexts}", "give 1 or more")
 
 
 @runtime_checkable
@@ -66,6 +84,83 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back what the engine holds; calling it again does nothing. No other call may follow."""
         ...
+
+
+class Pending(Protocol):
+    """A call that is under way. Exactly one of its methods must be called, once."""
+
+    def result(self) -> dict[str, Array]:
+        """Wait for the outputs, which are the caller's to keep. Raises EngineError if the call failed."""
+        ...
+
+    def discard(self) -> None:
+        """Wait until nothing of the call runs any more, and drop its outputs."""
+        ...
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """An engine whose calls can be under way while their caller does something else."""
+
+    def submit(self, image: Array, *, outputs: Sequence[str] | None = None, wait: bool = True) -> Pending | None:
+        """Start a call; `image` may be reused at once. Raises as `Engine.__call__` does.
+
+        wait: until there is room for one more call (`EngineSettings.contexts`); without, None where there is none. Who
+        has a call pending must not wait for room for another: two who do would wait for each other.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What an engine holds of a GPU's memory, bytes: weights, scratch memory of all contexts, input and output buffers.
+
+    What the driver and the compiler's runtime take for themselves is not in it.
+    """
+
+    weights: int
+    scratch: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.scratch + self.buffers
+
+
+@runtime_checkable
+class HoldsDeviceMemory(Protocol):
+    """An engine that can tell what it holds of a device's memory."""
+
+    def device_memory(self) -> DeviceMemory: ...
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """A layer as the engine names it, and its mean time in one run, milliseconds."""
+
+    name: str
+    milliseconds: float
+
+
+@runtime_checkable
+class ProfilesLayers(Protocol):
+    """An engine that can time its layers."""
+
+    def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
+        """Mean times over `runs` runs on `image`, in order of execution. Timing every layer slows the whole, so their
+        sum is more than a run takes. Raises EngineError."""
+        ...
+
+
+@contextmanager
+def observed(observe: Observe | None, stage: Stage) -> Iterator[None]:
+    """Reports how long the block took, if somebody wants to know and it did not fail."""
+    if observe is None:
+        yield
+        return
+    start = time.perf_counter()
+    yield
+    observe(stage, time.perf_counter() - start)
 
 
 def check_input(spec: TensorSpec, image: Array, *, owner: str) -> None:
