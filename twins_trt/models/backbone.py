@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twins_trt.errors import UsageError
-from twins_trt.kernels.gsa import gsa_reference
-from twins_trt.kernels.lsa import lsa_reference
+from twins_trt.kernels.gsa import gsa
+from twins_trt.kernels.lsa import lsa
 from twins_trt.models.zoo import MIN_SIDE, ModelSpec
 
 LAYER_NORM_EPS = 1e-5  # mmseg's everywhere; the official repository and timm use 1e-6 inside blocks
@@ -70,19 +70,27 @@ class FFN(nn.Module):
 class LSA(nn.Module):
     """Locally-grouped self-attention."""
 
-    def __init__(self, channels: int, num_heads: int, window_size: int, padding: str) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, window_size: int, *, padding: str = "parity", attention: str = "auto"
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
         self.padding = padding
+        self.attention = attention
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         batch, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(batch, *size, 3 * channels)
-        out = lsa_reference(
-            qkv, self.qkv.bias, num_heads=self.num_heads, window_size=self.window_size, padding=self.padding
+        out = lsa(
+            qkv,
+            self.qkv.bias,
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            padding=self.padding,
+            backend=self.attention,
         )
         return self.proj(out.reshape(batch, tokens, channels))
 
@@ -101,9 +109,12 @@ class PackedProjections(nn.Module):
 class GSA(nn.Module):
     """Global sub-sampled attention. With `sr_ratio` 1 (last stage) keys are the tokens themselves: no conv, no norm."""
 
-    def __init__(self, channels: int, num_heads: int, sr_ratio: int, drop_path: float) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, sr_ratio: int, *, drop_path: float = 0.0, attention: str = "auto"
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attention = attention
         self.attn = PackedProjections(channels)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(channels, channels, sr_ratio, sr_ratio)
@@ -120,7 +131,7 @@ class GSA(nn.Module):
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         q = F.linear(x, weight[:channels], bias[:channels])
         kv = F.linear(summary, weight[channels:], bias[channels:])
-        out = self.attn.out_proj(gsa_reference(q, kv, num_heads=self.num_heads))
+        out = self.attn.out_proj(gsa(q, kv, num_heads=self.num_heads, backend=self.attention))
         return self.dropout_layer(out)
 
 
@@ -131,14 +142,16 @@ class Block(nn.Module):
     branches are dropped twice and LSA once. Kept: published weights were trained that way.
     """
 
-    def __init__(self, spec: ModelSpec, stage: int, block: int, *, drop_path: float, padding: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, stage: int, block: int, *, drop_path: float, padding: str, attention: str
+    ) -> None:
         super().__init__()
         channels, heads = spec.embed_dims[stage], spec.num_heads[stage]
         self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         if spec.has_lsa(block):
-            self.attn: LSA | GSA = LSA(channels, heads, spec.window_size, padding)
+            self.attn: LSA | GSA = LSA(channels, heads, spec.window_size, padding=padding, attention=attention)
         else:
-            self.attn = GSA(channels, heads, spec.sr_ratios[stage], drop_path)
+            self.attn = GSA(channels, heads, spec.sr_ratios[stage], drop_path=drop_path, attention=attention)
         self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.ffn = FFN(channels, spec.mlp_ratios[stage] * channels, drop_path)
         self.drop_path = DropPath(drop_path)
@@ -164,11 +177,13 @@ class PositionEncoding(nn.Module):
 class Backbone(nn.Module):
     """The four stages of a Twins backbone.
 
+    padding: how LSA treats padded keys, `parity` or `masked`. attention: which form of LSA and GSA runs, a name of
+    `twins_trt.kernels.backend.BACKENDS`.
     x: float [B, 3, H, W] -> four maps float [B, C_i, H_i, W_i] at strides 4, 8, 16, 32 (sizes rounded up).
     Raises UsageError for another shape, or a side below `MIN_SIDE`, which leaves GSA without a key.
     """
 
-    def __init__(self, spec: ModelSpec, *, padding: str = "parity") -> None:
+    def __init__(self, spec: ModelSpec, *, padding: str = "parity", attention: str = "auto") -> None:
         super().__init__()
         channels = (3, *spec.embed_dims)
         rates = [spec.drop_path_rate * i / (sum(spec.depths) - 1) for i in range(sum(spec.depths))]
@@ -178,7 +193,14 @@ class Backbone(nn.Module):
         self.position_encodings = nn.ModuleList(PositionEncoding(c) for c in spec.embed_dims)
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                Block(spec, stage, block, drop_path=rates[sum(spec.depths[:stage]) + block], padding=padding)
+                Block(
+                    spec,
+                    stage,
+                    block,
+                    drop_path=rates[sum(spec.depths[:stage]) + block],
+                    padding=padding,
+                    attention=attention,
+                )
                 for block in range(depth)
             )
             for stage, depth in enumerate(spec.depths)

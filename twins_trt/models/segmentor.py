@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from twins_trt.errors import UsageError
+from twins_trt.kernels.backend import BACKENDS
 from twins_trt.models.backbone import Backbone
 from twins_trt.models.heads import FPN, FCNHead, FPNHead, UPerHead
 from twins_trt.models.zoo import ModelSpec, get_spec
@@ -22,13 +23,13 @@ PADDINGS = ("parity", "masked")
 class Segmentor(nn.Module):
     """One of the zoo's models. `spec`, `num_classes` and `padding` say which; `meta` is the checkpoint's, if any."""
 
-    def __init__(self, spec: ModelSpec, num_classes: int, *, padding: str) -> None:
+    def __init__(self, spec: ModelSpec, num_classes: int, *, padding: str = "parity", attention: str = "auto") -> None:
         super().__init__()
         self.spec = spec
         self.num_classes = num_classes
         self.padding = padding
         self.meta: CheckpointMeta | None = None
-        self.backbone = Backbone(spec, padding=padding)
+        self.backbone = Backbone(spec, padding=padding, attention=attention)
         if spec.head == "fpn":
             self.neck = FPN(spec.embed_dims)
             self.decode_head: FPNHead | UPerHead = FPNHead(num_classes)
@@ -53,21 +54,30 @@ class Segmentor(nn.Module):
 
 
 def build_model(
-    name: str, num_classes: int = 150, checkpoint: str | Path | None = None, *, padding: str = "parity"
+    name: str,
+    num_classes: int = 150,
+    checkpoint: str | Path | None = None,
+    *,
+    padding: str = "parity",
+    attention: str = "auto",
 ) -> Segmentor:
     """A zoo model in eval mode, with random weights or those of an mmsegmentation checkpoint.
 
     name: one of `list_models()`. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore").
     padding: `parity` computes LSA as mmsegmentation does, quirk included; `masked` always excludes padded keys.
-    Raises `UsageError` for an unknown name, padding or class count, `CheckpointError` for a checkpoint that does
-    not fit (nothing is loaded then).
+    attention: which form of LSA and GSA runs, forward and backward: `triton`, `sdpa`, `reference`, or `auto`, which is
+    the Triton kernels on a GPU that can run them, `sdpa` on one that cannot and the reference on a CPU.
+    Raises `UsageError` for an unknown name, padding, attention or class count, `CheckpointError` for a checkpoint that
+    does not fit (nothing is loaded then).
     """
     spec = get_spec(name)
     if padding not in PADDINGS:
         raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}", "use padding='parity'")
+    if attention not in BACKENDS:
+        raise UsageError(f"attention must be one of {', '.join(BACKENDS)}, not {attention!r}", "use attention='auto'")
     if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
         raise UsageError(f"num_classes must be 1 to 255 (masks are uint8), not {num_classes!r}", "check --num-classes")
-    model = Segmentor(spec, int(num_classes), padding=padding).eval()
+    model = Segmentor(spec, int(num_classes), padding=padding, attention=attention).eval()
     if checkpoint is not None:
         from twins_trt.models.checkpoint import load_checkpoint
 
