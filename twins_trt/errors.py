@@ -65,6 +65,10 @@ class GateError(TwinsError):
     exit_code = 3
 
 
+class ProfileError(TwinsError):
+    """Profile results cannot be read, written or compared."""
+
+
 class MissingDependencyError(TwinsError, ImportError):
     """Something this call needs is not installed."""
 

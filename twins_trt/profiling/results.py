@@ -1,0 +1,321 @@
+"""What a profile found, with everything that is needed to trust it: the content of `profile.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from twins_trt.errors import ProfileError
+from twins_trt.files import whole_file
+from twins_trt.profiling.statistics import jitter, quantile
+from twins_trt.runtime.codec import decode, encode
+
+FORMAT_VERSION = 1
+PROFILE = "profile.json"
+
+STAGES = ("decode", "preprocess", "copy", "engine", "postprocess")
+"""In the order in which a picture meets them. `copy`: between host and device, both ways; absent on a CPU."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of single calls, in milliseconds.
+
+    samples: every timed call, in the order in which they ran. The quantiles are None where there are too few samples to
+    tell (p99 needs 100). jitter: the mean absolute difference of neighbouring calls.
+    """
+
+    samples: tuple[float, ...]
+    mean: float
+    p50: float
+    p90: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    jitter: float | None = None
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """From the seconds of each call, at least one."""
+        samples = tuple(round(1e3 * each, 4) for each in seconds)  # a tenth of a microsecond
+        p90, p95, p99 = (_rounded(quantile(samples, share)) for share in (0.90, 0.95, 0.99))
+        middle = sorted(samples)
+        p50 = (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
+        mean = sum(samples) / len(samples)
+        return cls(samples, round(mean, 4), round(p50, 4), p90, p95, p99, _rounded(jitter(samples)))
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """calls, seconds: how long it ran before anything was kept. stable: whether the criterion was met, or time ran
+    out."""
+
+    calls: int
+    seconds: float
+    stable: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One point of the throughput sweep: `size` pictures a call, in memory in, masks in memory out."""
+
+    size: int
+    latency: Latency
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median latency."""
+        return 1e3 * self.size / self.latency.p50
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation as the runtime names it; milliseconds: mean of a call. block: the model block it belongs to
+    (`stages.2.blocks.4.ffn`), None where its name does not tell."""
+
+    name: str
+    operator: str
+    milliseconds: float
+    block: str | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """MiB. host_mib: what opening and the first calls added to the resident memory of the process, and, where the
+    system tells, the peak of it meanwhile. device_mib: what the engine holds on the device."""
+
+    host_mib: float | None = None
+    host_peak_mib: float | None = None
+    device_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """source: `NVML`, `INA3221` or `tegrastats`, with what was read. seconds, images: of the steady run.
+    joules_per_image: all that the board or module drew, idle included. idle_watts: before the run."""
+
+    source: str
+    watts: float
+    idle_watts: float | None
+    joules_per_image: float
+    seconds: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured.
+
+    label: unique in the file. kind: a bundle, a plain ONNX file or a PyTorch model. name: of the file or model, without
+    its folder. engine: what executed it (`onnxruntime`, `tensorrt`, `pytorch`). precision: of the graph, None where it
+    is not known. size: (height, width) of what the network saw. graph_sha256, weights_sha256: of the file that ran and
+    of the checkpoint behind it. threads: CPU threads, None for one per core. measured_on: the device, in words.
+    simulated: true where something else stood in for the engine that ships (the graph of a bundle with TensorRT engines
+    on ONNX Runtime).
+    """
+
+    label: str
+    kind: Literal["bundle", "onnx", "torch"]
+    name: str
+    engine: str
+    precision: str | None
+    size: tuple[int, int]
+    input: str
+    output: str
+    measured_on: str
+    simulated: bool = False
+    model: str | None = None
+    graph_sha256: str | None = None
+    weights_sha256: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One subject's figures.
+
+    end_to_end: from the encoded picture in a file to its mask, at its own size, in host memory. call: the same without
+    decoding: a picture in memory to its mask. stages: by name of `STAGES`, of the same calls; what they leave of
+    end_to_end is the glue between them. calls_per_round: so many samples in a row belong to one round.
+    """
+
+    subject: Subject
+    warm_up: WarmUp
+    end_to_end: Latency
+    call: Latency
+    stages: Mapping[str, Latency]
+    calls_per_round: int
+    batches: tuple[Batch, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    energy: Energy | None = None
+
+    @property
+    def overhead(self) -> float:
+        """The share by which a call takes longer than its engine and copies do, both at the median."""
+        engine = self.stages["engine"].p50 + (self.stages["copy"].p50 if "copy" in self.stages else 0.0)
+        return self.call.p50 / engine - 1
+
+    def blocks(self) -> dict[str, float]:
+        """Milliseconds of each model block, slowest first; `other` for layers that belong to none."""
+        total: dict[str, float] = {}
+        for layer in self.layers:
+            name = layer.block or "other"
+            total[name] = total.get(name, 0.0) + layer.milliseconds
+        return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as `baseline` the subject `label` is, from rounds that both ran in turn.
+
+    value: median over rounds of the ratio of the round's medians. low, high: its 95 % bootstrap interval, None for a
+    single round. of: what was compared (`end_to_end`, `call`).
+    """
+
+    label: str
+    baseline: str
+    of: Literal["end_to_end", "call", "engine"]
+    value: float
+    low: float | None
+    high: float | None
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """processor: its model and vector extensions. cores: that this process may use. board: a Jetson's, with JetPack.
+    gpu: name and target, None without one."""
+
+    processor: str
+    cores: int
+    memory_gib: int | None
+    system: str
+    gpu: str | None = None
+    board: str | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The state of the machine at one moment.
+
+    load_average: of the last minute. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by
+    sensor. power_mode: a Jetson's nvpmodel, a GPU's power limit. throttled: what holds the clocks back now, in words.
+    events: counters of throttling and of time stolen by a hypervisor, whose growth over the run is flagged.
+    """
+
+    load_average: float | None = None
+    clocks_mhz: Mapping[str, float] = field(default_factory=dict)
+    temperatures_c: Mapping[str, float] = field(default_factory=dict)
+    power_mode: str | None = None
+    throttled: tuple[str, ...] = ()
+    events: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the run was made. Times in seconds.
+
+    rounds: of interleaved measuring; calls: timed ones of a subject in a round. warm_up_s: at most, before the first
+    round. batches: of the sweep. picture: what was segmented, with its size. layers: whether layers were timed, in a
+    session of their own. power_s: length of the steady run that energy was measured in, 0 for none.
+    """
+
+    rounds: int = 20
+    calls: int = 5
+    warm_up_s: float = 30.0
+    batches: tuple[int, ...] = ()
+    threads: int | None = None
+    picture: str = ""
+    layers: bool = True
+    power_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The content of `profile.json`. interrupted: Ctrl-C ended it; what is here was measured in whole rounds.
+    warnings: everything that makes the figures less than they seem, in words."""
+
+    created: str
+    command: str
+    machine: Machine
+    versions: Mapping[str, str]
+    settings: Settings
+    before: Conditions
+    after: Conditions
+    measurements: tuple[Measurement, ...]
+    ratios: tuple[Ratio, ...] = ()
+    warnings: tuple[str, ...] = ()
+    interrupted: bool = False
+    format_version: int = FORMAT_VERSION
+
+    def of(self, label: str) -> Measurement:
+        """The measurement called `label`. Raises ProfileError if there is none."""
+        for measurement in self.measurements:
+            if measurement.subject.label == label:
+                return measurement
+        has = ", ".join(m.subject.label for m in self.measurements)
+        raise ProfileError(f"nothing was measured as {label!r}", f"use one of: {has}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        plain: dict[str, Any] = encode(self)
+        return {"format_version": plain.pop("format_version"), **plain}
+
+    @classmethod
+    def from_json(cls, values: Any) -> Profile:
+        """The inverse of `to_json`. Raises ProfileError with the field that is missing, unknown, mistyped or newer."""
+        if not isinstance(values, dict):
+            raise ProfileError(f"{PROFILE} holds {type(values).__name__}, not an object")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            raise ProfileError(
+                f"{PROFILE}: format_version is {version!r}, this twins-trt reads {FORMAT_VERSION}",
+                "measure again, or: pip install --upgrade twins-trt",
+            )
+        try:
+            return decode(cls, values)
+        except ValueError as error:
+            raise ProfileError(f"{PROFILE}: {error}", "measure again: twins-trt profile") from error
+
+
+def write_profile(path: str | Path, profile: Profile) -> None:
+    """Writes `profile` to `path`, whole or not at all. Raises ProfileError where the disk refuses."""
+    try:
+        with whole_file(Path(path)) as file:
+            file.write(dump_profile(profile))
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be written: {error}", "give another --out") from error
+
+
+def dump_profile(profile: Profile) -> bytes:
+    """The file's bytes. Samples stand on one line each list, so that a diff of two files can be read."""
+    text = json.dumps(profile.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
+    return (_numbers_on_one_line(text) + "\n").encode()
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Raises ProfileError for a file that is missing, is no JSON, or no profile of this version."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(
+            f"{path} cannot be read: {error.strerror}", "give a file that profile --out wrote"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{path} is no JSON: {error}", "give a file that profile --out wrote") from error
+    try:
+        return Profile.from_json(values)
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error.cause}", error.fix) from error
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _numbers_on_one_line(text: str) -> str:
+    return re.sub(r"\[[\s\d.,eE+-]+\]", lambda match: " ".join(match[0].split()), text)

@@ -1,0 +1,48 @@
+"""Numbers out of samples: quantiles that the samples can support, and a bootstrap interval for a ratio of medians."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+DRAWS = 2000
+"""Resamples of a bootstrap."""
+
+
+def quantile(samples: Sequence[float], share: float) -> float | None:
+    """The `share` quantile, 0 to 1, by linear interpolation; None where fewer than one sample lies beyond it, since the
+    slowest of 20 calls says nothing about one call in a hundred."""
+    if not samples or len(samples) * (1 - share) < 1 - 1e-9:
+        return None
+    return float(np.quantile(np.asarray(samples, np.float64), share))
+
+
+def jitter(samples: Sequence[float]) -> float | None:
+    """The mean absolute difference of neighbouring calls, in the samples' unit; None for fewer than two."""
+    return float(np.abs(np.diff(np.asarray(samples, np.float64))).mean()) if len(samples) > 1 else None
+
+
+def ratio_of_medians(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float | None, float | None]:
+    """How many times as fast as `theirs` we are: (ratio, low, high) of the medians over rounds.
+
+    ours, theirs: of every round the times of its calls. Rounds of one number belong together: what else the machine did
+    then met both. So each round gives one ratio, of its medians; the result is the median of those, and the interval
+    comes from resampling rounds. A single round gives no interval: low and high are None.
+    """
+    pairs = [float(np.median(slow) / np.median(fast)) for fast, slow in zip(ours, theirs, strict=True)]
+    value = float(np.median(pairs))
+    if len(pairs) < 2:
+        return value, None, None
+    return value, *bootstrap_median(pairs, confidence=confidence, seed=seed)
+
+
+def bootstrap_median(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The percentile interval, of this confidence, of the median of `values` over resamples."""
+    rng = np.random.default_rng(seed)
+    draws: npt.NDArray[np.float64] = rng.choice(np.asarray(values, np.float64), (DRAWS, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
