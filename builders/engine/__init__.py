@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
-from twins_trt.builders.engine.device import Device, current_device
 from twins_trt.builders.engine.header import GraphHeader, Port, read_header
-from twins_trt.builders.engine.log import process_logger
 from twins_trt.builders.engine.options import FLAVOURS, EngineOptions, parse_target
 from twins_trt.builders.engine.progress import Progress
 from twins_trt.builders.engine.versions import Offer, describe, group_targets, load
+from twins_trt.device import Device, current_device
 
 __all__ = [
     "FLAVOURS",
@@ -28,6 +27,5 @@ __all__ = [
     "group_targets",
     "load",
     "parse_target",
-    "process_logger",
     "read_header",
 ]

@@ -11,15 +11,15 @@ from types import ModuleType
 from typing import Any
 
 from twins_trt.builders.engine import versions
-from twins_trt.builders.engine.device import Device, current_device
 from twins_trt.builders.engine.failures import build_failure, parser_failure, refuse_beforehand
 from twins_trt.builders.engine.header import GraphHeader, read_header
 from twins_trt.builders.engine.log import BuildLog, capture
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.engine.progress import BuildState, Progress, attach_monitor, watch
-from twins_trt.builders.engine.timing_cache import CacheKey, cache_path, read_cache, write_cache
 from twins_trt.builders.engine.versions import Offer
 from twins_trt.builders.layers import Layer, parse_build_log, parse_inspector
+from twins_trt.compiler_cache import CacheKey, CompilerCache
+from twins_trt.device import Device, current_device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 
 log = logging.getLogger("twins_trt")
@@ -142,7 +142,7 @@ def _compile(
     for message in build_log.errors:
         log.warning("the compiler recovered from: %s", message)
     if cache is not None:
-        _store_cache(config, *cache)
+        _store_cache(config, cache)
     return plan
 
 
@@ -156,9 +156,7 @@ def _create(factory: Any, logger: Any, offer: Offer) -> Any:
         ) from error
 
 
-def _open_cache(
-    offer: Offer, config: Any, options: EngineOptions, device: Device | None
-) -> tuple[Path, CacheKey] | None:
+def _open_cache(offer: Offer, config: Any, options: EngineOptions, device: Device | None) -> CompilerCache | None:
     if options.timing_cache is None:
         return None
     if not offer.timing_cache:
@@ -166,15 +164,14 @@ def _open_cache(
         return None
     assert device is not None  # settle_targets saw to it: only a build on a device times anything
     key = CacheKey(offer.flavour, offer.version, device.target, device.name)
-    path = cache_path(options.timing_cache, key)
-    blob = read_cache(path, key)
-    if not config.set_timing_cache(config.create_timing_cache(blob), False):
-        log.warning("%s refuses timing cache %s: not used, and replaced after the build", offer.name, path)
+    cache = CompilerCache.at(options.timing_cache, key, "timing cache")
+    if not config.set_timing_cache(config.create_timing_cache(cache.read()), False):
+        log.warning("%s refuses timing cache %s: not used, and replaced after the build", offer.name, cache.path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
-    return path, key
+    return cache
 
 
-def _store_cache(config: Any, path: Path, key: CacheKey) -> None:
+def _store_cache(config: Any, stored: CompilerCache) -> None:
     cache = config.get_timing_cache()
 
     def merge(present: bytes) -> bytes:
@@ -183,7 +180,7 @@ def _store_cache(config: Any, path: Path, key: CacheKey) -> None:
             cache.combine(config.create_timing_cache(present), False)
         return bytes(cache.serialize())
 
-    write_cache(path, key, merge)
+    stored.write(merge)
 
 
 def _layers(module: ModuleType, offer: Offer, logger: Any, build_log: BuildLog, plan: bytes) -> tuple[Layer, ...]:

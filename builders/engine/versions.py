@@ -7,17 +7,16 @@ majors, and what a version lacks is not there.
 
 from __future__ import annotations
 
-import importlib
-import platform
 import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from twins_trt.builders.engine.device import Device
+from twins_trt.bindings import NAMES, load_bindings, members, release
 from twins_trt.builders.engine.header import GraphHeader
 from twins_trt.builders.engine.options import EngineOptions
-from twins_trt.errors import BuildError, MissingDependencyError, UsageError, missing
+from twins_trt.device import Device
+from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 
 # The highest ONNX opset of a version's parser, by the support matrices; not something a module tells.
 _OPSETS = {(8, 6): 17, (10, 3): 20, (10, 13): 24, (11, 0): 25}
@@ -50,7 +49,7 @@ class Offer:
 
     @property
     def name(self) -> str:
-        return f"{'TensorRT-RTX' if self.flavour == 'tensorrt_rtx' else 'TensorRT'} {self.version}"
+        return f"{NAMES[self.flavour]} {self.version}"
 
     @property
     def ahead_of_time(self) -> bool:
@@ -64,50 +63,11 @@ class Offer:
         return max((opset for version, opset in _OPSETS.items() if version <= release(self.version)), default=None)
 
 
-def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version string; zeros where it has none."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def load(flavour: str) -> ModuleType:
     """The bindings of a flavour. Raises MissingDependencyError when they are absent, broken or another flavour's."""
-    rtx = flavour == "tensorrt_rtx"
-    purpose = f"building {'TensorRT-RTX' if rtx else 'TensorRT'} engines"
-    try:
-        module = importlib.import_module(flavour)
-    except ModuleNotFoundError as error:
-        if not rtx and platform.machine() == "aarch64":
-            raise MissingDependencyError(
-                f"{purpose} needs JetPack's tensorrt, which this environment does not see",
-                "sudo apt install python3-libnvinfer, then python3 -m venv --system-site-packages",
-            ) from error
-        raise missing(
-            "tensorrt-rtx-cu13" if rtx else "tensorrt", extra="rtx" if rtx else "tensorrt", purpose=purpose
-        ) from error
-    except Exception as error:  # a shared library that does not load raises OSError, ImportError or RuntimeError
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise MissingDependencyError(
-            f"{purpose}: {flavour} is installed but cannot be loaded ({reason})",
-            f"reinstall it: pip install --force-reinstall {'tensorrt-rtx-cu13' if rtx else 'tensorrt'}",
-        ) from error
-    for name in ("Builder", "OnnxParser", "ILogger", "IBuilderConfig"):
-        if not hasattr(module, name):
-            raise MissingDependencyError(
-                f"{purpose}: the module {flavour} has no {name}, so it is not that library",
-                f"remove what shadows it: {getattr(module, '__file__', None) or 'a package without files'}",
-            )
-    if rtx != hasattr(module, "ComputeCapability"):
-        other = "tensorrt" if rtx else "tensorrt_rtx"
-        raise MissingDependencyError(
-            f"the module {flavour} is the library {other}", f"choose flavour {other}, or reinstall {flavour}"
-        )
-    return module
-
-
-def members(module: ModuleType, enum: str) -> tuple[str, ...]:
-    """Names of an enum of the module; empty when the module has no such enum."""
-    return tuple(getattr(getattr(module, enum, None), "__members__", ()))
+    return load_bindings(
+        flavour, purpose=f"building {NAMES[flavour]} engines", needs=("Builder", "OnnxParser", "IBuilderConfig")
+    )
 
 
 def describe(module: ModuleType, flavour: str) -> Offer:

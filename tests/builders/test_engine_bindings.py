@@ -35,7 +35,7 @@ print(json.dumps(asdict(versions.describe(versions.load("tensorrt"), "tensorrt")
 START = """
 import sys, tensorrt_bindings
 from twins_trt.builders.engine import EngineOptions, build, build_engine
-from twins_trt.builders.engine.device import Device
+from twins_trt.device import Device
 from twins_trt.errors import MissingDependencyError
 sys.modules["tensorrt"] = tensorrt_bindings
 build.current_device = lambda: Device("Orin", "sm_87")

@@ -13,14 +13,15 @@ from engine_graphs import BLOCK, attention, single
 from fake_tensorrt import Script
 from onnx import helper
 
+from twins_trt.bindings import process_logger
 from twins_trt.builders.engine import EngineOptions, build, build_engine
-from twins_trt.builders.engine.device import Device
-from twins_trt.builders.engine.log import capture, process_logger
-from twins_trt.builders.engine.timing_cache import CacheKey, read_cache, write_cache
+from twins_trt.builders.engine.log import capture
+from twins_trt.compiler_cache import CacheKey, CompilerCache
+from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 
 ON_DEVICE = ("8.6.1", "10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106")
-ORIN = Device("Orin", "sm_87")
+ORIN = Device("Orin", "sm_87", integrated=True)
 LAYERS = (
     {
         "Name": "_gemm_mha_v2_myl0_0",
@@ -344,8 +345,8 @@ def test_the_timing_cache_is_kept_merged_and_told_apart(
         module = install("10.13.3.9")
         build_engine(graph, options)
     assert calls(module, "create_timing_cache") == [(b"",)]
-    assert "was measured with version '10.3.0', and this is '10.13.3.9'" in caplog.text
-    assert caplog.text.count("was measured with") == 1
+    assert "was made with version '10.3.0', and this is '10.13.3.9'" in caplog.text
+    assert caplog.text.count("was made with") == 1
     module = install("10.13.3.9", Script(layers=LAYERS, refuses_cache=True))
     with caplog.at_level(logging.WARNING, "twins_trt"):
         build_engine(graph, options)
@@ -360,11 +361,11 @@ def test_what_another_build_added_to_the_timing_cache_meanwhile_is_kept(
     key = CacheKey("tensorrt", "10.3.0", "sm_87", "Orin")
 
     def other() -> None:
-        write_cache(path, key, lambda _: b"theirs")
+        CompilerCache(path, key, "timing cache").write(lambda _: b"theirs")
 
     install("10.3.0", Script(layers=LAYERS, phases=(("Building engine", None, 1),), during=other))
     build_engine(graph, EngineOptions(flavour="tensorrt", timing_cache=str(path)))
-    assert read_cache(path, key) == b"theirs+measured"
+    assert CompilerCache(path, key, "timing cache").read() == b"theirs+measured"
 
 
 def test_one_build_at_a_time_has_the_log() -> None:
@@ -403,7 +404,7 @@ def test_a_logger_that_fails_inside_the_compiler_does_not_raise(monkeypatch: pyt
 
 @pytest.mark.parametrize("fails_at", [None, "cuInit", "cuDeviceGetAttribute"])
 def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twins_trt.builders.engine import device
+    from twins_trt import device
 
     class Driver:
         def __getattr__(self, name: str) -> Any:
@@ -411,7 +412,7 @@ def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.M
                 if name == "cuDeviceGetName":
                     given[0].value = b"Orin"
                 if name == "cuDeviceGetAttribute":
-                    given[0]._obj.value = {75: 8, 76: 7}[given[1]]
+                    given[0]._obj.value = {18: 1, 75: 8, 76: 7}[given[1]]
                 return 100 if name == fails_at else 0
 
             return call

@@ -15,8 +15,9 @@ import pytest
 from engine_graphs import BLOCK, attention, linear, single
 from onnx import TensorProto
 
+from twins_trt.bindings import process_logger
 from twins_trt.builders.audit import audit_layers, check_fused, main
-from twins_trt.builders.engine import BuiltEngine, EngineOptions, build, build_engine, describe, load, process_logger
+from twins_trt.builders.engine import BuiltEngine, EngineOptions, build, build_engine, describe, load
 from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed (pip install tensorrt-rtx-cu13)")

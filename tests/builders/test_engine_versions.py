@@ -12,8 +12,8 @@ import fake_tensorrt
 import pytest
 
 from twins_trt.builders.engine import versions
-from twins_trt.builders.engine.device import Device
 from twins_trt.builders.engine.options import EngineOptions
+from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 
 RTX = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")

@@ -1,4 +1,4 @@
-"""The GPU that a build without ahead-of-time targets is for, asked of the driver itself: no CUDA package needed."""
+"""The GPU that this process sees first, asked of the driver itself: no CUDA package needed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
+_INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 18, 75, 76  # CUdevice_attribute in cuda.h
 
 
 @dataclass(frozen=True)
 class Device:
-    """`name` as the driver says it ("Orin"), `target` as we say it ("sm_87")."""
+    """`name` as the driver says it ("Orin"), `target` as we say it ("sm_87").
+
+    integrated: it shares the host's memory, as on a Jetson, so that nothing has to be copied.
+    """
 
     name: str
     target: str
+    integrated: bool = False
 
 
 def current_device() -> Device | None:
@@ -23,7 +27,7 @@ def current_device() -> Device | None:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    device, major, minor, integrated = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(256)
     calls = (
         lambda: driver.cuInit(0),
@@ -31,7 +35,8 @@ def current_device() -> Device | None:
         lambda: driver.cuDeviceGetName(name, len(name), device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(integrated), _INTEGRATED, device),
     )
     if any(call() != 0 for call in calls):
         return None
-    return Device(name.value.decode(errors="replace"), f"sm_{major.value}{minor.value}")
+    return Device(name.value.decode(errors="replace"), f"sm_{major.value}{minor.value}", bool(integrated.value))

@@ -1,4 +1,4 @@
-"""The timing cache file: keyed, checked, merged under a lock, replaced in one step."""
+"""Cache files of compilers: keyed, checked, merged under a lock, replaced in one step."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from pathlib import Path
 
 import pytest
 
-from twins_trt.builders.engine.timing_cache import CacheKey, cache_path, read_cache, write_cache
+from twins_trt.compiler_cache import CacheKey, CompilerCache
 from twins_trt.errors import UsageError
 
 KEY = CacheKey("tensorrt", "10.3.0", "sm_87", "Orin")
 
 
+def cache(path: Path, key: CacheKey = KEY) -> CompilerCache:
+    return CompilerCache(path, key, "timing cache")
+
+
 def test_what_is_written_is_read_and_nothing_is_left_over(tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
-    assert read_cache(path, KEY) == b""
-    write_cache(path, KEY, lambda present: present + b"one\n")
-    write_cache(path, KEY, lambda present: present + b"two\n")
-    assert read_cache(path, KEY) == b"one\ntwo\n"
+    assert cache(path).read() == b""
+    cache(path).write(lambda present: present + b"one\n")
+    cache(path).write(lambda present: present + b"two\n")
+    assert cache(path).read() == b"one\ntwo\n"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["timing.cache", "timing.cache.lock"]
 
 
 @pytest.mark.parametrize("field", ["flavour", "version", "target", "device"])
 def test_a_cache_of_something_else_is_left_unread(field: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "timing.cache"
-    write_cache(path, KEY, lambda _: b"measured")
+    cache(path).write(lambda _: b"measured")
     other = replace(KEY, **{field: "other"})
     with caplog.at_level(logging.WARNING, "twins_trt"):
-        assert read_cache(path, other) == b""
-    assert f"measured with {field} {getattr(KEY, field)!r}, and this is 'other'" in caplog.text
+        assert cache(path, other).read() == b""
+    assert f"made with {field} {getattr(KEY, field)!r}, and this is 'other'" in caplog.text
     # Replaced, not merged: the merge sees nothing of it.
-    write_cache(path, other, lambda present: present + b"new")
-    assert read_cache(path, other) == b"new"
+    cache(path, other).write(lambda present: present + b"new")
+    assert cache(path, other).read() == b"new"
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "foreign", "empty", "header"])
 def test_a_damaged_cache_is_left_unread(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "timing.cache"
-    write_cache(path, KEY, lambda _: b"measured")
+    cache(path).write(lambda _: b"measured")
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-1] ^= 1
@@ -48,36 +52,36 @@ def test_a_damaged_cache_is_left_unread(damage: str, tmp_path: Path, caplog: pyt
         {"cut": content[:-3], "foreign": b"ptrtd\0\1", "empty": b"", "header": content[:30]}.get(damage, content)
     )
     with caplog.at_level(logging.WARNING, "twins_trt"):
-        assert read_cache(path, KEY) == b""
-    assert "not used, and replaced after the build" in caplog.text
+        assert cache(path).read() == b""
+    assert "not used, and replaced" in caplog.text
 
 
 def test_a_folder_keeps_one_file_per_device(tmp_path: Path) -> None:
-    path = cache_path(str(tmp_path), KEY)
+    path = CompilerCache.at(str(tmp_path), KEY, "timing cache").path
     assert path == tmp_path / "tensorrt-10.3.0-sm_87-Orin.cache"
-    assert cache_path(str(tmp_path), replace(KEY, device="NVIDIA A/B (x)")).name == (
+    assert CompilerCache.at(str(tmp_path), replace(KEY, device="NVIDIA A/B (x)"), "timing cache").path.name == (
         "tensorrt-10.3.0-sm_87-NVIDIA_A_B_x_.cache"
     )
-    assert cache_path(str(tmp_path / "mine"), KEY) == tmp_path / "mine"
+    assert CompilerCache.at(str(tmp_path / "mine"), KEY, "timing cache").path == tmp_path / "mine"
     with pytest.raises(UsageError, match=r"folder .*absent does not exist"):
-        cache_path(str(tmp_path / "absent" / "mine"), KEY)
+        CompilerCache.at(str(tmp_path / "absent" / "mine"), KEY, "timing cache")
 
 
 def test_a_failing_merge_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
-    write_cache(path, KEY, lambda _: b"measured")
+    cache(path).write(lambda _: b"measured")
 
     def broken(_: bytes) -> bytes:
         raise RuntimeError("the compiler went away")
 
     with pytest.raises(RuntimeError, match="went away"):
-        write_cache(path, KEY, broken)
-    assert read_cache(path, KEY) == b"measured"
+        cache(path).write(broken)
+    assert cache(path).read() == b"measured"
 
 
 def test_a_cache_that_cannot_be_written_costs_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "twins_trt"):
-        write_cache(tmp_path / "gone" / "timing.cache", KEY, lambda _: b"measured")
+        cache(tmp_path / "gone" / "timing.cache").write(lambda _: b"measured")
     assert "cannot be written" in caplog.text
 
 
@@ -86,11 +90,11 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
 
     def add(letter: int) -> None:
         for _ in range(20):
-            write_cache(path, KEY, lambda present: present + bytes([letter]))
+            cache(path).write(lambda present: present + bytes([letter]))
 
     threads = [threading.Thread(target=add, args=(ord("a") + index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(read_cache(path, KEY)) == sorted(b"abcd" * 20)
+    assert sorted(cache(path).read()) == sorted(b"abcd" * 20)

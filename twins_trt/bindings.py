@@ -1,0 +1,152 @@
+"""The Python bindings of TensorRT and TensorRT-RTX: imported, told apart, and listened to.
+
+Shared by what builds engines and what runs them. Names are looked up on the module and never by number or version: the
+integers behind them move between majors, and what a version lacks is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import platform
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Protocol
+
+from twins_trt.errors import MissingDependencyError, missing
+
+log = logging.getLogger("twins_trt")
+
+NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+"""What a flavour is called in words; the keys are the modules' names."""
+
+
+def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> ModuleType:
+    """The module of a flavour. purpose: for what, in errors. needs: names it must have besides a logger's.
+
+    Raises MissingDependencyError when it is absent, broken or another flavour's.
+    """
+    rtx = flavour == "tensorrt_rtx"
+    try:
+        module = importlib.import_module(flavour)
+    except ModuleNotFoundError as error:
+        if not rtx and platform.machine() == "aarch64":
+            raise MissingDependencyError(
+                f"{purpose} needs JetPack's tensorrt, which this environment does not see",
+                "sudo apt install python3-libnvinfer, then python3 -m venv --system-site-packages",
+            ) from error
+        raise missing(
+            "tensorrt-rtx-cu13" if rtx else "tensorrt", extra="rtx" if rtx else "tensorrt", purpose=purpose
+        ) from error
+    except Exception as error:  # a shared library that does not load raises OSError, ImportError or RuntimeError
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise MissingDependencyError(
+            f"{purpose}: {flavour} is installed but cannot be loaded ({reason})",
+            f"reinstall it: pip install --force-reinstall {'tensorrt-rtx-cu13' if rtx else 'tensorrt'}",
+        ) from error
+    for name in ("ILogger", *needs):
+        if not hasattr(module, name):
+            raise MissingDependencyError(
+                f"{purpose}: the module {flavour} has no {name}, so it is not that library",
+                f"remove what shadows it: {getattr(module, '__file__', None) or 'a package without files'}",
+            )
+    if rtx != hasattr(module, "ComputeCapability"):
+        other = "tensorrt" if rtx else "tensorrt_rtx"
+        raise MissingDependencyError(
+            f"the module {flavour} is the library {other}", f"choose flavour {other}, or reinstall {flavour}"
+        )
+    return module
+
+
+def release(version: str) -> tuple[int, int]:
+    """(major, minor) of a version string; zeros where it has none."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def members(module: ModuleType, enum: str) -> tuple[str, ...]:
+    """Names of an enum of the module; empty when the module has no such enum."""
+    return tuple(getattr(getattr(module, enum, None), "__members__", ()))
+
+
+class Target(Protocol):
+    """Takes a compiler's messages."""
+
+    def record(self, severity: str, message: str) -> None: ...
+
+
+class _Sink:
+    """Where the process-wide logger of one module writes to at the moment."""
+
+    def __init__(self) -> None:
+        self.target: Target | None = None
+        self.lock = threading.Lock()
+        self.errors: deque[str] = deque(maxlen=16)
+
+    def record(self, severity: str, message: str) -> None:
+        if self.target is not None:
+            self.target.record(severity, message)
+        elif severity in ("ERROR", "INTERNAL_ERROR"):
+            self.errors.append(message)
+            log.debug("runtime: %s", message)
+        elif severity == "WARNING":
+            log.warning("runtime: %s", message)
+
+
+_LOGGERS: dict[str, tuple[Any, _Sink]] = {}
+
+
+def _logger(module: ModuleType) -> tuple[Any, _Sink]:
+    if module.__name__ in _LOGGERS and isinstance(_LOGGERS[module.__name__][0], module.ILogger):
+        return _LOGGERS[module.__name__]
+    sink = _Sink()
+
+    class Logger(module.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            # An exception thrown through the compiler's C++ frames ends the process, so none leaves here.
+            try:
+                sink.record(getattr(severity, "name", str(severity)), msg)
+            except BaseException:
+                log.debug("a compiler message could not be recorded", exc_info=True)
+
+    _LOGGERS[module.__name__] = (Logger(), sink)
+    return _LOGGERS[module.__name__]
+
+
+def process_logger(module: ModuleType) -> Any:
+    """The one `ILogger` of this process for a TensorRT module.
+
+    TensorRT registers the logger of the first builder, runtime or refitter of a process, and warns that it ignores
+    others while that one lives. Sharing one keeps the warning away and every message in one place.
+    """
+    return _logger(module)[0]
+
+
+def said(module: ModuleType) -> str:
+    """The last errors that came from no build, in one line, and forget them: TensorRT returns null and logs why.
+
+    Several threads may fail at once; then one of them tells what the other was told.
+    """
+    errors = _logger(module)[1].errors
+    last = list(dict.fromkeys(errors))[-2:]
+    errors.clear()
+    return "; ".join(" ".join(message.split()) for message in last) or "it does not say why"
+
+
+@contextmanager
+def listening(module: ModuleType, target: Target) -> Iterator[Any]:
+    """The process's logger, with its messages going to `target`; one holds it at a time."""
+    logger, sink = _logger(module)
+    with sink.lock:
+        sink.target = target
+        try:
+            yield logger
+        finally:
+            sink.target = None

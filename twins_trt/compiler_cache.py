@@ -1,0 +1,101 @@
+"""Files that keep a compiler's work from one process to the next: tactics that were timed, kernels that were compiled.
+
+TensorRT checks little of what it is given back, and a cache of another device or version makes builds slow or wrong
+(TensorRT#3137), so a file starts with a line that says what it was made with. One that does not fit is left unread, and
+replaced when there is something to keep. Several processes may share a file: it is read and merged under a lock, and
+replaced in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from twins_trt.errors import UsageError
+from twins_trt.files import locked, whole_file
+
+log = logging.getLogger("twins_trt")
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What the content holds for: flavour and full version of the compiler, the device, and which plan if only one."""
+
+    flavour: str
+    version: str
+    target: str
+    device: str
+    plan: str = ""
+
+
+@dataclass(frozen=True)
+class CompilerCache:
+    """One such file. kind: what it is called in its first line and in the log, such as `timing cache`."""
+
+    path: Path
+    key: CacheKey
+    kind: str
+
+    @classmethod
+    def at(cls, setting: str | Path, key: CacheKey, kind: str) -> CompilerCache:
+        """The file for a setting: itself, or inside an existing folder one named after the key. Raises UsageError when
+        its folder does not exist."""
+        path = Path(setting)
+        if path.is_dir():
+            words = "-".join(word for word in asdict(key).values() if word)
+            return cls(path / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', words)}.cache", key, kind)
+        if not path.parent.is_dir():
+            raise UsageError(f"the {kind}'s folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+        return cls(path, key, kind)
+
+    def read(self) -> bytes:
+        """The content when it fits the key; empty, with a log line saying why, when it does not."""
+        try:
+            with locked(self.path):
+                return self._unpack(logging.WARNING)
+        except OSError as error:
+            log.warning("%s %s cannot be read: %s", self.kind, self.path, error)
+            return b""
+
+    def write(self, merge: Callable[[bytes], bytes]) -> None:
+        """Replaces the file by `merge(its current content)`, in one step. A failure costs a log line, no more."""
+        try:
+            with locked(self.path):
+                blob = merge(self._unpack(logging.DEBUG))
+                head = {**asdict(self.key), "sha256": hashlib.sha256(blob).hexdigest()}
+                with whole_file(self.path) as file:
+                    file.write(self._magic + json.dumps(head).encode() + b"\n" + blob)
+        except OSError as error:
+            log.warning("%s %s cannot be written: %s", self.kind, self.path, error)
+
+    @property
+    def _magic(self) -> bytes:
+        return f"twins-trt {self.kind} 1\n".encode()
+
+    def _unpack(self, level: int) -> bytes:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        head, _, blob = data[len(self._magic) :].partition(b"\n")
+        try:
+            fields = json.loads(head) if data.startswith(self._magic) else {}
+        except ValueError:
+            fields = {}
+        if not fields:
+            return self._refuse(level, "is none of ours")
+        if fields.pop("sha256", None) != hashlib.sha256(blob).hexdigest():
+            return self._refuse(level, "is damaged")
+        for field, value in asdict(self.key).items():
+            if fields.get(field) != value:
+                return self._refuse(level, f"was made with {field} {fields.get(field)!r}, and this is {value!r}")
+        return blob
+
+    def _refuse(self, level: int, why: str) -> bytes:
+        log.log(level, "%s %s %s: not used, and replaced", self.kind, self.path, why)
+        return b""
