@@ -1,4 +1,5 @@
-"""The model to build from: a checkpoint's weights, the published ones that were fetched before, or seeded ones."""
+"""The model to build from: a checkpoint's weights, the published ones that were fetched before, the packaged ones of
+the demo, or seeded ones."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import twins_trt
 from twins_trt.data.ade20k import ADE20K_CLASSES, ADE20K_PALETTE
 from twins_trt.data.palette import Colour, camvid_palette
 from twins_trt.errors import CheckpointError, UsageError
@@ -31,13 +33,13 @@ class ModelFacts:
 
 
 def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: bool = False) -> Path | None:
-    """The file with the weights of the model called `name`: `checkpoint`, or what `fetch` has put into the cache; None
-    for seeded ones. Nothing is read.
+    """The file with the weights of the model called `name`: `checkpoint`, or what `fetch` has put into the cache, or
+    what comes with the package; None for seeded ones. Nothing is read.
 
     Raises `UsageError` for an unknown model, for both or neither of them, `CheckpointError` where there is no such
     file.
     """
-    get_spec(name)
+    spec = get_spec(name)
     if checkpoint is not None and seeded:
         raise UsageError("a checkpoint and seeded weights exclude each other", "give --checkpoint or --seeded")
     if seeded:
@@ -48,6 +50,8 @@ def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: boo
             what = "is a directory, not a checkpoint" if path.is_dir() else "does not exist"
             raise CheckpointError(f"{path} {what}", f"check the path, or get a checkpoint: twins-trt fetch {name}")
         return path
+    if spec.packaged:
+        return Path(twins_trt.__file__).parent / spec.packaged
     path = cached_path(name)
     if not path.is_file():
         raise UsageError(
@@ -86,7 +90,7 @@ def load_weights(
         num_classes = found[1] if found and found[0] == name else spec.num_classes
     model = build_model(name, num_classes, padding=padding)
     loaded = load_checkpoint(model, path)
-    if checkpoint is None and not loaded.sha256.startswith(spec.weights_sha256_prefix):
+    if checkpoint is None and spec.weights and not loaded.sha256.startswith(spec.weights_sha256_prefix):
         raise CheckpointError(
             f"{path} has the sha256 {loaded.sha256}, but {name}'s published weights begin with "
             f"{spec.weights_sha256_prefix}",

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from twins_trt.builders.export.backbone import write_backbone
 from twins_trt.builders.export.dims import Dim
-from twins_trt.builders.export.fpn import HEAD_CHANNELS, write_fpn
+from twins_trt.builders.export.fpn import write_fpn
 from twins_trt.builders.export.options import ExportOptions, GraphInfo, Range
 from twins_trt.builders.export.output import logits_output, mask_output, write_logits
 from twins_trt.builders.export.precision import to_fp16
@@ -90,7 +90,8 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     image, batch, image_size, shape = _write_input(w, options)
     stages = write_backbone(w, weights, spec, image, batch, image_size, model.padding)
     if spec.head == "fpn":
-        features, channels = write_fpn(w, weights, stages, batch), HEAD_CHANNELS
+        features = write_fpn(w, weights, stages, batch, channels=spec.fpn_channels)
+        channels = spec.fpn_channels[1]
     else:
         features, channels = write_upernet(w, weights, stages, batch, levels=levels), UPERNET_CHANNELS
     size = stages[0].size

@@ -13,8 +13,6 @@ from twins_trt.builders.export.tokens import Size, StageMap, Weights, to_map
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 BATCH_NORM_EPS = 1e-5  # torch's default, which mmseg keeps
-NECK_CHANNELS = 256
-HEAD_CHANNELS = 128
 
 
 def folded(weights: Weights, key: str) -> tuple[NDArray, NDArray]:
@@ -32,27 +30,26 @@ def conv_bn_relu(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: st
     return w.op("Relu", [w.conv(x, weight, bias, name, pads=(pad, pad, pad, pad))], f"{name}.relu")
 
 
-def write_fpn(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batch: Dim) -> Tensor:
-    """Neck and head up to the classifier's input, [B, 128, H/4, W/4]."""
+def write_fpn(
+    w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batch: Dim, *, channels: tuple[int, int]
+) -> Tensor:
+    """Neck and head up to the classifier's input, [B, channels[1], H/4, W/4]. channels: of the neck and of the head."""
     sizes = [stage.size for stage in stages]
     with w.scope("neck"):
+        neck = channels[0]
         maps = {len(stages) - 1: _lateral(w, weights, len(stages) - 1, stages[-1], batch)}
         for i in range(len(stages) - 2, 0, -1):
-            maps[i] = w.add(
-                _lateral(w, weights, i, stages[i], batch), _doubled(w, maps[i + 1], sizes, i, batch), f"sum.{i}"
-            )
+            doubled = w.resize(maps[i + 1], sizes[i], f"up.{i + 1}", mode="nearest", batch=batch, channels=neck)
+            maps[i] = w.add(_lateral(w, weights, i, stages[i], batch), doubled, f"sum.{i}")
         if w.forms == "cpu" and known(*sizes[0]) and sizes[0] == (sizes[1][0] * 2, sizes[1][1] * 2):
             outs = [_finest_from_coarse(w, weights, stages[0], maps[1], batch)]
         else:
-            finest = w.add(_lateral(w, weights, 0, stages[0], batch), _doubled(w, maps[1], sizes, 0, batch), "sum.0")
+            doubled = w.resize(maps[1], sizes[0], "up.1", mode="nearest", batch=batch, channels=neck)
+            finest = w.add(_lateral(w, weights, 0, stages[0], batch), doubled, "sum.0")
             outs = [_conv(w, weights, "neck.fpn_convs.0", finest, "conv.0")]
         outs += [_conv(w, weights, f"neck.fpn_convs.{i}", maps[i], f"conv.{i}") for i in range(1, len(stages))]
     with w.scope("head"):
-        return _sum_levels(w, weights, outs, sizes, batch)
-
-
-def _doubled(w: GraphWriter, x: Tensor, sizes: Sequence[Size], level: int, batch: Dim) -> Tensor:
-    return w.resize(x, sizes[level], f"up.{level + 1}", mode="nearest", batch=batch, channels=NECK_CHANNELS)
+        return _sum_levels(w, weights, outs, sizes, batch, channels=channels[1])
 
 
 def _finest_from_coarse(w: GraphWriter, weights: Weights, stage: StageMap, coarse: Tensor, batch: Dim) -> Tensor:
@@ -89,10 +86,9 @@ def _lateral(w: GraphWriter, weights: Weights, level: int, stage: StageMap, batc
     key = f"neck.lateral_convs.{level}"
     if level < 3:
         return _conv(w, weights, key, to_map(w, stage.tokens, batch, stage.size, stage.channels), f"lateral.{level}")
-    out = w.linear(
-        stage.tokens, weights[f"{key}.conv.weight"][:, :, 0, 0], weights[f"{key}.conv.bias"], f"lateral.{level}"
-    )
-    return to_map(w, out, batch, stage.size, NECK_CHANNELS)
+    weight = weights[f"{key}.conv.weight"][:, :, 0, 0]
+    out = w.linear(stage.tokens, weight, weights[f"{key}.conv.bias"], f"lateral.{level}")
+    return to_map(w, out, batch, stage.size, len(weight))
 
 
 def _conv(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str) -> Tensor:
@@ -101,7 +97,9 @@ def _conv(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str) -> T
     return w.conv(x, weight, weights[f"{key}.conv.bias"], name, pads=(pad, pad, pad, pad))
 
 
-def _sum_levels(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Sequence[Size], batch: Dim) -> Tensor:
+def _sum_levels(
+    w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Sequence[Size], batch: Dim, *, channels: int
+) -> Tensor:
     """Each level's (3×3, ×2) steps, and their sum at stride 4.
 
     Every coarse level ends in a ×2 resize. Those whose last step runs at the same size are summed before it: a
@@ -117,7 +115,7 @@ def _sum_levels(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes:
             x = conv_bn_relu(w, weights, f"decode_head.scale_heads.{level}.{2 * step}", x, name)
             if step < level - 1:
                 size = (size[0] * 2, size[1] * 2)
-                x = w.resize(x, size, f"{name}.up", batch=batch, channels=HEAD_CHANNELS)
+                x = w.resize(x, size, f"{name}.up", batch=batch, channels=channels)
         if pending and pending[-1][0] == size:
             pending[-1] = (size, w.add(pending[-1][1], x, f"sum.{level}"))
         else:
@@ -125,19 +123,18 @@ def _sum_levels(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes:
     for i, (size, x) in enumerate(pending):
         doubled = (size[0] * 2, size[1] * 2)
         if w.forms == "gpu" and known(*size) and doubled == sizes[0]:
-            x = _double_in_one_kernel(w, x, batch, size)
+            x = _double_in_one_kernel(w, x, batch, size, channels)
         else:
-            x = w.resize(x, doubled, f"up.{i}", batch=batch, channels=HEAD_CHANNELS)
+            x = w.resize(x, doubled, f"up.{i}", batch=batch, channels=channels)
         if doubled != sizes[0]:
-            x = w.resize(x, sizes[0], f"fit.{i}", batch=batch, channels=HEAD_CHANNELS)
+            x = w.resize(x, sizes[0], f"fit.{i}", batch=batch, channels=channels)
         out = w.add(out, x, f"total.{i}")
     return out
 
 
-def _double_in_one_kernel(w: GraphWriter, x: Tensor, batch: Dim, size: Size) -> Tensor:
+def _double_in_one_kernel(w: GraphWriter, x: Tensor, batch: Dim, size: Size, channels: int) -> Tensor:
     """A bilinear ×2 that, unlike a Resize node, fuses with the sums before and after it."""
-    x = upsample_phases(
-        w, w.transpose(x, (0, 2, 3, 1), "channels_last"), 2, batch=batch, size=size, channels=HEAD_CHANNELS
-    )
-    x = w.reshape(x, [batch, size[0] * 2, size[1] * 2, HEAD_CHANNELS], "doubled")
+    x = w.transpose(x, (0, 2, 3, 1), "channels_last")
+    x = upsample_phases(w, x, 2, batch=batch, size=size, channels=channels)
+    x = w.reshape(x, [batch, size[0] * 2, size[1] * 2, channels], "doubled")
     return w.transpose(x, (0, 3, 1, 2), "channels_first")

@@ -18,7 +18,7 @@ from twins_trt.errors import ExportError, UsageError
 from twins_trt.models import build_model, list_models
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
-from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+from twins_trt.models.zoo import DEMO, IMAGENET_MEAN, IMAGENET_STD
 
 PARITY = 1e-4  # of the logits' largest magnitude
 SMALL = ("twins_pcpvt-s_fpn", "twins_svt-s_fpn", "twins_svt-s_upernet")  # every kind of block and head
@@ -67,7 +67,7 @@ def check(
     assert (got["mask"] == mask).mean() >= agreement
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [*list_models(), DEMO.name])
 def test_graph_equals_model(name: str, tmp_path: Path) -> None:
     model = seeded_model(name)
     options = ExportOptions(*QUIRK, outputs=("mask", "logits"))
@@ -96,7 +96,7 @@ def test_every_opset_passes_the_checker_and_agrees(name: str, opset: int, tmp_pa
     check(model, tmp_path / "g.onnx", image(64, 96))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, DEMO.name])
 def test_cpu_forms_agree(name: str, tmp_path: Path) -> None:
     model = seeded_model(name)
     for levels in (None, 1, 3) if model.spec.head == "upernet" else (None,):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from twins_trt.errors import CheckpointError, MissingDependencyError
 from twins_trt.files import sha256_of
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
-from twins_trt.models.zoo import get_spec, list_models
+from twins_trt.models.zoo import known_specs
 
 log = logging.getLogger("twins_trt")
 
@@ -131,7 +131,7 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, str] | Non
                 family = "svt"
     widths = tuple(dims.get(i, 0) for i in range(4))
     depths = tuple(len(blocks.get(i, ())) for i in range(4))
-    for spec in map(get_spec, list_models()):
+    for spec in known_specs():
         if (spec.family, spec.embed_dims, spec.depths) == (family, widths, depths):
             return family, spec.variant
     return None

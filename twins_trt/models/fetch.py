@@ -50,8 +50,14 @@ def default_cache_dir() -> Path:
 
 
 def cached_path(name: str, *, cache_dir: str | Path | None = None) -> Path:
-    """Where `fetch` puts the weights of the model called `name`, whether they are there or not."""
-    return (default_cache_dir() if cache_dir is None else Path(cache_dir)) / get_spec(name).weights_file
+    """Where `fetch` puts the weights of the model called `name`, whether they are there or not.
+
+    Raises `UsageError` for an unknown model, and for the demo's, of which nothing is published.
+    """
+    spec = get_spec(name)
+    if spec.packaged:
+        raise UsageError(f"{name} comes with the package: there is nothing to fetch", "use it as it is: twins-trt demo")
+    return (default_cache_dir() if cache_dir is None else Path(cache_dir)) / spec.weights_file
 
 
 def fetch(

@@ -47,7 +47,7 @@ class Classifier(nn.Module):
 class FPN(nn.Module):
     """mmseg's FPN neck: lateral 1×1, nearest top-down sums, 3×3; no norm, no activation. Four maps in, four out."""
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
         self.lateral_convs = nn.ModuleList(ConvModule(c, channels, 1, norm=False) for c in in_channels)
         self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3, norm=False) for _ in in_channels)
@@ -69,7 +69,7 @@ class Upsample(nn.Module):
 class FPNHead(Classifier):
     """Semantic FPN (arXiv 1901.02446): each level to stride 4 by (3×3, ×2) steps, summed, classified."""
 
-    def __init__(self, num_classes: int, *, in_channels: int = 256, channels: int = 128, levels: int = 4) -> None:
+    def __init__(self, num_classes: int, *, in_channels: int, channels: int, levels: int = 4) -> None:
         super().__init__(channels, num_classes)
         self.scale_heads = nn.ModuleList()
         for level in range(levels):

@@ -31,8 +31,9 @@ class Segmentor(nn.Module):
         self.meta: CheckpointMeta | None = None
         self.backbone = Backbone(spec, padding=padding, attention=attention)
         if spec.head == "fpn":
-            self.neck = FPN(spec.embed_dims)
-            self.decode_head: FPNHead | UPerHead = FPNHead(num_classes)
+            neck, head = spec.fpn_channels
+            self.neck = FPN(spec.embed_dims, neck)
+            self.decode_head: FPNHead | UPerHead = FPNHead(num_classes, in_channels=neck, channels=head)
         else:
             self.decode_head = UPerHead(spec.embed_dims, num_classes)
             self.auxiliary_head = FCNHead(spec.embed_dims[2], num_classes)
@@ -63,7 +64,7 @@ def build_model(
 ) -> Segmentor:
     """A zoo model in eval mode, with random weights or those of an mmsegmentation checkpoint.
 
-    name: one of `list_models()`. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore").
+    name: one of `list_models()`, or the demo's. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore").
     padding: `parity` computes LSA as mmsegmentation does, quirk included; `masked` always excludes padded keys.
     attention: which form of LSA and GSA runs, forward and backward: `triton`, `sdpa`, `reference`, or `auto`, which is
     the Triton kernels on a GPU that can run them, `sdpa` on one that cannot and the reference on a CPU.

@@ -1,4 +1,4 @@
-"""The 12 Twins models that mmsegmentation published for ADE20K, as literal data.
+"""The 12 Twins models that mmsegmentation published for ADE20K, and the demo's small one, as literal data.
 
 Source of the published columns: mmsegmentation's Twins model page. `fps` and `memory_gb` are the page's own
 (training memory; the GPU is not named there). Architectures: "Twins: Revisiting the Design of Spatial Attention in
@@ -8,6 +8,7 @@ Vision Transformers" (arXiv 2104.13840), tables 1 and 2, with mmsegmentation's c
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from twins_trt.errors import UsageError
@@ -24,13 +25,13 @@ _WEIGHTS = "https://download.openmmlab.com/mmsegmentation/v0.5/twins"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One row of the zoo: what to build, and what was published for it."""
+    """One row of the zoo: what to build, and what was published for it (NaN and empty where nothing was)."""
 
     name: str
     family: str
     """`pcpvt` (GSA in every block) or `svt` (LSA and GSA in turn)."""
     variant: str
-    """`s`, `b` or `l`."""
+    """`s`, `b`, `l` or `demo`."""
     head: str
     """`fpn` (mmseg's FPN neck and FPNHead) or `upernet` (UPerHead; trained with an auxiliary FCNHead)."""
     embed_dims: tuple[int, int, int, int]
@@ -38,21 +39,25 @@ class ModelSpec:
     num_heads: tuple[int, int, int, int]
     mlp_ratios: tuple[int, int, int, int]
     drop_path_rate: float
-    schedule_iterations: int
-    miou: float
+    schedule_iterations: int = 0
+    miou: float = math.nan
     """Published single-scale mIoU on ADE20K val, percent."""
-    miou_ms_flip: float
+    miou_ms_flip: float = math.nan
     """Published multi-scale and flip mIoU on ADE20K val, percent."""
-    fps: float
-    memory_gb: float
-    config: str
+    fps: float = math.nan
+    memory_gb: float = math.nan
+    config: str = ""
     """File name of mmsegmentation's configuration (the page links SVT-L UPerNet to PCPVT-L's; this is its own)."""
-    weights: str
+    weights: str = ""
     """Folder and file of the weights below mmsegmentation's download root, without the common suffix."""
     sr_ratios: tuple[int, int, int, int] = (8, 4, 2, 1)
     window_size: int = 7
+    fpn_channels: tuple[int, int] = (256, 128)
+    """Width of the FPN neck and of the FPN head."""
     crop_size: tuple[int, int] = (512, 512)
     num_classes: int = 150
+    packaged: str = ""
+    """File of the weights below the package, for a model that ships with it."""
 
     @property
     def norm_after_stage(self) -> bool:
@@ -171,17 +176,39 @@ _SPECS = (
 )
 # fmt: on
 
-_BY_NAME = {spec.name: spec for spec in _SPECS}
+DEMO = ModelSpec(
+    name="twins_svt-demo_fpn",
+    family="svt",
+    variant="demo",
+    head="fpn",
+    embed_dims=(32, 64, 96, 128),
+    depths=(2, 2, 2, 2),
+    num_heads=(1, 2, 3, 4),  # 32 channels each, as in all of SVT
+    mlp_ratios=(4, 4, 4, 4),
+    drop_path_rate=0.05,
+    fpn_channels=(64, 64),
+    crop_size=(128, 192),
+    num_classes=8,
+    packaged="demo/weights.pth",
+)
+"""The demo's model: small enough to ship with the package, and to train on a CPU. Nothing was published for it."""
+
+_BY_NAME = {spec.name: spec for spec in (*_SPECS, DEMO)}
 
 
 def list_models() -> list[str]:
-    """Names of the 12 models, as `get_spec` and `build_model` take them."""
-    return list(_BY_NAME)
+    """Names of the 12 published models, as `get_spec` and `build_model` take them; the demo's is not among them."""
+    return [spec.name for spec in _SPECS]
+
+
+def known_specs() -> list[ModelSpec]:
+    """Every model that a checkpoint may hold: the published ones and the demo's."""
+    return list(_BY_NAME.values())
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The zoo's row called `name`. Raises `UsageError`, with the nearest names, where there is none."""
+    """The row called `name`. Raises `UsageError`, with the nearest names, where there is none."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = difflib.get_close_matches(str(name), _BY_NAME, n=3, cutoff=0.5) or list(_BY_NAME)
+    near = difflib.get_close_matches(str(name), list_models(), n=3, cutoff=0.5) or list_models()
     raise UsageError(f"there is no model called {name!r}", f"use one of: {', '.join(near)}")
