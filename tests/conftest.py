@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tiny_graphs import MakeBundle, tensors, tiny_graph, tiny_manifest
+
+from twins_trt.runtime import Bundle, write_bundle
+from twins_trt.runtime.tensors import Dim
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,3 +57,31 @@ def seeded(shared: Path) -> ModuleType:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    """`make_bundle(height, width, batch=1, outputs=("mask",), dtype="uint8", **fields of the manifest)`.
+
+    Engines that the manifest names hold their own name.
+    """
+    made = 0
+
+    def make(
+        height: Dim = 24,
+        width: Dim = 32,
+        *,
+        batch: Dim = 1,
+        outputs: tuple[str, ...] = ("mask",),
+        dtype: str = "uint8",
+        **fields: object,
+    ) -> Bundle:
+        nonlocal made
+        made += 1
+        image, specs = tensors(height, width, batch, outputs, dtype)
+        manifest = replace(tiny_manifest(image, specs), **fields)  # type: ignore[arg-type]
+        files: dict[str, bytes | Path] = {engine.file: engine.file.encode() for engine in manifest.engines}
+        files["graph.onnx"] = tiny_graph(image, specs)
+        return write_bundle(tmp_path / f"tiny{made}.bundle", manifest, files)
+
+    return make

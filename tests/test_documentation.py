@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import render
-from twins_trt.cli import COMMANDS
+from twins_trt.cli import COMMANDS, command_module
 from twins_trt.cli.parsing import new_parser
 from twins_trt.models import list_models
 
@@ -78,8 +78,8 @@ def test_commands_in_the_documentation_parse(page: str, command: str) -> None:
         if words[1:] == ["--version"]:
             return
         parser = new_parser("twins-trt", summary="", example="")
-        importlib.import_module(f"twins_trt.cli.{words[1]}").configure(parser)
         assert words[1] in COMMANDS
+        command_module(words[1]).configure(parser)
         _, extra = parser.parse_known_args(words[2:])  # raises UsageError for a value that is not allowed
         assert not extra
     elif words[0].endswith("python") and words[1:2] == ["-m"]:

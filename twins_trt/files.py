@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,57 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `path` when the block ends, and vanishes when it raises.
+
+    It is a hidden sibling until then. A folder that is at `path` by then is replaced: whether it may be is for the
+    caller to check. Raises OSError as making and renaming do.
+    """
+    staging, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "old"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        staging.mkdir()
+        yield staging
+        if path.exists():
+            path.rename(old)
+        try:
+            staging.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:  # after the rename there is nothing left to remove
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_hashed(path: Path, content: bytes | Path) -> tuple[str, int]:
+    """Write the new file `path`, with folders as needed: `content`, or a copy of the file it names.
+
+    Returns its sha256 as 64 hex digits and its size in bytes, once the disk has it. Raises OSError, also if it exists.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as out:
+        for chunk in _chunks(content):
+            digest.update(chunk)
+            out.write(chunk)
+            size += len(chunk)
+        out.flush()
+        os.fsync(out.fileno())  # a rename may reach the disk before the data it names
+    return digest.hexdigest(), size
+
+
+def _chunks(content: bytes | Path) -> Iterator[bytes]:
+    if isinstance(content, Path):
+        with content.open("rb") as source:
+            while chunk := source.read(CHUNK):
+                yield chunk
+    else:
+        yield content
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,40 +1,12 @@
-"""Bundles of tiny graphs, and pictures that show every class."""
+"""Pictures that show every class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_graphs import PROTOTYPES, MakeBundle, UInt8Array, tensors, tiny_graph, tiny_manifest
-
-from twins_trt.runtime import Bundle, write_bundle
-from twins_trt.runtime.tensors import Dim
-
-
-@pytest.fixture
-def make_bundle(tmp_path: Path) -> MakeBundle:
-    """`make_bundle(height, width, batch=1, outputs=("mask",), dtype="uint8", **fields of the manifest)`."""
-    made = 0
-
-    def make(
-        height: Dim = 24,
-        width: Dim = 32,
-        *,
-        batch: Dim = 1,
-        outputs: tuple[str, ...] = ("mask",),
-        dtype: str = "uint8",
-        **fields: object,
-    ) -> Bundle:
-        nonlocal made
-        made += 1
-        image, specs = tensors(height, width, batch, outputs, dtype)
-        manifest = replace(tiny_manifest(image, specs), **fields)  # type: ignore[arg-type]
-        return write_bundle(tmp_path / f"tiny{made}.bundle", manifest, {"graph.onnx": tiny_graph(image, specs)})
-
-    return make
+from tiny_graphs import PROTOTYPES, UInt8Array
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
+from types import FrameType, ModuleType
 
 from twins_trt.cli.console import Console, LogHandler, dump_json
 from twins_trt.cli.parsing import nearest, new_parser, unknown_options
@@ -32,6 +32,7 @@ COMMANDS = {
     "gate": "judge a bundle against the PyTorch model it was built from: mIoU drop with its interval",
     "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
     "predict": "segment images with a bundle: masks and overlays as PNG",
+    "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",
     "doctor": "look at this machine: packages, compilers, GPU, and which commands work",
 }
@@ -79,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(_typed(error, words), error, console, verbose=verbose > 0)
 
 
+def command_module(name: str) -> ModuleType:
+    """The module of the command `name`, a key of COMMANDS."""
+    return importlib.import_module(f"twins_trt.cli.{name.replace('-', '_')}")
+
+
 def _dispatch(words: list[str], console: Console) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -91,7 +97,7 @@ def _dispatch(words: list[str], console: Console) -> int:
         near = nearest(name, COMMANDS)
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"there is no {kind} {name!r}", f"use one of: {', '.join(near or COMMANDS)}")
-    command = importlib.import_module(f"twins_trt.cli.{name}")
+    command = command_module(name)
     parser = new_parser(f"twins-trt {name}", summary=COMMANDS[name], example=command.EXAMPLE)
     command.configure(parser)
     arguments, extra = parser.parse_known_args(words[1:])

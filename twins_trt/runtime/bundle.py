@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
 import shlex
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import BundleError
-from twins_trt.files import CHUNK, sha256_of
+from twins_trt.files import sha256_of, whole_folder, write_hashed
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, FileEntry, Manifest, safe_path
 
 
@@ -87,21 +84,17 @@ def write_bundle(
     if bad := [name for name in files if not safe_path(name)]:
         raise BundleError(f"{bad[0]!r} is not a plain path below the bundle, or is the manifest itself")
     _check_target(target, overwrite=overwrite)
-    staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        entries = tuple(_write(staging, name, files[name]) for name in sorted(files))
-        created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
-        manifest = replace(manifest, files=entries, created=created)
-        if not entries:  # the manifest itself cannot tell "none" from "not written yet"
-            raise BundleError(f"a bundle needs {GRAPH}", manifest.rebuild)
-        _write(staging, MANIFEST, manifest.dumps().encode())
-        _move_into_place(staging, target, overwrite=overwrite)
+        with whole_folder(target) as staging:
+            entries = tuple(FileEntry(name, *write_hashed(staging / name, files[name])) for name in sorted(files))
+            created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
+            manifest = replace(manifest, files=entries, created=created)
+            if not entries:  # the manifest itself cannot tell "none" from "not written yet"
+                raise BundleError(f"a bundle needs {GRAPH}", manifest.rebuild)
+            write_hashed(staging / MANIFEST, manifest.dumps().encode())
+            _check_target(target, overwrite=overwrite)  # again: copying took time
     except OSError as error:
         raise BundleError(f"{target} cannot be written: {error}") from error
-    finally:  # after the rename there is nothing left to remove
-        shutil.rmtree(staging, ignore_errors=True)
     return Bundle(target, manifest)
 
 
@@ -168,41 +161,3 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise BundleError(f"{target} exists", "choose another name, or ask to overwrite it")
     if target.is_symlink() or not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is not a bundle, so it is not overwritten", "choose another name")
-
-
-def _write(root: Path, name: str, content: bytes | Path) -> FileEntry:
-    destination = root / name
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with destination.open("xb") as out:
-        for chunk in _chunks(content):
-            digest.update(chunk)
-            out.write(chunk)
-            size += len(chunk)
-        out.flush()
-        os.fsync(out.fileno())  # a rename may reach the disk before the data it names
-    return FileEntry(name, digest.hexdigest(), size)
-
-
-def _chunks(content: bytes | Path) -> Iterator[bytes]:
-    if isinstance(content, Path):
-        with content.open("rb") as source:
-            while chunk := source.read(CHUNK):
-                yield chunk
-    else:
-        yield content
-
-
-def _move_into_place(staging: Path, target: Path, *, overwrite: bool) -> None:
-    _check_target(target, overwrite=overwrite)  # again: building took time
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,35 @@
+"""Bundles as other programs take them: NVIDIA Triton Inference Server, DeepStream, Isaac ROS. One module a target."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from twins_trt.errors import UsageError
+from twins_trt.handoff.folder import Handoff, HandoffOptions, write_handoff
+
+if TYPE_CHECKING:
+    from twins_trt.runtime.bundle import Bundle
+
+__all__ = ["TARGETS", "Handoff", "HandoffOptions", "plan_handoff", "write_handoff"]
+
+TARGETS = {
+    "triton-server": "twins_trt.handoff.triton_server",
+    "deepstream": "twins_trt.handoff.deepstream",
+    "isaac-ros": "twins_trt.handoff.isaac_ros",
+}
+
+
+def plan_handoff(bundle: Bundle, target: str, *, options: HandoffOptions | None = None) -> Handoff:
+    """What `target` needs to run `bundle`; nothing is written.
+
+        >>> from twins_trt.runtime import open_bundle                                    # doctest: +SKIP
+        >>> write_handoff(plan_handoff(open_bundle("x.bundle"), "triton-server"), "models")  # doctest: +SKIP
+
+    target: a name of `TARGETS`. Raises UsageError for an unknown target, BundleError where the bundle's graph or
+    engine is not one that it can run, with the command that builds one that is.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"there is no target {target!r}", f"use one of: {', '.join(TARGETS)}")
+    handoff: Handoff = importlib.import_module(TARGETS[target]).plan(bundle, options or HandoffOptions())
+    return handoff

@@ -1,0 +1,178 @@
+"""DeepStream: the configuration of the inference element that can feed the bundle's graph.
+
+Gst-nvinferserver hands pixels to Triton in any type and order, so it takes a graph of uint8 pixels as it is and gives
+its mask. Gst-nvinfer always writes float planes into the engine's input and knows no uint8 tensor: it can feed a graph
+of normalised planes that gives logits, and only nearly, for it has one scale where normalisation has three.
+Source: the pages on Gst-nvinferserver and Gst-nvinfer of the DeepStream documentation.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twins_trt.errors import BundleError
+from twins_trt.handoff import shipped
+from twins_trt.handoff.engines import one_plan, unfit
+from twins_trt.handoff.folder import Handoff, HandoffOptions, readme_notes
+from twins_trt.handoff.prototext import Symbol, prototext
+from twins_trt.handoff.triton_server import max_batch_size, model_files, model_name
+
+if TYPE_CHECKING:
+    from twins_trt.data.preprocessing import Size
+    from twins_trt.runtime.bundle import Bundle
+    from twins_trt.runtime.manifest import Manifest
+
+CONFIG = "config_infer.txt"
+PLAN = "model.plan"
+
+# What the configurations call a setting.
+BILINEAR = 1  # NvBufSurfTransformInter_Bilinear
+WHOLE_FRAMES = 1
+PLANES, RGB, RAW_TENSORS = 0, 0, 100
+
+
+def plan(bundle: Bundle, options: HandoffOptions) -> Handoff:
+    """The element's configuration, the model, the labels and a probe that reads the masks."""
+    size = _check(bundle)
+    element = _with_nvinferserver if bundle.manifest.layout == "NHWC" else _with_nvinfer
+    return element(bundle, size, options)
+
+
+def _check(bundle: Bundle) -> Size:
+    """The graph's (height, width). Raises BundleError where neither element can feed it."""
+    manifest = bundle.manifest
+    planes = manifest.layout == "NCHW"
+    for_nvinfer = planes and [spec.name for spec in manifest.outputs] == ["logits"]
+    faults = {}
+    if planes and not for_nvinfer:
+        faults["--input"] = ("gives a mask from planes, Gst-nvinfer knows no uint8 tensors", "uint8")
+    if not for_nvinfer and isinstance(manifest.image.shape[0], int):
+        faults["--batch"] = ("takes a fixed batch, Gst-nvinferserver fills batches as frames come", "1:4:16")
+    if manifest.size is None:
+        faults["--size"] = ("has a dynamic size, DeepStream scales every frame to one", "512x512")
+    if faults or manifest.size is None:
+        raise unfit(bundle, faults)
+    return manifest.size
+
+
+def _with_nvinferserver(bundle: Bundle, size: Size, options: HandoffOptions) -> Handoff:
+    manifest = bundle.manifest
+    largest = max_batch_size(manifest, options.max_batch)
+    model, notes = model_files(bundle, options)
+    files: dict[str, bytes | Path] = {f"models/{name}": content for name, content in model.items()}
+    files[CONFIG] = prototext(nvinferserver_config(manifest, model_name(bundle, options), largest)).encode()
+    return _handoff(bundle, size, files, "nvinferserver", largest, notes)
+
+
+def nvinferserver_config(manifest: Manifest, name: str, largest: int) -> dict[str, object]:
+    """The messages of nvdsinferserver_plugin.proto, for prototext."""
+    repository = {"root": "./models", "strict_model_config": True, "log_level": 1}
+    infer = {
+        "unique_id": 1,
+        "gpu_ids": [0],
+        "max_batch_size": largest,
+        "backend": {
+            "triton": {"model_name": name, "version": -1, "model_repo": repository},
+            "output_mem_type": Symbol("MEMORY_TYPE_CPU"),  # where mask_probe.py reads it
+        },
+        "preprocess": {
+            "network_format": Symbol("IMAGE_FORMAT_RGB"),
+            "tensor_order": Symbol("TENSOR_ORDER_NHWC"),
+            "tensor_name": manifest.image.name,
+            "maintain_aspect_ratio": 0,
+            "frame_scaling_filter": BILINEAR,
+            "normalize": {"scale_factor": 1.0},  # the graph normalises
+        },
+        "postprocess": {"labelfile_path": "labels.txt", "other": {}},
+    }
+    return {
+        "infer_config": infer,
+        "input_control": {"process_mode": Symbol("PROCESS_MODE_FULL_FRAME"), "interval": 0},
+        "output_control": {"output_tensor_meta": True},
+    }
+
+
+def _with_nvinfer(bundle: Bundle, size: Size, options: HandoffOptions) -> Handoff:
+    options.refuse("name", "instances", "queue_delay", tool="Gst-nvinfer")
+    manifest = bundle.manifest
+    low, high = manifest.batch_limits
+    largest = options.max_batch or high or low
+    if not low <= largest <= (high or largest):
+        raise BundleError(f"the graph takes {low} to {high} images at a time, not up to {largest}", manifest.rebuild)
+    files, notes = one_plan(bundle, options.engine, tool="DeepStream", plan=PLAN)
+    files[CONFIG] = nvinfer_config(manifest, size, largest).encode()
+    return _handoff(bundle, size, files, "nvinfer", largest, [_scale_note(manifest), *notes])
+
+
+def nvinfer_config(manifest: Manifest, size: Size, largest: int) -> str:
+    """The [property] group. No onnx-file: from one, nvinfer would build an engine of other precision without a word."""
+    height, width = size
+    settings = {
+        "gpu-id": 0,
+        "gie-unique-id": 1,
+        "process-mode": WHOLE_FRAMES,
+        "model-engine-file": PLAN,
+        "labelfile-path": "labels.txt",
+        "batch-size": largest,
+        "network-type": RAW_TENSORS,
+        "output-tensor-meta": 1,
+        "output-blob-names": manifest.outputs[0].name,
+        "infer-dims": f"3;{height};{width}",
+        "network-input-order": PLANES,
+        "model-color-format": RGB,
+        "maintain-aspect-ratio": 0,
+        "scaling-filter": BILINEAR,
+        "net-scale-factor": f"{net_scale(manifest):.9g}",
+        "offsets": ";".join(f"{value:.9g}" for value in manifest.preprocessing.mean),
+    }
+    return "[property]\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
+
+
+def net_scale(manifest: Manifest) -> float:
+    """The one factor that is nearest to the three of the normalisation: 1 / mean of the deviations."""
+    std = manifest.preprocessing.std
+    return len(std) / sum(std)
+
+
+def _scale_note(manifest: Manifest) -> str:
+    worst = max(abs(net_scale(manifest) * std - 1) for std in manifest.preprocessing.std)
+    if worst < 1e-6:
+        return "normalisation is exact: the channels share one deviation"
+    return (
+        f"net-scale-factor is one number for three channels, up to {100 * worst:.1f} % off the graph's normalisation; "
+        "--input uint8 when building the bundle is exact"
+    )
+
+
+def _handoff(
+    bundle: Bundle, size: Size, files: dict[str, bytes | Path], element: str, largest: int, notes: list[str]
+) -> Handoff:
+    """The same for both elements: labels, probe and how to run it."""
+    manifest = bundle.manifest
+    output = manifest.output("mask") or manifest.outputs[0]
+    model = {
+        "size": list(size),
+        "output": {"name": output.name, "dtype": output.dtype, "shape": list(output.shape[1:])},
+        "classes": list(manifest.classes),
+        "palette": [list(colour) for colour in manifest.palette],
+    }
+    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.classes).encode()
+    files["model.json"] = (json.dumps(model, indent=2, ensure_ascii=False) + "\n").encode()
+    files["mask_probe.py"] = Path(shipped.__path__[0]) / "mask_probe.py"
+    files["README.md"] = _readme(manifest, size, element, largest, notes).encode()
+    return Handoff("deepstream", bundle, files, tuple(notes))
+
+
+def _readme(manifest: Manifest, size: Size, element: str, largest: int, notes: list[str]) -> str:
+    return f"""# {manifest.model}, for DeepStream ({element})
+
+    gst-launch-1.0 uridecodebin uri=file:///video.mp4 ! mux.sink_0 \\
+        nvstreammux name=mux batch-size=1 width={size[1]} height={size[0]} ! \\
+        {element} config-file-path={CONFIG} ! fakesink
+
+{readme_notes(notes)}
+- Up to {largest} frames a batch: set nvstreammux's `batch-size` to the number of streams.
+- DeepStream draws no semantic masks of raw tensors: `mask_probe.py` reads them in a pad probe.
+"""
