@@ -69,6 +69,10 @@ class ProfileError(TwinsError):
     """Profile results cannot be read, written or compared."""
 
 
+class TrainingError(TwinsError):
+    """A training run diverged, or its folder cannot be written or gone on with."""
+
+
 class MissingDependencyError(TwinsError, ImportError):
     """Something this call needs is not installed."""
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "build": "build a bundle: graph, engines and audit",
     "gate": "judge a bundle against the PyTorch model it was built from: mIoU drop with its interval",
     "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
+    "train": "fine-tune a model on a data set: resumable, on one process or several",
     "predict": "segment images with a bundle: masks and overlays as PNG",
     "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,13 +46,16 @@ class Segmentor(nn.Module):
         """
         return self.backbone(x)
 
+    def forward_head(self, stages: Sequence[Tensor]) -> Tensor:
+        """Logits at the size of the first of the backbone's four maps, as `forward` returns them."""
+        return self.decode_head(self.neck(stages) if self.spec.head == "fpn" else stages)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits, float [N, num_classes, ceil(H/4), ceil(W/4)], of a normalised RGB batch, float [N, 3, H, W].
 
         Raises `UsageError` for another shape, or an image smaller than 29 × 29.
         """
-        stages = self.backbone(x)
-        return self.decode_head(self.neck(stages) if self.spec.head == "fpn" else stages)
+        return self.forward_head(self.backbone(x))
 
 
 def build_model(

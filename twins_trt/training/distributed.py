@@ -1,0 +1,136 @@
+"""Several processes that train one model: `torchrun`'s environment, sums over all of them, BatchNorm over all of them.
+
+torch's own SyncBatchNorm takes CUDA tensors only. This one is plain tensor operations, the same on every device, so
+that what runs on GPUs is what was tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from twins_trt.errors import MissingDependencyError, UsageError
+
+PATIENCE = timedelta(hours=2)  # the first process validates while the others wait
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place. device: where this one computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes, validates and reports for all."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place; not differentiable."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def world_size() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """Which of them this is, counted from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """This process as one of those that `torchrun` started (its env:// variables), or on its own.
+
+    device: `auto`, `cpu` or `cuda`; with CUDA, LOCAL_RANK chooses the GPU. Processes talk over NCCL on GPUs, gloo on
+    CPUs. Raises `MissingDependencyError` where a GPU is asked for and there is none.
+    """
+    chosen = choose_device(device)
+    if world_size() == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`, this process's own GPU where there are several."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cuda":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise MissingDependencyError("PyTorch sees no CUDA device", "use --device cpu; twins-trt doctor says more")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise UsageError(
+            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            f"torchrun --nproc-per-node {torch.cuda.device_count()}",
+        )
+    return torch.device("cuda", local)
+
+
+class _SumOverAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics, while training, are of the batches of all processes, which must be of one shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [N, C, H, W] -> the same shape and dtype; statistics in float32."""
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        wide = x.float()
+        count = dist.get_world_size() * x.numel() // x.shape[1]
+        mean = _SumOverAll.apply(wide.sum(dim=(0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        var = _SumOverAll.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / max(1, count - 1), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def sync_batch_norms(model: nn.Module) -> None:
+    """Makes every BatchNorm2d of `model` one over all processes, in place; names, weights and statistics stay."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d

@@ -1,0 +1,407 @@
+"""The training loop: reads, steps, logs, validates, saves, and stops so that it can go on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from twins_trt.data import ADE20K_TEST, Dataset, Preprocessing, open_dataset
+from twins_trt.data.loading import load_in_order
+from twins_trt.errors import DataError, UsageError
+from twins_trt.evaluation import Scores, evaluate_model
+from twins_trt.models.segmentor import build_model
+from twins_trt.models.zoo import get_spec
+from twins_trt.runtime.codec import decode, encode
+from twins_trt.training.augment import Augmentation
+from twins_trt.training.batches import Batch, BatchReader, Draws
+from twins_trt.training.distributed import World, choose_device, joined, process_rank, world_size
+from twins_trt.training.options import TrainOptions
+from twins_trt.training.run import (
+    BEST,
+    LAST,
+    Log,
+    check_folder,
+    load_state,
+    save_checkpoint,
+    save_options,
+    save_state,
+)
+from twins_trt.training.start import Start, start_weights, weights_file
+from twins_trt.training.stopping import StopRequest
+from twins_trt.training.trainer import Trainer
+
+log = logging.getLogger("twins_trt")
+
+_SPEED_STEPS = 50  # the last ones, from which the time that is left is told
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Where a run is. phase: `train`, or `validate` while it scores images.
+
+    iteration: of `iterations`. loss: of the last step. miou: of the last validation, percent, if there was one.
+    seconds_left: until the end of the training, at the speed of the last steps; None before there are any.
+    share: of the phase's work that is done, 0 to 1.
+    """
+
+    phase: str
+    iteration: int
+    iterations: int
+    share: float
+    loss: float | None = None
+    miou: float | None = None
+    seconds_left: float | None = None
+
+
+Progress = Callable[[TrainStep], None]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a run would do. options: completed. weights: the file it starts from, None where start is another.
+
+    start: `checkpoint`, `scratch` or `resumed`. rank: which of the processes this is.
+    """
+
+    options: TrainOptions
+    start: str
+    weights: Path | None
+    images: int
+    val_images: int
+    classes: tuple[str, ...]
+    processes: int
+    rank: int
+    device: str
+
+    @property
+    def epochs(self) -> float:
+        """How often each image is seen."""
+        return cast(int, self.options.iterations) * self.options.batch / self.images
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        weights = None if self.weights is None else str(self.weights)
+        return {**encode(self), "weights": weights, "epochs": round(self.epochs, 2)}
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run came to.
+
+    out: the run's folder, in which last and best are checkpoints. start: where the weights came from. resumed: the
+    iteration it went on from, 0 for a new run. first_loss, last_loss: means of the first and last tenth of the
+    iterations run now. miou: of the last validation, best_miou: of the best one, percent; None without any.
+    seconds: wall time of this call.
+    """
+
+    out: str
+    last: str
+    best: str | None
+    start: Start
+    iterations: int
+    resumed: int
+    first_loss: float | None
+    last_loss: float | None
+    miou: float | None
+    best_miou: float | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        plain: dict[str, Any] = encode(self)
+        return plain
+
+
+def plan_training(options: TrainOptions, *, resume: bool = False) -> TrainPlan:
+    """Checks a training and fills its options in, without reading weights or pictures.
+
+    Raises as `train` does for everything that shows beforehand.
+    """
+    options = options.completed()
+    check_folder(options, resume=resume)
+    weights = None if resume else weights_file(options)
+    dataset, val = _datasets(options)
+    processes = world_size()
+    if options.batch % processes:
+        raise UsageError(f"a batch of {options.batch} over {processes} processes", "give a multiple of their number")
+    if get_spec(options.model).head == "upernet" and options.batch == 1:
+        raise UsageError("UPerNet normalises over a batch, and one picture is none", "give --batch 2 or more")
+    device = choose_device(options.device).type
+    if options.amp == "fp16" and device != "cuda":
+        raise UsageError("float16 trains on CUDA only", "use --amp bf16, or off")
+    return TrainPlan(
+        options=options,
+        start="resumed" if resume else "checkpoint" if weights else "scratch",
+        weights=weights,
+        images=len(dataset),
+        val_images=0 if val is None else len(val.first(options.val_limit)),
+        classes=dataset.classes,
+        processes=processes,
+        rank=process_rank(),
+        device=device,
+    )
+
+
+def train(options: TrainOptions, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
+    """Trains a model and keeps everything in the folder `options.out`.
+
+    resume: go on with the run in that folder, bit for bit as if it had not stopped (on a CPU; some CUDA kernels add in
+    no fixed order). progress: called after every step and every validated image, in the first process.
+    Under `torchrun` every process calls this; the first one writes, validates and reports.
+    Ctrl-C and SIGTERM end the running step, save the state, and only then take effect.
+
+    Raises `UsageError` for options that cannot be or are not the run's, `DataError` and `ImageError` for data that
+    does not fit its layout, `CheckpointError` for weights that do not fit the model, `TrainingError` where the loss is
+    no longer finite, the folder cannot be written, or holds another run, `MissingDependencyError` without OpenCV.
+    """
+    plan = plan_training(options, resume=resume)
+    options, started = plan.options, time.perf_counter()
+    with StopRequest() as stop, joined(options.device) as world, _own_randomness(options, world):
+        run = _Run(plan, world, stop, progress, resume=resume)
+        finished = run.finish()
+    if not finished:
+        if world.first:
+            where = f"{run.iteration} of {options.iterations}"
+            log.warning("stopped after iteration %s; go on: twins-trt train --resume %s", where, options.out)
+        stop.follow()
+    tenth = max(1, len(run.losses) // 10)
+    return TrainReport(
+        out=options.out,
+        last=str(Path(options.out) / LAST),
+        best=None if run.best is None else str(Path(options.out) / BEST),
+        start=run.start,
+        iterations=run.iteration,
+        resumed=run.resumed,
+        first_loss=_mean(run.losses[:tenth]),
+        last_loss=_mean(run.losses[-tenth:]),
+        miou=run.miou,
+        best_miou=run.best,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+class _Stopped(Exception):
+    """Ends a validation early."""
+
+
+class _Run:
+    """One call of `train`: the trainer, and what was reached so far."""
+
+    def __init__(
+        self, plan: TrainPlan, world: World, stop: StopRequest, progress: Progress | None, *, resume: bool
+    ) -> None:
+        self.options = options = plan.options
+        self.folder = Path(options.out)
+        self._world, self._stop, self._progress = world, stop, progress
+        self._dataset, self._val = _datasets(options)
+        model = build_model(options.model, len(plan.classes), padding=options.padding)
+        self.miou: float | None = None
+        self.best: float | None = None
+        self._validated = 0  # the iteration of the last validation
+        self.losses: list[float] = []
+        self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
+        if resume:
+            state = load_state(self.folder)
+            self.start = decode(Start, state["start"])
+            self.miou, self.best, self._validated = state["miou"], state["best"], state["validated"]
+            self._trainer = Trainer(model, options, world)
+            self._trainer.load_state_dict(state["trainer"])
+        else:
+            self.start = start_weights(model, plan.weights)
+            self._trainer = Trainer(model, options, world)
+        self.resumed = self.iteration
+        if world.first:
+            save_options(options)
+            if not resume:
+                self._save()
+
+    @property
+    def iteration(self) -> int:
+        return self._trainer.iteration
+
+    def finish(self) -> bool:
+        """Trains to the end, or until a signal asks to stop: then False, and the state is saved."""
+        with closing(Log(self.folder, iteration=self.iteration) if self._world.first else _NoLog()) as self._log:
+            batches = self._batches()
+            try:
+                while True:
+                    if self._val and self._is_due(self.options.validate_every) and self._validated < self.iteration:
+                        self._validate()
+                    stopping = self._wants_to_stop()
+                    ended = self.iteration == self.options.iterations
+                    if self._world.first and (stopping or ended or self._is_due(self.options.save_every)):
+                        self._log.flush()
+                        self._save()
+                    if stopping or ended:
+                        return ended
+                    self._step(batches)
+            finally:
+                if hasattr(batches, "close"):  # ends the reading processes now
+                    batches.close()
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        started, rate = time.perf_counter(), self._trainer.rate
+        losses = self._trainer.step(next(batches))
+        seconds = time.perf_counter() - started
+        self.losses.append(losses.loss)
+        self._seconds.append(seconds)
+        point = self.iteration % self.options.log_every == 0 or self.iteration == self.options.iterations
+        self._log.step(self.iteration, {**asdict(losses), "lr": rate, "seconds": round(seconds, 4)}, point=point)
+        self._report("train", self.iteration / cast(int, self.options.iterations))
+
+    def _validate(self) -> None:
+        if self._world.first:
+            assert self._val is not None  # without one, nothing is due
+            try:
+                with self._trainer.weights_to_use() as model:
+                    scores = evaluate_model(
+                        model,
+                        self._val,
+                        preprocessing=ADE20K_TEST if self.options.data.startswith("ade20k:") else Preprocessing(),
+                        limit=self.options.val_limit,
+                        progress=self._validating,
+                    ).scores
+            except _Stopped:
+                pass  # it is made up for when the run goes on
+            else:
+                self._keep(scores)
+        self._world.wait()
+
+    def _keep(self, scores: Scores) -> None:
+        self.miou, self._validated = scores.miou, self.iteration
+        self._log.validation(self.iteration, {"miou": scores.miou, "aacc": scores.aacc, "macc": scores.macc})
+        if self.best is None or scores.miou > self.best:
+            self.best = scores.miou
+            self._save_weights(BEST)
+        self._save()
+
+    def _validating(self, done: int, total: int, miou: float) -> None:
+        self._report("validate", done / total, miou=miou)
+        if self._stop.wanted is not None:
+            raise _Stopped
+
+    def _save(self) -> None:
+        """The state first: what it holds is never behind the checkpoints."""
+        state = {
+            "trainer": self._trainer.state_dict(),
+            "start": encode(self.start),
+            "miou": self.miou,
+            "best": self.best,
+            "validated": self._validated,
+        }
+        save_state(self.folder, state)
+        if self.iteration:
+            self._save_weights(LAST)
+
+    def _save_weights(self, name: str) -> None:
+        with self._trainer.weights_to_use() as model:
+            save_checkpoint(
+                self.folder / name,
+                model.state_dict(),
+                dataset=self._dataset,
+                options=self.options,
+                iteration=self.iteration,
+                miou=self.miou if self._validated == self.iteration else None,
+            )
+
+    def _batches(self) -> Iterator[Batch]:
+        options = self.options
+        draws = Draws(
+            self._dataset.items,
+            seed=options.seed,
+            batch=options.batch,
+            start=self.iteration,
+            stop=cast(int, options.iterations),
+            rank=self._world.rank,
+            world=self._world.size,
+        )
+        augmentation = Augmentation(
+            crop=cast(tuple[int, int], options.crop),
+            scale=options.scale,
+            ratios=options.ratios,
+            cat_max_ratio=options.cat_max_ratio,
+            flip=options.flip,
+            distort=options.distort,
+        )
+        # The reader goes to the workers with every batch: without the list of items it is a few kilobytes.
+        read = replace(self._dataset, items=()).read
+        return load_in_order(BatchReader(read, augmentation, options.seed), draws, workers=options.workers)
+
+    def _is_due(self, every: int | None) -> bool:
+        """Whether what happens `every` so many iterations, and at the end, happens now."""
+        now, last = self.iteration, self.options.iterations
+        return now > 0 and (now == last or now % cast(int, every) == 0)
+
+    def _wants_to_stop(self) -> bool:
+        """Whether any process was asked to: all stop behind the same iteration."""
+        wanted = torch.tensor(float(self._stop.wanted is not None), device=self._world.device)
+        return bool(self._world.total(wanted))
+
+    def _report(self, phase: str, share: float, *, miou: float | None = None) -> None:
+        if self._progress is None or not self._world.first:
+            return
+        iterations = cast(int, self.options.iterations)
+        left = None
+        if self._seconds:
+            left = (iterations - self.iteration) * sum(self._seconds) / len(self._seconds)
+        self._progress(
+            TrainStep(
+                phase=phase,
+                iteration=self.iteration,
+                iterations=iterations,
+                share=share,
+                loss=self.losses[-1] if self.losses else None,
+                miou=self.miou if miou is None else miou,
+                seconds_left=left,
+            )
+        )
+
+
+class _NoLog:
+    """The log of a process that does not write one."""
+
+    def step(self, iteration: int, values: dict[str, float], *, point: bool) -> None: ...
+
+    def validation(self, iteration: int, values: dict[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
+    dataset = open_dataset(options.data, split=options.split)
+    if not dataset.classes:
+        raise DataError(f"{options.data} does not name its classes", "add classes.txt, one name a line in label order")
+    for each in (dataset, val := open_dataset(options.data, split=options.val_split) if options.val_split else None):
+        if each is not None and not each.labelled:
+            raise DataError(f"{options.data} ({each.split}) has no labels", "add a labels/ folder")
+    return dataset, val
+
+
+@contextmanager
+def _own_randomness(options: TrainOptions, world: World) -> Iterator[None]:
+    """torch's generators and threads set for the run, and as they were behind it."""
+    threads = torch.get_num_threads()
+    devices = [world.device] if world.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(options.seed)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

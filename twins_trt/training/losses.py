@@ -1,0 +1,57 @@
+"""The training loss: cross entropy of both heads at the size of the labels, as mmsegmentation takes it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from twins_trt.data.images import IGNORE_INDEX
+from twins_trt.models.heads import resize
+from twins_trt.models.segmentor import Segmentor
+
+
+class SegmentationLoss(nn.Module):
+    """A model with its losses, as one module that DistributedDataParallel can wrap."""
+
+    def __init__(self, model: Segmentor, *, aux_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.aux_weight = aux_weight
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """images: float [N, 3, H, W], normalised RGB; labels: int64 [N, H, W], 255 = ignore.
+
+        Returns scalars: `loss`, to minimise; `decode` and, with an auxiliary head, `auxiliary`, of which it is the
+        weighted sum; `accuracy`, the share of labelled pixels that are right, percent.
+        """
+        stages = self.model.forward_features(images)
+        logits = _resized(self.model.forward_head(stages), labels)
+        losses = {"decode": cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
+        losses["loss"] = losses["decode"]
+        if self.model.spec.head == "upernet":
+            auxiliary = cross_entropy(_resized(self.model.auxiliary_head(stages[2]), labels), labels)
+            losses["auxiliary"] = auxiliary
+            losses["loss"] = losses["loss"] + self.aux_weight * auxiliary
+        return losses
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over all pixels, where one without a label counts as 0 (mmseg's `avg_non_ignore=False`).
+
+    logits: float [N, C, H, W], labels: int64 [N, H, W], 255 = ignore.
+    """
+    return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE_INDEX).mean()
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Percent of the labelled pixels whose class is right; 0 where none is labelled."""
+    labelled = labels != IGNORE_INDEX
+    right = (logits.argmax(dim=1) == labels) & labelled
+    return 100.0 * right.sum() / labelled.sum().clamp(min=1)
+
+
+def _resized(logits: Tensor, labels: Tensor) -> Tensor:
+    # float32 from here on: bfloat16 would interpolate with 8 bits.
+    return resize(logits.float(), labels.shape[1:])

@@ -1,0 +1,194 @@
+"""A run's folder: its options, the state to go on from, the log of every iteration, and checkpoints in mmseg's format.
+
+options.json   TrainOptions, completed
+log.csv        one line an iteration; validation.csv: one line a validation
+tensorboard/   the same for TensorBoard, where it is installed
+state.pth      what `resume` goes on from
+last.pth       the weights of state.pth, best.pth: those of the best validation; both for every other command
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twins_trt.data.datasets import Dataset
+from twins_trt.errors import TrainingError, UsageError
+from twins_trt.files import whole_file
+from twins_trt.training.options import TrainOptions, as_mapping, differing
+from twins_trt.version import __version__
+
+log = logging.getLogger("twins_trt")
+
+OPTIONS, STATE, LAST, BEST = "options.json", "state.pth", "last.pth", "best.pth"
+LOG, VALIDATION, CURVES = "log.csv", "validation.csv", "tensorboard"
+STATE_VERSION = 1
+
+# What may be different when a run goes on: where and how fast it computes, not what.
+FREE = ("out", "device", "workers", "threads", "log_every", "save_every")
+
+
+def check_folder(options: TrainOptions, *, resume: bool) -> None:
+    """Raises `TrainingError` where there is a run already, or none to go on with; `UsageError` where it is another."""
+    folder = Path(options.out)
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder", "choose another --out")
+    if not resume:
+        if (folder / OPTIONS).exists():
+            raise TrainingError(
+                f"{folder} holds a training run", f"twins-trt train --resume {folder}, or choose another --out"
+            )
+        return
+    saved = load_options(folder)
+    if different := [name for name in differing(options, saved) if name not in FREE]:
+        name = different[0]
+        raise UsageError(
+            f"{folder} was started with {name} {getattr(saved, name)!r}, not {getattr(options, name)!r}",
+            f"go on as it was started: twins-trt train --resume {folder}",
+        )
+
+
+def load_options(folder: str | Path) -> TrainOptions:
+    """The options a run was started with. Raises `TrainingError` where there is none."""
+    path = Path(folder) / OPTIONS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} holds no training run: {path} cannot be read", "start one: twins-trt train MODEL --out FOLDER"
+        ) from error
+    return TrainOptions.from_json(text)
+
+
+def save_options(options: TrainOptions) -> None:
+    """Makes the folder and writes its options. Raises `TrainingError` where that fails."""
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / OPTIONS) as file:
+            file.write(options.to_json().encode())
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Replaces the run's state, whole or not at all."""
+    _save(folder / STATE, {"version": STATE_VERSION, **state})
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `save_state` wrote. Raises `TrainingError` for a missing or damaged file, or another version's."""
+    path = folder / STATE
+    if not path.exists():
+        raise TrainingError(f"{folder} has no state to go on from", f"remove {folder} and start the run anew")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        version = state["version"]
+    except Exception as error:  # the file's bytes drive the unpickler: any error may come of them
+        raise TrainingError(f"{path} is damaged ({type(error).__name__})", "start the run anew") from error
+    if version != STATE_VERSION:
+        raise TrainingError(f"{path} is of version {version}, this is {STATE_VERSION}", "pip install -U twins-trt")
+    return dict(state)
+
+
+def save_checkpoint(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    dataset: Dataset,
+    options: TrainOptions,
+    iteration: int,
+    miou: float | None,
+) -> None:
+    """A checkpoint in mmsegmentation's format. miou: of these weights on the validation split, percent, if known."""
+    meta: dict[str, Any] = {
+        "dataset_meta": {"classes": list(dataset.classes), "palette": [list(colour) for colour in dataset.palette]},
+        "iter": iteration,
+        "seed": options.seed,
+        "twins_trt_version": __version__,
+        "options": as_mapping(options),
+    }
+    if miou is not None:
+        meta["mIoU"] = miou
+    _save(path, {"meta": meta, "state_dict": {key: value.detach().cpu() for key, value in weights.items()}})
+
+
+class Log:
+    """The two CSV files and TensorBoard's. Lines behind `iteration`, of a run that was killed there, are taken out."""
+
+    def __init__(self, folder: Path, *, iteration: int) -> None:
+        columns = ("iteration", "loss", "decode", "auxiliary", "accuracy", "lr", "seconds")
+        try:
+            self._steps = _opened(folder / LOG, columns, iteration)
+            self._validations = _opened(folder / VALIDATION, ("iteration", "miou", "aacc", "macc"), iteration)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        self._curves = _curves(folder / CURVES, iteration)
+
+    def step(self, iteration: int, values: Mapping[str, float], *, point: bool) -> None:
+        """One iteration; point: for TensorBoard too."""
+        self._write(self._steps, iteration, list(values.values()))
+        if point:
+            self._steps.flush()
+            self._draw("train", iteration, values)
+
+    def validation(self, iteration: int, values: Mapping[str, float]) -> None:
+        self._write(self._validations, iteration, list(values.values()))
+        self._validations.flush()
+        self._draw("val", iteration, values)
+
+    def flush(self) -> None:
+        self._steps.flush()
+
+    def close(self) -> None:
+        self._steps.close()
+        self._validations.close()
+        if self._curves is not None:
+            self._curves.close()
+
+    def _write(self, file: Any, iteration: int, values: Sequence[float]) -> None:
+        csv.writer(file, lineterminator="\n").writerow([iteration, *values])
+
+    def _draw(self, group: str, iteration: int, values: Mapping[str, float]) -> None:
+        if self._curves is not None:
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._curves.add_scalar(f"{group}/{name}", value, iteration)
+
+
+def _opened(path: Path, columns: Sequence[str], iteration: int) -> Any:
+    """The file, open behind the line of `iteration`."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and iteration else []
+    kept = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= iteration]
+    with whole_file(path) as file:
+        file.write((",".join(columns) + "\n" + "".join(kept)).encode())
+    return open(path, "a", encoding="utf-8", newline="")
+
+
+def _curves(folder: Path, iteration: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info('no curves for TensorBoard: pip install "twins-trt[train]"')
+        return None
+    return SummaryWriter(str(folder), purge_step=iteration + 1)
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with whole_file(path) as file:
+            torch.save(dict(content), file)
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk in a RuntimeError
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(folder: Path, error: Exception) -> TrainingError:
+    reason = getattr(error, "strerror", None) or error
+    return TrainingError(f"{folder} cannot be written: {reason}", "check the folder's permissions and space")

@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM as a wish: the step that is running ends, its state is saved, then the signal takes its course."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While the block lasts, the first signal only sets `wanted`; a second one acts at once, as it would have without.
+
+    Outside of the main thread, where Python handles no signals, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def follow(self) -> None:
+        """Lets the signal that came do what it does. Call it behind the block."""
+        if self.wanted is not None:
+            signal.raise_signal(self.wanted)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave
+        self._before = {}

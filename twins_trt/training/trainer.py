@@ -1,0 +1,192 @@
+"""One step of training, and everything that has to be kept to take the next one as if nothing had happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.errors import TrainingError
+from twins_trt.models.backbone import DropPath
+from twins_trt.models.heads import Classifier
+from twins_trt.models.segmentor import Segmentor
+from twins_trt.training.batches import Batch
+from twins_trt.training.distributed import World, sync_batch_norms
+from twins_trt.training.ema import Ema
+from twins_trt.training.losses import SegmentationLoss
+from twins_trt.training.options import TrainOptions
+from twins_trt.training.schedule import learning_rate, parameter_groups
+
+BETAS = (0.9, 0.999)
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Means over a step's batch. auxiliary: 0 without that head. accuracy: percent of the labelled pixels."""
+
+    loss: float
+    decode: float
+    auxiliary: float
+    accuracy: float
+
+
+class Trainer:
+    """A model under training. options: completed. model: on the CPU, with its first weights; it is moved and changed.
+
+    `iteration` counts the steps taken.
+    """
+
+    def __init__(self, model: Segmentor, options: TrainOptions, world: World) -> None:
+        self.options = options
+        self.world = world
+        self.iteration = 0
+        self.model = model.to(world.device)
+        set_regularisation(model, drop_path=cast(float, options.drop_path), dropout=options.dropout)
+        if world.size > 1:
+            sync_batch_norms(model)
+        if options.checkpointing:
+            checkpoint_blocks(model)
+        self.ema = None if options.ema is None else Ema(model, decay=options.ema)
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(
+                model,
+                weight_decay=cast(float, options.weight_decay),
+                decay=options.decay,
+                norms_decay=model.spec.head == "fpn",
+            ),
+            lr=cast(float, options.lr),
+            betas=BETAS,
+        )
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
+        loss = SegmentationLoss(model, aux_weight=options.aux_weight)
+        self._loss: nn.Module = loss
+        if world.size > 1:
+            self._loss = DistributedDataParallel(loss, broadcast_buffers=False)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        options = self.options
+        return learning_rate(
+            self.iteration,
+            lr=cast(float, options.lr),
+            iterations=cast(int, options.iterations),
+            warmup=cast(int, options.warmup),
+            power=cast(float, options.power),
+            min_lr=options.min_lr,
+        )
+
+    def step(self, batch: Batch) -> StepLosses:
+        """One step of the optimiser. Raises `TrainingError` where the loss is not finite; nothing was changed then."""
+        self.model.train()
+        rate = self.rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        # What is random in a step (dropout, drop path) is a function of seed, iteration and process, not of history.
+        entropy = np.random.SeedSequence((1, self.options.seed, self.iteration, self.world.rank))
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        images, labels = on_device(batch, self.world.device)
+        with self._autocast():
+            losses = self._loss(images, labels)
+        said = self._mean(losses)
+        if not math.isfinite(said.loss):
+            raise TrainingError(
+                f"the loss of iteration {self.iteration + 1} is {said.loss}",
+                "train with a smaller --lr, a longer --warmup or --clip-norm 1"
+                + (", or --amp bf16" if self.options.amp == "fp16" else ""),
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(losses["loss"]).backward()
+        if self.options.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.iteration += 1
+        return said
+
+    @contextmanager
+    def weights_to_use(self) -> Iterator[Segmentor]:
+        """The model as it is validated and saved: with the running mean where there is one."""
+        with nullcontext() if self.ema is None else self.ema.applied(self.model):
+            yield self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, as tensors and plain values. What is random needs no state."""
+        return {
+            "iteration": self.iteration,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.values,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.iteration = state["iteration"]
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load(state["ema"])
+
+    def _autocast(self) -> Any:
+        if self.options.amp == "off":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=_AMP[self.options.amp])
+
+    def _mean(self, losses: Mapping[str, Tensor]) -> StepLosses:
+        names = ("loss", "decode", "auxiliary", "accuracy")
+        zero = torch.zeros((), device=self.world.device)
+        values = torch.stack([losses.get(name, zero).detach().float() for name in names])
+        return StepLosses(*(self.world.total(values) / self.world.size).tolist())
+
+
+def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Normalised pixels float32 [N, 3, H, W], 0 outside of each picture as mmseg pads, and labels int64 [N, H, W]."""
+    normal = Preprocessing()
+    mean = torch.tensor(normal.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(normal.std, device=device).view(3, 1, 1)
+    images = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2).float()
+    images = ((images - mean) / std).contiguous()
+    for image, (height, width) in zip(images, batch.sizes, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images, torch.from_numpy(batch.labels).to(device).long()
+
+
+def set_regularisation(model: Segmentor, *, drop_path: float, dropout: float) -> None:
+    """Scales the blocks' drop path, which rises linearly with depth, to end at `drop_path`, and sets the heads'
+    dropout."""
+    largest = model.spec.drop_path_rate
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.rate *= drop_path / largest
+        elif isinstance(module, Classifier):
+            module.dropout.p = dropout
+
+
+def checkpoint_blocks(model: Segmentor) -> None:
+    """Makes every block of the backbone keep its input only, and compute itself again for its gradient."""
+    for stage in model.backbone.layers:
+        for block in cast(nn.ModuleList, stage):
+            setattr(block, "forward", partial(_checkpointed, block.forward))  # noqa: B010  # mypy: a method
+
+
+def _checkpointed(forward: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+    if not torch.is_grad_enabled():
+        return cast(Tensor, forward(x, size))
+    return cast(Tensor, checkpoint(forward, x, size, use_reentrant=False))
