@@ -1,16 +1,16 @@
-"""What to build, as one value: from targets to engines, and back to the command that builds the same again."""
+"""What to build, as one value, and from targets to engines."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from twins_trt.builders.engine import EngineOptions, group_targets, parse_target
-from twins_trt.builders.export import ExportOptions, Range
+from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.int8_options import GateOptions, Int8Options
+from twins_trt.builders.levels import FIRST_OPSET
 from twins_trt.errors import UsageError
 from twins_trt.runtime.codec import decode, encode
 
@@ -26,6 +26,8 @@ class BuildOptions:
     bundle holds the graph only, for ONNX Runtime. Profiles of dynamic graphs are set from the graph's ranges.
     checkpoint, seeded, num_classes, padding: as `load_weights` takes them. test_scale: (long, short) side that an image
     is fitted into before a graph of dynamic size sees it. allow_unfused: take engines with unfused attentions too.
+    int8: how to quantise; `graph` is then the FP32 graph that is calibrated and quantised. gate: what to judge the
+    build on; one that fails is not written. no_gate: leave an INT8 build unjudged and marked so; else it needs `gate`.
     """
 
     model: str
@@ -37,12 +39,42 @@ class BuildOptions:
     padding: str = "parity"
     test_scale: tuple[int, int] | None = None
     allow_unfused: bool = False
+    int8: Int8Options | None = None
+    gate: GateOptions | None = None
+    no_gate: bool = False
 
     def __post_init__(self) -> None:
+        if self.int8 is not None:
+            self._check_int8()
+        if self.gate is not None and self.no_gate:
+            raise UsageError("--no-gate and a gate exclude each other", "leave --no-gate or --gate-data out")
         if self.test_scale is not None and not self.graph.dynamic_size:
             raise UsageError(
                 "a test scale needs a graph of dynamic size: one of fixed size sees every image at that size",
                 "leave the test scale out, or give the size as MIN:OPT:MAXxMIN:OPT:MAX",
+            )
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `fp16` or `int8`: what a manifest calls the build."""
+        return self.graph.precision if self.int8 is None else "int8"
+
+    @property
+    def rest(self) -> str:
+        """What an INT8 graph computes in where it is not INT8: ONNX Runtime has no FP16 kernels on x86."""
+        return "fp16" if self.graph.forms == "gpu" else "fp32"
+
+    def _check_int8(self) -> None:
+        if self.graph.precision != "fp32":
+            raise UsageError("an INT8 graph is quantised from the FP32 graph", "leave its precision at fp32")
+        if self.rest == "fp16" and self.graph.opset < FIRST_OPSET:
+            raise UsageError(
+                f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, not {self.graph.opset}", "leave --opset out"
+            )
+        if self.gate is None and not self.no_gate:
+            raise UsageError(
+                "an INT8 build needs a gate",
+                "name labelled images to judge it on: --gate-data KIND:PATH, or leave it unjudged: --no-gate",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,45 +140,6 @@ def engines_for(
     return tuple(engines)
 
 
-def rebuild_command(options: BuildOptions, out: str | Path) -> str:
-    """The shell command that makes the bundle again; what is a default is left out, save size and precision."""
-    graph, default = options.graph, ExportOptions()
-    words = ["twins-trt", "build", options.model]
-    words += ["--seeded"] if options.seeded else []
-    words += _words("--checkpoint", options.checkpoint)
-    words += _words("--num-classes", options.num_classes)
-    words += _words("--padding", options.padding, unless="parity")
-    words += ["--size", f"{_dimension(graph.height)}x{_dimension(graph.width)}", "--precision", graph.precision]
-    words += _words("--batch", _dimension(graph.batch), unless="1")
-    words += _words("--opset", graph.opset, unless=default.opset)
-    words += _words("--input", graph.input, unless=default.input)
-    words += _words("--outputs", ",".join(graph.outputs), unless=",".join(default.outputs))
-    words += _words("--upernet-levels", graph.upernet_levels)
-    words += _words("--test-scale", None if options.test_scale is None else "x".join(map(str, options.test_scale)))
-    words += _engine_words(options.engines)
-    words += ["--allow-unfused"] if options.allow_unfused else []
-    return shlex.join([*words, "--out", str(out)])
-
-
-def _engine_words(engines: tuple[EngineOptions, ...]) -> list[str]:
-    if not engines:
-        return ["--target", CPU]
-    targets = [target for engine in engines if engine.flavour == "tensorrt_rtx" for target in engine.targets]
-    flavours = dict.fromkeys(engine.flavour for engine in engines)
-    settings = engines[-1]  # the same for all, save the compatibility, which only TensorRT's engine has
-    return [
-        *_words("--target", ",".join(targets) or None),
-        *_words("--flavour", ",".join(flavours)),
-        *_words("--workspace", settings.workspace_mib),
-        *_words("--optimization-level", settings.optimization_level),
-        *_words("--timing-cache", settings.timing_cache),
-        *_words("--hardware-compatibility", settings.hardware_compatibility, unless="none"),
-    ]
-
-
-def _words(option: str, value: object, *, unless: object = None) -> list[str]:
-    return [] if value is None or value == unless else [option, str(value)]
-
-
-def _dimension(value: int | Range) -> str:
-    return f"{value.min}:{value.opt}:{value.max}" if isinstance(value, Range) else str(value)
+def default_opset(precision: str) -> int:
+    """Of a graph where none is asked for: what TensorRT 8.6 reads, and for INT8 the latest that 10.3 reads."""
+    return 20 if precision == "int8" else ExportOptions().opset

@@ -1,66 +1,44 @@
-"""The whole build as one call: weights, graph, engines, audit, bundle; whole at the end, or nothing."""
+"""The whole build as one call: weights, graph, ranges, plan, gate, engines, audit, bundle; all of it or nothing."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
-import sys
+import shutil
 import tempfile
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
+from twins_trt.builders.assembly import audit_file, manifest, peak_host_mib, profile
 from twins_trt.builders.audit import Audit, audit_layers, check_fused
-from twins_trt.builders.build_options import BuildOptions, rebuild_command
-from twins_trt.builders.engine import (
-    BuiltEngine,
-    EngineOptions,
-    Port,
-    build_engine,
-    current_device,
-    describe,
-    load,
-    read_header,
-)
+from twins_trt.builders.build_options import BuildOptions
+from twins_trt.builders.calibration import calibration_images, collect_ranges, first_plan, read_plan
+from twins_trt.builders.engine import BuiltEngine, build_apart, current_device, describe, load
 from twins_trt.builders.engine.versions import settle_targets
-from twins_trt.builders.export import ExportOptions, GraphInfo, Range, export_graph
-from twins_trt.builders.weights import ModelFacts, find_weights, load_weights
-from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.errors import BundleError, UnfusedAttentionError, UsageError
+from twins_trt.builders.export import GraphInfo, export_graph
+from twins_trt.builders.gate import GateResult, gate_file, verdict
+from twins_trt.builders.judge import Judge, gate_images
+from twins_trt.builders.plan import Plan
+from twins_trt.builders.progress import Clock, Progress, Step
+from twins_trt.builders.quantize import Quantization, QuantizedGraphs, check_int8
+from twins_trt.builders.weights import find_weights, load_weights
+from twins_trt.calib import Ranges, save_ranges
+from twins_trt.errors import BundleError, GateError, UnfusedAttentionError, UsageError
 from twins_trt.runtime.bundle import Bundle, write_bundle
-from twins_trt.runtime.manifest import GRAPH, MANIFEST, EngineFile, Manifest
-from twins_trt.runtime.tensors import DType, TensorSpec
-from twins_trt.version import __version__
+from twins_trt.runtime.codec import encode
+from twins_trt.runtime.manifest import GRAPH, MANIFEST
+
+if TYPE_CHECKING:
+    from twins_trt.models.segmentor import Segmentor
 
 log = logging.getLogger("twins_trt")
 
-AUDIT = "audit.json"
+AUDIT, PLAN, CALIBRATION, GATE = "audit.json", "plan.json", "calibration.json", "gate.json"
 
-_TOOLS = ("torch", "onnx", "onnx-graphsurgeon", "numpy")
-
-_POLL_S = 0.1
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a build is. number, count: this step and how many there are, from 1. share: of this step, 0 to 1."""
-
-    number: int
-    count: int
-    name: str
-    detail: str = ""
-    share: float | None = None
-
-
-Progress = Callable[[Step], None]
+__all__ = ["BuildPlan", "BuildReport", "Progress", "Step", "build_bundle", "plan_build"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +57,22 @@ class BuildPlan:
     @property
     def files(self) -> tuple[str, ...]:
         """What the bundle will hold."""
-        return (GRAPH, *self.engine_files, *((AUDIT,) if self.engine_files else ()), MANIFEST)
+        int8 = (PLAN, CALIBRATION) if self.options.int8 else ()
+        audit = (AUDIT,) if self.engine_files else ()
+        gate = (GATE,) if self.options.gate else ()
+        return (GRAPH, *self.engine_files, *int8, *audit, *gate, MANIFEST)
 
     @property
     def steps(self) -> tuple[str, ...]:
         engines = (f"engine {engine.flavour} {'+'.join(engine.targets)}" for engine in self.options.engines)
-        return ("weights", "graph", *engines, "bundle")
+        int8 = ("calibration", "plan") if self.options.int8 else ()
+        gate = ("gate",) if self.options.gate else ()
+        return ("weights", "graph", *int8, *gate, *engines, "bundle")
+
+    @property
+    def work(self) -> Path | None:
+        """Where an INT8 build keeps what it has done so far: the same command goes on from there after a kill."""
+        return self.out.with_name(f"{self.out.name}.work") if self.options.int8 else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -100,12 +88,19 @@ class BuildPlan:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What came out. audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB."""
+    """What came out. audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB.
+
+    gate: None where nobody judged. plan: None but for INT8. not_int8: by engine file, what was planned to run in INT8
+    and does not.
+    """
 
     bundle: Bundle
     audits: Mapping[str, Audit]
     seconds: Mapping[str, float]
     peak_host_mib: float | None
+    gate: GateResult | None = None
+    plan: Plan | None = None
+    not_int8: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -115,6 +110,9 @@ class BuildReport:
             "audits": {name: audit.to_json() for name, audit in self.audits.items()},
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "peak_host_mib": self.peak_host_mib,
+            "gate": None if self.gate is None else self.gate.to_json(),
+            "plan": None if self.plan is None else encode(self.plan),
+            "not_int8": {file: list(nodes) for file, nodes in self.not_int8.items()},
         }
 
 
@@ -126,6 +124,7 @@ def plan_build(options: BuildOptions, out: str | Path, *, overwrite: bool = Fals
     out = Path(out)
     weights = find_weights(options.model, checkpoint=options.checkpoint, seeded=options.seeded)
     _check_out(out, overwrite=overwrite)
+    _check_data(options)
     engines, compilers = [], []
     device = current_device()
     for engine in options.engines:
@@ -135,7 +134,7 @@ def plan_build(options: BuildOptions, out: str | Path, *, overwrite: bool = Fals
         except UsageError as error:
             fix = error.fix if engine.targets else f"{error.fix} (--target sm_86,sm_89), or cpu"
             raise UsageError(error.cause, fix) from error
-        engines.append(replace(engine, targets=targets, profile=_profile(options.graph)))
+        engines.append(replace(engine, targets=targets, profile=profile(options.graph)))
         compilers.append(offer.name)
     files = tuple(f"engines/{'-'.join((engine.flavour, *engine.targets))}.engine" for engine in engines)
     if len(set(files)) < len(files):
@@ -146,17 +145,19 @@ def plan_build(options: BuildOptions, out: str | Path, *, overwrite: bool = Fals
 def build_bundle(
     options: BuildOptions, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
 ) -> BuildReport:
-    """Builds a bundle in the new folder `out`. An interrupt or an error leaves nothing behind.
+    """Builds a bundle in the new folder `out`. An interrupt or an error leaves no bundle behind; an INT8 build leaves
+    `out`.work, with which the same call goes on.
 
     overwrite: replace a bundle that is there. progress: called at every step, and while an engine builds.
     Raises `UsageError` for options that do not fit together, `CheckpointError` for weights that do not fit the model,
     `ExportError` and `BuildError` where graph or engine cannot be made, `UnfusedAttentionError` where an FP16 or INT8
-    engine leaves an attention unfused and `allow_unfused` is off, `BundleError` where `out` exists or cannot be
-    written, `MissingDependencyError` where a compiler, or the GPU it needs, is not there.
+    engine leaves an attention unfused and `allow_unfused` is off, `GateError` where the build fails its gate,
+    `DataError` for images that are none, `BundleError` where `out` exists or cannot be written,
+    `MissingDependencyError` where a compiler, or the GPU it needs, is not there.
     """
     plan = plan_build(options, out, overwrite=overwrite)
     options = plan.options
-    clock = _Clock(plan.steps, progress)
+    clock = Clock(plan.steps, progress)
     clock.begin("seeded" if plan.weights is None else str(plan.weights))
     model, facts = load_weights(
         options.model,
@@ -165,91 +166,138 @@ def build_bundle(
         num_classes=options.num_classes,
         padding=options.padding,
     )
-    with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
-        graph = Path(folder) / GRAPH
-        clock.begin(f"{options.graph.precision}, opset {options.graph.opset}")
-        info = export_graph(model, graph, options.graph)
+    with _workplace(plan) as folder:
+        made = _quantised(plan, model, folder, clock) if options.int8 else _exported(plan, model, folder, clock)
+        early: dict[str, BuiltEngine] = {}
+        gate = None
+        if options.gate is not None:
+            clock.begin(f"{options.gate.data} ({options.gate.split})")
+            judge = Judge(model, options.gate, folder)
+            if current_device() is not None:  # then it is the engines that are judged, not a stand-in
+                early = _compiled(plan, made.graph, clock)
+            unjudged = manifest(options, plan.out, made.graph, made.info, facts, early)
+            gate = judge(made.graph, unjudged, early, ships=bool(options.engines), report=clock.inside)
+            if not gate.passed:
+                _keep_attempt(plan, made, gate)
+                raise _gate_error(plan, gate)
         del model  # a large model's weights are better gone before the compiler makes its own copies
-        built: dict[str, BuiltEngine] = {}
-        audits: dict[str, Audit] = {}
-        for file, engine, compiler in zip(plan.engine_files, options.engines, plan.compilers, strict=True):
-            clock.begin(compiler)
-            built[file] = _build_apart(graph, engine, clock.inside)
-            audits[file] = _audited(built[file], info, allow_unfused=options.allow_unfused)
+        built = _compiled(plan, made.graph, clock, early=early)
+        audits = {
+            file: _audited(engine, made.info, precision=options.precision, allow_unfused=options.allow_unfused)
+            for file, engine in built.items()
+        }
+        not_int8 = {file: _checked_int8(file, engine, made) for file, engine in built.items()}
         clock.begin(str(plan.out))
-        files: dict[str, bytes | Path] = {GRAPH: graph, **{file: engine.plan for file, engine in built.items()}}
+        final = manifest(options, plan.out, made.graph, made.info, facts, built)
+        files: dict[str, bytes | Path] = {GRAPH: made.graph, **{file: engine.plan for file, engine in built.items()}}
         if built:
-            files[AUDIT] = _audit_file(built, audits)
-        bundle = write_bundle(
-            plan.out, _manifest(options, plan.out, graph, info, facts, built), files, overwrite=overwrite
-        )
+            files[AUDIT] = audit_file(built, audits, not_int8)
+        if made.plan is not None and made.ranges is not None:
+            files |= {PLAN: made.plan.to_json().encode(), CALIBRATION: save_ranges(made.ranges, folder / CALIBRATION)}
+        if gate is not None:
+            files[GATE] = gate_file(gate)
+            final = replace(final, gate=verdict(gate))
+        bundle = write_bundle(plan.out, final, files, overwrite=overwrite)
+    if plan.work is not None:
+        shutil.rmtree(plan.work, ignore_errors=True)
     clock.end()
-    return BuildReport(bundle, audits, clock.seconds, _peak_host_mib())
+    return BuildReport(bundle, audits, clock.seconds, peak_host_mib(), gate, made.plan, not_int8)
 
 
-def _build_apart(graph: Path, engine: EngineOptions, progress: Callable[[str, float | None], None]) -> BuiltEngine:
-    """`build_engine` in a thread of its own, while this one reports and waits.
+@dataclass(frozen=True)
+class _Made:
+    """A graph, what it is, and for INT8 what it was made of."""
 
-    An interrupt arrives in the main thread. There it would be lost if a compiler had just called back into Python (its
-    bindings print the exception and go on), and `Thread.join`, interrupted, takes a running thread for an ended one
-    (CPython 3.11). So this thread waits on an event; what is raised in it, also by `progress`, stops the build at its
-    next sign of life, and is raised when the build has ended.
-    """
-    news: deque[tuple[str, float | None]] = deque()
-    stopped, ended = threading.Event(), threading.Event()
-    outcome: list[BuiltEngine] = []
-    failure: list[BaseException] = []
+    graph: Path
+    info: GraphInfo
+    plan: Plan | None = None
+    ranges: Ranges | None = None
+    done: Quantization | None = None
 
-    def report(detail: str, share: float | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        news.append((detail, share))
 
-    def build() -> None:
-        try:
-            outcome.append(build_engine(graph, engine, progress=report))
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            ended.set()
+def _exported(plan: BuildPlan, model: Segmentor, folder: Path, clock: Clock) -> _Made:
+    options = plan.options.graph
+    clock.begin(f"{options.precision}, opset {options.opset}")
+    return _Made(folder / GRAPH, export_graph(model, folder / GRAPH, options))
 
-    threading.Thread(target=build, name="twins-trt engine", daemon=True).start()
+
+def _quantised(plan: BuildPlan, model: Segmentor, folder: Path, clock: Clock) -> _Made:
+    options, int8 = plan.options, plan.options.int8
+    assert int8 is not None  # the caller's branch
+    clock.begin(f"fp32, opset {options.graph.opset}")
+    float32 = folder / "fp32.onnx"
+    export_graph(model, float32, options.graph)
+    clock.begin(int8.calibration or f"{int8.data} ({int8.split})")
+    ranges = collect_ranges(int8, float32, state=folder / "calibration.partial", report=clock.inside)
+    clock.begin(int8.plan or int8.level)
+    graphs = QuantizedGraphs(model, options.graph, ranges, rest=options.rest)
+    precisions = first_plan(int8, graphs.sites, model=options.model)
+    info, done = graphs.write(precisions, folder / GRAPH)
+    return _Made(folder / GRAPH, info, precisions, ranges, done)
+
+
+def _compiled(
+    plan: BuildPlan, graph: Path, clock: Clock, *, early: Mapping[str, BuiltEngine] | None = None
+) -> dict[str, BuiltEngine]:
+    """The engines of a graph. early: those that were built for the gate; None while building these."""
+    built = {}
+    for file, engine, compiler in zip(plan.engine_files, plan.options.engines, plan.compilers, strict=True):
+        if early is not None:
+            clock.begin(compiler)
+        built[file] = (early or {}).get(file) or build_apart(graph, engine, clock.inside)
+    return built
+
+
+@contextlib.contextmanager
+def _workplace(plan: BuildPlan) -> Iterator[Path]:
+    """A folder for the time of a build; an INT8 build finds there what one like it has left."""
+    if plan.work is None:
+        with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
+            yield Path(folder)
+        return
     try:
-        while not ended.wait(_POLL_S):
-            while news:
-                progress(*news.popleft())
-    except BaseException:
-        stopped.set()
-        ended.wait()
-        raise
-    if failure:
-        raise failure[0]
-    return outcome[0]
+        plan.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{plan.work} cannot be made: {error.strerror}", "choose another place") from error
+    yield plan.work
 
 
-class _Clock:
-    """Times the steps and tells the caller where the build is."""
+def _keep_attempt(plan: BuildPlan, made: _Made, gate: GateResult) -> None:
+    """Leaves what an INT8 build has reached where the next can go on from it."""
+    if plan.work is None or made.plan is None or made.ranges is None:
+        return
+    (plan.work / PLAN).write_text(made.plan.to_json(), encoding="utf-8")
+    (plan.work / GATE).write_bytes(gate_file(gate))
+    save_ranges(made.ranges, plan.work / CALIBRATION)
 
-    def __init__(self, steps: Sequence[str], progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._steps = steps
-        self._progress = progress
-        self._started = 0.0
 
-    def begin(self, detail: str) -> None:
-        self.end()
-        self.seconds[self._steps[len(self.seconds)]] = 0.0
-        self._started = time.perf_counter()
-        self.inside(detail, None)
+def _gate_error(plan: BuildPlan, gate: GateResult) -> GateError:
+    log.warning("verdict on the build that is refused:\n%s", gate.table())  # no bundle will hold it
+    kept = "" if plan.work is None else f"; plan, ranges and verdict are in {plan.work}"
+    return GateError(
+        f"{plan.out} fails its gate: {'; '.join(gate.reasons)}{kept}",
+        "allow more (--max-drop), "
+        + ("use FP16" if plan.work is None else f"or edit the plan and build it: --plan {plan.work / PLAN}"),
+    )
 
-    def inside(self, detail: str, share: float | None) -> None:
-        if self._progress is not None:
-            number = len(self.seconds)
-            self._progress(Step(number, len(self._steps), self._steps[number - 1], detail, share))
 
-    def end(self) -> None:
-        if self.seconds:
-            self.seconds[self._steps[len(self.seconds) - 1]] = time.perf_counter() - self._started
+def _checked_int8(file: str, engine: BuiltEngine, made: _Made) -> tuple[str, ...]:
+    missing = () if made.done is None else check_int8(engine.layers, made.done)
+    if missing:
+        log.warning("%s: %d places that the plan has in INT8 are not: %s", file, len(missing), ", ".join(missing[:4]))
+    return missing
+
+
+def _check_data(options: BuildOptions) -> None:
+    """What data and files would be refused after minutes of work."""
+    if options.gate is not None:
+        gate_images(options.gate)
+    if options.int8 is not None:
+        calibration_images(options.int8)
+        if options.int8.plan is not None:
+            read_plan(options.int8.plan)
+        if options.int8.calibration is not None and not Path(options.int8.calibration).is_file():
+            raise UsageError(f"there is no range file {options.int8.calibration}", "twins-trt calibrate writes one")
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -264,9 +312,9 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise BundleError(f"{out} cannot be written: {parent} is no folder to write in", "choose another place")
 
 
-def _audited(engine: BuiltEngine, info: GraphInfo, *, allow_unfused: bool) -> Audit:
+def _audited(engine: BuiltEngine, info: GraphInfo, *, precision: str, allow_unfused: bool) -> Audit:
     audit = audit_layers(engine.layers, expected_attentions=info.attentions)
-    if info.options.precision == "fp32":
+    if precision == "fp32":
         return audit  # no compiler fuses float32 attention, so there is nothing to hold it to
     try:
         check_fused(audit)
@@ -276,89 +324,3 @@ def _audited(engine: BuiltEngine, info: GraphInfo, *, allow_unfused: bool) -> Au
             raise
         log.warning("%s (allowed)", error.cause)
     return audit
-
-
-def _audit_file(built: Mapping[str, BuiltEngine], audits: Mapping[str, Audit]) -> bytes:
-    engines = [
-        {
-            "file": file,
-            "flavour": engine.flavour,
-            "version": engine.version,
-            "targets": list(engine.targets),
-            "audit": audits[file].to_json(),
-        }
-        for file, engine in built.items()
-    ]
-    return (json.dumps({"engines": engines}, indent=2) + "\n").encode()
-
-
-def _manifest(
-    options: BuildOptions,
-    out: Path,
-    graph: Path,
-    info: GraphInfo,
-    facts: ModelFacts,
-    built: Mapping[str, BuiltEngine],
-) -> Manifest:
-    header = read_header(graph)
-    return Manifest(
-        model=info.model,
-        num_classes=info.num_classes,
-        classes=facts.classes,
-        palette=facts.palette,
-        inputs=tuple(_spec(port, _shapes(options.graph)) for port in header.inputs),
-        outputs=tuple(_spec(port, None) for port in header.outputs),
-        padding="masked" if info.padding == "masked" else "parity",
-        precision=options.graph.precision,
-        opset=header.opset,
-        source=facts.source,
-        rebuild=rebuild_command(options, out),
-        preprocessing=Preprocessing(test_scale=options.test_scale),
-        engines=tuple(
-            EngineFile(file, engine.flavour, engine.version, engine.targets) for file, engine in built.items()
-        ),
-        tools=_tools(built),
-    )
-
-
-def _spec(port: Port, profile: tuple[Shape, Shape, Shape] | None) -> TensorSpec:
-    shape = tuple(f"{port.name}.{axis}" if extent is None else extent for axis, extent in enumerate(port.shape))
-    limits = profile if profile and port.dynamic else (None, None, None)
-    return TensorSpec(port.name, cast(DType, port.dtype), shape, *limits)
-
-
-def _shapes(graph: ExportOptions) -> tuple[Shape, Shape, Shape]:
-    """The smallest, the usual and the largest shape of the input `image`."""
-    kinds = ("min", "opt", "max")
-    sides = {
-        name: [getattr(value, kind) if isinstance(value, Range) else value for kind in kinds]
-        for name, value in (("n", graph.batch), ("h", graph.height), ("w", graph.width))
-    }
-    order = "nhwc" if graph.input == "uint8" else "nchw"
-    least, usual, most = (tuple(3 if axis == "c" else sides[axis][i] for axis in order) for i in range(3))
-    return least, usual, most
-
-
-def _profile(graph: ExportOptions) -> dict[str, tuple[Shape, Shape, Shape]] | None:
-    dynamic = any(isinstance(side, Range) for side in (graph.batch, graph.height, graph.width))
-    return {"image": _shapes(graph)} if dynamic else None
-
-
-def _tools(built: Mapping[str, BuiltEngine]) -> dict[str, str]:
-    """Name and version of everything that had a hand in the files."""
-    tools = {"twins-trt": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _TOOLS:
-        try:
-            tools[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # importable without metadata (a vendored or system package): nothing to write down
-    return tools | {engine.flavour: engine.version for engine in built.values()}
-
-
-def _peak_host_mib() -> float | None:
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)

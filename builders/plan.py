@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
 
+from twins_trt.builders.levels import LEVELS
 from twins_trt.builders.sites import LONGEST_INT8_ATTENTION, Site, block_of, find_sites
 from twins_trt.errors import UsageError
 from twins_trt.runtime.codec import decode, encode
-
-LEVELS: dict[str, frozenset[str]] = {
-    "fp16": frozenset(),
-    "int8-linear": frozenset({"linear"}),
-    "int8-linear+conv": frozenset({"linear", "conv"}),
-    "int8-attention": frozenset({"linear", "conv", "attention"}),
-}
-"""The kinds of places (`builders.sites`) that each level runs in INT8; the rest of the block stays FP16."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,8 @@ class Plan:
     or a group of nodes in one (`head/classifier`, `neck/conv.0`, `stages.2.blocks.4.attn/sr`); the longest name that
     fits a node decides. Every block of the model must be named.
     smooth: SmoothQuant's strength, 0 to 1 (0.5: activations and weights meet halfway); None leaves weights as they are.
+    observer: which of the ranges of a calibration are used; None for its first. ranges: tensor -> largest magnitude, in
+    place of the calibrated one. bias_correction: whether biases take in the mean shift that INT8 causes.
     Raises `UsageError` for a level that does not exist, with the nearest ones.
     """
 
@@ -38,6 +34,9 @@ class Plan:
     level: str
     blocks: dict[str, str]
     smooth: float | None = None
+    observer: str | None = None
+    ranges: dict[str, float] = field(default_factory=dict)
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for level in (self.level, *self.blocks.values()):
@@ -45,6 +44,9 @@ class Plan:
                 raise UsageError(f"unknown precision level {level!r}", _nearest(level, LEVELS, "levels"))
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise UsageError(f"a SmoothQuant strength of {self.smooth}", "give 0 to 1, or none")
+        for tensor, largest in self.ranges.items():
+            if not (math.isfinite(largest) and largest >= 0):
+                raise UsageError(f"the plan's range of {tensor} is {largest}", "give its largest magnitude, or none")
 
     def to_json(self) -> str:
         """The plan as indented JSON text, one line a block."""
@@ -69,14 +71,21 @@ class Plan:
             raise UsageError(f"the plan has no block {block!r}", _nearest(block, self.blocks, "blocks"))
         return replace(self, blocks={**self.blocks, block: level})
 
+    def reverted(self, names: Iterable[str]) -> Plan:
+        """This plan with everything at or below each of `names` at FP16. Raises as `with_level` does."""
+        plan = self
+        for name in names:
+            finer = [other for other in self.blocks if name in _groups(other)]
+            for each in (name, *finer):
+                plan = plan.with_level(each, "fp16")
+        return plan
+
     def level_of(self, node: str) -> str:
         """The level of one node. Raises `UsageError` where the plan names no block that holds it."""
-        name = node
-        while name not in self.blocks:
-            if "/" not in name:
-                raise UsageError(f"the plan of {self.model} says nothing about {node}", "add its block to the plan")
-            name = name.rsplit("/", 1)[0]
-        return self.blocks[name]
+        for name in _groups(node):
+            if name in self.blocks:
+                return self.blocks[name]
+        raise UsageError(f"the plan of {self.model} says nothing about {node}", "add its block to the plan")
 
     def quantised(self, graph: gs.Graph | Sequence[Site]) -> tuple[Site, ...]:
         """The places that run in INT8. graph: the FP32 graph, or its `find_sites`.
@@ -108,8 +117,8 @@ class Plan:
         return uniform_plan(sites, self.level, model=self.model).quantised(sites)
 
     def _check_names(self, sites: Iterable[Site]) -> None:
-        nodes = [site.node for site in sites]
-        known = {node.rsplit("/", depth)[0] for node in nodes for depth in range(node.count("/") + 1)}
+        # Written for a CPU, the classifier is no place for INT8, and a plan made for a GPU still names it.
+        known = {"head/classifier", *(name for site in sites for name in _groups(site.node))}
         for name in self.blocks:
             if name not in known:
                 raise UsageError(f"{self.model} has no block {name!r}", _nearest(name, known, "blocks"))
@@ -136,6 +145,17 @@ def uniform_plan(
             blocks[site.node] = "fp16"
     name = model if model is not None else getattr(graph, "name", "")
     return Plan(name, level, blocks, smooth)
+
+
+def _groups(node: str) -> Iterator[str]:
+    """The node and every group that it is in, the smallest first: `neck/conv.0.phase.01`, `neck/conv.0.phase`,
+    `neck/conv.0`, `neck/conv`, `neck`."""
+    block, *rest = node.split("/")
+    for depth in range(len(rest), 0, -1):
+        parts = rest[depth - 1].split(".")
+        for count in range(len(parts), 0, -1):
+            yield "/".join([block, *rest[: depth - 1], ".".join(parts[:count])])
+    yield block
 
 
 def _possible(site: Site) -> bool:

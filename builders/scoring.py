@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +9,11 @@ from twins_trt.data import Dataset
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.evaluation import EvalResult, evaluate_masks, input_size
-from twins_trt.evaluation.evaluate import Observe, Progress
+from twins_trt.evaluation.evaluate import Observe, Progress, warn_of_other_classes
 from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.fitting import FitMode, fit_size
 from twins_trt.runtime.segmenter import Segmenter
-
-log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def score_bundle(
     if preprocessing is not None:
         bundle = replace(bundle, manifest=replace(bundle.manifest, preprocessing=preprocessing))
     manifest = bundle.manifest
-    _compare_class_names(manifest.classes, dataset)
+    warn_of_other_classes(manifest.classes, dataset)
     resized = outside = 0
     with Segmenter(bundle, engine, fit=fit, settings=settings) as segmenter:
 
@@ -116,14 +113,3 @@ def _notes(bundle: Bundle, resized: int, outside: int, fit: FitMode) -> tuple[tu
             "a bundle built with --outputs logits is scored as mmsegmentation scores"
         )
     return tuple(notes), exact
-
-
-def _compare_class_names(trained: tuple[str, ...], dataset: Dataset) -> None:
-    """Warn when the names differ: the same number of classes in another order scores as nonsense."""
-
-    def plain(names: tuple[str, ...]) -> list[str]:
-        return ["".join(letter for letter in name.lower() if letter.isalnum()) for name in names]
-
-    generic = all(name == f"class {index}" for index, name in enumerate(trained))
-    if len(trained) == len(dataset.classes) and not generic and plain(trained) != plain(dataset.classes):
-        log.warning("the bundle's classes %s are not %s's %s", trained, dataset.source, dataset.classes)

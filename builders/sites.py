@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 
+from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import ExportError
 
 Tensor: TypeAlias = Any  # gs.Variable or gs.Constant; graphsurgeon carries no types
@@ -24,7 +25,6 @@ LONGEST_INT8_ATTENTION = 512  # keys; the compiler has no fused INT8 attention b
 LARGE = 64  # values; constants of shape arithmetic are smaller
 
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1}
-LAYOUT = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from twins_trt.calib.images import Fitter, UInt8Array, digest, is_noise, refuse_
 from twins_trt.calib.ranges import Ranges
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.calib.tensors import (
+    channelled_tensors,
     graph_sha256,
     input_ports,
     observed_tensors,
@@ -135,7 +136,7 @@ def collect(
         pending.append((identity, is_noise(image), runner.fitter(image)))
         if len(pending) < runner.fitter.batch:
             continue
-        runner.count(np.stack([fitted for _, _, fitted in pending]), collection.histograms, name)
+        runner.count(np.stack([fitted for _, _, fitted in pending]), collection, name)
         collection.digests += [identity for identity, _, _ in pending]
         collection.noisy += sum(noisy for _, noisy, _ in pending)
         counted += len(pending)
@@ -200,6 +201,7 @@ class _Runner:
         self._sha256 = graph_sha256(graph)
         model = read_graph(graph)
         self._tensors = observed_tensors(model)
+        self._channelled = channelled_tensors(model)
         providers = _providers(device, onnxruntime.get_available_providers())
         self._ran_with = f"onnxruntime {onnxruntime.__version__} {providers[0][0]}"
 
@@ -232,18 +234,23 @@ class _Runner:
         histograms = {name: Histogram.empty(settings.bins) for name in self._tensors}
         return Collection(self._sha256, settings, self._ran_with, histograms)
 
-    def count(self, batch: npt.NDArray[Any], histograms: dict[str, Histogram], image: str) -> None:
-        """Run a batch and count what comes out. Raises DataError where a value is not finite; then the caller's
-        histograms are of no use."""
+    def count(self, batch: npt.NDArray[Any], collection: Collection, image: str) -> None:
+        """Run a batch and count what comes out. Raises DataError where a value is not finite; then the collection is
+        of no use."""
         for names, session in self._parts:
             values = self._run(session, names, batch)
             for index, name in enumerate(names):
+                value = values[index].astype(np.float32, copy=False)
                 try:
-                    histograms[name].add(values[index].astype(np.float32, copy=False))
+                    collection.histograms[name].add(value)
                 except ValueError as error:
                     raise DataError(
                         f"{name} is not finite at {image}", "check the checkpoint: the FP32 graph overflows"
                     ) from error
+                if name in self._channelled:
+                    largest = np.abs(value).max(axis=tuple(range(value.ndim - 1)))
+                    collection.channels[name] = np.maximum(collection.channels.get(name, np.float32(0)), largest)
+                del value
                 values[index] = None  # counted: free it before the next
 
     def _run(self, session: Any, names: list[str] | None, batch: npt.NDArray[Any]) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.images import data_key, refuse_noise, refuse_too_few
@@ -19,7 +20,7 @@ from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.errors import DataError
 from twins_trt.runtime.codec import decode, encode
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Collection:
     """The images of one run, or of several shards merged.
 
     digests: one of each image, 32 bytes; the only part that grows with the images. noisy: how many of them look like
-    noise. histograms: by tensor, in the order of the graph.
+    noise. histograms: by tensor, in the order of the graph. channels: the largest magnitude of each channel, float32
+    [C], of the tensors of `channelled_tensors`.
     """
 
     graph_sha256: str
@@ -36,6 +38,7 @@ class Collection:
     histograms: dict[str, Histogram]
     digests: list[bytes] = field(default_factory=list)
     noisy: int = 0
+    channels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -48,7 +51,10 @@ class Collection:
         refuse_noise(self.noisy, len(self.digests))
         found = {
             name: TensorRange(
-                histogram.min, histogram.max, {o: amax(o, histogram, self.settings) for o in self.settings.observers}
+                histogram.min,
+                histogram.max,
+                {o: amax(o, histogram, self.settings) for o in self.settings.observers},
+                tuple(map(float, self.channels.get(name, ()))),
             )
             for name, histogram in self.histograms.items()
         }
@@ -89,6 +95,8 @@ def merge(shards: Iterable[Collection]) -> Collection:
         total.noisy += part.noisy
         for name, histogram in part.histograms.items():
             total.histograms[name].merge(histogram)
+        for name, largest in part.channels.items():
+            total.channels[name] = np.maximum(total.channels.get(name, np.float32(0)), largest)
     return total
 
 
@@ -103,6 +111,8 @@ def save_collection(collection: Collection, path: str | Path) -> Path:
         "noisy": collection.noisy,
         "digests": [each.hex() for each in collection.digests],
         "histograms": {name: [h.exponent, h.zeros, h.min, h.max] for name, h in histograms.items()},
+        # A float32 survives being written as a float64's digits.
+        "channels": {name: largest.tolist() for name, largest in collection.channels.items()},
     }
     buffer = io.BytesIO()
     counts = np.stack([histogram.counts for histogram in histograms.values()])
@@ -128,7 +138,10 @@ def load_collection(path: str | Path) -> Collection:
             for i, (name, (exponent, zeros, low, high)) in enumerate(facts["histograms"].items())
         }
         digests = [bytes.fromhex(each) for each in facts["digests"]]
-        return Collection(facts["graph_sha256"], settings, facts["collected_with"], histograms, digests, facts["noisy"])
+        channels = {name: np.array(largest, np.float32) for name, largest in facts["channels"].items()}
+        return Collection(
+            facts["graph_sha256"], settings, facts["collected_with"], histograms, digests, facts["noisy"], channels
+        )
     except Exception as error:  # zip, npy, JSON and our own checks each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is no collection: {reason}", "remove the file and collect again") from error

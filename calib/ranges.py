@@ -25,11 +25,15 @@ _AGAIN = "calibrate again: twins-trt calibrate GRAPH --data KIND:PATH --out {pat
 
 @dataclass(frozen=True)
 class TensorRange:
-    """One activation. min, max: the smallest and largest value seen. amax: by observer, what INT8's ±127 stands for."""
+    """One activation. min, max: the smallest and largest value seen. amax: by observer, what INT8's ±127 stands for.
+
+    channels: the largest magnitude of each channel where channels are told apart (behind LayerNorms), else empty.
+    """
 
     min: float
     max: float
     amax: Mapping[str, float]
+    channels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Ranges:
                 _AGAIN.format(path=name),
             )
         for tensor, each in ranges.ranges.items():
-            values_ok = np.isfinite([each.min, each.max, *each.amax.values()]).all() and min(each.amax.values()) >= 0
+            numbers = [each.min, each.max, *each.amax.values(), *each.channels]
+            values_ok = np.isfinite(numbers).all() and min((*each.amax.values(), *each.channels)) >= 0
             if set(each.amax) != set(ranges.observers) or not values_ok:
                 raise DataError(f"{name}: ranges.{tensor} is {encode(each)}", _AGAIN.format(path=name))
         return ranges

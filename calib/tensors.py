@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import onnx
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# What rearranges values and changes none: quantisation stands before it, at the tensor where the values come from.
+LAYOUT = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
 # Between a softmax and the product with v: they move values and change none.
 _MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -50,12 +52,18 @@ def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
     """Names of the activations that a quantised graph needs ranges for, in the order the graph computes them.
 
     These are the inputs of every Conv, Gemm and MatMul with a constant weight; both inputs of every MatMul of two
-    activations (q and k; softmax and v); and the result of the one that follows a softmax (the attention's output).
-    Weights are not among them. Raises DataError where there is none, else as `read_graph`.
+    activations (q and k; softmax and v); the result of the one that follows a softmax (the attention's output); for
+    each of these the tensor that it is a mere rearrangement of; and what convolutions write, behind their Relu, which
+    a quantised graph for ONNX Runtime has in INT8 too. Weights are not among them. Raises DataError where there is
+    none, else as `read_graph`.
     """
     model = read_graph(graph) if isinstance(graph, (str, Path)) else graph
     nodes = model.graph.node
     producers = {output: node for node in nodes for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     constants = _constants(model)
     found: dict[str, None] = {}
     for node in nodes:
@@ -65,10 +73,24 @@ def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
         found.update(dict.fromkeys(active))
         if node.op_type == "MatMul" and len(active) == 2 and any(_from_softmax(name, producers) for name in active):
             found[node.output[0]] = None
+        if node.op_type == "Conv":
+            behind = readers.get(node.output[0], [])
+            relu = len(behind) == 1 and behind[0].op_type == "Relu"
+            found[behind[0].output[0] if relu else node.output[0]] = None
+    found.update(dict.fromkeys(_source(name, producers) for name in tuple(found)))
     if not found:
         raise DataError("the graph has no Conv, Gemm or MatMul to calibrate", "check that it is the right graph")
     order = {name: index for index, name in enumerate(_computed(model))}
     return tuple(sorted(found, key=order.__getitem__))
+
+
+def channelled_tensors(graph: onnx.ModelProto) -> frozenset[str]:
+    """The observed tensors whose channels lie along the last axis and are told apart: what LayerNorms write.
+
+    SmoothQuant folds a scale for each channel into the LayerNorm, and asks for each channel's range.
+    """
+    written = {node.output[0] for node in graph.graph.node if node.op_type == "LayerNormalization"}
+    return frozenset(written.intersection(observed_tensors(graph)))
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -146,6 +168,12 @@ def _constants(model: onnx.ModelProto) -> set[str]:
         if all(name in constants for name in node.input):
             constants.update(node.output)
     return constants
+
+
+def _source(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    while name in producers and producers[name].op_type in LAYOUT:
+        name = producers[name].input[0]
+    return name
 
 
 def _computed(model: onnx.ModelProto) -> list[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from twins_trt.builders.engine.apart import build_apart
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
 from twins_trt.builders.engine.header import GraphHeader, Port, read_header
 from twins_trt.builders.engine.options import FLAVOURS, EngineOptions, parse_target
@@ -21,6 +22,7 @@ __all__ = [
     "Offer",
     "Port",
     "Progress",
+    "build_apart",
     "build_engine",
     "current_device",
     "describe",

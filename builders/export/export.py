@@ -39,12 +39,22 @@ def export_graph(model: Segmentor, path: str | Path, options: ExportOptions | No
     """
     options = options or ExportOptions()
     graph, info = build_graph(model, options)
+    write_graph(graph, path, info)
+    return info
+
+
+def write_graph(graph: gs.Graph, path: str | Path, info: GraphInfo, *, precision: str | None = None) -> None:
+    """Writes a graph of `build_graph`, whole or not at all, with what it is in its metadata.
+
+    precision: of a graph that was quantised since (`int8`); by default what the options say. Raises `ExportError`
+    where the file cannot be written.
+    """
     proto = gs.export_onnx(graph)
-    proto.ir_version = IR_VERSIONS[options.opset]
+    proto.ir_version = IR_VERSIONS[info.options.opset]
     proto.producer_name = "twins-trt"
     facts = {
         "model": info.model,
-        "precision": options.precision,
+        "precision": precision or info.options.precision,
         "attentions": str(info.attentions),
         "info": info.to_json(),
     }
@@ -54,7 +64,6 @@ def export_graph(model: Segmentor, path: str | Path, options: ExportOptions | No
             file.write(proto.SerializeToString())
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror}", "check the folder exists and has room") from error
-    return info
 
 
 def read_info(path: str | Path) -> GraphInfo:

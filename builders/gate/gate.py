@@ -7,24 +7,26 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.builders.gate.reference import Mask, ReferenceMasks
 from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
 from twins_trt.data import Dataset
-from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.errors import DataError, UsageError
-from twins_trt.evaluation import ConfusionMatrix, Scores, predict_mask
+from twins_trt.evaluation import ConfusionMatrix, Scores
 from twins_trt.runtime import Bundle, Segmenter
 from twins_trt.runtime.engines import EngineSettings
+from twins_trt.runtime.manifest import GRAPH
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
 
-Mask = npt.NDArray[np.uint8]
 # progress(done, total, mIoU drop so far in points): after every image.
 Progress = Callable[[int, int, float], None]
 # look(name, image, label, reference, engine): after every image, for pictures.
@@ -56,6 +58,18 @@ class Thresholds:
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UsageError(f"an agreement of {self.min_agreement} is no share", "give 0 to 1")
 
+    @classmethod
+    def of(
+        cls,
+        precision: str,
+        *,
+        max_drop: float | None = None,
+        min_images: int = MIN_IMAGES,
+        min_agreement: float | None = None,
+    ) -> Thresholds:
+        """Those of a precision (`MAX_DROP`), save what is given."""
+        return cls(MAX_DROP[precision] if max_drop is None else max_drop, min_images, min_agreement)
+
 
 @dataclass(frozen=True)
 class ImageResult:
@@ -70,12 +84,15 @@ class ImageResult:
 class GateResult:
     """The verdict and everything it rests on.
 
-    reasons: why it failed; empty when it passed. simulated: ONNX Runtime stood in for the engine that ships.
-    class_drops: points of IoU per class, NaN where a class does not occur. repeats: a second run gave the same masks.
-    batch_agrees: masks of a batch equal those of single images; None where the graph takes one image at a time.
-    seconds: wall time of the model and of the engine over all images; on a shared machine no benchmark.
+    model, graph_sha256: what was judged. reasons: why it failed; empty when it passed. simulated: ONNX Runtime stood in
+    for the engine that ships. class_drops: points of IoU per class, NaN where a class does not occur. repeats: a second
+    run gave the same masks. batch_agrees: masks of a batch equal those of single images; None where the graph takes one
+    image at a time. seconds: wall time of the engine over all images, and of the model where all its masks had to be
+    computed; on a shared machine no benchmark. created: ISO 8601 with a zone.
     """
 
+    model: str
+    graph_sha256: str
     passed: bool
     reasons: tuple[str, ...]
     engine: str
@@ -97,6 +114,7 @@ class GateResult:
     seconds: dict[str, float]
     measured_on: str
     seeded: bool
+    created: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `gate.json`; NaN becomes None."""
@@ -137,14 +155,15 @@ def gate_bundle(
     engine: str = "auto",
     settings: EngineSettings | None = None,
     limit: int | None = None,
-    seeded: bool = False,
+    cache: Path | None = None,
     progress: Progress | None = None,
     look: Look | None = None,
 ) -> GateResult:
     """Runs the bundle's engine and the float32 model over a labelled data set and judges the difference.
 
     model: the reference, with the weights the bundle was built from. thresholds: by default those of the bundle's
-    precision (`MAX_DROP`). engine, settings: as `Segmenter` takes them. limit: only the first images.
+    precision (`MAX_DROP`). engine, settings: as `Segmenter` takes them. limit: only the first images. cache: a folder
+    that keeps the reference's masks, so that they are computed once for several bundles (`ReferenceMasks`).
     Both see an image as the bundle does: a graph of fixed size resizes an image of another size, and the reference is
     given the same resized image, so that only the engine is judged.
     Raises `UsageError` where the model is another than the bundle's, `DataError` where images have no labels.
@@ -158,7 +177,7 @@ def gate_bundle(
         )
     if not dataset.labelled:
         raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
-    thresholds = thresholds or Thresholds(MAX_DROP[manifest.precision])
+    thresholds = thresholds or Thresholds.of(manifest.precision)
     dataset = dataset.first(limit)
     kept: list[npt.NDArray[np.uint8]] = []
     kept_masks: list[Mask] = []
@@ -166,17 +185,23 @@ def gate_bundle(
     rows: list[ImageResult] = []
     equal = pixels = 0
     clock = {"reference": 0.0, "engine": 0.0}
-    with Segmenter(bundle, engine, settings=settings) as segmenter:
+    totals = [ConfusionMatrix(manifest.num_classes) for _ in range(2)]
+    references = ReferenceMasks(
+        model, preprocessing=manifest.preprocessing if manifest.size is None else None, folder=cache
+    )
+    judged = dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, gate="pending"))
+    with Segmenter(judged, engine, settings=settings) as segmenter:
         for done, (name, image, label) in enumerate(_images(dataset, manifest.size), start=1):
             started = time.perf_counter()
-            expected = _reference_mask(model, image, manifest.preprocessing if manifest.size is None else None)
+            expected = references(image)
             between = time.perf_counter()
             mask = segmenter(image).mask
             clock["reference"] += between - started
             clock["engine"] += time.perf_counter() - between
             pair = [ConfusionMatrix.of(each, label, num_classes=manifest.num_classes) for each in (expected, mask)]
-            for matrix, into in zip(pair, matrices, strict=True):
+            for matrix, into, total in zip(pair, matrices, totals, strict=True):
                 into.append(matrix)
+                total.counts += matrix.counts
             same = int((mask == expected).sum())
             equal, pixels = equal + same, pixels + mask.size
             rows.append(ImageResult(name, same / mask.size, pair[0].scores().miou - pair[1].scores().miou))
@@ -186,16 +211,19 @@ def gate_bundle(
             if look is not None:
                 look(name, image, label, expected, mask)
             if progress is not None:
-                so_far = _total(matrices[0]).scores().miou - _total(matrices[1]).scores().miou
-                progress(done, len(dataset), so_far)
+                progress(done, len(dataset), totals[0].scores().miou - totals[1].scores().miou)
         repeats = all(np.array_equal(segmenter(image).mask, mask) for image, mask in zip(kept, kept_masks, strict=True))
         batch_agrees = _batch_agrees(segmenter, manifest.batch_limits, kept, kept_masks)
         ran = segmenter.engine.name
-    reference, scores = (_total(each).scores() for each in matrices)
+    if references.computed < len(rows):
+        del clock["reference"]  # the time of reading files says nothing about the model
+    reference, scores = (total.scores() for total in totals)
     drop = bootstrap_drop(*matrices)
     agreement = equal / pixels
     reasons = _reasons(thresholds, drop, len(rows), agreement, repeats, batch_agrees)
     return GateResult(
+        model=manifest.model,
+        graph_sha256=next(entry.sha256 for entry in manifest.files if entry.path == GRAPH),
         passed=not reasons,
         reasons=reasons,
         engine=ran,
@@ -216,7 +244,8 @@ def gate_bundle(
         batch_agrees=batch_agrees,
         seconds=clock,
         measured_on=f"{platform.machine()} CPU, {platform.system()}",
-        seeded=seeded,
+        seeded=manifest.source.seeded,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
@@ -229,23 +258,6 @@ def _images(dataset: Dataset, size: tuple[int, int] | None) -> Iterator[tuple[st
             yield sample.name, sample.image, sample.label
         else:
             yield sample.name, resize_image(sample.image, size), resize_mask(sample.label, size)
-
-
-def _reference_mask(model: Segmentor, image: npt.NDArray[np.uint8], preprocessing: Preprocessing | None) -> Mask:
-    import torch
-
-    def logits(x: npt.NDArray[np.float32]) -> Any:
-        with torch.inference_mode():
-            return model(torch.as_tensor(x))
-
-    return predict_mask(logits, image, preprocessing=preprocessing)
-
-
-def _total(matrices: list[ConfusionMatrix]) -> ConfusionMatrix:
-    total = ConfusionMatrix(matrices[0].num_classes)
-    for matrix in matrices:
-        total = total + matrix
-    return total
 
 
 def _batch_agrees(

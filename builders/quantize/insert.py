@@ -15,7 +15,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from twins_trt.builders.sites import LAYOUT, Tensor, output_axis, weight_of
+from twins_trt.builders.sites import Tensor, output_axis, weight_of
+from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import UsageError
 
 QMAX = 127  # symmetric: -128 is not used, so that a value and its negative round alike

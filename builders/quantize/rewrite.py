@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from twins_trt.builders.export.precision import to_fp16
+from twins_trt.builders.levels import FIRST_OPSET
 from twins_trt.builders.plan import Plan
 from twins_trt.builders.quantize.insert import Inserter, checked_ranges
 from twins_trt.builders.quantize.smooth import smooth_norms
@@ -29,7 +30,6 @@ from twins_trt.builders.sites import Site, block_of, source_of
 from twins_trt.errors import UsageError
 
 RESTS = ("fp16", "fp32")
-FIRST_OPSET = 19  # from here on scales, and what is dequantised, may be float16
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from twins_trt.builders.sites import LAYOUT, Site, block_of, is_product, output_axis, weight_of
+from twins_trt.builders.sites import Site, block_of, is_product, output_axis, weight_of
+from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import UsageError
 
 _LARGEST_RATIO = 64.0  # of a scale to their geometric mean; a channel that is never active would otherwise reach far

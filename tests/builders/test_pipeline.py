@@ -18,7 +18,7 @@ pytest.importorskip("tensorrt_rtx")
 
 from twins_trt.builders import build_options, pipeline
 from twins_trt.builders.build_options import BuildOptions, engines_for
-from twins_trt.builders.engine import BuiltEngine, EngineOptions, read_header
+from twins_trt.builders.engine import BuiltEngine, EngineOptions, apart, read_header
 from twins_trt.builders.export import ExportOptions, Range
 from twins_trt.builders.layers import Layer
 from twins_trt.builders.pipeline import Step, build_bundle, plan_build
@@ -73,7 +73,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
             progress("compiling", 0.5)
             return BuiltEngine(b"plan", tuple(layers), options.flavour, "1.2.3", options.targets, 0.1)
 
-        monkeypatch.setattr(pipeline, "build_engine", build)
+        monkeypatch.setattr(apart, "build_engine", build)
         return asked
 
     return install
@@ -143,7 +143,7 @@ def test_a_failing_compiler_leaves_nothing(
         assert graph.is_file() and graph.is_relative_to(scratch)
         raise failure
 
-    monkeypatch.setattr(pipeline, "build_engine", build)
+    monkeypatch.setattr(apart, "build_engine", build)
     with pytest.raises(type(failure)):
         build_bundle(small(), place / "x.bundle")
     assert list(place.iterdir()) == []
@@ -178,7 +178,7 @@ def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, monkeypatch: p
         if step.detail == "compiling":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "build_engine", build)
+    monkeypatch.setattr(apart, "build_engine", build)
     with pytest.raises(KeyboardInterrupt):
         build_bundle(small(), place / "x.bundle", progress=interrupt)
     assert states == ["stopped"]

@@ -14,8 +14,10 @@ WIDTH, HEIGHT, CHANNELS = 48, 32, 8
 FACTOR = 0.3  # no power of two: scaling before or after a product rounds differently
 OBSERVED = (
     "input/pixels",
+    "patch",
     "attn/norm",
     "attn/q_heads",
+    "attn/k",
     "attn/k_t",
     "attn/v",
     "attn/softmax",
@@ -93,7 +95,7 @@ def forward(image: Array, seed: int = 0) -> dict[str, Array]:
     scores = np.exp(q * FACTOR @ k.T)
     softmax = scores / scores.sum(1, keepdims=True)
     relu = np.maximum(softmax @ v @ (w["proj.weight"] * FACTOR), 0)
-    values = (pixels, norm, q * FACTOR, k.T, v, softmax, softmax @ v, relu)
+    values = (pixels, norm.T, norm, q * FACTOR, k, k.T, v, softmax, softmax @ v, relu)
     return dict(zip(OBSERVED, values, strict=True))
 
 

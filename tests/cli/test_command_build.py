@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import MODEL, SMALL, Ran, Twins, run_main
 
-from twins_trt.builders.build_options import BuildOptions, engines_for, rebuild_command
+from twins_trt.builders.build_options import BuildOptions, engines_for
 from twins_trt.builders.export import ExportOptions, Range
+from twins_trt.builders.rebuild import rebuild_command
 from twins_trt.cli.build import configure, read_options
 from twins_trt.cli.parsing import Parser
 from twins_trt.models.checkpoint import sha256_of

@@ -7,21 +7,30 @@ from typing import TYPE_CHECKING
 
 from twins_trt.cli.console import Console, megabytes
 from twins_trt.cli.parsing import (
+    add_calibration_options,
     add_graph_options,
     add_weights_options,
+    calibration_settings,
     graph_options,
     parse_test_scale,
     split_list,
 )
+from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 
 if TYPE_CHECKING:
     from twins_trt.builders.build_options import BuildOptions
+    from twins_trt.builders.int8_options import GateOptions, Int8Options
     from twins_trt.builders.pipeline import BuildPlan, BuildReport, Step
 
 EXAMPLE = (
-    "twins-trt build twins_svt-s_fpn --checkpoint F.pth --size 360x480 --precision fp16 "
-    "--target sm_86,sm_89,sm_120 --out x.bundle"
+    "twins-trt build twins_svt-s_fpn --checkpoint F.pth --size 360x480 --target sm_86,sm_89,sm_120 --out x.bundle\n"
+    "  twins-trt build twins_svt-s_fpn --checkpoint F.pth --size 360x480 --precision int8 \\\n"
+    "    --calib-data camvid:PATH --gate-data camvid:PATH --target sm_86,sm_89 --out x.bundle\n"
+    "\n"
+    "An INT8 build calibrates, plans which blocks run in INT8, and judges the result by its mIoU on --gate-data.\n"
+    "Where it fails, blocks go back to FP16, the worst first, until it passes; where nothing passes, no bundle is\n"
+    "written (exit code 3). What was done so far is kept in BUNDLE.work: the same command goes on after a kill."
 )
 
 
@@ -60,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-unfused", action="store_true", help="take an FP16 engine even if an attention in it is not fused"
     )
+    _add_int8_options(parser)
     parser.add_argument(
         "--test-scale", metavar="LONGxSHORT", help="fit images into this before a graph of dynamic size, as 2048x512"
     )
@@ -86,7 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def read_options(arguments: argparse.Namespace) -> BuildOptions:
     """The build that a parsed command line describes. Raises `UsageError`."""
-    from twins_trt.builders.build_options import BuildOptions, engines_for
+    from twins_trt.builders.build_options import BuildOptions, default_opset, engines_for
 
     engines = engines_for(
         split_list(arguments.target),
@@ -98,16 +108,103 @@ def read_options(arguments: argparse.Namespace) -> BuildOptions:
     )
     forms, precision = ("gpu", "fp16") if engines else ("cpu", "fp32")
     crop_size = get_spec(arguments.model).crop_size
+    quantised = arguments.precision == "int8"
+    if quantised:
+        arguments = argparse.Namespace(**{**vars(arguments), "precision": "fp32"})  # of the graph that is calibrated
+    opset = default_opset("int8" if quantised else precision)
+    test_scale = parse_test_scale(arguments.test_scale)
     return BuildOptions(
         model=arguments.model,
-        graph=graph_options(arguments, forms=forms, precision=precision, crop_size=crop_size),
+        graph=graph_options(arguments, forms=forms, precision=precision, crop_size=crop_size, opset=opset),
         engines=engines,
         checkpoint=arguments.checkpoint,
         seeded=arguments.seeded,
         num_classes=arguments.num_classes,
         padding=arguments.padding,
-        test_scale=parse_test_scale(arguments.test_scale),
+        test_scale=test_scale,
         allow_unfused=arguments.allow_unfused,
+        int8=_int8_options(arguments, test_scale=test_scale) if quantised else None,
+        gate=_gate_options(arguments),
+        no_gate=arguments.no_gate,
+    )
+
+
+def _add_int8_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("INT8 (--precision int8)")
+    group.add_argument(
+        "--level",
+        default="int8-linear+conv",
+        metavar="{int8-linear,int8-linear+conv,int8-attention}",
+        help="what runs in INT8; default: int8-linear+conv",
+    )
+    group.add_argument("--plan", metavar="FILE", help="build this plan (a bundle's plan.json, perhaps edited)")
+    group.add_argument("--calib-data", metavar="KIND:PATH", help="images to calibrate on; labels are not read")
+    group.add_argument("--calib-split", default="train", metavar="SPLIT", help="default: train")
+    group.add_argument(
+        "--calib-images", type=int, default=64, metavar="N", help="how many, spread over the set; default 64, 0 for all"
+    )
+    group.add_argument("--calibration", metavar="FILE", help="take the ranges that twins-trt calibrate wrote instead")
+    group.add_argument(
+        "--smooth", default="none", metavar="{none,search,0..1}", help="SmoothQuant's strength; default: none"
+    )
+    group.add_argument(
+        "--bias-correction", action="store_true", help="put the mean shift of every quantised product into its bias"
+    )
+    add_calibration_options(parser)
+    group = parser.add_argument_group("gate", "INT8 needs one, other precisions may have one")
+    group.add_argument("--gate-data", metavar="KIND:PATH", help="labelled images to judge the build on")
+    group.add_argument("--gate-split", default="val", metavar="SPLIT", help="default: val")
+    group.add_argument("--gate-limit", type=int, metavar="N", help="only the first N images")
+    group.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="of mIoU; default: 0.1 for fp32 and fp16, 0.5 for int8"
+    )
+    group.add_argument("--min-images", type=int, default=30, metavar="N", help="fewer fail; default: 30")
+    group.add_argument("--min-agreement", type=float, metavar="SHARE", help="of pixels that must equal the reference's")
+    group.add_argument("--no-gate", action="store_true", help="do not judge INT8: the bundle says so wherever shown")
+    group.add_argument("--no-fallback", action="store_true", help="fail at once instead of reverting blocks to FP16")
+    group.add_argument(
+        "--max-evaluations", type=int, default=16, metavar="N", help="plans that the fallback may judge; default 16"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime; default: every core")
+
+
+def _int8_options(arguments: argparse.Namespace, *, test_scale: tuple[int, int] | None) -> Int8Options:
+    from twins_trt.builders.int8_options import SEARCH, Int8Options
+
+    smooth: float | str | None = None
+    if arguments.smooth != "none":
+        try:
+            smooth = SEARCH if arguments.smooth == SEARCH else float(arguments.smooth)
+        except ValueError as error:
+            raise UsageError(f"--smooth is {arguments.smooth}", "give none, search, or 0 to 1") from error
+    return Int8Options(
+        level=arguments.level,
+        plan=arguments.plan,
+        data=arguments.calib_data,
+        split=arguments.calib_split,
+        images=arguments.calib_images,
+        calibration=arguments.calibration,
+        settings=calibration_settings(arguments, test_scale=test_scale),
+        smooth=smooth,
+        bias_correction=arguments.bias_correction,
+    )
+
+
+def _gate_options(arguments: argparse.Namespace) -> GateOptions | None:
+    from twins_trt.builders.int8_options import GateOptions
+
+    if arguments.gate_data is None:
+        return None
+    return GateOptions(
+        arguments.gate_data,
+        split=arguments.gate_split,
+        limit=arguments.gate_limit,
+        max_drop=arguments.max_drop,
+        min_images=arguments.min_images,
+        min_agreement=arguments.min_agreement,
+        fallback=not arguments.no_fallback,
+        max_evaluations=arguments.max_evaluations,
+        threads=arguments.threads,
     )
 
 
@@ -121,8 +218,12 @@ def _plan_text(plan: BuildPlan) -> str:
 def _report_text(report: BuildReport) -> str:
     manifest = report.bundle.manifest
     seeded = ", random weights" if manifest.source.seeded else ""
-    lines = [f"{report.bundle.path}: {manifest.model}, {manifest.num_classes} classes, {manifest.precision}{seeded}"]
+    ungated = ", UNGATED" if manifest.precision == "int8" and manifest.gate == "ungated" else ""
+    what = f"{manifest.num_classes} classes, {manifest.precision}{seeded}{ungated}"
+    lines = [f"{report.bundle.path}: {manifest.model}, {what}"]
     lines += [f"  {entry.path}  {megabytes(entry.size)}" for entry in manifest.files]
+    if report.gate is not None:
+        lines += ["", report.gate.table()]
     for file, audit in report.audits.items():
         lines += ["", f"audit of {file}", audit.table()]
     peak = "" if report.peak_host_mib is None else f", {report.peak_host_mib:.0f} MiB at most"

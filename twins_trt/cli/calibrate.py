@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
 from twins_trt.cli.parsing import (
+    add_calibration_options,
     add_graph_options,
     add_weights_options,
+    calibration_settings,
     graph_options,
     nearest,
     parse_test_scale,
-    split_list,
 )
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.zoo import get_spec, list_models
@@ -49,18 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the range file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
-    group = parser.add_argument_group("ranges")
-    group.add_argument(
-        "--observer",
-        default="mse,percentile,entropy,minmax",
-        metavar="A,B",
-        help="mse, percentile, entropy, minmax: which are stored, the one to use first; default: all in this order",
+    parser.add_argument(
+        "--forms", default="gpu", metavar="{gpu,cpu}", help="of a model's graph: what it is built for; default: gpu"
     )
-    group.add_argument("--percentile", type=float, default=99.99, metavar="P", help="default 99.99")
-    group.add_argument("--bins", type=int, default=4096, metavar="N", help="of each histogram; default 4096")
-    group.add_argument("--minimum", type=int, default=8, metavar="N", help="refuse fewer different images; default 8")
-    group.add_argument("--fit", default="stretch", metavar="{stretch,letterbox}", help="into a graph of fixed size")
-    group.add_argument(
+    add_calibration_options(parser)
+    parser.add_argument(
         "--test-scale", metavar="LONGxSHORT", help="for a graph of dynamic size; default: 2048x512 for ade20k"
     )
     group = parser.add_argument_group("how it runs")
@@ -147,32 +141,22 @@ def _calibrate(
 
 
 def _settings(arguments: argparse.Namespace) -> CalibrationSettings:
-    from twins_trt.calib import CalibrationSettings
-    from twins_trt.data import ADE20K_TEST, Preprocessing
+    from twins_trt.data import ADE20K_TEST
 
-    preprocessing = ADE20K_TEST if arguments.data.startswith("ade20k:") else Preprocessing()
+    test_scale = ADE20K_TEST.test_scale if arguments.data.startswith("ade20k:") else None
     if arguments.test_scale is not None:
-        preprocessing = Preprocessing(test_scale=parse_test_scale(arguments.test_scale))
-    return CalibrationSettings(
-        observers=split_list(arguments.observer),
-        percentile=arguments.percentile,
-        bins=arguments.bins,
-        minimum=arguments.minimum,
-        fit=arguments.fit,
-        preprocessing=preprocessing,
-    )
+        test_scale = parse_test_scale(arguments.test_scale)
+    return calibration_settings(arguments, test_scale=test_scale)
 
 
 def _spread(arguments: argparse.Namespace) -> Dataset:
-    """The data set, thinned evenly to the number of images that was asked for; without labels, which nobody reads."""
+    """The data set, thinned to the number of images that was asked for; without labels, which nobody reads."""
     from twins_trt.data import open_dataset
 
     if arguments.images < 0:
         raise UsageError(f"--images is {arguments.images}", "give how many, or 0 for all")
-    dataset = open_dataset(arguments.data, split=arguments.split)
-    count = min(arguments.images or len(dataset), len(dataset))
-    chosen = (dataset.items[index * len(dataset) // count] for index in range(count))
-    return replace(dataset, items=tuple(replace(item, label=None) for item in chosen))
+    dataset = open_dataset(arguments.data, split=arguments.split).spread(arguments.images)
+    return replace(dataset, items=tuple(replace(item, label=None) for item in dataset.items))
 
 
 def _graph(arguments: argparse.Namespace) -> Path | None:
@@ -195,12 +179,15 @@ def _graph(arguments: argparse.Namespace) -> Path | None:
 
 
 def _export(arguments: argparse.Namespace, console: Console, folder: Path) -> Path:
-    """The model's FP32 graph, byte for byte what `twins-trt export --precision fp32` writes with the same options."""
+    """The model's FP32 graph, byte for byte what an INT8 build with the same options quantises."""
+    from twins_trt.builders.build_options import default_opset
     from twins_trt.builders.export import export_graph
     from twins_trt.builders.weights import load_weights
 
     spec = get_spec(arguments.what)
-    options = graph_options(arguments, forms="gpu", precision="fp32", crop_size=spec.crop_size)
+    options = graph_options(
+        arguments, forms=arguments.forms, precision="fp32", crop_size=spec.crop_size, opset=default_opset("int8")
+    )
     if options.precision != "fp32":
         raise UsageError(f"--precision is {options.precision}; ranges are collected on the FP32 graph", "leave it out")
     console.progress("export", spec.name)

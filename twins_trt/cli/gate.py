@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 from twins_trt.cli.console import Console
 from twins_trt.cli.parsing import add_weights_options
-from twins_trt.errors import CheckpointError, GateError, UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from twins_trt.builders.gate import GateResult
-    from twins_trt.models.segmentor import Segmentor
-    from twins_trt.runtime import Bundle
+from twins_trt.errors import GateError, UsageError
 
 EXAMPLE = (
     "twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth\n\n"
@@ -50,8 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Judge one bundle and write the verdict into it."""
-    from twins_trt.builders.gate import Thresholds, gate_bundle
-    from twins_trt.builders.gate.gate import MAX_DROP
+    from twins_trt.builders.gate import Gallery, Thresholds, gate_bundle, load_reference, record
     from twins_trt.data import open_dataset
     from twins_trt.runtime import EngineSettings, open_bundle
 
@@ -59,8 +48,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise UsageError(f"--limit is {arguments.limit}", "give at least 1")
     bundle = open_bundle(arguments.bundle)
     precision = bundle.manifest.precision
-    thresholds = Thresholds(
-        MAX_DROP[precision] if arguments.max_drop is None else arguments.max_drop,
+    thresholds = Thresholds.of(
+        precision,
+        max_drop=arguments.max_drop,
         min_images=arguments.min_images,
         min_agreement=arguments.min_agreement,
     )
@@ -71,8 +61,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.result({"dry_run": True, "bundle": str(bundle.path), "images": images}, text)
         return 0
     console.progress("load", "the reference")
-    model = _reference(arguments, bundle)
-    gallery = Gallery(Path(arguments.pictures), bundle) if arguments.pictures else None
+    model = load_reference(bundle, checkpoint=arguments.checkpoint, seeded=arguments.seeded)
+    gallery = Gallery(Path(arguments.pictures), bundle.manifest.palette) if arguments.pictures else None
     result = gate_bundle(
         bundle,
         model,
@@ -81,7 +71,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         engine=arguments.engine,
         settings=EngineSettings(threads=arguments.threads),
         limit=arguments.limit,
-        seeded=bundle.manifest.source.seeded,
         progress=lambda done, total, drop: console.progress(
             "gate", f"{done} of {total} images, drop {drop:+.3f}", done / total
         ),
@@ -90,81 +79,3 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     record(bundle, result)
     console.result(result.to_json(), result.table())
     return 0 if result.passed else GateError.exit_code
-
-
-def _reference(arguments: argparse.Namespace, bundle: Bundle) -> Segmentor:
-    """The float32 model with the very weights the bundle was built from."""
-    from twins_trt.builders.weights import load_weights
-
-    manifest = bundle.manifest
-    if manifest.source.seeded != arguments.seeded:
-        has = "seeded weights" if manifest.source.seeded else f"the weights of {manifest.source.checkpoint}"
-        fix = "give --seeded" if manifest.source.seeded else "give --checkpoint FILE"
-        raise UsageError(f"{bundle.path} has {has}", fix)
-    model, facts = load_weights(
-        manifest.model,
-        checkpoint=arguments.checkpoint,
-        seeded=arguments.seeded,
-        num_classes=manifest.num_classes,
-        padding=manifest.padding,
-    )
-    if facts.source.sha256 != manifest.source.sha256:
-        raise CheckpointError(
-            f"{arguments.checkpoint} (sha256 {facts.source.sha256}) is not what {bundle.path} was built from "
-            f"({manifest.source.checkpoint}, sha256 {manifest.source.sha256})",
-            "give the bundle's own checkpoint with --checkpoint",
-        )
-    return model
-
-
-def record(bundle: Bundle, result: GateResult) -> None:
-    """Writes the verdict into the bundle: all of it, or the bundle stays as it was."""
-    import json
-
-    from twins_trt.runtime import write_bundle
-
-    verdict: Literal["passed", "failed"] = "passed" if result.passed else "failed"
-    files: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.files}
-    files["gate.json"] = (json.dumps(result.to_json(), indent=1) + "\n").encode()
-    write_bundle(bundle.path, replace(bundle.manifest, gate=verdict), files, overwrite=True)
-
-
-class Gallery:
-    """Pictures of the images on which engine and reference agree least, the worst `keep` of those seen."""
-
-    def __init__(self, folder: Path, bundle: Bundle, *, keep: int = 8) -> None:
-        self.folder = folder
-        self.palette = bundle.manifest.palette
-        self.keep = keep
-        self.kept: list[tuple[float, Path]] = []
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(
-        self,
-        name: str,
-        image: npt.NDArray[np.uint8],
-        label: npt.NDArray[np.uint8],
-        reference: npt.NDArray[np.uint8],
-        engine: npt.NDArray[np.uint8],
-    ) -> None:
-        """Saves `name.png`: image, label, reference, engine and, in red, where the last two differ."""
-        agreement = float((reference == engine).mean())
-        if len(self.kept) == self.keep and agreement >= self.kept[-1][0]:
-            return
-        path = self.folder / f"{name}.png"
-        self._draw(image, label, reference, engine).save(path)
-        self.kept = sorted([*self.kept, (agreement, path)])
-        for _, gone in self.kept[self.keep :]:
-            gone.unlink()
-        del self.kept[self.keep :]
-
-    def _draw(self, image: Any, label: Any, reference: Any, engine: Any) -> Any:
-        import numpy as np
-        from PIL import Image
-
-        colours = np.zeros((256, 3), np.uint8)
-        colours[: len(self.palette)] = self.palette
-        difference = (image * 0.4).astype(np.uint8)
-        difference[reference != engine] = (255, 0, 0)
-        blended = [(image * 0.4 + colours[mask] * 0.6).astype(np.uint8) for mask in (label, reference, engine)]
-        return Image.fromarray(np.concatenate([image, *blended, difference], axis=1))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
 from twins_trt.errors import BuildError, BundleError, UsageError
+
+if TYPE_CHECKING:
+    from twins_trt.runtime.manifest import Manifest
 
 EXAMPLE = "twins-trt inspect x.bundle\n  twins-trt inspect graph.onnx --json\n  twins-trt inspect checkpoint.pth"
 
@@ -56,7 +59,7 @@ def _bundle(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
         *(("input", str(spec)) for spec in manifest.inputs),
         *(("output", str(spec)) for spec in manifest.outputs),
         *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
-        ("gate", manifest.gate),
+        ("gate", _gate(manifest)),
         *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
         ("classes", ", ".join(manifest.classes)),
         ("created", manifest.created),
@@ -74,6 +77,11 @@ def _bundle(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
     return value, text
 
 
+def _gate(manifest: Manifest) -> str:
+    unknown = manifest.precision == "int8" and manifest.gate == "ungated"
+    return f"{manifest.gate}: nobody has measured what INT8 costs in mIoU" if unknown else manifest.gate
+
+
 def _graph(path: Path) -> tuple[dict[str, Any], str]:
     from twins_trt.builders.engine import read_header
     from twins_trt.runtime.codec import encode
@@ -88,7 +96,7 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
         rows.append(("model", "not known: twins-trt did not export it"))
     else:
         rows.append(("model", f"{info['model']}, {info['num_classes']} classes, padding {info['padding']}"))
-        rows.append(("precision", info["options"]["precision"]))
+        rows.append(("precision", header.metadata.get("twins_trt.precision", info["options"]["precision"])))
         rows.append(("attentions", str(info["attentions"])))
         rows.append(("float32 in it", f"{len(info['islands'])} nodes" if info["islands"] else "-"))
     rows += [("opset", str(header.opset)), ("weights", ", ".join(sorted(header.weight_dtypes)))]

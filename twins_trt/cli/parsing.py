@@ -12,6 +12,7 @@ from twins_trt.errors import UsageError
 
 if TYPE_CHECKING:
     from twins_trt.builders.export import ExportOptions, Range
+    from twins_trt.calib import CalibrationSettings
 
 LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
 
@@ -74,8 +75,12 @@ def add_graph_options(parser: argparse.ArgumentParser) -> None:
         help="pixels: 512x512, 512, or MIN:OPT:MAX for each side of a dynamic size; default: what it was trained at",
     )
     group.add_argument("--batch", default="1", metavar="N", help="images at once: 1 (default), 8, or MIN:OPT:MAX")
-    group.add_argument("--precision", metavar="{fp32,fp16}", help="default: fp16 for GPUs, fp32 for the CPU")
-    group.add_argument("--opset", type=int, default=17, metavar="{17..20}", help="ONNX operator set; default 17")
+    group.add_argument(
+        "--precision", metavar="{fp32,fp16}", help="default: fp16 for GPUs, fp32 for the CPU; build has int8 too"
+    )
+    group.add_argument(
+        "--opset", type=int, metavar="{17..20}", help="ONNX operator set; default 17, for INT8 and its calibration 20"
+    )
     group.add_argument(
         "--input",
         default="uint8",
@@ -90,12 +95,43 @@ def add_graph_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_calibration_options(parser: argparse.ArgumentParser) -> None:
+    """How ranges are chosen: --observer and its options, --minimum, --fit."""
+    group = parser.add_argument_group("ranges")
+    group.add_argument(
+        "--observer",
+        default="mse,percentile,entropy,minmax",
+        metavar="A,B",
+        help="mse, percentile, entropy, minmax: which are stored, the one to use first; default: all in this order",
+    )
+    group.add_argument("--percentile", type=float, default=99.99, metavar="P", help="default 99.99")
+    group.add_argument("--bins", type=int, default=4096, metavar="N", help="of each histogram; default 4096")
+    group.add_argument("--minimum", type=int, default=8, metavar="N", help="refuse fewer different images; default 8")
+    group.add_argument("--fit", default="stretch", metavar="{stretch,letterbox}", help="into a graph of fixed size")
+
+
+def calibration_settings(arguments: argparse.Namespace, *, test_scale: tuple[int, int] | None) -> CalibrationSettings:
+    """The settings that the options of `add_calibration_options` describe; test_scale: what a graph of dynamic size
+    follows. Raises `UsageError`."""
+    from twins_trt.calib import CalibrationSettings
+    from twins_trt.data import Preprocessing
+
+    return CalibrationSettings(
+        observers=split_list(arguments.observer),
+        percentile=arguments.percentile,
+        bins=arguments.bins,
+        minimum=arguments.minimum,
+        fit=arguments.fit,
+        preprocessing=Preprocessing(test_scale=test_scale),
+    )
+
+
 def graph_options(
-    arguments: argparse.Namespace, *, forms: str, precision: str, crop_size: tuple[int, int]
+    arguments: argparse.Namespace, *, forms: str, precision: str, crop_size: tuple[int, int], opset: int = 17
 ) -> ExportOptions:
     """The export that the options of `add_graph_options` describe.
 
-    forms, precision, crop_size: used where the command line leaves them open. Raises `UsageError`.
+    forms, precision, crop_size, opset: used where the command line leaves them open. Raises `UsageError`.
     """
     from twins_trt.builders.export import ExportOptions
 
@@ -105,7 +141,7 @@ def graph_options(
         width=width,
         batch=parse_batch(arguments.batch),
         precision=arguments.precision or precision,
-        opset=arguments.opset,
+        opset=arguments.opset or opset,
         input=arguments.input,
         outputs=split_list(arguments.outputs),
         forms=forms,

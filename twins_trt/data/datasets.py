@@ -96,6 +96,13 @@ class Dataset:
             raise UsageError(f"cannot take {count} samples of a data set", "give a limit of at least 1")
         return replace(self, items=self.items[:count])
 
+    def spread(self, count: int) -> Dataset:
+        """The same data set thinned evenly to `count` samples; 0, or more than there are: all."""
+        if count < 0:
+            raise UsageError(f"cannot take {count} samples of a data set", "give how many, or 0 for all")
+        kept = min(count or len(self), len(self))
+        return replace(self, items=tuple(self.items[index * len(self) // kept] for index in range(kept)))
+
     def _label(self, path: Path, size: tuple[int, ...]) -> UInt8Array:
         label = read_label(path)
         if label.shape != size:

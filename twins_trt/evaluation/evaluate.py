@@ -104,7 +104,7 @@ def evaluate_model(
 
     num_classes = getattr(model, "num_classes", None)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    _compare_class_names(model, dataset)
+    warn_of_other_classes(tuple(getattr(getattr(model, "meta", None), "classes", None) or ()), dataset)
     spec = getattr(model, "spec", None)
 
     def predict(pixels: npt.NDArray[np.float32]) -> Logits:
@@ -282,14 +282,13 @@ def _checked_label(sample: Sample, num_classes: int) -> UInt8Array:
     return label
 
 
-def _compare_class_names(model: nn.Module, dataset: Dataset) -> None:
-    """Warn when the checkpoint names its classes otherwise: the same number in another order scores as nonsense."""
-    trained = getattr(getattr(model, "meta", None), "classes", None)
-    if not trained or not dataset.classes:
-        return
+def warn_of_other_classes(trained: tuple[str, ...], dataset: Dataset) -> None:
+    """Logs where a model's classes and a data set's have other names: the same number in another order scores as
+    nonsense. Models without names, and those that are only numbered, are not compared."""
 
     def plain(names: tuple[str, ...]) -> list[str]:
-        return ["".join(c for c in name.lower() if c.isalnum()) for name in names]
+        return ["".join(letter for letter in name.lower() if letter.isalnum()) for name in names]
 
-    if len(trained) == len(dataset.classes) and plain(tuple(trained)) != plain(dataset.classes):
-        log.warning("the checkpoint's classes %s are not %s's %s", trained, dataset.source, dataset.classes)
+    generic = all(name == f"class {index}" for index, name in enumerate(trained))
+    if len(trained) == len(dataset.classes) and not generic and plain(trained) != plain(dataset.classes):
+        log.warning("the model's classes %s are not %s's %s", trained, dataset.source, dataset.classes)

@@ -85,6 +85,8 @@ class Segmenter:
             log.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
         if self.manifest.gate == "failed":
             log.warning("%s failed its accuracy gate", self.bundle.path)
+        if self.manifest.precision == "int8" and self.manifest.gate == "ungated":
+            log.warning("%s is INT8 and ungated: nobody has measured what it costs in mIoU", self.bundle.path)
         self.engine = open_engine(self.bundle, engine, settings=settings) if isinstance(engine, str) else engine
         self._observe = None if settings is None else settings.observe
         self._turn: contextlib.AbstractContextManager[Any]

@@ -1,0 +1,53 @@
+"""A build in a thread of its own, which an interrupt stops and nothing outlives."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from twins_trt.builders.engine.build import BuiltEngine, build_engine
+from twins_trt.builders.engine.options import EngineOptions
+
+_POLL_S = 0.1
+
+
+def build_apart(graph: Path, engine: EngineOptions, progress: Callable[[str, float | None], None]) -> BuiltEngine:
+    """`build_engine` in a thread of its own, while this one reports and waits.
+
+    An interrupt arrives in the main thread. There it would be lost if a compiler had just called back into Python (its
+    bindings print the exception and go on), and `Thread.join`, interrupted, takes a running thread for an ended one
+    (CPython 3.11). So this thread waits on an event; what is raised in it, also by `progress`, stops the build at its
+    next sign of life, and is raised when the build has ended.
+    """
+    news: deque[tuple[str, float | None]] = deque()
+    stopped, ended = threading.Event(), threading.Event()
+    outcome: list[BuiltEngine] = []
+    failure: list[BaseException] = []
+
+    def report(detail: str, share: float | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        news.append((detail, share))
+
+    def build() -> None:
+        try:
+            outcome.append(build_engine(graph, engine, progress=report))
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=build, name="twins-trt engine", daemon=True).start()
+    try:
+        while not ended.wait(_POLL_S):
+            while news:
+                progress(*news.popleft())
+    except BaseException:
+        stopped.set()
+        ended.wait()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -1,0 +1,103 @@
+"""The float32 model that a bundle is judged against, and its masks, computed once for each image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.builders.weights import load_weights
+from twins_trt.calib.images import digest
+from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.evaluation import predict_mask
+from twins_trt.files import whole_file
+from twins_trt.runtime import Bundle
+
+if TYPE_CHECKING:
+    from twins_trt.models.segmentor import Segmentor
+
+Mask = npt.NDArray[np.uint8]
+
+
+class ReferenceMasks:
+    """The masks of a float32 model.
+
+    preprocessing: what an image goes through before the model sees it; None for normalisation alone. folder: keeps the
+    masks for later runs, each under a name that changes with any weight, pixel or setting; None keeps nothing.
+    computed: how many masks the model had to compute.
+    """
+
+    def __init__(self, model: Segmentor, *, preprocessing: Preprocessing | None, folder: Path | None) -> None:
+        self.computed = 0
+        self._model = model
+        self._preprocessing = preprocessing
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._key = _model_key(model, preprocessing)
+
+    def __call__(self, image: npt.NDArray[np.uint8]) -> Mask:
+        """image: uint8 [H, W, 3], RGB -> classes uint8 [H, W]."""
+        if self._folder is None:
+            return self._compute(image)
+        name = hashlib.sha256(self._key + digest(image)).hexdigest()
+        path = self._folder / f"{name}.npz"
+        if path.is_file():
+            with np.load(path) as stored:
+                mask: Mask = stored["mask"]
+            return mask
+        mask = self._compute(image)
+        with whole_file(path, durable=False) as file:
+            np.savez_compressed(file, mask=mask)
+        return mask
+
+    def _compute(self, image: npt.NDArray[np.uint8]) -> Mask:
+        import torch
+
+        def logits(x: npt.NDArray[np.float32]) -> Any:
+            with torch.inference_mode():
+                return self._model(torch.as_tensor(x))
+
+        self.computed += 1
+        return predict_mask(logits, image, preprocessing=self._preprocessing)
+
+
+def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> Segmentor:
+    """The float32 model with the very weights that `bundle` was built from.
+
+    Raises `UsageError` and `CheckpointError` where the weights named are others.
+    """
+    manifest = bundle.manifest
+    if manifest.source.seeded != seeded:
+        has = "seeded weights" if manifest.source.seeded else f"the weights of {manifest.source.checkpoint}"
+        fix = "give --seeded" if manifest.source.seeded else "give --checkpoint FILE"
+        raise UsageError(f"{bundle.path} has {has}", fix)
+    model, facts = load_weights(
+        manifest.model,
+        checkpoint=checkpoint,
+        seeded=seeded,
+        num_classes=manifest.num_classes,
+        padding=manifest.padding,
+    )
+    if facts.source.sha256 != manifest.source.sha256:
+        raise CheckpointError(
+            f"{checkpoint} (sha256 {facts.source.sha256}) is not what {bundle.path} was built from "
+            f"({manifest.source.checkpoint}, sha256 {manifest.source.sha256})",
+            "give the bundle's own checkpoint with --checkpoint",
+        )
+    return model
+
+
+def _model_key(model: Segmentor, preprocessing: Preprocessing | None) -> bytes:
+    hashed = hashlib.sha256()
+    facts = [model.spec.name, model.padding, None if preprocessing is None else preprocessing.to_json()]
+    hashed.update(json.dumps(facts, sort_keys=True).encode())
+    for key, value in sorted(model.state_dict().items()):
+        hashed.update(key.encode())
+        hashed.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
+    return hashed.digest()

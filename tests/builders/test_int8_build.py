@@ -1,0 +1,202 @@
+"""INT8 builds from weights to bundle: ranges, plan, gate, engines; nothing without a verdict unless asked for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("onnxruntime")
+
+from pictures import write_data
+
+from twins_trt.builders.build_options import BuildOptions, engines_for
+from twins_trt.builders.engine import read_header
+from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.int8_options import GateOptions, Int8Options
+from twins_trt.builders.pipeline import Step, build_bundle
+from twins_trt.builders.plan import Plan
+from twins_trt.builders.weights import load_weights
+from twins_trt.calib import Ranges
+from twins_trt.errors import DataError, GateError, UsageError
+from twins_trt.runtime import Bundle, Segmenter, open_bundle
+
+MODEL, SIZE, CLASSES = "twins_svt-s_fpn", (64, 96), 4
+CPU_GRAPH = ExportOptions(*SIZE, opset=20, forms="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, _ = load_weights(MODEL, seeded=True, num_classes=CLASSES)
+    return write_data(tmp_path_factory.mktemp("data"), model, size=SIZE, count=8)
+
+
+def int8(data: Path, **fields: Any) -> BuildOptions:
+    """A build for the CPU, judged on eight images."""
+    given = {
+        "graph": CPU_GRAPH,
+        "int8": Int8Options(data=f"folder:{data}"),
+        "gate": GateOptions(f"folder:{data}", max_drop=50.0, min_images=8),
+        **fields,
+    }
+    return BuildOptions(MODEL, seeded=True, num_classes=CLASSES, **given)
+
+
+@pytest.fixture(scope="module")
+def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build_bundle(int8(data), tmp_path_factory.mktemp("built") / "x.bundle").bundle
+
+
+def test_a_bundle_holds_plan_ranges_and_verdict(built: Bundle) -> None:
+    assert set(open_bundle(built.path).files) == {"graph.onnx", "plan.json", "calibration.json", "gate.json"}
+    assert (built.manifest.precision, built.manifest.gate) == ("int8", "passed")
+    plan = Plan.from_json(built.file("plan.json").read_text())
+    assert (plan.level, plan.observer) == ("int8-linear+conv", "mse")
+    assert plan.blocks["stages.2.blocks.4.ffn"] == "int8-linear+conv" and plan.blocks["stages.2.pos"] == "fp16"
+    ranges = Ranges.from_json(built.read_json("calibration.json"))
+    assert ranges.images == 8 and len(ranges.ranges["stages.0.blocks.0.ffn/norm2"].channels) == 64
+    verdict = built.read_json("gate.json")
+    assert verdict["passed"] and not verdict["simulated"] and verdict["images"] == 8
+    assert 0 < verdict["agreement"] < 1  # INT8 is not float32, and not noise either
+    assert verdict["model"] == MODEL
+    header = read_header(built.graph)
+    assert header.metadata["twins_trt.precision"] == "int8"
+    assert header.operators["DequantizeLinear"] > 100
+    assert not built.path.with_name("x.bundle.work").exists()
+
+
+def test_the_steps_of_a_build(data: Path, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    build_bundle(int8(data), tmp_path / "x.bundle", progress=steps.append)
+    assert list(dict.fromkeys(step.name for step in steps)) == [
+        "weights",
+        "graph",
+        "calibration",
+        "plan",
+        "gate",
+        "bundle",
+    ]
+    assert [step.share for step in steps if step.name == "calibration"][-1] == 1.0
+
+
+def test_a_build_from_the_bundles_own_plan_and_ranges_is_the_same_graph(
+    built: Bundle, data: Path, tmp_path: Path
+) -> None:
+    """What a person edits, unedited."""
+    options = Int8Options(plan=str(built.file("plan.json")), calibration=str(built.file("calibration.json")))
+    again = build_bundle(int8(data, int8=options), tmp_path / "again.bundle").bundle
+    assert again.graph.read_bytes() == built.graph.read_bytes()
+    edited = Plan.from_json(built.file("plan.json").read_text()).with_level("neck", "fp16")
+    (tmp_path / "plan.json").write_text(edited.to_json())
+    options = replace(options, plan=str(tmp_path / "plan.json"))
+    other = build_bundle(int8(data, int8=options), tmp_path / "other.bundle").bundle
+    assert "neck/conv.1.weight.dequantize" in again.graph.read_bytes().decode("latin1")
+    assert "neck/conv.1.weight.dequantize" not in other.graph.read_bytes().decode("latin1")
+
+
+def test_ranges_of_another_graph_are_refused_with_both_keys(built: Bundle, data: Path, tmp_path: Path) -> None:
+    options = int8(
+        data,
+        graph=replace(CPU_GRAPH, height=96),
+        int8=Int8Options(calibration=str(built.file("calibration.json"))),
+    )
+    with pytest.raises(DataError, match=r"is of another graph: its key is .*, wanted is "):
+        build_bundle(options, tmp_path / "x.bundle")
+
+
+def test_a_failed_gate_leaves_no_bundle_but_all_that_was_reached(data: Path, tmp_path: Path) -> None:
+    gate = GateOptions(f"folder:{data}", max_drop=50.0, min_images=9, fallback=False)
+    with pytest.raises(GateError, match="8 images are too few") as raised:
+        build_bundle(int8(data, gate=gate), tmp_path / "x.bundle")
+    assert raised.value.exit_code == 3
+    work = tmp_path / "x.bundle.work"
+    assert [path.name for path in tmp_path.iterdir()] == [work.name]
+    assert str(work / "plan.json") in str(raised.value.fix)
+    options = Int8Options(plan=str(work / "plan.json"), calibration=str(work / "calibration.json"))
+    build_bundle(int8(data, int8=options), tmp_path / "y.bundle")
+
+
+def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def kill(step: Step) -> None:
+        if step.name == "gate" and step.share:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(int8(data), tmp_path / "x.bundle", progress=kill)
+    assert not (tmp_path / "x.bundle").exists()
+    masks = sorted((tmp_path / "x.bundle.work" / "reference").iterdir())
+    assert len(masks) == 1
+    with caplog.at_level(logging.INFO):
+        build_bundle(int8(data), tmp_path / "x.bundle")
+    assert "going on after 8 images" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
+
+
+def test_int8_without_a_verdict_must_be_asked_for_and_says_so(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UsageError, match="needs a gate") as raised:
+        int8(data, gate=None)
+    assert "--no-gate" in str(raised.value.fix)
+    bundle = build_bundle(int8(data, gate=None, no_gate=True), tmp_path / "x.bundle").bundle
+    assert bundle.manifest.gate == "ungated" and "gate.json" not in bundle.files
+    assert " --no-gate" in bundle.manifest.rebuild
+    with caplog.at_level(logging.WARNING):
+        Segmenter(bundle).close()
+    assert "INT8 and ungated" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"graph": ExportOptions(*SIZE, opset=17), "engines": engines_for(["89"])}, "needs opset 19"),
+        ({"graph": replace(CPU_GRAPH, precision="fp16")}, "quantised from the FP32 graph"),
+        ({"no_gate": True}, "exclude each other"),
+    ],
+)
+def test_options_that_do_not_fit(data: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        int8(data, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "ranges of the activations"),
+        ({"data": "folder:x", "level": "int4"}, "int4"),
+        ({"data": "folder:x", "images": -1}, "-1 calibration images"),
+        ({"calibration": "x.json", "smooth": "search"}, "searched on images"),
+        ({"data": "folder:x", "smooth": 2.0}, "strength of 2"),
+    ],
+)
+def test_int8_options_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Int8Options(**fields)
+
+
+def test_an_engine_is_int8_where_planned_and_its_verdict_is_a_simulation(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    options = int8(data, graph=ExportOptions(*SIZE, opset=20), engines=engines_for(["89"], flavours=["tensorrt_rtx"]))
+    report = build_bundle(options, tmp_path / "x.bundle")
+    (engine,) = report.audits
+    assert report.not_int8 == {engine: ()}
+    assert report.audits[engine].attentions == 18
+    entry = report.bundle.read_json("audit.json")["engines"][0]
+    assert entry["not_int8"] == []
+    assert report.gate is not None and report.gate.simulated and report.gate.engine == "onnxruntime"
+    assert report.bundle.read_json("gate.json")["simulated"] is True
+
+
+def test_an_fp16_build_may_be_judged_too(data: Path, tmp_path: Path) -> None:
+    options = int8(data, int8=None, graph=ExportOptions(*SIZE, precision="fp16"))
+    bundle = build_bundle(options, tmp_path / "x.bundle").bundle
+    assert bundle.manifest.gate == "passed" and bundle.read_json("gate.json")["precision"] == "fp16"
+    strict = replace(options, gate=GateOptions(f"folder:{data}", min_images=9))
+    with pytest.raises(GateError, match="too few"):
+        build_bundle(strict, tmp_path / "y.bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
