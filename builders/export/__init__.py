@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twins_trt.builders.export.options import ExportOptions, GraphInfo, Range
+from twins_trt.lazy import lazy_names
 
 if TYPE_CHECKING:
     from twins_trt.builders.export.export import export_graph, read_info
 
 __all__ = ["ExportOptions", "GraphInfo", "Range", "export_graph", "read_info"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("export_graph", "read_info"):
-        return getattr(importlib.import_module("twins_trt.builders.export.export"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, {"twins_trt.builders.export.export": ["export_graph", "read_info"]})

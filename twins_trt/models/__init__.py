@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from twins_trt.lazy import lazy_names
 from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, get_spec, list_models
 
 if TYPE_CHECKING:
@@ -12,8 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ModelSpec", "Segmentor", "build_model", "get_spec", "list_models"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("Segmentor", "build_model"):
-        return getattr(importlib.import_module("twins_trt.models.segmentor"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, {"twins_trt.models.segmentor": ["Segmentor", "build_model"]})

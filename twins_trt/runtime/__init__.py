@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from twins_trt.lazy import lazy_names
 
 if TYPE_CHECKING:
     from twins_trt.data.images import read_image
@@ -16,27 +17,6 @@ if TYPE_CHECKING:
     from twins_trt.runtime.sources import expand_sources
     from twins_trt.runtime.stream import Frame
     from twins_trt.runtime.tensors import TensorSpec
-
-_HOME = {
-    "Bundle": "twins_trt.runtime.bundle",
-    "Engine": "twins_trt.runtime.engines",
-    "EngineFile": "twins_trt.runtime.manifest",
-    "EngineSettings": "twins_trt.runtime.engines",
-    "Figure": "twins_trt.runtime.manifest",
-    "FileEntry": "twins_trt.runtime.manifest",
-    "Frame": "twins_trt.runtime.stream",
-    "Manifest": "twins_trt.runtime.manifest",
-    "Preprocessing": "twins_trt.data.preprocessing",
-    "Segmentation": "twins_trt.runtime.segmentation",
-    "Segmenter": "twins_trt.runtime.segmenter",
-    "Source": "twins_trt.runtime.manifest",
-    "TensorSpec": "twins_trt.runtime.tensors",
-    "expand_sources": "twins_trt.runtime.sources",
-    "open_bundle": "twins_trt.runtime.bundle",
-    "open_engine": "twins_trt.runtime.engines",
-    "read_image": "twins_trt.data.images",
-    "write_bundle": "twins_trt.runtime.bundle",
-}
 
 __all__ = [
     "Bundle",
@@ -59,13 +39,18 @@ __all__ = [
     "write_bundle",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """Makes `help` and completion show the names that are not loaded yet."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "twins_trt.runtime.bundle": ["Bundle", "open_bundle", "write_bundle"],
+        "twins_trt.runtime.engines": ["Engine", "EngineSettings", "open_engine"],
+        "twins_trt.runtime.manifest": ["EngineFile", "Figure", "FileEntry", "Manifest", "Source"],
+        "twins_trt.runtime.stream": ["Frame"],
+        "twins_trt.data.preprocessing": ["Preprocessing"],
+        "twins_trt.runtime.segmentation": ["Segmentation"],
+        "twins_trt.runtime.segmenter": ["Segmenter"],
+        "twins_trt.runtime.tensors": ["TensorSpec"],
+        "twins_trt.runtime.sources": ["expand_sources"],
+        "twins_trt.data.images": ["read_image"],
+    },
+)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from twins_trt.lazy import lazy_names
 from twins_trt.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from twins_trt.training.loop import TrainPlan, TrainReport, TrainStep, plan_training, train
     from twins_trt.training.run import load_options
-
-_HOME = {
-    "TrainPlan": "twins_trt.training.loop",
-    "TrainReport": "twins_trt.training.loop",
-    "TrainStep": "twins_trt.training.loop",
-    "load_options": "twins_trt.training.run",
-    "plan_training": "twins_trt.training.loop",
-    "train": "twins_trt.training.loop",
-}
 
 __all__ = [
     "TrainOptions",
@@ -30,8 +21,10 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "twins_trt.training.loop": ["TrainPlan", "TrainReport", "TrainStep", "plan_training", "train"],
+        "twins_trt.training.run": ["load_options"],
+    },
+)
