@@ -12,6 +12,7 @@ from twins_trt.lazy import lazy_names
 PACKAGES = [
     "twins_trt",
     "twins_trt.builders.export",
+    "twins_trt.diagnosis",
     "twins_trt.models",
     "twins_trt.runtime",
     "twins_trt.training",

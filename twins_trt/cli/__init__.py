@@ -42,17 +42,6 @@ INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-# Import name -> distribution and the extra that brings it, for modules that import a package at their top.
-_EXTRAS = {
-    "torch": ("torch", "build"),
-    "onnx": ("onnx", "build"),
-    "onnx_graphsurgeon": ("onnx-graphsurgeon", "build"),
-    "cv2": ("opencv-python-headless", "build"),
-    "onnxruntime": ("onnxruntime", "cpu"),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13", "rtx"),
-    "tensorrt": ("tensorrt", "tensorrt"),
-}
-
 log = logging.getLogger("twins_trt")
 
 
@@ -126,12 +115,14 @@ def _overview() -> str:
 
 def _typed(error: Exception, words: list[str]) -> TwinsError:
     """Any exception as one of this package's errors."""
+    from twins_trt.diagnosis.packages import providing
+
     if isinstance(error, TwinsError):
         return error
-    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in _EXTRAS:
-        distribution, extra = _EXTRAS[package]
-        return missing(distribution, extra=extra, purpose=f"twins-trt {words[0]}")
     if isinstance(error, ImportError):
+        package = providing(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+        if package is not None and package.extra is not None:
+            return missing(package.distribution, extra=package.extra, purpose=f"twins-trt {words[0]}")
         return MissingDependencyError(f"a package cannot be loaded: {error}", "twins-trt doctor shows which, and why")
     if isinstance(error, MemoryError):
         return TwinsError("out of memory", "close other programs, or use a smaller --size or --batch")

@@ -1,14 +1,17 @@
-"""`twins-trt doctor`: what is installed, what that allows, and what is missing."""
+"""`twins-trt doctor`: what is installed, what that allows, and what is broken with the command that mends it."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
-from twins_trt.cli.environment import NEEDS, look
 from twins_trt.errors import MissingDependencyError, UsageError
 from twins_trt.version import __version__
+
+if TYPE_CHECKING:
+    from twins_trt.diagnosis import Facts, Finding
+    from twins_trt.diagnosis.packages import PackageState
 
 EXAMPLE = (
     "twins-trt doctor --for build\n\n"
@@ -18,6 +21,8 @@ EXAMPLE = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """--for."""
+    from twins_trt.diagnosis.needs import NEEDS
+
     parser.add_argument(
         "--for",
         dest="purpose",
@@ -29,65 +34,93 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Look, and say what was found; 4 if what was asked for would not work."""
+    from twins_trt.diagnosis import commands, diagnose, gather
+    from twins_trt.diagnosis.needs import NEEDS
+    from twins_trt.runtime.codec import encode
+
     if arguments.purpose not in NEEDS:
         raise UsageError(f"nothing special is needed for {arguments.purpose!r}", f"use one of: {', '.join(NEEDS)}")
     console.progress("doctor", "importing what is installed")
-    environment = look()
-    absent = environment["commands"][arguments.purpose]
-    value = {"version": __version__, "purpose": arguments.purpose, "ready": not absent, **environment}
-    console.result(value, _text(environment, arguments.purpose))
+    facts = gather()
+    ready, findings = commands(facts), diagnose(facts)
+    absent = ready[arguments.purpose]
+    value: dict[str, Any] = {
+        "version": __version__,
+        "purpose": arguments.purpose,
+        "ready": not absent,
+        "commands": ready,
+        "findings": encode(findings),
+        "facts": {**encode(facts), "packages": [_package_json(state) for state in facts.packages]},
+    }
+    console.result(value, _text(facts, ready, findings, arguments.purpose))
     return MissingDependencyError.exit_code if absent else 0
 
 
-def _text(environment: dict[str, Any], purpose: str) -> str:
-    python, gpu, jetson = environment["python"], environment["gpu"], environment["jetson"]
+def _text(facts: Facts, ready: dict[str, list[str]], findings: tuple[Finding, ...], purpose: str) -> str:
     rows = [
         ("twins-trt", __version__),
-        ("python", _known(python) or "{version}, {platform}, {cpus} CPUs, {executable}".format(**python)),
-        ("memory", f"{environment['memory_mib']} MiB"),
-        ("GPU", _known(gpu) or _gpu(gpu)),
-        ("Jetson", _known(jetson) or _jetson(jetson)),
+        ("python", _unknown(facts, "python") or _python(facts)),
+        ("memory", _unknown(facts, "memory_mib") or f"{facts.memory_mib} MiB"),
+        ("GPU", _unknown(facts, "gpu") or _gpu(facts)),
+        ("Jetson", _unknown(facts, "jetson") or _jetson(facts)),
     ]
-    disk = environment["disk"]
-    places = [_known(disk) or ""]
-    if isinstance(disk, list):
-        places = [f"{place['free'] / 1e9:.1f} GB free in {place['path']} ({place['use']})" for place in disk]
+    places = [f"{place.free / 1e9:.1f} GB free in {place.path} ({place.use})" for place in facts.places or ()]
+    places = [_unknown(facts, "places") or ""] if facts.places is None else places
     rows += [("disk" if index == 0 else "", place) for index, place in enumerate(places)]
-    parts = [table(rows), table([_package(package) for package in environment["packages"]])]
-    commands = [
+    shown = [
         (f"{name}{' *' if name == purpose else ''}", "ready" if not absent else f"lacks {', '.join(absent)}")
-        for name, absent in environment["commands"].items()
+        for name, absent in ready.items()
     ]
-    parts.append(table([("twins-trt", ""), *commands]))
-    advice = environment["advice"]
-    parts += [f"advice: {line}" for line in advice] if isinstance(advice, list) else []
+    parts = [table(rows), table([_package(state) for state in facts.packages]), table([("twins-trt", ""), *shown])]
+    parts += [f"cause: {finding.cause}\n mend: {finding.mend}" for finding in findings]
     return "\n\n".join(parts)
 
 
-def _package(package: dict[str, Any]) -> tuple[str, ...]:
-    name, version = package["distribution"], package["version"] or "-"
-    if package["state"] == "ok":
-        targets = f"builds for {', '.join(package['targets'])}" if package.get("targets") else ""
-        return name, version, "ok", targets
-    reason = f"{package['error']}; " if package.get("error") else ""
-    return name, version, package["state"], f"{reason}without it no {package['disables']}: {package['install']}"
+def _package(state: PackageState) -> tuple[str, ...]:
+    name, version = state.package.distribution, state.version or "-"
+    if state.state == "ok":
+        return name, version, "ok", f"builds for {', '.join(state.targets)}" if state.targets else ""
+    reason = f"{state.error}; " if state.error else ""
+    return name, version, state.state, f"{reason}without it no {state.package.disables}: {state.package.install}"
 
 
-def _gpu(gpu: dict[str, Any]) -> str:
-    if gpu["driver"] is None:
+def _package_json(state: PackageState) -> dict[str, Any]:
+    package = state.package
+    return {
+        "module": package.module,
+        "distribution": package.distribution,
+        "state": state.state,
+        "version": state.version,
+        "location": state.location,
+        "error": state.error,
+        "targets": list(state.targets),
+        "disables": package.disables,
+        "install": package.install,
+    }
+
+
+def _python(facts: Facts) -> str:
+    python = facts.python
+    return "" if python is None else f"{python.version}, {python.platform}, {python.cpus} CPUs, {python.executable}"
+
+
+def _gpu(facts: Facts) -> str:
+    served = facts.driver.cuda if facts.driver is not None else None
+    if served is None:
         return "none: no CUDA driver (engines can be built with tensorrt_rtx, bundles run on the CPU)"
-    if gpu["name"] is None:
-        return f"none that the driver (CUDA {gpu['driver']}) serves"
-    return f"{gpu['name']}, {gpu['target']}, driver for CUDA {gpu['driver']}"
+    if facts.gpu is None:
+        return f"none that the driver (CUDA {served}) serves"
+    return f"{facts.gpu.name}, {facts.gpu.target}, driver for CUDA {served}"
 
 
-def _jetson(jetson: dict[str, Any] | None) -> str:
+def _jetson(facts: Facts) -> str:
+    jetson = facts.jetson
     if jetson is None:
         return "no"
-    jetpack = f"JetPack {jetson['jetpack']}" if jetson["jetpack"] else "JetPack unknown"
-    return f"{jetson['model'] or 'yes'}, {jetpack}, L4T {jetson['l4t'] or 'unknown'}"
+    jetpack = f"JetPack {jetson.jetpack}" if jetson.jetpack else "JetPack unknown"
+    return f"{jetson.model or 'yes'}, {jetpack}, L4T {jetson.l4t or 'unknown'}"
 
 
-def _known(found: Any) -> str | None:
-    """The reason why a check could not tell, if it could not."""
-    return f"unknown ({found['unknown']})" if isinstance(found, dict) and "unknown" in found else None
+def _unknown(facts: Facts, name: str) -> str | None:
+    """Why `name` could not be told, if so."""
+    return f"unknown ({facts.unknown[name]})" if name in facts.unknown else None

@@ -1,0 +1,23 @@
+"""What a machine has, what that allows, and what is broken about it with the command that mends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twins_trt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from twins_trt.diagnosis.causes import Finding, diagnose
+    from twins_trt.diagnosis.facts import Facts, gather
+    from twins_trt.diagnosis.needs import commands, lacking
+
+__all__ = ["Facts", "Finding", "commands", "diagnose", "gather", "lacking"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "twins_trt.diagnosis.causes": ["Finding", "diagnose"],
+        "twins_trt.diagnosis.facts": ["Facts", "gather"],
+        "twins_trt.diagnosis.needs": ["commands", "lacking"],
+    },
+)

@@ -1,0 +1,220 @@
+"""What is so on this machine, gathered in one place as one value. Looking never fails: what cannot be told is None,
+with the reason in `unknown`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twins_trt.device import Device, current_device
+from twins_trt.diagnosis.packages import PackageState, check_packages, one_line
+
+T = TypeVar("T")
+
+_L4T_TO_JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
+_NVIDIA = "0x10de"  # PCI vendor
+_DISPLAY = "0x03"  # PCI base class of GPUs
+_GPU_FILES = ("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "nvmap", "nvhost-gpu", "nvhost-ctrl*", "nvgpu/igpu0/*")
+
+
+@dataclass(frozen=True)
+class Python:
+    """The interpreter. isolated_venv: a virtual environment that does not see the system's packages."""
+
+    version: str
+    executable: str
+    platform: str
+    isolated_venv: bool
+    cpus: int | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """libcuda. cuda: the newest CUDA it serves (`13.0`), None where it does not load. status: what cuInit returns."""
+
+    cuda: str | None
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Jetson:
+    """The board, its L4T release (`36.4.3`) and the JetPack of that (`6`), each None where unknown."""
+
+    model: str | None
+    l4t: str | None
+    jetpack: str | None
+
+
+@dataclass(frozen=True)
+class System:
+    """What lies about in the file system.
+
+    gpu_on_bus: an NVIDIA GPU is plugged in. kernel_driver: version of NVIDIA's kernel module. blocked: device files of
+    the GPU that this user may not use. nvinfer: version of the system's TensorRT library. system_tensorrt: folders of
+    the system's Python bindings. visible_devices: CUDA_VISIBLE_DEVICES.
+    """
+
+    in_container: bool = False
+    gpu_on_bus: bool = False
+    kernel_driver: str | None = None
+    blocked: tuple[str, ...] = ()
+    nvinfer: str | None = None
+    system_tensorrt: tuple[str, ...] = ()
+    visible_devices: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that is written to. free: bytes."""
+
+    use: str
+    path: str
+    free: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything. unknown: field -> why it is None."""
+
+    packages: tuple[PackageState, ...] = ()
+    python: Python | None = None
+    driver: Driver | None = None
+    gpu: Device | None = None
+    jetson: Jetson | None = None
+    system: System | None = None
+    places: tuple[Place, ...] | None = None
+    memory_mib: int | None = None
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    def package(self, module: str) -> PackageState | None:
+        """The package that is imported as `module`, or None if it was not looked at."""
+        return next((state for state in self.packages if state.package.module == module), None)
+
+    def loads(self, module: str) -> bool:
+        found = self.package(module)
+        return found is not None and found.state == "ok"
+
+
+def gather(*, root: Path = Path("/")) -> Facts:
+    """Look at everything. root: of the file system, for what is read from /etc, /proc, /sys, /dev and /usr."""
+    unknown: dict[str, str] = {}
+
+    def look(name: str, check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except Exception as error:
+            unknown[name] = one_line(error)
+            return None
+
+    return Facts(
+        packages=look("packages", check_packages) or (),
+        python=look("python", find_python),
+        driver=look("driver", find_driver),
+        gpu=look("gpu", current_device),
+        jetson=look("jetson", lambda: find_jetson(root)),
+        system=look("system", lambda: find_system(root)),
+        places=look("places", find_places),
+        memory_mib=look("memory_mib", find_memory),
+        unknown=unknown,
+    )
+
+
+def find_python() -> Python:
+    """This interpreter."""
+    venv = sys.prefix != sys.base_prefix
+    settings = Path(sys.prefix) / "pyvenv.cfg"
+    shares = settings.is_file() and bool(
+        re.search(r"include-system-site-packages\s*=\s*true", settings.read_text(errors="replace"), re.IGNORECASE)
+    )
+    return Python(
+        platform.python_version(),
+        sys.executable,
+        f"{platform.system()} {platform.machine()}",
+        venv and not shares,
+        os.cpu_count(),
+    )
+
+
+def find_driver() -> Driver:
+    """libcuda, asked itself."""
+    try:
+        library: Any = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return Driver(None)
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return Driver(None)
+    return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", int(library.cuInit(0)))
+
+
+def find_jetson(root: Path) -> Jetson | None:
+    """The board; None elsewhere."""
+    release = root / "etc" / "nv_tegra_release"
+    model = root / "proc" / "device-tree" / "model"
+    board = model.read_bytes().decode(errors="replace").strip("\0 \n") if model.is_file() else None
+    if not release.is_file():
+        return Jetson(board, None, None) if board and "Jetson" in board else None
+    found = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", release.read_text(errors="replace"))
+    if not found:
+        return Jetson(board, None, None)
+    return Jetson(board, f"{found[1]}.{found[2]}", _L4T_TO_JETPACK.get(int(found[1])))
+
+
+def find_system(root: Path) -> System:
+    """Containers, buses, kernel module, device files, TensorRT's library and bindings."""
+    module = root / "proc" / "driver" / "nvidia" / "version"
+    kernel = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", module.read_text(errors="replace")) if module.is_file() else None
+    devices = sorted({path for pattern in _GPU_FILES for path in (root / "dev").glob(pattern)})
+    libraries = [path.name.partition(".so.")[2] for path in (root / "usr" / "lib").glob("*/libnvinfer.so.*.*")]
+    return System(
+        in_container=(root / ".dockerenv").exists() or (root / "run" / ".containerenv").exists(),
+        gpu_on_bus=any(_is_nvidia_gpu(path) for path in (root / "sys" / "bus" / "pci" / "devices").glob("*")),
+        kernel_driver=kernel[1] if kernel else None,
+        blocked=tuple(str(path) for path in devices if not os.access(path, os.R_OK | os.W_OK)),
+        nvinfer=max(libraries, default=None, key=version_key),
+        system_tensorrt=tuple(sorted(map(str, (root / "usr" / "lib").glob("python3*/dist-packages/tensorrt")))),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+
+
+def find_places() -> tuple[Place, ...]:
+    """Where commands write, with the space that is left there."""
+    from twins_trt.models.fetch import default_cache_dir
+
+    found = []
+    for use, path in (
+        ("working folder", Path.cwd()),
+        ("temporary files", Path(tempfile.gettempdir())),
+        ("weights", default_cache_dir()),
+    ):
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        found.append(Place(use, str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK)))
+    return tuple(found)
+
+
+def find_memory() -> int | None:
+    """Of the host, MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20 if hasattr(os, "sysconf") else None
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Numbers to compare versions by: `10.3.0` before `10.13.3`."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def _is_nvidia_gpu(device: Path) -> bool:
+    try:
+        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+    except OSError:
+        return False
+    return vendor == _NVIDIA and kind.startswith(_DISPLAY)

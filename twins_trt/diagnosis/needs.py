@@ -1,0 +1,64 @@
+"""What each command needs, and what of it is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from twins_trt.diagnosis.packages import PACKAGES
+from twins_trt.runtime.engines import KINDS
+
+if TYPE_CHECKING:
+    from twins_trt.diagnosis.facts import Facts
+
+Way = tuple[str, ...]
+"""Modules that do it together, and GPU where one has to be there."""
+
+GPU = "gpu"
+
+# Each engine kind of the runtime, and the ways to have what it takes.
+ENGINES: dict[str, tuple[Way, ...]] = {
+    "onnxruntime": (("onnxruntime",),),
+    "openvino": (("openvino",),),
+    "tensorrt": (("tensorrt", "cuda.bindings.driver", GPU), ("tensorrt", "pycuda", GPU)),
+    "tensorrt_rtx": (("tensorrt_rtx", "cuda.bindings.driver", GPU), ("tensorrt_rtx", "pycuda", GPU)),
+    "torch": (("torch", GPU),),
+}
+_RUN: tuple[Way, ...] = tuple(way for kind in KINDS for way in ENGINES.get(kind, ()))
+
+# Of every group one way is needed.
+NEEDS: dict[str, tuple[tuple[Way, ...], ...]] = {
+    "predict": ((("numpy",),), (("PIL",),), _RUN),
+    "eval": ((("numpy",),), (("PIL",),), (*_RUN, ("torch",))),
+    "convert": ((("numpy",),), (("torch",),)),
+    "export": ((("numpy",),), (("torch",),), (("onnx",),), (("onnx_graphsurgeon",),)),
+    "calibrate": ((("numpy",),), (("PIL",),), (("onnx",),), (("onnxruntime",),)),
+    "build": (
+        (("numpy",),),
+        (("torch",),),
+        (("onnx",),),
+        (("onnx_graphsurgeon",),),
+        (("tensorrt_rtx",), ("tensorrt", GPU)),
+    ),
+    "gate": ((("numpy",),), (("PIL",),), (("torch",),), _RUN),
+    "train": ((("numpy",),), (("PIL",),), (("torch",),)),
+    "export-to": ((("numpy",),),),
+}
+
+_NAMES = {package.module: package.distribution for package in PACKAGES} | {GPU: "a GPU"}
+
+
+def commands(facts: Facts) -> dict[str, list[str]]:
+    """Of every command that needs something: what is not here, in words; empty where it is ready."""
+    here = {state.package.module for state in facts.packages if state.state == "ok"}
+    here |= {GPU} if facts.gpu is not None else set()
+    return {command: lacking(command, here) for command in NEEDS}
+
+
+def lacking(command: str, here: Collection[str]) -> list[str]:
+    """What `command` needs beside the modules in `here`, in words."""
+    return [
+        " or ".join(" + ".join(_NAMES.get(module, module) for module in way) for way in group)
+        for group in NEEDS[command]
+        if not any(set(way) <= set(here) for way in group)
+    ]
