@@ -227,6 +227,36 @@ def accuracy() -> str:
     return f"{table(head, rows)}\n\n{note}\n\n{_how(results)}"
 
 
+def resources() -> str:
+    """What every Triton kernel takes on every GPU: a row for each kernel, dtype and head dim."""
+    from twins_trt.kernels.crosscompile import TARGETS, Resources, read_record
+
+    record = read_record()
+    every = [each for row in record.resources.values() for each in row.values()]
+    groups: dict[tuple[str, ...], dict[str, list[Resources]]] = {}
+    for name, row in record.resources.items():
+        cells = groups.setdefault(tuple(name.split()[:3]), {})
+        for target, each in row.items():
+            cells.setdefault(target, []).append(each)
+    rows = [
+        (f"`{kernel}`", dtype, dim if dim != "0" else "", *(_largest(cells.get(target, [])) for target in TARGETS))
+        for (kernel, dtype, dim), cells in sorted(groups.items())
+    ]
+    note = (
+        f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
+        f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} "
+        f"compilations {sum(r.spills > 0 for r in every)} spill; the most tensor memory is "
+        f"{max(r.tmem for r in every)} columns."
+    )
+    return f"{note}\n\n{table(('kernel', 'dtype', 'head dim', *TARGETS), rows, align='llr' + 'c' * len(TARGETS))}"
+
+
+def _largest(variants: Sequence[Any]) -> str:
+    if not variants:
+        return ""
+    return f"{max(r.registers for r in variants)} / {-(-max(r.shared for r in variants) // 1024)}"
+
+
 def kernels_figure() -> str:
     """Kernels of all models as bars."""
     pairs = [
@@ -281,6 +311,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "cpu": ("docs/measurements.md", cpu),
     "accuracy": ("docs/measurements.md", accuracy),
     "islands": ("docs/export.md", islands),
+    "resources": ("docs/kernels.md", resources),
     "offers": ("docs/engines.md", offers),
     "errors": ("docs/errors.md", errors),
 }

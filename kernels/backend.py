@@ -1,4 +1,4 @@
-"""Which form of an attention runs: the Triton kernels, scaled_dot_product_attention, or the reference."""
+"""Which form of an operator runs: the Triton kernels, what torch brings for it (SDPA), or the reference."""
 
 from __future__ import annotations
 
@@ -34,26 +34,42 @@ def exporting() -> bool:
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # torch 2.6 and later
 
 
-def choose_backend(backend: str, x: Tensor, *, op: str, unsupported: str | None) -> str:
+FALLBACKS = {"sdpa": "scaled_dot_product_attention", "reference": "plain torch"}
+"""What runs on a GPU in place of the kernels, and its name in the log."""
+
+
+def choose_backend(
+    backend: str,
+    x: Tensor,
+    *,
+    op: str,
+    unsupported: str | None,
+    dtype: torch.dtype | None = None,
+    fallback: str = "sdpa",
+) -> str:
     """`triton`, `sdpa` or `reference` for this call.
 
-    x: the tensor whose device and dtype decide. op: `lsa` or `gsa`, for messages.
+    x: the tensor whose device decides. op: `lsa`, `gsa` and so on, for messages.
     unsupported: why the kernels do not take these sizes, or None where they do.
-    `auto` is `triton` on a GPU that has what the kernels need, else `sdpa` there with one line in the log; on a CPU,
-    and while a graph is exported, it is `reference`.
+    dtype: what the kernel is made for, by default that of `x`. fallback: the form that `auto` takes on a GPU without
+    the kernels, `sdpa` for attentions and `reference` for operators that have no third form.
+    `auto` is `triton` on a GPU that has what the kernels need, else `fallback` there with one line in the log; on a
+    CPU, and while a graph is exported, it is `reference`.
     Raises UsageError for an unknown name or sizes that the kernel asked for by name does not take,
     MissingDependencyError where Triton is asked for and absent, EngineError where the device cannot run it.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"backend '{backend}' is unknown", f"choose one of {', '.join(BACKENDS)}")
+    known = [name for name in BACKENDS if name in ("auto", "triton", "reference", fallback)]
+    if backend not in known:
+        raise UsageError(f"{op} has no backend '{backend}'", f"choose one of {', '.join(known)}")
+    kind = str(dtype or x.dtype)
     if exporting():
         return "reference"
     if backend == "auto":
         if x.device.type != "cuda":
             return "reference"
-        return _choose_on_gpu(op, str(x.dtype), x.device.index, unsupported)
+        return _choose_on_gpu(op, kind, x.device.index, unsupported, fallback)
     if backend == "triton":
-        _require_triton(op, str(x.dtype), x.device.type, x.device.index, unsupported)
+        _require_triton(op, kind, x.device.type, x.device.index, unsupported, fallback)
     return backend
 
 
@@ -70,7 +86,9 @@ def _constant_for_compile(function: F) -> F:
 
 
 @_constant_for_compile
-def _choose_on_gpu(op: str, dtype: str, device_index: int | None, unsupported: str | None) -> str:
+def _choose_on_gpu(
+    op: str, dtype: str, device_index: int | None, unsupported: str | None, fallback: str = "sdpa"
+) -> str:
     reason = (
         unsupported
         or (None if dtype in DTYPES.values() else f"there is no kernel for {dtype}")
@@ -79,22 +97,25 @@ def _choose_on_gpu(op: str, dtype: str, device_index: int | None, unsupported: s
     )
     if reason is None:
         return "triton"
-    _log_once(op, reason)
-    return "sdpa"
+    _log_once(op, reason, FALLBACKS[fallback])
+    return fallback
 
 
 @_constant_for_compile
-def _require_triton(op: str, dtype: str, device_type: str, device_index: int | None, unsupported: str | None) -> None:
+def _require_triton(
+    op: str, dtype: str, device_type: str, device_index: int | None, unsupported: str | None, fallback: str = "sdpa"
+) -> None:
+    fix = f"use backend='auto' or '{fallback}'"
     if unsupported or dtype not in DTYPES.values():
-        raise UsageError(f"{op}: {unsupported or f'there is no kernel for {dtype}'}", "use backend='auto' or 'sdpa'")
+        raise UsageError(f"{op}: {unsupported or f'there is no kernel for {dtype}'}", fix)
     if reason := _triton_problem():
         if reason == NOT_INSTALLED:
             raise missing("triton", extra="triton", purpose=f"{op} with backend='triton'")
-        raise EngineError(f"{op}: {reason}", "use backend='auto' or 'sdpa'")
+        raise EngineError(f"{op}: {reason}", fix)
     if device_type != "cuda" and not interpreting():
         raise EngineError(f"{op}: Triton kernels do not run on a {device_type} tensor", "use backend='auto'")
     if device_type == "cuda" and (reason := _gpu_problem(device_index)):
-        raise EngineError(f"{op}: {reason}", "use backend='auto' or 'sdpa'")
+        raise EngineError(f"{op}: {reason}", fix)
 
 
 @functools.cache
@@ -120,5 +141,5 @@ def _gpu_problem(device_index: int | None) -> str | None:
 
 
 @functools.cache
-def _log_once(op: str, reason: str) -> None:
-    _log.warning("%s: %s; using scaled_dot_product_attention", op, reason)
+def _log_once(op: str, reason: str, instead: str) -> None:
+    _log.warning("%s: %s; using %s", op, reason, instead)

@@ -50,6 +50,7 @@ class Case:
     float32: names of pointers that are fp32 in every dtype.
     aligned: integer arguments known to be multiples of 16, so that loads are 16 bytes wide.
     grid: the launch grid in words, for whoever launches the cubin.
+    types: name and type of further arguments that do not follow from `dtype`, as in `("p_mask", "*u8")`.
     """
 
     kernel: str
@@ -60,6 +61,7 @@ class Case:
     float32: tuple[str, ...]
     aligned: tuple[str, ...]
     grid: str
+    types: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,6 +81,8 @@ class Case:
         return {name: self._type(name) for name in names}
 
     def _type(self, name: str) -> str:
+        if kind := dict(self.types).get(name):
+            return kind
         if name.startswith("p_"):
             return "*fp32" if name in self.float32 else f"*{self.dtype}"
         return "fp32" if name == "scale" else "i32"

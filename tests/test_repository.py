@@ -114,7 +114,10 @@ def test_the_jetsons_set_has_the_runtime_and_jetpacks_cuda(
 def test_the_package_is_described(setup_arguments: dict[str, Any]) -> None:
     assert setup_arguments["version"] == twins_trt.__version__
     assert setup_arguments["python_requires"] == ">=3.10"
-    assert setup_arguments["package_data"] == {"twins_trt": ["py.typed"]}
+    assert setup_arguments["package_data"] == {
+        "twins_trt": ["py.typed"],
+        "twins_trt.kernels.crosscompile": ["resources.json"],
+    }
     assert f"\nversion: {twins_trt.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "Apache License\n" in (ROOT / "LICENSE").read_text(encoding="utf-8")

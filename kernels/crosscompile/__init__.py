@@ -1,14 +1,22 @@
 """Compile every Triton kernel for every GPU with no GPU at hand: what it takes, whether it spills, cubins for C++.
 
-`python -m twins_trt.kernels.crosscompile` checks against the record, `--record` renews it, `--cubins` writes files.
+`twins-trt kernels` lists, checks and writes; `python -m benchmarks.crosscompile` renews the record.
 """
 
-from twins_trt.kernels.crosscompile.compiler import TARGETS, Compiled, Resources, compile_case, problems
+from twins_trt.kernels.crosscompile.compiler import (
+    TARGETS,
+    Compiled,
+    Resources,
+    compile_case,
+    problems,
+    triton_version,
+)
 from twins_trt.kernels.crosscompile.cubins import write_cubins
-from twins_trt.kernels.crosscompile.record import Record, render_table
-from twins_trt.kernels.crosscompile.sweep import all_cases, sweep
+from twins_trt.kernels.crosscompile.record import RECORD, Record, read_record
+from twins_trt.kernels.crosscompile.sweep import all_cases, select, sweep
 
 __all__ = [
+    "RECORD",
     "TARGETS",
     "Compiled",
     "Record",
@@ -16,7 +24,9 @@ __all__ = [
     "all_cases",
     "compile_case",
     "problems",
-    "render_table",
+    "read_record",
+    "select",
     "sweep",
+    "triton_version",
     "write_cubins",
 ]

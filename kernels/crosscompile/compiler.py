@@ -64,6 +64,15 @@ def capability(target: str) -> int:
     return int(digits)
 
 
+def triton_version() -> str:
+    """The compiler's version. Raises MissingDependencyError without Triton."""
+    try:
+        import triton
+    except ImportError as error:
+        raise missing("triton", extra="triton", purpose="compiling kernels") from error
+    return str(triton.__version__)
+
+
 def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> Compiled:
     """Compile a kernel for a GPU that need not be there.
 
@@ -73,12 +82,11 @@ def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> 
     EngineError in a process that interprets kernels.
     """
     sm = capability(target)
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-    except ImportError as error:
-        raise missing("triton", extra="triton", purpose="compiling kernels") from error
+    triton_version()
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     function = case.function()
     if not hasattr(function, "cache_key"):  # what the interpreter's functions lack
         raise EngineError("this process interprets kernels, so it cannot compile them", "unset TRITON_INTERPRET")

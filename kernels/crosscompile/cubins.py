@@ -8,32 +8,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twins_trt.errors import BuildError
-from twins_trt.kernels.crosscompile.compiler import Compiled, capability, compile_case, problems
-from twins_trt.kernels.crosscompile.sweep import select
+from twins_trt.kernels.case import Case
+from twins_trt.kernels.crosscompile.compiler import Compiled, compile_case, problems
 
 
 def write_cubins(
     folder: Path,
+    work: Sequence[tuple[Case, str]],
     *,
-    targets: Sequence[str],
-    kernels: Sequence[str] = (),
-    dtypes: Sequence[str] = ("fp16",),
-    head_dims: Sequence[int] = (),
     ptx_version: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write every selected kernel as cubin and PTX below `folder/<target>/`, and `folder/kernels.json`.
+    """Write kernels as cubin and PTX below `folder/<target>/`, and `folder/kernels.json`.
 
-    targets: as in `sm_87`. kernels, dtypes, head_dims: which; an empty selection takes all.
+    work: which kernel for which target, as `select` gives them.
     ptx_version: 85 for JetPack 6, 90 for JetPack 7.0, so that the device's driver can compile the PTX.
-    progress: called with a line for each kernel.
+    progress: called with target and name after each kernel.
     Returns the path of the JSON, which holds for each kernel its file and sha256, entry point, threads per block,
     bytes of dynamic shared memory, arguments in order, constants and grid.
-    Raises UsageError for an unknown target, BuildError for a kernel that spills or cannot run.
+    Raises BuildError for a kernel that spills or cannot run, MissingDependencyError without Triton.
     """
-    targets = [f"sm_{capability(target)}" for target in targets]
     entries = []
-    for case, target in select(targets, kernels=kernels, dtypes=dtypes, head_dims=head_dims):
+    for case, target in work:
         compiled = compile_case(case, target, ptx_version=ptx_version)
         if found := problems(compiled.resources, target):
             raise BuildError(f"{case.name} for {target} {'; it '.join(found)}")

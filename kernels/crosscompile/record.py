@@ -1,4 +1,4 @@
-"""What kernels took when it was last recorded: the budget that later changes are held to, and the table in the docs."""
+"""What kernels took when it was last recorded: the budget that later changes are held to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twins_trt.kernels.crosscompile.compiler import TARGETS, Resources, problems
+from twins_trt.kernels.crosscompile.compiler import Resources, problems
 
 RECORD = Path(__file__).parent / "resources.json"
 
@@ -65,31 +65,6 @@ class Record:
         return cls(**data, resources=rows)
 
 
-def render_table(record: Record) -> str:
-    """The record as Markdown: a row for each kernel, dtype and head dim, the worst of its variants in each cell."""
-    every = [resources for row in record.resources.values() for resources in row.values()]
-    spilling, tmem = sum(r.spills > 0 for r in every), max(r.tmem for r in every)
-    lines = [
-        f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
-        f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} "
-        f"compilations {spilling} spill; the most tensor memory is {tmem} columns.",
-        "",
-        "| kernel | dtype | head dim | " + " | ".join(TARGETS) + " |",
-        "|---|---|---|" + "---|" * len(TARGETS),
-    ]
-    groups: dict[tuple[str, ...], dict[str, list[Resources]]] = {}
-    for name, row in record.resources.items():
-        cells = groups.setdefault(tuple(name.split()[:3]), {})
-        for target, resources in row.items():
-            cells.setdefault(target, []).append(resources)
-    for (kernel, dtype, head_dim), cells in sorted(groups.items()):
-        shown = [_cell(cells.get(target, [])) for target in TARGETS]
-        lines.append(f"| `{kernel}` | {dtype} | {head_dim if head_dim != '0' else ''} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(variants: list[Resources]) -> str:
-    if not variants:
-        return ""
-    shared = max(r.shared for r in variants)
-    return f"{max(r.registers for r in variants)} / {-(-shared // 1024)}"
+def read_record() -> Record:
+    """The record that comes with this package."""
+    return Record.from_json(RECORD.read_text(encoding="utf-8"))

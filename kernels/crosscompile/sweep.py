@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from twins_trt.kernels.case import Case
 from twins_trt.kernels.crosscompile.compiler import Resources, capability, compile_case
 
-SOURCES = ("twins_trt.kernels.lsa.launch", "twins_trt.kernels.gsa.launch")
+SOURCES = tuple(f"twins_trt.kernels.{op}.launch" for op in ("lsa", "gsa", "preprocess", "postprocess"))
 """Modules with a function `cases(capability)` that yields every kernel they launch there."""
 
 
@@ -39,11 +39,12 @@ def select(
 ) -> list[tuple[Case, str]]:
     """(case, target) for every target; an empty selection takes everything.
 
-    kernels: names as in `lsa_forward`. Kernels of no head dim in particular are always in.
+    targets: as in `sm_87`. kernels: names as in `lsa_forward`. Kernels of no head dim in particular are always in.
+    Raises UsageError for a target that kernels are not made for.
     """
     return [
         (case, target)
-        for target in targets
+        for target in (f"sm_{capability(name)}" for name in targets)
         for case in all_cases(target)
         if (not kernels or case.name.split()[0] in kernels)
         and (not dtypes or case.dtype in dtypes)

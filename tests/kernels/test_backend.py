@@ -93,7 +93,7 @@ def test_a_gpu_without_kernels_gets_sdpa_and_one_line(
 
 def test_what_is_asked_for_by_name_and_impossible_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, bias, kv = torch.zeros(1, 7, 7, 96), torch.zeros(96), torch.zeros(1, 4, 64)
-    with pytest.raises(UsageError, match="backend 'cuda' is unknown"):
+    with pytest.raises(UsageError, match="lsa has no backend 'cuda'"):
         lsa(qkv, bias, num_heads=1, backend="cuda")
     with pytest.raises(UsageError, match="no kernel for head dim 8"):
         lsa(qkv, bias, num_heads=4, backend="triton")

@@ -19,13 +19,12 @@ from twins_trt.kernels.crosscompile import (
     all_cases,
     compile_case,
     problems,
-    render_table,
+    read_record,
+    select,
     sweep,
     write_cubins,
 )
-from twins_trt.kernels.crosscompile.__main__ import DOCS, main, with_table
 from twins_trt.kernels.crosscompile.compiler import capability
-from twins_trt.kernels.crosscompile.record import RECORD
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -39,6 +38,9 @@ FAST_CASES = {  # the variants that need most, of what the published models run
     "gsa_backward_q fp16 64 any keys",
     "gsa_backward_kv fp16 64",
     "gsa_sum_splits fp16 0",
+    "resize_argmax fp16 0 classes last probability",
+    "resize_argmax fp16 0 planes",
+    "resize_normalise fp16 0",
 }
 TIGHTEST_CASES = {  # of fp32, whose operands fill the registers
     "lsa_backward fp32 64 pads attend",
@@ -49,7 +51,7 @@ TIGHTEST_CASES = {  # of fp32, whose operands fill the registers
 
 @pytest.fixture(scope="module")
 def record() -> Record:
-    return Record.from_json(RECORD.read_text())
+    return read_record()
 
 
 def case_named(name: str, target: str) -> Case:
@@ -74,7 +76,7 @@ def test_kernels_of_the_published_models_stay_within_the_record(record: Record, 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [target for target in TARGETS if target not in FAST_TARGETS])
 def test_kernels_of_other_gpus_stay_within_the_record(record: Record, target: str) -> None:
-    """All kernels for all targets take too long for a test: python -m twins_trt.kernels.crosscompile checks them."""
+    """All kernels for all targets take too long for a test: twins-trt kernels --check does that."""
     work = [(case, target) for case in all_cases(target) if case.name in FAST_CASES | TIGHTEST_CASES]
     assert len(work) == len(FAST_CASES | TIGHTEST_CASES)
     assert exceeded(record, work) == {}
@@ -93,12 +95,6 @@ def test_the_record_is_complete_and_sound(record: Record) -> None:
     assert all(0 < r.registers <= 255 for row in record.resources.values() for r in row.values())
 
 
-def test_the_documented_table_is_the_record(record: Record) -> None:
-    text = DOCS.read_text(encoding="utf-8")
-    assert render_table(record) in text
-    assert with_table(text, record) == text
-
-
 def test_every_target_has_every_kernel_dtype_and_head_dim() -> None:
     for target in TARGETS:
         cases = all_cases(target)
@@ -110,6 +106,7 @@ def test_every_target_has_every_kernel_dtype_and_head_dim() -> None:
             two_kernels = ("forward", "backward_q", "backward_kv")
             assert {(f"gsa_{kernel}", dtype, d) for kernel in two_kernels for d in ("32", "64")} <= made
             assert (("gsa_backward", dtype, "32") in made) == (dtype != "fp32")
+            assert {("resize_argmax", dtype, "0"), ("resize_normalise", dtype, "0")} <= made
 
 
 def test_a_kernel_that_spills_is_found() -> None:
@@ -167,14 +164,8 @@ def test_targets_by_any_of_their_names() -> None:
 
 def test_cubins_with_what_a_launch_needs(tmp_path: Path) -> None:
     lines: list[str] = []
-    path = write_cubins(
-        tmp_path / "cubins",
-        targets=["87"],
-        kernels=["lsa_forward"],
-        head_dims=[32],
-        ptx_version=85,
-        progress=lines.append,
-    )
+    work = select(["87"], kernels=["lsa_forward"], dtypes=["fp16"], head_dims=[32])
+    path = write_cubins(tmp_path / "cubins", work, ptx_version=85, progress=lines.append)
     kernels = json.loads(path.read_text())["kernels"]
     assert [k["variant"] for k in kernels] == ["", "two heads", "pads attend", "pads attend two heads"]
     assert lines[1] == "sm_87 lsa_forward fp16 32 two heads"
@@ -193,10 +184,3 @@ def test_cubins_with_what_a_launch_needs(tmp_path: Path) -> None:
         assert kernel["constants"]["D"] == 32
     assert [a["name"] for a in kernels[0]["arguments"]][:3] == ["p_qkv", "p_bias", "p_out"]
     assert [a["value"] for a in kernels[0]["arguments"][-2:]] == ["null", "null"]
-
-
-def test_command_checks_against_the_record(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--targets", "sm_90", "--kernels", "gsa_sum_splits", "--workers", "1"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "3 kernels, 0 of them against the record or a limit"
-    assert main(["--targets", "sm_75"]) == 2
-    assert "no kernels for target 'sm_75'" in capsys.readouterr().err

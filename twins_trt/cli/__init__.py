@@ -34,6 +34,7 @@ COMMANDS = {
     "train": "fine-tune a model on a data set: resumable, on one process or several",
     "predict": "segment images with a bundle: masks and overlays as PNG",
     "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
+    "kernels": "list, check or write the Triton kernels for GPUs that need not be there, as cubins for C++",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",
     "doctor": "look at this machine: packages, compilers, GPU, and which commands work",
 }

@@ -1,0 +1,96 @@
+"""Tiling and launch of the resize-and-normalise kernel. Imports triton only where it launches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from twins_trt.kernels.case import DTYPES, Case, Tiling, tiling
+from twins_trt.kernels.device import MAX_OFFSET
+from twins_trt.kernels.preprocess.reference import column_taps, row_taps
+
+SCALARS = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")
+
+
+def cut(*, resize: bool) -> Tiling:
+    return tiling(4, 1, {"BX": 256, "RESIZE": resize})
+
+
+def cases(capability: int) -> Iterator[Case]:
+    """Every kernel that launches use; the same on all GPUs."""
+    types = (("p_image", "*u8"), ("p_rows", "*i32"), ("p_columns", "*i32"), *((name, "fp32") for name in SCALARS))
+    for dtype in DTYPES:
+        for resize in (True, False):
+            yield Case(
+                "twins_trt.kernels.preprocess.kernel:resize_normalise_kernel",
+                dtype,
+                0,
+                "" if resize else "same size",
+                cut(resize=resize),
+                float32=(),
+                aligned=(),
+                grid="(batch * height * blocks), blocks = ceil(width / BX)",
+                types=types,
+            )
+
+
+def unsupported(image: Tensor) -> str | None:
+    """Why the kernel does not take this image, or None."""
+    if max(image.shape) > MAX_OFFSET:
+        return f"a side of {max(image.shape)} is more than the {MAX_OFFSET} a kernel counts to"
+    return None
+
+
+def resize_normalise_forward(
+    image: Tensor,
+    height: int,
+    width: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """`resize_normalise_reference` by its Triton kernel."""
+    from twins_trt.kernels.preprocess.kernel import resize_normalise_kernel
+
+    batch, in_height, in_width, _ = image.shape
+    out = empty_input(image, height, width, dtype=dtype, channels_last=channels_last)
+    resize = (in_height, in_width) != (height, width)
+    rows, columns = (image, image)  # not read
+    if resize:
+        rows, columns = _taps(in_height, in_width, height, width, image.device)
+    tiles = cut(resize=resize)
+    blocks = -(-width // dict(tiles.constants)["BX"])
+    with torch.cuda.device_of(image):
+        resize_normalise_kernel[(batch * height * blocks,)](
+            image,
+            out,
+            rows,
+            columns,
+            *image.stride(),
+            *out.stride(),
+            height,
+            width,
+            blocks,
+            *mean,
+            *std,
+            **tiles.options(),
+        )
+    return out
+
+
+def empty_input(image: Tensor, height: int, width: int, *, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """The result without its values."""
+    if channels_last:
+        return image.new_empty(image.shape[0], height, width, 3, dtype=dtype).permute(0, 3, 1, 2)
+    return image.new_empty(image.shape[0], 3, height, width, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(in_height: int, in_width: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: a CUDA graph that was captured with them goes on reading them."""
+    return row_taps(in_height, height).to(device), column_taps(in_width, width).to(device)
