@@ -12,7 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from twins_trt.builders.gate.gate import GateResult
-from twins_trt.runtime import Bundle, write_bundle
+from twins_trt.runtime import Bundle
+from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.runtime.manifest import Colour
 
 GATE = "gate.json"
@@ -22,9 +23,7 @@ Verdict = Literal["passed", "failed"]
 
 def record(bundle: Bundle, result: GateResult) -> Bundle:
     """Writes the verdict into the bundle: all of it, or the bundle stays as it was."""
-    files: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.files}
-    files[GATE] = gate_file(result)
-    return write_bundle(bundle.path, replace(bundle.manifest, gate=verdict(result)), files, overwrite=True)
+    return amend_bundle(bundle, {GATE: gate_file(result)}, manifest=replace(bundle.manifest, gate=verdict(result)))
 
 
 def verdict(result: GateResult) -> Verdict:

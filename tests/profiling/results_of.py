@@ -59,6 +59,7 @@ def profile(*measurements: Measurement) -> Profile:
         settings=Settings(rounds=3, calls=1, batches=(4,), picture="scene of 24x32"),
         before=Conditions(0.5, {"cpu": 2600.0}, {"cpu": 40.0}, "MAXN", (), {"stolen": 1}),
         after=Conditions(1.5, {"cpu": 2600.0}),
+        seconds=12.5,
         measurements=measurements,
         ratios=(Ratio("x", "y", "end_to_end", 1.25, 1.2, None, 3),),
         warnings=("the machine was busy",),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from tiny_graphs import QUARTER, MakeBundle, UInt8Array, nearest_class, scores, 
 
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
 from twins_trt.runtime import Engine, EngineSettings, TensorSpec, open_engine
-from twins_trt.runtime.engines import KINDS
-from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from twins_trt.runtime.engines import KINDS, LayerTime, ProfilesLayers
+from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine, _layer_times
 
 Draw = Callable[[int, int], UInt8Array]
 
@@ -36,6 +37,34 @@ def test_an_engine_is_what_the_protocol_asks_for(make_bundle: MakeBundle) -> Non
     assert (engine.name, engine.concurrent) == ("onnxruntime", True)
     assert engine.inputs == bundle.manifest.inputs  # with the profile, which the graph does not hold
     assert engine.outputs == bundle.manifest.outputs
+
+
+def test_layers_are_timed_in_order_and_leave_nothing_behind(
+    make_bundle: MakeBundle, picture: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = open_engine(make_bundle(outputs=("mask", "logits")), settings=EngineSettings(threads=1))
+    assert isinstance(engine, ProfilesLayers)
+    before = set(tmp_path.rglob("*"))
+    layers = engine.profile_layers(picture(24, 32)[None], runs=3)
+    assert set(tmp_path.rglob("*")) == before
+    operators = [layer.operator for layer in layers]
+    assert (operators[0], operators.count("ArgMax"), operators.count("AveragePool")) == ("Cast", 1, 1)
+    assert operators.index("ArgMax") < len(operators) - operators[::-1].index("Cast")  # to uint8, at the end
+    assert all(layer.name and 0 <= layer.milliseconds < 1000 for layer in layers)
+    with pytest.raises(EngineError, match="accepts image uint8"):
+        engine.profile_layers(picture(24, 40)[None])
+
+
+def test_only_the_last_runs_of_a_trace_count() -> None:
+    def event(name: str, ts: int, dur: int) -> dict[str, Any]:
+        return {"name": name, "ts": ts, "dur": dur, "args": {"op_name": "Conv"}}
+
+    events = []
+    for start, dur in ((0, 9000), (100, 1000), (200, 3000)):
+        events += [event("a_kernel_time", start + 1, dur), event("b_kernel_time", start + 2, 500)]
+        events.append(event("model_run", start, 2 * dur))
+    assert _layer_times(events, 2) == (LayerTime("a", 2.0, "Conv"), LayerTime("b", 0.5, "Conv"))
 
 
 def test_only_the_outputs_asked_for_are_computed(make_bundle: MakeBundle, picture: Draw) -> None:

@@ -32,6 +32,7 @@ COMMANDS = {
     "gate": "judge a bundle against the PyTorch model it was built from: mIoU drop with its interval",
     "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
     "train": "fine-tune a model on a data set: resumable, on one process or several",
+    "profile": "measure bundles side by side: latency by stage and layer, throughput, memory, energy",
     "predict": "segment images with a bundle: masks and overlays as PNG",
     "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
     "kernels": "list, check or write the Triton kernels for GPUs that need not be there, as cubins for C++",

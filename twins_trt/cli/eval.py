@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import add_weights_options, nearest, parse_test_scale
-from twins_trt.errors import MissingDependencyError, UsageError
+from twins_trt.cli.parsing import add_weights_options, nearest, parse_test_scale, torch_device
+from twins_trt.errors import UsageError
 from twins_trt.models.zoo import list_models
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _score_model(
         return _show_plan(arguments, console, dataset, runs="PyTorch", weights=weights)
     import torch
 
-    device = _device(arguments.device)
+    device = torch_device(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(max(1, arguments.threads))
     console.progress("load", "seeded" if weights is None else str(weights))
@@ -176,18 +176,6 @@ def _progress(console: Console) -> Any:
         console.progress("eval", f"{done} of {total} images, mIoU {miou:.2f}", done / total)
 
     return progress
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"there is no device {name!r}", "use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MissingDependencyError("PyTorch sees no CUDA device", "use --device cpu; twins-trt doctor says more")
-    return name
 
 
 def _text(table: str, notes: list[str]) -> str:

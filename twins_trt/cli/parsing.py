@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
-from twins_trt.errors import UsageError
+from twins_trt.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from twins_trt.builders.export import ExportOptions, Range
@@ -180,6 +180,19 @@ def parse_test_scale(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{text!r} is not a test scale", "write LONGxSHORT in pixels, such as 2048x512, or none")
     return max(map(int, parts)), min(map(int, parts))
+
+
+def torch_device(name: str) -> str:
+    """`cpu` or `cuda`, of the --device `name`. Raises `UsageError`, and `MissingDependencyError` without a GPU."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"there is no device {name!r}", "use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MissingDependencyError("PyTorch sees no CUDA device", "use --device cpu; twins-trt doctor says more")
+    return name
 
 
 def split_list(text: str) -> tuple[str, ...]:

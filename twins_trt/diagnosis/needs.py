@@ -41,6 +41,7 @@ NEEDS: dict[str, tuple[tuple[Way, ...], ...]] = {
         (("tensorrt_rtx",), ("tensorrt", GPU)),
     ),
     "gate": ((("numpy",),), (("PIL",),), (("torch",),), _RUN),
+    "profile": ((("numpy",),), (("PIL",),), (*_RUN, ("torch",))),
     "train": ((("numpy",),), (("PIL",),), (("torch",),)),
     "export-to": ((("numpy",),),),
 }

@@ -17,6 +17,9 @@ from twins_trt.runtime.codec import decode, encode
 FORMAT_VERSION = 1
 PROFILE = "profile.json"
 
+Compared = Literal["end_to_end", "engine"]
+COMPARED: tuple[Compared, ...] = ("end_to_end", "engine")
+
 STAGES = ("decode", "preprocess", "copy", "engine", "postprocess")
 """In the order in which a picture meets them. `copy`: between host and device, both ways; absent on a CPU."""
 
@@ -113,6 +116,7 @@ class Subject:
     its folder. engine: what executed it (`onnxruntime`, `tensorrt`, `pytorch`). precision: of the graph, None where it
     is not known. size: (height, width) of what the network saw. graph_sha256, weights_sha256: of the file that ran and
     of the checkpoint behind it. threads: CPU threads, None for one per core. measured_on: the device, in words.
+    batch: pictures in a call; more than 1 where the graph is fixed to it.
     simulated: true where something else stood in for the engine that ships (the graph of a bundle with TensorRT engines
     on ONNX Runtime).
     """
@@ -126,6 +130,7 @@ class Subject:
     input: str
     output: str
     measured_on: str
+    batch: int = 1
     simulated: bool = False
     model: str | None = None
     graph_sha256: str | None = None
@@ -153,6 +158,12 @@ class Measurement:
     memory: Memory = field(default_factory=Memory)
     energy: Energy | None = None
 
+    def rounds(self, of: Compared) -> list[list[float]]:
+        """Milliseconds per picture of every call, by round."""
+        latency = self.end_to_end if of == "end_to_end" else self.stages[of]
+        samples = [each / self.subject.batch for each in latency.samples]
+        return [samples[i : i + self.calls_per_round] for i in range(0, len(samples), self.calls_per_round)]
+
     @property
     def overhead(self) -> float:
         """The share by which a call takes longer than its engine and copies do, both at the median."""
@@ -172,13 +183,13 @@ class Measurement:
 class Ratio:
     """How many times as fast as `baseline` the subject `label` is, from rounds that both ran in turn.
 
-    value: median over rounds of the ratio of the round's medians. low, high: its 95 % bootstrap interval, None for a
-    single round. of: what was compared (`end_to_end`, `call`).
+    of: what was compared, per picture. value: median over rounds of the ratio of the round's medians. low, high: its
+    95 % bootstrap interval, None for a single round.
     """
 
     label: str
     baseline: str
-    of: Literal["end_to_end", "call", "engine"]
+    of: Compared
     value: float
     low: float | None
     high: float | None
@@ -203,7 +214,7 @@ class Conditions:
     """The state of the machine at one moment.
 
     load_average: of the last minute. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by
-    sensor. power_mode: a Jetson's nvpmodel, a GPU's power limit. throttled: what holds the clocks back now, in words.
+    sensor. power_mode: a Jetson's nvpmodel, a GPU's power limit. throttled: what held the clocks back, in words.
     events: counters of throttling and of time stolen by a hypervisor, whose growth over the run is flagged.
     """
 
@@ -236,8 +247,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Profile:
-    """The content of `profile.json`. interrupted: Ctrl-C ended it; what is here was measured in whole rounds.
-    warnings: everything that makes the figures less than they seem, in words."""
+    """The content of `profile.json`.
+
+    seconds: between before and after. warnings: everything that makes the figures less than they seem, in words.
+    interrupted: Ctrl-C ended it; what is here was measured in whole rounds.
+    """
 
     created: str
     command: str
@@ -246,6 +260,7 @@ class Profile:
     settings: Settings
     before: Conditions
     after: Conditions
+    seconds: float
     measurements: tuple[Measurement, ...]
     ratios: tuple[Ratio, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -40,9 +40,27 @@ def ratio_of_medians(
     return value, *bootstrap_median(pairs, confidence=confidence, seed=seed)
 
 
+def ratio_of_unpaired(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float | None, float | None]:
+    """As `ratio_of_medians`, for rounds that do not belong together: of the medians over rounds, each side resampled by
+    itself. The interval holds what differs between rounds, not what differed between the two runs."""
+    medians = [np.array([np.median(calls) for calls in side]) for side in (ours, theirs)]
+    value = float(np.median(medians[1]) / np.median(medians[0]))
+    if min(map(len, medians)) < 2:
+        return value, None, None
+    rng = np.random.default_rng(seed)
+    fast, slow = (np.median(rng.choice(each, (DRAWS, len(each))), axis=1) for each in medians)
+    return value, *_interval(slow / fast, confidence)
+
+
 def bootstrap_median(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """The percentile interval, of this confidence, of the median of `values` over resamples."""
     rng = np.random.default_rng(seed)
     draws: npt.NDArray[np.float64] = rng.choice(np.asarray(values, np.float64), (DRAWS, len(values)))
-    low, high = np.quantile(np.median(draws, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return _interval(np.median(draws, axis=1), confidence)
+
+
+def _interval(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -98,6 +98,15 @@ def write_bundle(
     return Bundle(target, manifest)
 
 
+def amend_bundle(bundle: Bundle, files: Mapping[str, bytes | Path], *, manifest: Manifest | None = None) -> Bundle:
+    """The bundle with these files added, or put in place of those it has: all of it, or it stays as it was.
+
+    manifest: in place of its own. Raises BundleError as `write_bundle` does.
+    """
+    kept: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.files}
+    return write_bundle(bundle.path, manifest or bundle.manifest, {**kept, **files}, overwrite=True)
+
+
 def _read_manifest(root: Path) -> Manifest:
     rebuild = REBUILD.format(path=shlex.quote(str(root) if root.suffix == ".bundle" else f"{root.stem or 'x'}.bundle"))
     if not root.exists():

@@ -136,10 +136,15 @@ class HoldsDeviceMemory(Protocol):
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A layer as the engine names it, and its mean time in one run, milliseconds."""
+    """A layer as the engine names it, and its mean time in one run, milliseconds.
+
+    operator: the engine's kind of layer. nodes: the graph nodes it computes. Both empty where the engine does not tell.
+    """
 
     name: str
     milliseconds: float
+    operator: str = ""
+    nodes: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -1,0 +1,145 @@
+"""Bundles, plain graphs and PyTorch models give the same masks as candidates as they do elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_graphs import CLASSES, MakeBundle, nearest_class, tensors, tiny_graph
+
+from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
+from twins_trt.files import sha256_of
+from twins_trt.profiling.candidates import (
+    EagerEngine,
+    bundle_candidate,
+    noise,
+    onnx_candidate,
+    torch_candidate,
+    usual_size,
+)
+from twins_trt.runtime import EngineSettings, Source
+from twins_trt.runtime.engines import Stage
+from twins_trt.runtime.manifest import EngineFile
+
+pytest.importorskip("onnxruntime")
+
+COLOURS = np.array([[0, 0, 0], [250, 250, 250], [200, 30, 40], [30, 190, 60]], np.uint8)
+
+
+def picture(height: int = 24, width: int = 32) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return COLOURS[rng.integers(0, 4, (height // 4, width // 4)).repeat(4, 0).repeat(4, 1)]
+
+
+def observed(spent: list[Stage], threads: int | None = None) -> EngineSettings:
+    return EngineSettings(threads=threads, observe=lambda stage, seconds: spent.append(stage))
+
+
+def test_a_bundle_is_named_after_its_folder_and_engine(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(batch=(1, 2, 4))
+    stages: list[Stage] = []
+    segmenter, subject = bundle_candidate(bundle.path).open(observed(stages, 1))
+    with segmenter:
+        assert np.array_equal(segmenter(picture()).mask, nearest_class(picture()))
+    assert stages == ["decode", "preprocess", "run", "postprocess"]
+    assert (subject.label, subject.kind, subject.engine, subject.threads) == ("tiny1", "bundle", "onnxruntime", 1)
+    assert (subject.size, subject.batch, subject.precision, subject.simulated) == ((24, 32), 1, "fp32", False)
+    assert subject.graph_sha256 == sha256_of(bundle.graph)
+    assert subject.weights_sha256 == "ab" * 32
+    assert bundle_candidate(bundle.path, "onnxruntime").label == "tiny1 on onnxruntime"
+
+
+def test_a_stand_in_for_an_engine_is_called_simulated(make_bundle: MakeBundle) -> None:
+    engine = EngineFile("engines/x.engine", "tensorrt", "10.3.0", ("sm_87",))
+    _, subject = bundle_candidate(make_bundle(engines=(engine,)).path, "onnxruntime").open(EngineSettings())
+    assert subject.simulated
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_measured(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    bundle.graph.write_bytes(bundle.graph.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="size of graph"):
+        bundle_candidate(bundle.path)
+
+
+@pytest.mark.parametrize("output", ["mask", "logits"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_plain_graph_may_call_its_tensors_anything(tmp_path: Path, dtype: str, output: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    image, outputs = tensors(24, 32, 1, (output,), dtype)
+    model = onnx.load_from_string(tiny_graph(image, outputs))
+    for node in model.graph.node:
+        node.input[:] = ["input.1" if name == "image" else name for name in node.input]
+        node.output[:] = ["1234" if name == output else name for name in node.output]
+    model.graph.input[0].name, model.graph.output[0].name = "input.1", "1234"
+    path = tmp_path / "plain.onnx"
+    onnx.save(model, path)
+    segmenter, subject = onnx_candidate(path).open(EngineSettings(threads=1))
+    mask = segmenter(picture()).mask
+    expected = nearest_class(picture())
+    # Logits of blocks of 4×4 pixels, which the picture's patches fill, are blurred by the resize to full size.
+    assert (mask == expected).mean() > (0.99 if output == "mask" else 0.7)
+    assert (subject.label, subject.kind, subject.precision) == ("plain", "onnx", None)
+    assert subject.graph_sha256 == sha256_of(path)
+    assert segmenter.manifest.num_classes == (255 if output == "mask" else len(CLASSES))
+    layers = segmenter.engine.profile_layers(noise(segmenter, (24, 32), 1), runs=1)  # type: ignore[attr-defined]
+    assert {"MatMul", "Gemm"} & {layer.operator for layer in layers}
+
+
+def test_graphs_that_are_no_segmentation_are_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    image, outputs = tensors(24, 32, 1, ("mask",), "uint8")
+    model = onnx.load_from_string(tiny_graph(image, outputs))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    model.graph.node[-1].attribute[0].i = onnx.TensorProto.FLOAT
+    onnx.save(model, tmp_path / "depth.onnx")
+    with pytest.raises(EngineError, match="neither logits"):
+        onnx_candidate(tmp_path / "depth.onnx").open(EngineSettings())
+    (tmp_path / "text.onnx").write_text("no graph")
+    with pytest.raises(EngineError, match="refuses"):
+        onnx_candidate(tmp_path / "text.onnx").open(EngineSettings())
+    with pytest.raises(UsageError, match="does not exist"):
+        onnx_candidate(tmp_path / "none.onnx")
+
+
+def test_a_pytorch_model_gives_the_mask_of_its_resized_logits() -> None:
+    torch = pytest.importorskip("torch")
+    from twins_trt.data.preprocessing import Preprocessing, normalised_planes
+    from twins_trt.models import build_model
+    from twins_trt.models.seeded import seed_weights
+
+    model = build_model("twins_svt-s_fpn", 4)
+    seed_weights(model)
+    source = Source("tiny.pth", "cd" * 32)
+    stages: list[Stage] = []
+    candidate = torch_candidate("twins_svt-s_fpn", lambda: (model, source), size=(64, 96))
+    segmenter, subject = candidate.open(observed(stages))
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    mask = segmenter(image).mask
+    with torch.inference_mode():
+        logits = model.eval()(torch.from_numpy(normalised_planes(image, Preprocessing())[None]))
+        full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
+    assert (mask == full.argmax(1)[0].numpy()).mean() > 0.999  # ties within rounding
+    assert stages == ["decode", "preprocess", "run", "postprocess"]  # on a CPU nothing is copied
+    assert (subject.engine, subject.kind, subject.weights_sha256) == ("pytorch", "torch", "cd" * 32)
+    assert segmenter([image] * 2)[1].mask.shape == (64, 96)
+    assert isinstance(segmenter.engine, EagerEngine) and not segmenter.engine.on_gpu
+
+
+def test_sizes_that_a_graph_is_made_for(make_bundle: MakeBundle) -> None:
+    assert usual_size(make_bundle(24, 32).manifest) == (24, 32)
+    dynamic = make_bundle((16, 24, 48), (32, 40, 64), dtype="float32").manifest
+    assert usual_size(dynamic) == (24, 40)
+    open_ended = replace(dynamic.image, min=None, opt=None, max=None)
+    assert usual_size(replace(dynamic, inputs=(open_ended,))) is None
+
+
+def test_an_engine_that_is_missing_is_named(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twins_trt.runtime.engines import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "why_not", lambda bundle: "not today")
+    monkeypatch.setattr("twins_trt.runtime.engines.KINDS", {"onnxruntime": onnxruntime.__name__})
+    with pytest.raises(MissingDependencyError, match="not today"):
+        bundle_candidate(make_bundle().path).open(EngineSettings())

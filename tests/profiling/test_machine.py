@@ -1,0 +1,131 @@
+"""The machine's state out of trees written after the documentation; what cannot be read is left out."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import stat
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import trees
+
+from twins_trt.profiling import machine
+
+
+def test_this_machine_is_described_without_its_name() -> None:
+    found = machine.describe_machine()
+    assert found.cores >= 1 and found.processor
+    assert (platform.node() or "?") not in repr(found)
+    versions = machine.describe_versions()
+    assert versions["python"] == platform.python_version() and "numpy" in versions
+    assert "tensorrt-of-nowhere" not in machine.describe_versions(["tensorrt-of-nowhere"])
+
+
+def test_an_empty_machine_says_nothing_and_fails_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    found = machine.look(tmp_path)
+    assert (found.clocks_mhz, found.temperatures_c, found.throttled, found.events) == ({}, {}, (), {})
+    assert found.power_mode is None
+
+
+def jetson(root: Path) -> Path:
+    return trees.write(
+        root,
+        {
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": 1510400,
+            "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": 729600,
+            "sys/class/devfreq/17000000.gpu/cur_freq": 624750000,
+            "sys/class/devfreq/17000000.gpu/max_freq": 918000000,
+            "sys/class/devfreq/15340000.vic/cur_freq": 115200000,
+            "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+            "sys/class/thermal/thermal_zone0/temp": 46531,
+            "sys/class/thermal/thermal_zone1/type": "gpu-thermal",
+            "sys/class/thermal/thermal_zone1/temp": -256000,
+            "sys/class/thermal/cooling_device0/type": "pwm-fan",
+            "sys/class/thermal/cooling_device0/cur_state": 2,
+            "sys/class/thermal/cooling_device1/type": "gpu-throttle-alert",
+            "sys/class/thermal/cooling_device1/cur_state": 0,
+            "sys/class/thermal/cooling_device2/type": "devfreq-17000000.gpu",
+            "sys/class/thermal/cooling_device2/cur_state": 0,
+            "sys/class/hwmon/hwmon2/oc1_event_cnt": 0,
+            "sys/class/hwmon/hwmon2/oc3_event_cnt": 7,
+            "proc/stat": "cpu  100 0 50 900 10 0 5 40 0 0\ncpu0 1 2 3",
+            "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+            "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd evtstrm\n\nprocessor\t: 1\n",
+        },
+    )
+
+
+def test_a_jetsons_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    tool = tmp_path / "bin" / "nvpmodel"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n[ \"$1\" = -q ] && printf 'NV Power Mode: 15W\\n0\\n'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    found = machine.look(jetson(tmp_path / "root"))
+    assert found.clocks_mhz == {"cpu": 1120.0, "gpu": 625.0, "gpu_max": 918.0}
+    assert found.temperatures_c == {"cpu-thermal": 46.5}
+    assert found.power_mode == "15W"
+    assert found.throttled == ()
+    stolen = 40 * 1000 // os.sysconf("SC_CLK_TCK")
+    assert found.events == {"over-current oc1": 0, "over-current oc3": 7, machine.STOLEN: stolen}
+    described = machine.describe_machine(tmp_path / "root")
+    assert described.board == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert described.processor.endswith("(asimd)")
+
+
+def test_throttling_is_told_from_fans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    root = jetson(tmp_path)
+    trees.write(root, {"sys/class/thermal/cooling_device1/cur_state": 1})
+    assert machine.throttled(root) == ("cooling by gpu-throttle-alert",)
+
+
+def test_a_desktops_gpu_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    fake = ModuleType("pynvml")
+
+    def refuse(*_: object) -> None:
+        raise real.NVMLError(real.NVML_ERROR_NOT_SUPPORTED)
+
+    reasons = real.nvmlClocksThrottleReasonSwPowerCap | real.nvmlClocksThrottleReasonGpuIdle
+    for name, value in {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: "gpu 0",
+        "nvmlDeviceGetClockInfo": lambda device, kind: {real.NVML_CLOCK_SM: 1410, real.NVML_CLOCK_MEM: 7001}[kind],
+        "nvmlDeviceGetMaxClockInfo": lambda device, kind: 2100,
+        "nvmlDeviceGetTemperature": refuse,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda device: 130_000,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda device: reasons,
+    }.items():
+        assert hasattr(real, name)
+        setattr(fake, name, value)
+    for name in dir(real):
+        if name.startswith(("NVML_CLOCK", "NVML_TEMPERATURE", "nvmlClocksThrottleReason", "NVMLError")):
+            setattr(fake, name, getattr(real, name))
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    found = machine.look(tmp_path)
+    assert found.clocks_mhz == {"gpu": 1410.0, "gpu_max": 2100.0, "memory": 7001.0}
+    assert (found.power_mode, found.throttled, found.temperatures_c) == ("limit 130 W", ("power limit",), {})
+
+
+def test_memory_of_this_process_and_its_peak() -> None:
+    before = machine.resident_mib()
+    if before is None:
+        pytest.skip("this system has no /proc/self/status")
+    machine.forget_peak()
+    with mmap.mmap(-1, 64 << 20) as block:  # from the system: the heap may have some to spare
+        block.write(b"x" * len(block))
+        held = machine.resident_mib()
+    after = machine.resident_mib()
+    assert held is not None and after is not None
+    assert 60 < held[0] - before[0] < 80
+    assert after[1] >= held[0] - 1
+    assert after[0] < held[0] - 50

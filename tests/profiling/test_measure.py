@@ -1,0 +1,279 @@
+"""Measuring, with engines whose times are known: what is kept, in which order, and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_graphs import MakeBundle
+
+from twins_trt.errors import EngineError, ImageError, UsageError
+from twins_trt.profiling import measure
+from twins_trt.profiling.candidates import Candidate, bundle_candidate
+from twins_trt.profiling.measure import draw_picture, profile
+from twins_trt.profiling.results import Profile, Settings, WarmUp
+from twins_trt.runtime import Bundle, EngineSettings, Segmenter
+from twins_trt.runtime.engines import DeviceMemory, LayerTime
+
+QUICK = Settings(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=False, power_s=0.0)
+
+
+class Sleeper:
+    """An engine that takes `milliseconds(number of the call)`, of which it calls a tenth each way copying."""
+
+    name, concurrent = "sleeper", True
+
+    def __init__(self, bundle: Bundle, milliseconds: Callable[[int], float], settings: EngineSettings) -> None:
+        self.inputs, self.outputs = bundle.manifest.inputs, bundle.manifest.outputs
+        self.milliseconds, self.settings = milliseconds, settings
+        self.sizes: list[int] = []
+        self.closed = 0
+
+    def __call__(
+        self, image: Any, *, outputs: Sequence[str] | None = None, out: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        self.sizes.append(len(image))
+        seconds = self.milliseconds(len(self.sizes)) / 1e3
+        time.sleep(seconds)
+        assert self.settings.observe is not None
+        self.settings.observe("copy_in", 0.1 * seconds)
+        self.settings.observe("engine", 0.8 * seconds)
+        self.settings.observe("copy_out", 0.1 * seconds)
+        return {"mask": np.zeros(image.shape[:3], np.uint8)}
+
+    def device_memory(self) -> DeviceMemory:
+        return DeviceMemory(1 << 20, 2 << 20, 1 << 19)
+
+    def profile_layers(self, image: Any, *, runs: int = 10) -> tuple[LayerTime, ...]:
+        return (LayerTime("head/a", 1.5, "Conv"), LayerTime("Gelu", 0.5, "Gelu"))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def sleeper(make_bundle: MakeBundle) -> Callable[..., tuple[Candidate, list[Sleeper]]]:
+    """`sleeper(label, milliseconds, **make_bundle's)`: a candidate, and the engines it has opened so far."""
+
+    def make(label: str, milliseconds: Any, **made: Any) -> tuple[Candidate, list[Sleeper]]:
+        bundle = make_bundle(**made)
+        candidate = bundle_candidate(bundle.path, label=label)
+        engines: list[Sleeper] = []
+        takes = milliseconds if callable(milliseconds) else lambda number: milliseconds
+
+        def open_(settings: EngineSettings) -> Any:
+            engines.append(Sleeper(bundle, takes, settings))
+            segmenter = Segmenter(bundle, engines[-1], settings=settings)
+            real, subject = candidate.open(settings)
+            real.close()
+            return segmenter, replace(subject, engine="sleeper")
+
+        return Candidate(label, open_), engines
+
+    return make
+
+
+def test_two_candidates_in_turn_with_their_ratio(sleeper: Any) -> None:
+    (slow, slow_engines), (fast, fast_engines) = sleeper("slow", 20.0), sleeper("fast", 10.0)
+    found = profile([slow, fast], QUICK, command="twins-trt profile a b")
+    assert [m.subject.label for m in found.measurements] == ["slow", "fast"]
+    for measurement, engines in zip(found.measurements, (slow_engines, fast_engines), strict=True):
+        assert len(measurement.end_to_end.samples) == 3 * 2 and measurement.calls_per_round == 2
+        # the first call, one window of warm-up, and of each round one more than is kept
+        assert engines[0].sizes == [1] * (1 + measure.WINDOW + 3 * (1 + 2))
+        assert engines[0].closed == 1
+        assert set(measurement.stages) == {"decode", "preprocess", "copy", "engine", "postprocess"}
+        assert measurement.call.p50 < measurement.end_to_end.p50
+        assert measurement.memory.device_mib == 3.5
+    slow_stages = found.of("slow").stages
+    assert slow_stages["copy"].p50 == pytest.approx(4.0, abs=0.01)
+    assert slow_stages["engine"].p50 == pytest.approx(16.0, abs=0.01)
+    by_kind = {ratio.of: ratio for ratio in found.ratios}
+    assert {(r.label, r.baseline, r.rounds) for r in found.ratios} == {("fast", "slow", 3)}
+    assert by_kind["engine"].value == pytest.approx(2.0, rel=0.01)
+    end_to_end = by_kind["end_to_end"]
+    assert end_to_end.low is not None and end_to_end.high is not None
+    assert 1.0 < end_to_end.value < 3.0  # the machine may be busy
+    assert end_to_end.low <= end_to_end.value <= end_to_end.high
+    assert Profile.from_json(found.to_json()) == found
+    assert (found.command, found.interrupted) == ("twins-trt profile a b", False)
+
+
+def test_turns_rotate_and_the_baseline_can_be_chosen(sleeper: Any) -> None:
+    order: list[str] = []
+    (a, _), (b, _) = sleeper("a", lambda n: order.append("a") or 1.0), sleeper("b", lambda n: order.append("b") or 1.0)
+    found = profile([a, b], QUICK, baseline="b")
+    rounds = order[-18:]
+    assert [rounds[i] for i in (0, 3, 6, 9, 12, 15)] == ["a", "b", "b", "a", "a", "b"]
+    assert {(ratio.label, ratio.baseline) for ratio in found.ratios} == {("a", "b")}
+
+
+def warm_up(times: Iterable[float], limit_s: float) -> WarmUp:
+    """The warm-up of a candidate whose calls take these seconds, by their own account."""
+    account = iter(times)
+    stand_in = SimpleNamespace(call=lambda pictures: {"call": next(account)})
+    return measure._warm_up(stand_in, [], limit_s)  # type: ignore[arg-type]
+
+
+def test_warm_up_waits_for_two_windows_that_agree() -> None:
+    window = measure.WINDOW
+    falling = [*[0.020] * window, *[0.012] * window, *[0.0101] * window, *[0.0100] * window]
+    assert (warm_up(falling, 30.0).stable, warm_up(falling, 30.0).calls) == (True, 4 * window)
+    outlier = [0.010, 0.9, 0.010, 0.010, 0.010] * 2  # a single hiccup is not what the median is about
+    assert (warm_up(outlier, 30.0).stable, warm_up(outlier, 30.0).calls) == (True, 2 * window)
+
+
+def test_warm_up_ends_when_its_time_is_over() -> None:
+    restless = (0.001 * 2**i for i in itertools.count() for _ in range(measure.WINDOW))
+    found = warm_up(restless, 0.0)
+    assert (found.stable, found.calls) == (False, measure.WINDOW)
+
+
+def test_throughput_stays_within_what_a_graph_takes(sleeper: Any) -> None:
+    (candidate, engines) = sleeper("x", 2.0, batch=(1, 2, 4))
+    found = profile([candidate], replace(QUICK, batches=(1, 4, 8))).measurements[0]
+    assert [batch.size for batch in found.batches] == [1, 4]
+    assert set(engines[0].sizes) == {1, 4}
+    assert found.batches[1].images_per_second == pytest.approx(4e3 / found.batches[1].latency.p50)
+
+
+def test_a_graph_of_fixed_batch_is_called_with_it(sleeper: Any) -> None:
+    candidate, engines = sleeper("x", 1.0, batch=3)
+    found = profile([candidate], QUICK).measurements[0]
+    assert found.subject.batch == 3 and set(engines[0].sizes) == {3}
+    assert found.rounds("end_to_end")[0][0] == pytest.approx(found.end_to_end.samples[0] / 3)
+
+
+def test_a_batch_that_fails_ends_its_sweep_only(sleeper: Any, caplog: pytest.LogCaptureFixture) -> None:
+    candidate, engines = sleeper("x", 1.0, batch=(1, 2, 8))
+    opened = candidate.open
+
+    def open_(settings: EngineSettings) -> Any:
+        segmenter, subject = opened(settings)
+        engine = engines[-1]
+        run = engine.__call__
+
+        class Small(Sleeper):
+            def __call__(self, image: Any, **rest: Any) -> dict[str, Any]:
+                if len(image) > 2:
+                    raise EngineError("out of memory")
+                return run(image, **rest)
+
+        engine.__class__ = Small
+        return segmenter, subject
+
+    with caplog.at_level(logging.WARNING, logger="twins_trt"):
+        found = profile([Candidate("x", open_)], replace(QUICK, batches=(2, 4, 8))).measurements[0]
+    assert [batch.size for batch in found.batches] == [2]
+    assert "x does not take a batch of 4: out of memory" in caplog.text
+
+
+def test_layers_and_energy(sleeper: Any) -> None:
+    class Meter:
+        source = "a test"
+
+        def watts(self) -> float:
+            return 12.0
+
+        def millijoules(self) -> int | None:
+            return None
+
+        def close(self) -> None:
+            pass
+
+    candidate, _ = sleeper("x", 5.0)
+    monitored = replace(QUICK, layers=True, power_s=0.1)
+    found = profile([candidate], monitored, meter=Meter()).measurements[0]
+    assert found.blocks() == {"head": 2.0}
+    assert found.energy is not None
+    assert (found.energy.watts, found.energy.idle_watts) == (12.0, 12.0)
+    assert found.energy.joules_per_image == pytest.approx(12 * found.energy.seconds / found.energy.images, rel=0.05)
+
+
+def stopped_at(call: int, milliseconds: float = 1.0) -> Callable[[int], float]:
+    def takes(number: int) -> float:
+        if number == call:
+            raise KeyboardInterrupt
+        return milliseconds
+
+    return takes
+
+
+def test_an_interrupt_keeps_whole_rounds(sleeper: Any) -> None:
+    before_rounds = 1 + measure.WINDOW
+    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(before_rounds + 3 + 3 + 2))
+    found = profile([a, b], replace(QUICK, layers=True, batches=(1,)))
+    assert found.interrupted
+    assert [len(m.end_to_end.samples) for m in found.measurements] == [4, 4]
+    assert [m.layers for m in found.measurements] == [(), ()]
+    assert found.ratios[0].rounds == 2
+    assert any("interrupted" in warning for warning in found.warnings)
+    assert [a_engines[0].closed, b_engines[0].closed] == [1, 1]
+
+
+def test_an_interrupt_before_the_first_round_is_raised_and_all_is_closed(sleeper: Any) -> None:
+    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(1 + measure.WINDOW + 2))
+    with pytest.raises(KeyboardInterrupt):
+        profile([a, b], QUICK)
+    assert [a_engines[0].closed, b_engines[0].closed] == [1, 1]
+
+
+def test_an_engine_that_fails_at_its_first_call_is_closed(sleeper: Any) -> None:
+    def fail(number: int) -> float:
+        raise EngineError("no memory")
+
+    (good, good_engines), (bad, bad_engines) = sleeper("good", 1.0), sleeper("bad", fail)
+    with pytest.raises(EngineError, match="no memory"):
+        profile([good, bad], QUICK)
+    assert [good_engines[0].closed, bad_engines[0].closed] == [1, 1]
+
+
+def test_progress_says_where_the_work_is(sleeper: Any) -> None:
+    said: list[tuple[str, str, float | None]] = []
+    candidate, _ = sleeper("x", 1.0)
+    profile([candidate], QUICK, progress=lambda *words: said.append(words))
+    assert list(dict.fromkeys(step for step, _, _ in said)) == ["open", "warm up", "measure"]
+    assert said[-1] == ("measure", "round 3 of 3, x", pytest.approx(2 / 3))
+
+
+def test_labels_and_baselines_that_cannot_be(sleeper: Any, tmp_path: Path) -> None:
+    candidate, engines = sleeper("x", 1.0)
+    with pytest.raises(UsageError, match="name each once"):
+        profile([candidate, candidate])
+    with pytest.raises(UsageError, match="name each once"):
+        profile([])
+    with pytest.raises(UsageError, match="there is no candidate 'y'"):
+        profile([candidate], baseline="y")
+    assert engines == []
+    with pytest.raises(ImageError):
+        profile([candidate], QUICK, picture=tmp_path / "none.png")
+
+
+def test_a_picture_of_another_size_is_resized_and_the_file_is_named(sleeper: Any, tmp_path: Path) -> None:
+    draw_picture(tmp_path / "street.jpg", (60, 80))
+    candidate, _ = sleeper("x", 1.0)
+    found = profile([candidate], QUICK, picture=tmp_path / "street.jpg")
+    assert found.settings.picture == "street.jpg, 60x80"
+    assert found.measurements[0].subject.size == (24, 32)
+
+
+def test_the_drawn_picture_is_always_the_same_and_as_heavy_as_a_photograph(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        draw_picture(tmp_path / name, (360, 480))
+    first = (tmp_path / "a.jpg").read_bytes()
+    assert first == (tmp_path / "b.jpg").read_bytes()
+    assert 0.5 < 8 * len(first) / (360 * 480) < 4  # bits a pixel
+
+
+def test_engines_at_different_sizes_are_no_match(sleeper: Any) -> None:
+    (a, _), (b, _) = sleeper("a", 1.0), sleeper("b", 1.0, height=48, width=32)
+    found = profile([a, b], QUICK)
+    assert "the candidates work at different sizes: 24x32, 48x32" in found.warnings

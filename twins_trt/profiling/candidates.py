@@ -1,0 +1,310 @@
+"""What can be measured: a bundle, a plain ONNX file, a PyTorch model.
+
+Each becomes a `Segmenter`, so that all do the same work, from the picture to the mask at its own size, and are timed at
+the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from twins_trt.errors import EngineError, UsageError
+from twins_trt.files import sha256_of
+from twins_trt.profiling.machine import describe_machine
+from twins_trt.profiling.results import Subject
+from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Source, TensorSpec, open_bundle
+from twins_trt.runtime.engines import Engine, LayerTime
+from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from twins_trt.runtime.engines.protocol import check_input, observed
+from twins_trt.runtime.manifest import GRAPH
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from twins_trt.models.segmentor import Segmentor
+
+    Array = npt.NDArray[np.generic]
+
+CPU_ENGINES = ("onnxruntime", "openvino")
+"""Engines that run a bundle's graph, whatever else it holds."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure. `open(settings)` opens it anew and says what it is."""
+
+    label: str
+    open: Callable[[EngineSettings], tuple[Segmenter, Subject]]
+
+
+def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | None = None) -> Candidate:
+    """A bundle on an engine of the kind `engine`.
+
+    Raises BundleError for a bundle that does not fit its manifest; opening raises as `Segmenter` does.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    named = label or f"{bundle.path.name.removesuffix('.bundle')}{'' if engine == 'auto' else f' on {engine}'}"
+
+    def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
+        segmenter = Segmenter(bundle, engine, settings=settings)
+        subject = _subject(
+            named,
+            segmenter,
+            settings,
+            kind="bundle",
+            name=bundle.path.name,
+            precision=manifest.precision,
+            model=manifest.model,
+            graph_sha256=next(entry.sha256 for entry in manifest.files if entry.path == GRAPH),
+            weights_sha256=manifest.source.sha256,
+        )
+        return segmenter, replace(subject, simulated=subject.engine in CPU_ENGINES and bool(manifest.engines))
+
+    return Candidate(named, open_)
+
+
+def onnx_candidate(path: str | Path, *, label: str | None = None) -> Candidate:
+    """Any ONNX file with one input, pixels uint8 [N, H, W, 3] or normalised planes float [N, 3, H, W], and the logits
+    [N, classes, h, w] or a mask [N, H, W] as its first output, on ONNX Runtime.
+
+    What it leaves to its caller (normalising, resizing logits, argmax) is done as for a bundle's. Raises UsageError for
+    a path that is no file; opening raises EngineError where it is none of these.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"{file} {'is no file' if file.exists() else 'does not exist'}", "give an ONNX file")
+    named = label or file.stem
+
+    def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
+        sha256 = sha256_of(file)
+        engine = PlainGraph(OnnxRuntimeEngine(file, settings=settings), str(file))
+        manifest = _manifest(engine, classes=engine.classes, source=Source(file.name, sha256))
+        segmenter = Segmenter(Bundle(file, manifest), engine, settings=settings)
+        half = manifest.image.dtype == "float16"
+        return segmenter, _subject(
+            named,
+            segmenter,
+            settings,
+            kind="onnx",
+            name=file.name,
+            precision="fp16" if half else None,
+            graph_sha256=sha256,
+        )
+
+    return Candidate(named, open_)
+
+
+def torch_candidate(
+    name: str,
+    load: Callable[[], tuple[Segmentor, Source]],
+    *,
+    size: tuple[int, int],
+    device: str = "cpu",
+    label: str | None = None,
+) -> Candidate:
+    """A PyTorch model, eager, in float32, at (height, width) `size`.
+
+    name: the model's. load: gives it and where its weights came from, when it is opened. device: `cpu` or `cuda`.
+    """
+    named = label or f"{name} PyTorch eager"
+
+    def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
+        model, source = load()
+        engine = EagerEngine(model, size, device=device, settings=settings)
+        manifest = _manifest(engine, classes=model.num_classes, source=source)
+        segmenter = Segmenter(Bundle(Path(name), manifest), engine, settings=settings)
+        return segmenter, _subject(
+            named,
+            segmenter,
+            settings,
+            kind="torch",
+            name=name,
+            precision="fp32",
+            model=name,
+            weights_sha256=source.sha256,
+        )
+
+    return Candidate(named, open_)
+
+
+class EagerEngine:
+    """A PyTorch model as an engine: uint8 [N, H, W, 3] to the mask uint8 [N, H, W] as mmsegmentation computes it:
+    normalise, run, resize the logits, argmax. device: `cpu` or `cuda`."""
+
+    name = "pytorch"
+    concurrent = False
+
+    def __init__(
+        self, model: Segmentor, size: tuple[int, int], *, device: str = "cpu", settings: EngineSettings | None = None
+    ) -> None:
+        import torch
+
+        from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+        settings = settings or EngineSettings()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._torch = torch
+        self._device = torch.device(device)
+        self._owner = model.spec.name
+        self._model = model.eval().to(self._device)
+        self._mean, self._std = (
+            torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        self._observe = settings.observe
+        batch = (1, 1, 1 << 16)  # whatever memory allows
+        self.inputs = (TensorSpec.image(*size, batch=batch),)
+        self.outputs = (TensorSpec.mask(*size, batch=batch),)
+
+    def __call__(
+        self, image: Array, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """See `Engine.__call__`; `out` is not supported."""
+        torch = self._torch
+        check_input(self.inputs[0], image, owner=self._owner)
+        size = image.shape[1:3]
+        with torch.inference_mode():
+            with self._timed("copy_in"):
+                pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device)
+            with self._timed("engine"):
+                planes = (pixels.permute(0, 3, 1, 2) - self._mean) / self._std
+                logits = self._model(planes.contiguous())
+                full = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+                mask = full.argmax(1).to(torch.uint8)
+            with self._timed("copy_out"):
+                return {"mask": mask.cpu().numpy()}
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self._device.type == "cuda")
+
+    def close(self) -> None:
+        """Nothing is held beyond the model, which is the caller's."""
+
+    def _timed(self, stage: Any) -> Any:
+        """Times a stage where there is a device to copy to; on the CPU it is all one."""
+        if not self.on_gpu:
+            return observed(None, stage)
+        return _Synchronised(self._torch, observed(self._observe, stage))
+
+
+class _Synchronised:
+    """A block that ends when the GPU has done it."""
+
+    def __init__(self, torch: Any, block: Any) -> None:
+        self._torch = torch
+        self._block = block
+
+    def __enter__(self) -> None:
+        self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._torch.cuda.synchronize()
+        return self._block.__exit__(*error)
+
+
+class PlainGraph:
+    """A graph that is not ours as an engine: its first output is called what a Segmenter looks for, `mask` or `logits`.
+
+    Raises EngineError where it is neither.
+    """
+
+    name = OnnxRuntimeEngine.name
+    concurrent = True
+
+    def __init__(self, engine: OnnxRuntimeEngine, owner: str) -> None:
+        self._engine = engine
+        first = engine.outputs[0]
+        if len(first.shape) == 4 and first.dtype in ("float16", "float32") and isinstance(first.shape[1], int):
+            self.classes, name, dtype = first.shape[1], "logits", str(first.dtype)
+        elif len(first.shape) == 3 and first.dtype in ("uint8", "int32", "int64"):
+            self.classes, name, dtype = 255, "mask", "uint8"  # how many there are it does not say
+        else:
+            raise EngineError(f"{owner} gives {first}, neither logits [N, classes, h, w] nor a mask [N, H, W]")
+        self._output = first.name
+        self.inputs = engine.inputs
+        self.outputs = (TensorSpec(name, dtype, first.shape),)  # type: ignore[arg-type]
+
+    def __call__(
+        self, image: Array, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        spec = self.outputs[0]
+        result = self._engine(image, outputs=(self._output,))[self._output]
+        return {spec.name: result.astype(spec.dtype, copy=False)}
+
+    def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
+        return self._engine.profile_layers(image, runs=runs)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def noise(segmenter: Segmenter, size: tuple[int, int], count: int) -> Array:
+    """A batch of `count` pictures of noise of (height, width) `size`, as the engine takes it."""
+    rng = np.random.default_rng(0)
+    if segmenter.manifest.layout == "NHWC":
+        return rng.integers(0, 256, (count, *size, 3), np.uint8)
+    return rng.standard_normal((count, 3, *size), np.float32).astype(segmenter.manifest.image.dtype)
+
+
+def usual_size(manifest: Manifest) -> tuple[int, int] | None:
+    """(height, width) that the graph is made for; None where it takes any."""
+    image, first = manifest.image, 1 if manifest.layout == "NHWC" else 2
+    height, width = (image.opt or image.shape)[first : first + 2]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _subject(
+    label: str,
+    segmenter: Segmenter,
+    settings: EngineSettings,
+    *,
+    kind: Literal["bundle", "onnx", "torch"],
+    name: str,
+    precision: str | None,
+    model: str | None = None,
+    graph_sha256: str | None = None,
+    weights_sha256: str | None = None,
+) -> Subject:
+    manifest, engine = segmenter.manifest, segmenter.engine
+    machine = describe_machine()
+    on_cpu = engine.name in CPU_ENGINES or (isinstance(engine, EagerEngine) and not engine.on_gpu)
+    return Subject(
+        label=label,
+        kind=kind,
+        name=name,
+        engine=engine.name,
+        precision=precision,
+        size=usual_size(manifest) or (0, 0),
+        input=str(manifest.image),
+        output=", ".join(map(str, manifest.outputs)),
+        measured_on=machine.processor if on_cpu else machine.gpu or machine.processor,
+        batch=manifest.batch_limits[0],
+        model=model,
+        graph_sha256=graph_sha256,
+        weights_sha256=weights_sha256,
+        threads=settings.threads,
+    )
+
+
+def _manifest(engine: Engine, *, classes: int, source: Source) -> Manifest:
+    """What a Segmenter has to know, for something that is no bundle."""
+    return Manifest(
+        model="",
+        num_classes=classes,
+        classes=tuple(f"class {index}" for index in range(classes)),
+        palette=((0, 0, 0),) * classes,
+        inputs=(replace(engine.inputs[0], name="image"),),
+        outputs=engine.outputs,
+        padding="parity",
+        precision="",
+        opset=0,
+        source=source if source.sha256 else Source(seeded=True),
+        rebuild="",
+    )

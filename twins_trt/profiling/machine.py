@@ -1,0 +1,244 @@
+"""The machine that figures come from: what it is, and the state it is in at one moment.
+
+Looking never fails: what cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from twins_trt.profiling.results import Conditions, Machine
+
+ROOT = Path("/")
+STOLEN = "stolen by the hypervisor, ms"
+PACKAGES = (
+    "twins-trt",
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-bindings",
+    "pycuda",
+)
+
+_VECTORS = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "asimd", "sve")
+# Of nvmlClocksThrottleReason...: those that mean less speed than was asked for.
+_REASONS = {
+    "SwPowerCap": "power limit",
+    "HwSlowdown": "hardware slowdown",
+    "SwThermalSlowdown": "too hot",
+    "HwThermalSlowdown": "much too hot",
+    "HwPowerBrakeSlowdown": "power brake",
+}
+
+
+def describe_machine(root: Path = ROOT) -> Machine:
+    """Processor, cores this process may use, memory, system and GPU, without the host's name."""
+    return Machine(
+        processor=_processor(root),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=_memory_gib(),
+        system=f"{platform.system()} {platform.machine()}",
+        gpu=_gpu(),
+        board=_text(root / "proc/device-tree/model"),
+    )
+
+
+def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Python and the packages that decide a figure; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    if "tensorrt" not in found:  # JetPack's is a system package, which may lack metadata
+        with contextlib.suppress(Exception):  # a broken one raises what it likes
+            found["tensorrt"] = str(importlib.import_module("tensorrt").__version__)
+    return found
+
+
+def look(root: Path = ROOT) -> Conditions:
+    """The machine's state now. root: of the file system, for what is read from /proc and /sys."""
+    gpu = _nvml_conditions()
+    clocks = {**_cpu_clock(root), **_jetson_clocks(root), **gpu.clocks_mhz}
+    return Conditions(
+        load_average=_load_average(),
+        clocks_mhz=clocks,
+        temperatures_c={**_temperatures(root), **gpu.temperatures_c},
+        power_mode=gpu.power_mode or _nvpmodel(),
+        throttled=throttled(root),
+        events=dict(_events(root)),
+    )
+
+
+def throttled(root: Path = ROOT) -> tuple[str, ...]:
+    """What holds the clocks back now, in words: cooling devices that are at work, and a GPU's own reasons."""
+    cooling = []
+    for device in sorted(root.glob("sys/class/thermal/cooling_device*")):
+        name, state = _text(device / "type") or "", _number(device / "cur_state")
+        if state is not None and state > 0 and re.search(r"throttle|freq|processor|gpu", name, re.IGNORECASE):
+            cooling.append(f"cooling by {name}")  # not by fans and the like, which cost no speed
+    return *cooling, *_nvml_conditions().throttled
+
+
+def resident_mib() -> tuple[float, float] | None:
+    """This process's resident memory, now and at its highest since `forget_peak`; None where /proc does not say."""
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB", _text(Path("/proc/self/status")) or "", re.MULTILINE))
+    return (int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024) if len(found) == 2 else None
+
+
+def forget_peak() -> None:
+    """The highest resident memory counts from now on (Linux, /proc/PID/clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _processor(root: Path) -> str:
+    """Model and the vector extensions that matrix products live on."""
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    if not lines:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = set(named.get("flags", named.get("Features", "")).split())
+    vectors = [flag for flag in _VECTORS if flag in flags]
+    return " ".join([named.get("model name", platform.machine()), *([f"({', '.join(vectors)})"] if vectors else [])])
+
+
+def _memory_gib() -> int | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gpu() -> str | None:
+    from twins_trt.device import current_device
+
+    device = current_device()
+    return None if device is None else f"{device.name} ({device.target})"
+
+
+def _load_average() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _cpu_clock(root: Path) -> dict[str, float]:
+    """The mean over cores: what cpufreq says, else what /proc/cpuinfo does (on a virtual machine often a constant)."""
+    kilohertz = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    found = [each / 1e3 for each in kilohertz if each is not None]
+    if not found:
+        found = [float(each) for each in re.findall(r"cpu MHz\s*:\s*([\d.]+)", _text(root / "proc/cpuinfo") or "")]
+    return {"cpu": float(round(sum(found) / len(found)))} if found else {}
+
+
+def _jetson_clocks(root: Path) -> dict[str, float]:
+    """GPU and memory of a Jetson. The device's name differs: 17000000.gpu, 17000000.ga10b, 57000000.gpu."""
+    clocks: dict[str, float] = {}
+    for folder in root.glob("sys/class/devfreq/*"):
+        if re.search(r"gpu|gv11b|ga10b|gp10b", folder.name):
+            for name, file in (("gpu", "cur_freq"), ("gpu_max", "max_freq")):
+                if (hertz := _number(folder / file)) is not None:
+                    clocks[name] = round(hertz / 1e6)
+    if (hertz := _number(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")) is not None:  # root only
+        clocks["memory"] = round(hertz / 1e6)
+    return clocks
+
+
+def _temperatures(root: Path) -> dict[str, float]:
+    found = {}
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        name, value = _text(zone / "type"), _number(zone / "temp")
+        if name and value is not None and value > -200_000:  # a sensor that is switched off reads -256 degrees
+            found[name] = round(value / 1e3, 1)
+    return found
+
+
+def _events(root: Path) -> Iterator[tuple[str, int]]:
+    """Counters that only grow when something takes speed away."""
+    # Over-current events of a Jetson (Jetson Linux Developer Guide, "Electrical Management").
+    for path in sorted(root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt")):
+        if (count := _number(path)) is not None:
+            yield f"over-current {path.name.removesuffix('_event_cnt')}", int(count)
+    counts = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    if any(count is not None for count in counts):
+        yield "CPU throttled", int(sum(count or 0 for count in counts))
+    first = (_text(root / "proc/stat") or "").split("\n", 1)[0].split()
+    if len(first) > 8:  # cpu user nice system idle iowait irq softirq steal, in ticks
+        yield STOLEN, int(first[8]) * 1000 // os.sysconf("SC_CLK_TCK")
+
+
+def _nvpmodel() -> str | None:
+    """The power mode of a Jetson, as in `MAXN`."""
+    try:
+        done = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout)
+    return found[1] if found else None
+
+
+def _nvml_conditions() -> Conditions:
+    """Clocks, temperature, power limit and what throttles the first GPU; empty without NVML."""
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+    except Exception:  # not installed, or no driver
+        return Conditions()
+    try:
+        device = nvml.nvmlDeviceGetHandleByIndex(0)
+        clocks = {
+            "gpu": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM),
+            "gpu_max": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_SM),
+            "memory": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_MEM),
+        }
+        heat = _ask(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU)
+        limit = _ask(nvml.nvmlDeviceGetEnforcedPowerLimit, device)
+        bits = _ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, device) or 0
+        reasons = {getattr(nvml, f"nvmlClocksThrottleReason{name}"): words for name, words in _REASONS.items()}
+        return Conditions(
+            clocks_mhz={name: float(value) for name, value in clocks.items() if value is not None},
+            temperatures_c={} if heat is None else {"gpu": float(heat)},
+            power_mode=None if limit is None else f"limit {limit / 1e3:.0f} W",
+            throttled=tuple(words for bit, words in reasons.items() if bits & bit),
+        )
+    except nvml.NVMLError:
+        return Conditions()
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _ask(question: Any, *arguments: Any) -> Any:
+    """NVML's answer, None for what this device does not support."""
+    import pynvml as nvml
+
+    try:
+        return question(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode(errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(_text(path) or "")
+    except ValueError:
+        return None

@@ -1,0 +1,40 @@
+"""A profile that travels in the bundle it measured: `profile.json` beside the graph, its medians in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from twins_trt.errors import ProfileError
+from twins_trt.profiling.results import PROFILE, Measurement, Profile, dump_profile
+from twins_trt.runtime.bundle import Bundle, amend_bundle
+from twins_trt.runtime.manifest import GRAPH, Figure
+
+
+def save_profile(bundle: Bundle, profile: Profile) -> Bundle:
+    """The bundle with `profile`, whole, as its `profile.json`, in place of an earlier one; figures of its manifest that
+    were measured on the same device are replaced. Raises ProfileError where the profile is not of this bundle's graph,
+    BundleError as `write_bundle` does."""
+    digest = next(entry.sha256 for entry in bundle.manifest.files if entry.path == GRAPH)
+    measured = [m for m in profile.measurements if m.subject.kind == "bundle" and m.subject.graph_sha256 == digest]
+    if not measured:
+        raise ProfileError(f"{bundle.path} was not measured in this profile", f"twins-trt profile {bundle.path} --save")
+    new = [figure for measurement in measured for figure in _figures(measurement)]
+    names = {(figure.name, figure.measured_on) for figure in new}
+    kept = [figure for figure in bundle.manifest.figures if (figure.name, figure.measured_on) not in names]
+    manifest = replace(bundle.manifest, figures=(*kept, *new))
+    return amend_bundle(bundle, {PROFILE: dump_profile(profile)}, manifest=manifest)
+
+
+def saved_profile(bundle: Bundle) -> Profile | None:
+    """The profile in the bundle, None if it has none. Raises BundleError, ProfileError for one that cannot be read."""
+    values = bundle.read_json(PROFILE)
+    return None if values is None else Profile.from_json(values)
+
+
+def _figures(measurement: Measurement) -> Iterator[Figure]:
+    subject = measurement.subject
+    threads = "" if subject.threads is None else f", {subject.threads} threads"
+    where = f"{subject.measured_on}, {subject.engine}{threads}"
+    for name, value in (("end to end", measurement.end_to_end.p50), ("engine", measurement.stages["engine"].p50)):
+        yield Figure(f"{name}, median", value, "ms", where, subject.simulated)
