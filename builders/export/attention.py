@@ -5,7 +5,8 @@
   so the value bias moves behind attention into the output projection. With no bias on keys and values, padding LSA's
   packed qkv map with zeros *after* the projection equals mmseg's padding of its input, in both padding semantics,
   and saves the projection of padded rows.
-- LSA projects its output before windows go back to a map, so that reverse, crop and residual are one copy.
+- For a GPU, LSA projects its output before windows go back to a map, so that reverse, crop and residual are one copy.
+  For a CPU it does so after, when the padded rows are gone.
 - A single head over one image is not fused by the compiler. Its queries are split into groups that sit side by side
   like heads do, and the key and value projections are repeated for each: the same products, now fused.
 """
@@ -63,15 +64,20 @@ def write_lsa(
         scores = w.add(scores, mask, "mask")
     out = w.op("MatMul", [w.op("Softmax", [scores], "softmax", attrs={"axis": -1}), v], "context")
 
-    out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4), "merge"), [1, windows * area, channels], "merged")
-    out = w.linear(out, *_output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :]), "proj")
-    out = w.reshape(out, [batch, rows, columns, window, window, channels], "unpartition")
-    out = w.reshape(
-        w.transpose(out, (0, 1, 3, 2, 4, 5), "reverse"), [batch, rows * window, columns * window, channels], "padded"
-    )
+    projection = _output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :])
+    if w.forms == "gpu":
+        out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4), "merge"), [1, windows * area, channels], "merged")
+        out = w.linear(out, *projection, "proj")
+        out = w.reshape(out, [batch, rows, columns, window, window, channels], "unpartition")
+        out = w.transpose(out, (0, 1, 3, 2, 4, 5), "reverse")
+    else:
+        out = w.reshape(out, [batch, rows, columns, heads, window, window, head_dim], "unpartition")
+        out = w.transpose(out, (0, 1, 4, 2, 5, 3, 6), "reverse")
+    out = w.reshape(out, [batch, rows * window, columns * window, channels], "padded")
     if pad_bottom != 0 or pad_right != 0:
         out = w.slice(out, [0, 0], [height, width], [1, 2], "crop")
-    return w.reshape(out, [batch, height * width, channels], "out")
+    out = w.reshape(out, [batch, height * width, channels], "out")
+    return out if w.forms == "gpu" else w.linear(out, *projection, "proj")
 
 
 def _output_projection(weights: Weights, key: str, value_bias: NDArray) -> tuple[NDArray, NDArray]:

@@ -113,11 +113,13 @@ def test_cpu_forms_agree(name: str, tmp_path: Path) -> None:
         ("twins_svt-s_upernet", (32, 36), {}),  # pools of up to six bins over a 1 × 2 map
         ("twins_svt-s_upernet", (37, 32), {"forms": "cpu"}),
         ("twins_svt-s_upernet", (33, 40), {"upernet_levels": 2}),
+        ("twins_svt-s_fpn", (33, 40), {"forms": "cpu"}),
+        ("twins_pcpvt-s_fpn", (64, 72), {"forms": "cpu", "batch": 2}),  # the levels' sizes double, then do not
     ],
 )
 def test_the_smallest_sizes(name: str, size: tuple[int, int], options: dict, tmp_path: Path) -> None:
     export_graph(seeded_model(name), tmp_path / "g.onnx", ExportOptions(*size, outputs=("mask", "logits"), **options))
-    check(seeded_model(name), tmp_path / "g.onnx", image(*size))
+    check(seeded_model(name), tmp_path / "g.onnx", image(*size, options.get("batch", 1)))
 
 
 @pytest.mark.parametrize("forms", ["gpu", "cpu"])
@@ -135,11 +137,11 @@ def test_any_number_of_classes(classes: int, forms: str, tmp_path: Path) -> None
     assert len(np.unique(mask)) == 1 if classes == 1 else len(np.unique(mask)) > 1
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_one_graph_serves_every_batch_and_size_in_its_range(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "forms"), [*((name, "gpu") for name in SMALL), ("twins_svt-s_fpn", "cpu")])
+def test_one_graph_serves_every_batch_and_size_in_its_range(name: str, forms: str, tmp_path: Path) -> None:
     model = seeded_model(name)
     sides = Range(32, 224, 512)
-    options = ExportOptions(height=sides, width=sides, batch=Range(1, 2, 4), outputs=("mask", "logits"))
+    options = ExportOptions(sides, sides, batch=Range(1, 2, 4), forms=forms, outputs=("mask", "logits"))
     export_graph(model, tmp_path / "g.onnx", options)
     for size, batch in [((96, 64), 1), (QUIRK, 3), ((100, 133), 2)]:
         check(model, tmp_path / "g.onnx", image(*size, batch))
