@@ -1,25 +1,20 @@
 """What the compiler made of a graph: kernels, fused attentions, FP32 left-overs, copies and memory traffic.
 
-Nothing here runs on a GPU: it reads the layer list of a finished build (`builders.layers`). For a look at one graph:
-
-    python -m twins_trt.builders.audit graph.onnx --target sm_86,sm_89 [--layers | --json]
+Nothing here runs on a GPU: it reads the layer list of a finished build (`builders.layers`).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from twins_trt.builders.layers import Layer
-from twins_trt.errors import TwinsError, UnfusedAttentionError
+from twins_trt.errors import UnfusedAttentionError
 
 # A fused attention is one kernel; the compiler's name for it stands in the layer's name and in its tactic.
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
@@ -157,8 +152,8 @@ def _attention_blocks(layer: Layer) -> list[str]:
 def audit_layers(layers: Sequence[Layer], *, expected_attentions: int | None = None) -> Audit:
     """Counts what the layer list of a finished engine says.
 
-    `layers`: as `build_engine` returns them. `expected_attentions`: the graph's own count (its metadata
-    `twins_trt.attentions`); None when it is not known.
+    `layers`: as `build_engine` returns them. `expected_attentions`: the graph's own count (`GraphInfo`);
+    None when it is not known.
     """
     launched = [layer for layer in layers if is_kernel(layer)]
     unfused: dict[str, bool] = {}
@@ -206,53 +201,3 @@ def check_fused(audit: Audit) -> None:
         f"{max(lacking, len(audit.unfused_attentions))} of {total} attentions are not fused: {names}",
         "look at the audit, or take the slower engine as it is with --allow-unfused",
     )
-
-
-def _shapes(text: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
-    name, *shapes = text.split(":")
-    return name, tuple(tuple(int(extent) for extent in shape.split("x")) for shape in shapes)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Builds one graph with TensorRT-RTX and prints its audit."""
-    parser = argparse.ArgumentParser(prog="python -m twins_trt.builders.audit", description=main.__doc__)
-    parser.add_argument("graph", type=Path)
-    parser.add_argument("--target", default="sm_86,sm_89,sm_120", help="default: %(default)s")
-    parser.add_argument("--attentions", type=int, help="how many the graph has (default: what its metadata say)")
-    parser.add_argument(
-        "--profile", action="append", type=_shapes, metavar="NAME:MIN:USUAL:MAX", help="image:1x512x512x3:4x...:8x..."
-    )
-    parser.add_argument("--layers", action="store_true", help="every kernel, with shapes and graph nodes")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
-    from twins_trt.builders.engine import EngineOptions, build_engine, read_header
-
-    try:
-        targets, profile = tuple(arguments.target.split(",")), dict(arguments.profile or ()) or None
-        built = build_engine(arguments.graph, EngineOptions(targets=targets, profile=profile))
-        expected = arguments.attentions
-        if expected is None and "twins_trt.attentions" in (metadata := read_header(arguments.graph).metadata):
-            expected = int(metadata["twins_trt.attentions"])
-    except TwinsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    audit = audit_layers(built.layers, expected_attentions=expected)
-    if arguments.json:
-        print(json.dumps(audit.to_json(), indent=2))
-        return 0
-    if arguments.layers:
-        for index, layer in enumerate(built.layers):
-            reads, writes = (
-                ", ".join(f"{'x'.join(map(str, tensor.shape))} {tensor.dtype}" for tensor in tensors)
-                for tensors in (layer.inputs, layer.outputs)
-            )
-            nodes = ", ".join(layer.nodes)
-            print(f"{index:3} {layer.type:<16} {layer.name}\n      {reads} -> {writes}\n      {nodes}")
-    print(audit.table())
-    size, peak = len(built.plan) / 1e6, built.peak_host_mib or 0
-    print(f"{'plan':<17} {size:.1f} MB in {built.seconds:.1f} s, {peak:.0f} MiB, {built.flavour} {built.version}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -31,6 +31,25 @@ def test_a_graph_shows_what_it_carries(twins: Twins, bundle: Path) -> None:
     assert "twins_svt-s_fpn, 4 classes, padding parity" in twins("inspect", bundle / "graph.onnx").out
 
 
+def test_a_graph_is_compiled_and_audited(twins: Twins, bundle: Path) -> None:
+    """As in the bundle's own audit, which the same compiler made for two of these targets."""
+    ran = twins("inspect", bundle / "graph.onnx", "--target", "89,120", "--layers", "--json")
+    assert ran.code == 0, ran.err
+    (built,) = json.loads((bundle / "audit.json").read_text())["engines"]
+    assert ran.json["audit"] == built["audit"]
+    assert ran.json["audit"]["attentions"] == ran.json["audit"]["expected_attentions"] == 18
+    assert len(ran.json["layers"]) >= ran.json["audit"]["kernels"]
+    shown = twins("inspect", bundle / "graph.onnx", "--target", "sm_89", "--layers").out
+    assert "attentions fused  18 of 18" in shown and "\n  0 " in shown
+
+
+def test_only_graphs_are_compiled(twins: Twins, bundle: Path) -> None:
+    ran = twins("inspect", bundle, "--target", "sm_89")
+    assert ran.code == 2 and "is no graph to compile" in ran.err
+    ran = twins("inspect", bundle / "graph.onnx", "--target", "sm_89", "--profile", "image:1x2")
+    assert ran.code == 2 and "is not a profile" in ran.err
+
+
 def test_a_foreign_graph_is_said_to_be_one(twins: Twins, tmp_path: Path) -> None:
     import onnx
     from onnx import TensorProto, helper

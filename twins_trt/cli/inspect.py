@@ -8,20 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
+from twins_trt.cli.parsing import parse_profile, split_list
 from twins_trt.errors import BuildError, BundleError, UsageError
 
 if TYPE_CHECKING:
+    from twins_trt.builders.layers import Layer
     from twins_trt.runtime.manifest import Manifest
 
-EXAMPLE = "twins-trt inspect x.bundle\n  twins-trt inspect graph.onnx --json\n  twins-trt inspect checkpoint.pth"
+EXAMPLE = (
+    "twins-trt inspect x.bundle\n"
+    "  twins-trt inspect graph.onnx --target sm_89 --layers\n"
+    "  twins-trt inspect checkpoint.pth\n\n"
+    "With --target a graph is compiled by TensorRT-RTX, which needs no GPU, and audited: kernels, fused attentions,\n"
+    "float32 left-overs, copies, memory traffic."
+)
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """PATH, --no-verify."""
+    """PATH, --no-verify, and what to compile a graph for."""
     parser.add_argument("path", metavar="PATH", help="a bundle, a graph (.onnx) or a checkpoint (.pth, .safetensors)")
     parser.add_argument("--no-verify", action="store_true", help="do not compare a bundle's files with their sha256")
+    group = parser.add_argument_group("graphs")
+    group.add_argument("--target", metavar="SM,...", help="compile for these GPUs (sm_86,sm_89) and audit the result")
+    group.add_argument("--layers", action="store_true", help="list every kernel, with shapes and graph nodes")
+    group.add_argument(
+        "--profile",
+        action="append",
+        metavar="NAME:MIN:USUAL:MAX",
+        help="shapes of a dynamic input, as image:1x512x512x3:4x512x512x3:8x512x512x3",
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -29,14 +46,22 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     path = Path(arguments.path)
     if path.name == "manifest.json":
         path = path.parent
+    is_graph = path.suffix.lower() == ".onnx"
+    compiles = bool(arguments.target or arguments.layers or arguments.profile)
+    if compiles and not is_graph:
+        raise UsageError(f"{path} is no graph to compile", "name an .onnx file, or leave --target and --layers out")
     if path.is_dir() or path.suffix == ".bundle":
         value, text = _bundle(path, verify=not arguments.no_verify)
     elif path.suffix.lower() in _ENGINE_SUFFIXES:
         raise UsageError(
             f"{path} is an engine, which only its compiler's runtime can read", "inspect the bundle that it lies in"
         )
-    elif path.suffix.lower() == ".onnx":
+    elif is_graph:
         value, text = _graph(path)
+        if compiles:
+            console.progress("compile", str(path))
+            compiled, shown = _compiled(path, value["info"], arguments)
+            value, text = {**value, **compiled}, f"{text}\n\n{shown}"
     else:
         value, text = _checkpoint(path)
     console.result(value, text)
@@ -112,6 +137,32 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
         "header": {**encode(header), "weight_dtypes": sorted(header.weight_dtypes)},
     }
     return value, _rows(rows)
+
+
+def _compiled(path: Path, info: dict[str, Any] | None, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What the compiler makes of a graph. info: what the graph says about itself."""
+    from twins_trt.builders.audit import audit_layers
+    from twins_trt.builders.engine import EngineOptions, build_engine
+    from twins_trt.runtime.codec import encode
+
+    profile = dict(map(parse_profile, arguments.profile or ())) or None
+    built = build_engine(path, EngineOptions(targets=split_list(arguments.target or ""), profile=profile))
+    audit = audit_layers(built.layers, expected_attentions=None if info is None else info["attentions"])
+    peak = "" if built.peak_host_mib is None else f", {built.peak_host_mib:.0f} MiB at most"
+    text = f"{audit.table()}\n{'plan':<17} {megabytes(len(built.plan))} in {built.seconds:.1f} s{peak}, "
+    text += f"{built.flavour} {built.version}"
+    if arguments.layers:
+        text = "\n".join([*map(_layer, range(len(built.layers)), built.layers), "", text])
+    return {"audit": audit.to_json(), "layers": encode(built.layers) if arguments.layers else None}, text
+
+
+def _layer(index: int, layer: Layer) -> str:
+    """Type and name, what it reads and writes, the graph nodes that it does."""
+    reads, writes = (
+        ", ".join(f"{'x'.join(map(str, tensor.shape))} {tensor.dtype}" for tensor in tensors)
+        for tensors in (layer.inputs, layer.outputs)
+    )
+    return f"{index:3} {layer.type:<16} {layer.name}\n      {reads} -> {writes}\n      {', '.join(layer.nodes)}"
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:

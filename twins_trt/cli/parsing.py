@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from twins_trt.builders.export import ExportOptions, Range
     from twins_trt.calib import CalibrationSettings
 
+Shape = tuple[int, ...]
+
 LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
 
 
@@ -193,6 +195,16 @@ def torch_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise MissingDependencyError("PyTorch sees no CUDA device", "use --device cpu; twins-trt doctor says more")
     return name
+
+
+def parse_profile(text: str) -> tuple[str, tuple[Shape, Shape, Shape]]:
+    """The input and its three shapes of `image:1x512x512x3:4x512x512x3:8x512x512x3`. Raises `UsageError`."""
+    name, *shapes = text.split(":")
+    sizes = [shape.split("x") for shape in shapes]
+    if not name or len(sizes) != 3 or not all(re.fullmatch(r"\d{1,9}", size) for shape in sizes for size in shape):
+        raise UsageError(f"{text!r} is not a profile", "write NAME:MIN:USUAL:MAX, each shape as 1x512x512x3")
+    low, usual, high = (tuple(map(int, shape)) for shape in sizes)
+    return name, (low, usual, high)
 
 
 def split_list(text: str) -> tuple[str, ...]:
