@@ -67,7 +67,8 @@ def manifest(
         rebuild=rebuild_command(options, out),
         preprocessing=Preprocessing(test_scale=options.test_scale),
         engines=tuple(
-            EngineFile(file, engine.flavour, engine.version, engine.targets) for file, engine in built.items()
+            EngineFile(file, engine.flavour, engine.version, engine.targets, asked.hardware_compatibility)
+            for (file, engine), asked in zip(built.items(), options.engines, strict=True)
         ),
         tools=_tools(built),
     )

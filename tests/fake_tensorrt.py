@@ -15,8 +15,9 @@ answers in that version's JSON. `module.calls` lists every call as (class, metho
 from __future__ import annotations
 
 import enum
+import importlib.machinery
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -125,6 +126,8 @@ def _check(module: Any, owner: str, name: str, parameters: Sequence[_Parameter],
             kind = _lookup(module, parameter.type)
             if parameter.type == "Dims":
                 kind = (tuple, list)
+            elif parameter.type in ("tuple", "list"):
+                kind = {"tuple": tuple, "list": list}[parameter.type]
             elif parameter.type in ("buffer", "typing_extensions.Buffer"):
                 kind = (bytes, bytearray, memoryview, module.IHostMemory)
         if isinstance(kind, (type, tuple)) and not isinstance(value, kind):
@@ -132,11 +135,18 @@ def _check(module: Any, owner: str, name: str, parameters: Sequence[_Parameter],
 
 
 def _method(module: Any, owner: str, name: str, signature: str, behaviour: Callable[..., Any] | None) -> Any:
-    parameters, returned = _parse(signature) if signature != "..." else (None, "")
+    overloads = [] if signature == "..." else [_parse(line) for line in signature.split("\n")]
+    returned = overloads[0][1] if overloads else ""
 
     def call(self: Any, *given: Any) -> Any:
-        if parameters is not None:
-            _check(module, owner, name, parameters, given)
+        refused: list[TypeError] = []
+        for parameters, _ in overloads:
+            try:
+                _check(module, owner, name, parameters, given)
+            except TypeError as error:
+                refused.append(error)
+        if overloads and len(refused) == len(overloads):
+            raise refused[0]
         module.calls.append((owner, name, given))
         if behaviour is not None:
             return behaviour(self, *given)
@@ -149,11 +159,21 @@ def _method(module: Any, owner: str, name: str, signature: str, behaviour: Calla
     return call
 
 
-def fake_module(version: str, script: Script | None = None) -> Any:
-    """A module with the names of that TensorRT version, called "tensorrt" or "tensorrt_rtx", acting out `script`."""
+def fake_module(
+    version: str,
+    script: Script | None = None,
+    *,
+    behaviours: Mapping[tuple[str, str], Callable[..., Any]] | None = None,
+) -> Any:
+    """A module with the names of that TensorRT version, called "tensorrt" or "tensorrt_rtx", acting out `script`.
+
+    behaviours: (class, member) -> what it does, beside and before those of a build.
+    """
+    behaviours = {**_BEHAVIOURS, **(behaviours or {})}
     description = describe(version)
     full = next(name for name, each in _descriptions().items() if each is description)
     module: Any = ModuleType("tensorrt_rtx" if full.startswith("rtx-") else "tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
     module.__version__ = full.removeprefix("rtx-")
     module.calls = []
     module.script = script = script or Script()
@@ -164,7 +184,7 @@ def fake_module(version: str, script: Script | None = None) -> Any:
     for name, members in description["classes"].items():
         body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_arguments)}
         for member, signature in members.items():
-            behaviour = _BEHAVIOURS.get((name, member))
+            behaviour = behaviours.get((name, member))
             if member in severity.__members__ or member == "Severity":
                 body[member] = severity if member == "Severity" else severity[member]
             elif signature:

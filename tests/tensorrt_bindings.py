@@ -56,6 +56,7 @@ CLASSES = (
     "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",
+    "IProfiler",
     "IProgressMonitor",
     "IRuntimeCache",
     "IRuntimeConfig",
@@ -72,6 +73,7 @@ ENUMS = (
     "CudaGraphStrategy",
     "DataType",
     "EngineInvalidityDiagnostics",
+    "EngineStat",
     "EngineValidity",
     "ErrorCode",
     "ExecutionContextAllocationStrategy",
@@ -120,13 +122,16 @@ def describe(module: Any) -> dict[str, Any]:
 
 
 def signature(kind: Any, member: str) -> str:
-    """The signature that pybind11 wrote into the docstring; "" for attributes, "..." for overloads."""
+    """The signature that pybind11 wrote into the docstring, one a line of overloads; "" for attributes, "..." for
+    what has none."""
     value = getattr(kind, member)
     if not callable(value):
         return ""
-    first = (getattr(value, "__doc__", None) or "").strip().splitlines()[:1]
-    text = re.sub(r"\b\w+\.tensorrt(?:_rtx)?\.", "", first[0]) if first else ""
-    return text if text.startswith(f"{member}(") and "*args, **kwargs" not in text else "..."
+    text = re.sub(r"\b\w+\.tensorrt(?:_rtx)?\.", "", getattr(value, "__doc__", None) or "").strip()
+    if overloads := re.findall(rf"^\d+\. ({member}\(.*)$", text, re.MULTILINE):
+        return "\n".join(overloads)
+    first = text.partition("\n")[0]
+    return first if first.startswith(f"{member}(") and "*args, **kwargs" not in first else "..."
 
 
 def run_with_wheel(wheel: Path, stubs: Path, code: str) -> str:

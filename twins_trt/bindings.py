@@ -48,7 +48,7 @@ def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> M
             f"{purpose}: {flavour} is installed but cannot be loaded ({reason})",
             f"reinstall it: pip install --force-reinstall {'tensorrt-rtx-cu13' if rtx else 'tensorrt'}",
         ) from error
-    for name in ("ILogger", *needs):
+    for name in (*needs, "ILogger"):
         if not hasattr(module, name):
             raise MissingDependencyError(
                 f"{purpose}: the module {flavour} has no {name}, so it is not that library",

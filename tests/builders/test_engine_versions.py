@@ -123,11 +123,11 @@ def test_an_old_tensorrt_is_refused() -> None:
 def test_absent_flavours_name_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for flavour, fix in (("tensorrt", "[tensorrt]"), ("tensorrt_rtx", "[rtx]")):
         monkeypatch.setitem(sys.modules, flavour, None)
-        monkeypatch.setattr(versions.platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
         with pytest.raises(MissingDependencyError) as caught:
             versions.load(flavour)
         assert fix in str(caught.value.fix) and caught.value.exit_code == 4
-    monkeypatch.setattr(versions.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(MissingDependencyError, match="JetPack") as caught:
         versions.load("tensorrt")
     assert "--system-site-packages" in str(caught.value.fix)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_graphs import PROTOTYPES, UInt8Array
+from machine import Machine
+from tiny_graphs import PROTOTYPES, MakeBundle, UInt8Array
 
 
 @pytest.fixture
@@ -19,3 +22,16 @@ def picture(rng: np.random.Generator) -> Callable[[int, int], UInt8Array]:
         return np.clip(PROTOTYPES[index[:height, :width]] + noise, 0, 255).astype(np.uint8)
 
     return draw
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, make_bundle: MakeBundle, tmp_path: Path) -> Iterator[Machine]:
+    """A machine with TensorRT 10.13, cuda-bindings and a desktop's GPU; `install` makes it another. At the end nothing
+    may be left on its GPU."""
+    made = Machine(monkeypatch, make_bundle, tmp_path / "home")
+    yield made
+    for engine in made.made:
+        engine.close()
+    gc.collect()
+    assert made.gpu.pending() == 0
+    assert made.gpu.held() == dict.fromkeys(made.gpu.held(), 0)

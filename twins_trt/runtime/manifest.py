@@ -22,6 +22,7 @@ REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # where the ma
 Colour = tuple[int, int, int]
 Layout = Literal["NHWC", "NCHW"]
 
+_JETSONS = ("sm_87", "sm_101", "sm_110")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,12 +37,22 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A serialised engine: which compiler made it, of which version, for which GPUs (`sm_86`)."""
+    """A serialised engine: which compiler made it, of which version, for which GPUs (`sm_86`).
+
+    hardware_compatibility: which other GPUs it also runs on, in TensorRT's words, such as `ampere_plus`.
+    """
 
     file: str
     flavour: str
     version: str
     targets: tuple[str, ...]
+    hardware_compatibility: str = "none"
+
+    def runs_on(self, target: str) -> bool:
+        """Whether it is for a GPU of this target. TensorRT's Ampere-plus starts at SM80 and leaves Jetsons out."""
+        if target in self.targets or self.hardware_compatibility != "ampere_plus":
+            return target in self.targets
+        return int(target.removeprefix("sm_")) >= 80 and target not in _JETSONS
 
 
 @dataclass(frozen=True)

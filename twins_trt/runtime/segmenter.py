@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from twins_trt.data.images import read_image, to_rgb
 from twins_trt.errors import EngineError, ImageError, UsageError
 from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
-from twins_trt.runtime.engines.protocol import observed
+from twins_trt.runtime.engines.protocol import Pending, Pipelined, RunsOnDevice, observed
 from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
@@ -41,6 +42,39 @@ class _Prepared:
     image: UInt8Array
     fit: Fit
     tensor: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Frames that are segmented. See `stream.Started`."""
+
+    segmentations: list[Segmentation]
+
+    def result(self) -> list[Segmentation]:
+        return self.segmentations
+
+    def discard(self) -> None:
+        """Nothing runs any more."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    """Frames under way in a pipelined engine. See `stream.Started`."""
+
+    segmenter: Segmenter
+    chunk: Sequence[_Prepared]
+    output: str
+    pending: Pending
+    began: float
+
+    def result(self) -> list[Segmentation]:
+        result = self.pending.result()[self.output]
+        if self.segmenter._observe is not None:
+            self.segmenter._observe("run", time.perf_counter() - self.began)
+        return self.segmenter._finish(self.chunk, self.output, result)
+
+    def discard(self) -> None:
+        self.pending.discard()
 
 
 class Segmenter:
@@ -131,7 +165,8 @@ class Segmenter:
         A picture that fails with one of this package's errors gives a frame with `error` set and the stream goes on;
         `frame.result()` raises it instead. What the iterable itself raises ends the stream, after the frames before.
         The iterable is advanced, and pictures are read and resized, in a thread of the stream's own, ahead of the
-        engine, which runs in the caller's thread.
+        engine, which runs in the caller's thread. An engine on a GPU is given the next frame while it works on one, so
+        that copies and work overlap; no frame waits for a next one that is not there yet.
         batch: frames the engine takes at once, by default what the graph is fixed to, else 1; more is faster and later.
         depth: at most `depth * batch` pictures are taken and not yet done with; with 1 nothing is read ahead. Closing
         the generator, or an interrupt, stops the thread.
@@ -143,7 +178,23 @@ class Segmenter:
             raise UsageError(f"batch is {size}", f"{self.bundle.path} takes 1 to {high or 'any number'}")
         if depth < 1:
             raise UsageError(f"depth is {depth}", "give 1 or more")
-        return stream_frames(images, self._prepare, self._run, batch=size, depth=depth)
+        return stream_frames(images, self._prepare, self._start, batch=size, depth=depth)
+
+    def on_device(self, images: Any, *, out: Any = None, stream: Any = None) -> Any:
+        """Segment images that lie on the GPU and leave the masks there; nothing is resized or copied.
+
+        images: what the graph takes, mostly uint8 [N, H, W, 3] RGB of its own size, with `__dlpack__` or
+        `__cuda_array_interface__`: a tensor of PyTorch, CuPy, Numba. out: likewise, uint8 [N, H, W]; by default a new
+        `DeviceArray`. stream: the caller's CUDA stream, a handle or an object; see `RunsOnDevice.run_on_device`.
+        Returns the masks, `out` if it was given. Raises UsageError where the engine or the bundle cannot do that,
+        EngineError as an engine does.
+        """
+        if not isinstance(self.engine, RunsOnDevice):
+            raise UsageError(f"the engine {self.engine.name} cannot take arrays on a GPU", "use a TensorRT engine")
+        if self.manifest.output("mask") is None:
+            raise UsageError(f"{self.bundle.path} gives no mask", "build it with --outputs mask")
+        given = None if out is None else {"mask": out}
+        return self.engine.run_on_device(images, outputs=("mask",), out=given, stream=stream)["mask"]
 
     def close(self) -> None:
         """Free the engine."""
@@ -183,24 +234,39 @@ class Segmenter:
         with observed(self._observe, "preprocess"):
             return _Prepared(image, fit, place(image, fit, self.manifest))
 
-    def _run(self, chunk: Sequence[_Prepared]) -> list[Segmentation]:
-        """Neighbours of one size together, in order."""
+    def _start(self, chunk: Sequence[_Prepared], wait: bool) -> _Started | _Done | None:
+        """Gives a stream's frames to the engine: those of one size at once, to one that can, and else one by one."""
+        alike = all(p.tensor.shape == chunk[0].tensor.shape for p in chunk)
+        if alike and isinstance(self.engine, Pipelined):
+            name, batch = self._output(chunk), self._batch(chunk)
+            began = time.perf_counter()
+            pending = self.engine.submit(batch, outputs=(name,), wait=wait)
+            return None if pending is None else _Started(self, chunk, name, pending, began)
+        if not wait:
+            return None
         done: list[Segmentation] = []
         while len(done) < len(chunk):
             rest = chunk[len(done) :]
-            alike = next((i for i, p in enumerate(rest) if p.tensor.shape != rest[0].tensor.shape), len(rest))
-            done += self._run_alike(rest[:alike])
-        return done
+            length = next((i for i, p in enumerate(rest) if p.tensor.shape != rest[0].tensor.shape), len(rest))
+            done += self._run_alike(rest[:length])
+        return _Done(done)
 
     def _run_alike(self, chunk: Sequence[_Prepared]) -> list[Segmentation]:
-        tensors = [prepared.tensor for prepared in chunk]
-        tensors += tensors[-1:] * (self.manifest.batch_limits[0] - len(tensors))  # a fixed batch has to be full
-        name = self._output(chunk)
-        batch = tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
+        name, batch = self._output(chunk), self._batch(chunk)
         with self._turn, observed(self._observe, "run"):
             result = self.engine(batch, outputs=(name,))[name]
-        if len(result) != len(batch):
-            raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {len(batch)}")
+        return self._finish(chunk, name, result)
+
+    def _batch(self, chunk: Sequence[_Prepared]) -> npt.NDArray[Any]:
+        tensors = [prepared.tensor for prepared in chunk]
+        tensors += tensors[-1:] * (self.manifest.batch_limits[0] - len(tensors))  # a fixed batch has to be full
+        return tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
+
+    def _finish(self, chunk: Sequence[_Prepared], name: str, result: npt.NDArray[Any]) -> list[Segmentation]:
+        """Masks of the pictures' own sizes, from what the engine gave for the batch."""
+        expected = max(len(chunk), self.manifest.batch_limits[0])
+        if len(result) != expected:
+            raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {expected}")
         back = unfit_mask if name == "mask" else logits_to_mask
         pairs = zip(chunk, result, strict=False)  # the padding of the batch is dropped
         with observed(self._observe, "postprocess"):

@@ -1,13 +1,15 @@
-"""Frames one after another: the next are read and resized in a thread while the engine works on the current ones."""
+"""Frames one after another: read and resized in a thread, and copied, while the engine works on those before them."""
 
 from __future__ import annotations
 
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from twins_trt.errors import TwinsError
 from twins_trt.runtime.segmentation import Segmentation
@@ -45,18 +47,36 @@ class _End:
     error: BaseException | None
 
 
-def stream_frames(
-    items: Iterable[Any],
-    prepare: Callable[[Any], P],
-    run: Callable[[Sequence[P]], Sequence[Segmentation]],
-    *,
-    batch: int,
-    depth: int,
-) -> Generator[Frame, None, None]:
-    """Yield a Frame for every item, in order; `prepare` runs in a thread, `run`, on up to `batch` frames, here.
+class Started(Protocol):
+    """Frames that the engine works on. Exactly one of its methods is called, once."""
 
-    At most `batch * depth` items are taken and not yet done with. A TwinsError of `prepare` or `run` becomes its
-    frame's error; any other exception, also of the iterable, is raised after the frames before it.
+    def result(self) -> Sequence[Segmentation]: ...
+
+    def discard(self) -> None: ...
+
+
+# start(prepared, wait): frames given to the engine; None where it has no room for more and need not wait for it.
+Start = Callable[[Sequence[P], bool], Started | None]
+
+
+@dataclass(frozen=True)
+class _Chunk(Generic[P]):
+    """Neighbours that the engine takes at once. Of started and error at most one is set; neither: all failed before."""
+
+    taken: list[_Taken[P]]
+    started: Started | None = None
+    error: TwinsError | None = None
+
+
+def stream_frames(
+    items: Iterable[Any], prepare: Callable[[Any], P], start: Start[P], *, batch: int, depth: int
+) -> Generator[Frame, None, None]:
+    """Yield a Frame for every item, in order; `prepare` runs in a thread, `start`, on up to `batch` frames, here.
+
+    At most `batch * depth` items are taken and not yet done with. While frames are under way, the next are started as
+    soon as they are ready; nothing waits for a next frame that is not. A TwinsError of `prepare`, `start` or a result
+    becomes its frame's error; any other exception, also of the iterable, is raised after the frames before it. However
+    this ends, nothing stays under way.
     """
     free = threading.Semaphore(batch * depth)
     ready: queue.SimpleQueue[_Taken[P] | _End] = queue.SimpleQueue()
@@ -65,24 +85,37 @@ def stream_frames(
     thread = threading.Thread(
         target=_take, args=(items, prepare, free, ready, stop), name="twins-trt-stream", daemon=True
     )
+    under_way: deque[_Chunk[P]] = deque()
     thread.start()
     try:
         end: _End | None = None
-        while end is None:
-            chunk: list[_Taken[P]] = []
-            while len(chunk) < batch and end is None:
+        waiting: list[_Taken[P]] = []
+        while True:
+            while len(waiting) < batch and end is None and (not under_way or not ready.empty()):
                 got = ready.get()
                 if isinstance(got, _End):
                     end = got
                 else:
-                    chunk.append(got)
-            for frame in _run(chunk, run):
+                    waiting.append(got)
+            if waiting and (len(waiting) == batch or end is not None):
+                chunk = _start(waiting, start, wait=not under_way)
+                if chunk is not None:
+                    under_way.append(chunk)
+                    waiting = []
+                    continue
+            if not under_way:
+                break
+            for frame in _finish(under_way.popleft()):
                 yield frame
                 free.release()
-        if end.error is not None:
+        if end is not None and end.error is not None:
             raise end.error
     finally:
         stop.set()
+        for chunk in under_way:
+            if chunk.started is not None:
+                with suppress(TwinsError):  # one that failed on top of what ends the stream
+                    chunk.started.discard()
         free.release()
         thread.join(timeout=1.0)  # only an item that takes longer to come is left behind
 
@@ -116,10 +149,30 @@ def _take(
         ready.put(_End(None))
 
 
-def _run(chunk: Sequence[_Taken[P]], run: Callable[[Sequence[P]], Sequence[Segmentation]]) -> list[Frame]:
-    prepared = [taken.prepared for taken in chunk if taken.prepared is not None]
+def _start(taken: list[_Taken[P]], start: Start[P], *, wait: bool) -> _Chunk[P] | None:
+    prepared = [each.prepared for each in taken if each.prepared is not None]
+    if not prepared:
+        return _Chunk(taken)
     try:
-        done = iter(run(prepared) if prepared else ())
+        started = start(prepared, wait)
     except TwinsError as error:
-        return [taken.frame if taken.frame.error else replace(taken.frame, error=error) for taken in chunk]
-    return [taken.frame if taken.frame.error else replace(taken.frame, segmentation=next(done)) for taken in chunk]
+        return _Chunk(taken, error=error)
+    return None if started is None else _Chunk(taken, started)
+
+
+def _finish(chunk: _Chunk[P]) -> list[Frame]:
+    error = chunk.error
+    done: Iterator[Segmentation] = iter(())
+    if chunk.started is not None:
+        try:
+            done = iter(chunk.started.result())
+        except TwinsError as raised:
+            error = raised
+    return [
+        each.frame
+        if each.frame.error
+        else replace(each.frame, error=error)
+        if error
+        else replace(each.frame, segmentation=next(done))
+        for each in chunk.taken
+    ]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol
 
 from twins_trt.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 DType = Literal["uint8", "int32", "int64", "float16", "float32"]
 Dim = int | tuple[int, int, int]  # fixed, or (min, opt, max)
@@ -92,6 +88,16 @@ class TensorSpec:
         return f"{self.name} {self.dtype} [{', '.join(dims)}]"
 
 
-def describe(array: npt.NDArray[np.generic]) -> str:
+class Described(Protocol):
+    """An array anywhere: on the host, on a GPU, or only spoken of."""
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def describe(array: Described) -> str:
     """As in `uint8 [1, 480, 360, 3]`."""
     return f"{array.dtype} {list(array.shape)}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from twins_trt.device import current_device
 from twins_trt.errors import MissingDependencyError, UsageError
 from twins_trt.runtime.engines.protocol import (
     DeviceMemory,
@@ -16,11 +18,14 @@ from twins_trt.runtime.engines.protocol import (
     Observe,
     Pipelined,
     ProfilesLayers,
+    RunsOnDevice,
     Stage,
 )
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
+
+log = logging.getLogger("twins_trt")
 
 __all__ = [
     "KINDS",
@@ -32,18 +37,24 @@ __all__ = [
     "Observe",
     "Pipelined",
     "ProfilesLayers",
+    "RunsOnDevice",
     "Stage",
     "open_engine",
 ]
 
 # In the order in which `auto` prefers them: fastest first.
-KINDS = {"onnxruntime": "twins_trt.runtime.engines.onnxruntime"}
+KINDS = {
+    "tensorrt": "twins_trt.runtime.engines.tensorrt",
+    "tensorrt_rtx": "twins_trt.runtime.engines.tensorrt_rtx",
+    "onnxruntime": "twins_trt.runtime.engines.onnxruntime",
+}
 
 
 def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings | None = None) -> Engine:
     """An engine for `bundle`.
 
-    kind: a name of `KINDS`, or `auto` for the first of them that can run here.
+    kind: a name of `KINDS`, or `auto` for the first of them that can run here. Where the bundle has engines for a GPU
+    and none of them runs on the one that is here, `auto` says why in the log.
     Raises UsageError for an unknown kind, MissingDependencyError if what it needs is absent, EngineError if it refuses
     the bundle.
     """
@@ -52,10 +63,12 @@ def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings 
         if kind not in KINDS:
             raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
         return _open(kind, bundle, settings)
-    reasons = []
+    reasons: list[str] = []
     for name in KINDS:
         reason = _module(name).why_not(bundle)
         if reason is None:
+            if bundle.manifest.engines and name == "onnxruntime" and current_device() is not None:
+                log.warning("%s runs on the CPU: %s", bundle.path, "; ".join(reasons))
             return _open(name, bundle, settings)
         reasons.append(f"{name}: {reason}")
     raise MissingDependencyError(

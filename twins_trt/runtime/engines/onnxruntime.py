@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twins_trt.errors import BundleError, EngineError, missing
-from twins_trt.runtime.engines.protocol import EngineSettings, LayerTime, check_input, check_out, wanted_outputs
+from twins_trt.errors import EngineError, missing
+from twins_trt.runtime.engines.protocol import (
+    EngineSettings,
+    LayerTime,
+    check_input,
+    check_out,
+    match_manifest,
+    wanted_outputs,
+)
 from twins_trt.runtime.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -42,19 +49,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> OnnxRuntimeEngine:
     """The bundle's graph. Raises BundleError if graph and manifest disagree about inputs or outputs."""
     manifest = bundle.manifest
     engine = OnnxRuntimeEngine(bundle.graph, settings=settings, owner=str(bundle.path))
-    for kind, listed, actual in (
-        ("inputs", manifest.inputs, engine.inputs),
-        ("outputs", manifest.outputs, engine.outputs),
-    ):
-        found = {spec.name: spec for spec in actual}
-        for i, spec in enumerate(listed):
-            other = found.get(spec.name)
-            if other is None or not _agree(spec, other):
-                has = ", ".join(map(str, actual)) if other is None else str(other)
-                raise BundleError(
-                    f"{bundle.path}: manifest.json: {kind}[{i}] is {spec}, {bundle.graph.name} has {has}",
-                    manifest.rebuild,
-                )
+    match_manifest(bundle, engine.inputs, engine.outputs, what=bundle.graph.name)
     engine.inputs = manifest.inputs  # they know the profile's limits, the graph does not
     engine.outputs = manifest.outputs
     return engine
@@ -180,14 +175,6 @@ def _spec(node: Any, owner: str) -> TensorSpec:
     # An unnamed dynamic dimension comes as None.
     shape = tuple(dim if isinstance(dim, int) else dim or f"{node.name}.{i}" for i, dim in enumerate(node.shape))
     return TensorSpec(node.name, _DTYPES[node.type], shape)  # type: ignore[arg-type]
-
-
-def _agree(listed: TensorSpec, actual: TensorSpec) -> bool:
-    """Whether the manifest's spec describes the graph's tensor; where the graph leaves a size open, anything does."""
-    if listed.dtype != actual.dtype or len(listed.shape) != len(actual.shape):
-        return False
-    pairs = zip(listed.shape, actual.shape, strict=True)
-    return all(isinstance(theirs, str) or ours == theirs for ours, theirs in pairs)
 
 
 def _first_line(error: Exception) -> str:

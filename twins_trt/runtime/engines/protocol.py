@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from twins_trt.errors import EngineError, UsageError
-from twins_trt.runtime.tensors import TensorSpec, describe
+from twins_trt.errors import BundleError, EngineError, UsageError
+from twins_trt.runtime.tensors import Described, TensorSpec, describe
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from twins_trt.runtime.bundle import Bundle
 
     Array = npt.NDArray[np.generic]
 
@@ -33,6 +35,8 @@ class EngineSettings:
     contexts: calls that a GPU engine runs at once, each with buffers and scratch memory of its own; 2 let the copies of
     one frame overlap the work on another. cuda_graph: replay calls as CUDA graphs where that is possible.
     memory: which package moves data, `cuda-bindings` or `pycuda`; `auto` takes what is installed.
+    runtime_cache: the folder or file where TensorRT-RTX keeps the kernels it compiles on this GPU; `auto` is
+    `~/.cache/twins-trt/runtime`, `none` compiles them anew in every process.
     observe: called with the time of every stage, also by the Segmenter that was given these settings.
     """
 
@@ -41,6 +45,7 @@ class EngineSettings:
     contexts: int = 2
     cuda_graph: bool = True
     memory: str = "auto"
+    runtime_cache: str = "auto"
     observe: Observe | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +116,31 @@ class Pipelined(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsOnDevice(Protocol):
+    """An engine that takes and gives arrays on a GPU where they lie."""
+
+    def run_on_device(
+        self,
+        image: Any,
+        *,
+        outputs: Sequence[str] | None = None,
+        out: Mapping[str, Any] | None = None,
+        stream: Any = None,
+    ) -> dict[str, Any]:
+        """Run on an array on the GPU and leave the outputs there; nothing is copied.
+
+        image, out: anything with `__dlpack__` or `__cuda_array_interface__`, C-contiguous, of the graph's dtype and
+        shape. An output that is not in `out` is a new `DeviceArray`. stream: the caller's, a handle or an object of
+        PyTorch, CuPy, Numba or cuda.core: the run waits for what it was given so far, and what it is given later waits
+        for the run, while this returns at once. Without it, streams that the arrays themselves name are treated so; if
+        one names none, this returns when the run is over.
+        Give the same buffers every time: then the run is replayed as a CUDA graph. Raises UsageError for arrays that
+        cannot be used, EngineError as `__call__` does.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class DeviceMemory:
     """What an engine holds of a GPU's memory, bytes: weights, scratch memory of all contexts, input and output buffers.
@@ -168,7 +198,37 @@ def observed(observe: Observe | None, stage: Stage) -> Iterator[None]:
     observe(stage, time.perf_counter() - start)
 
 
-def check_input(spec: TensorSpec, image: Array, *, owner: str) -> None:
+def match_manifest(bundle: Bundle, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, what: str) -> None:
+    """Raise BundleError, with both sides, unless an engine's tensors are those that the bundle's manifest describes.
+
+    what: the file that has these tensors.
+    """
+    manifest = bundle.manifest
+    for kind, listed, actual in (("inputs", manifest.inputs, inputs), ("outputs", manifest.outputs, outputs)):
+        found = {spec.name: spec for spec in actual}
+        for i, spec in enumerate(listed):
+            other = found.get(spec.name)
+            if other is None or not _agree(spec, other):
+                has = ", ".join(map(str, actual)) if other is None else str(other)
+                raise BundleError(
+                    f"{bundle.path}: manifest.json: {kind}[{i}] is {spec}, {what} has {has}", manifest.rebuild
+                )
+
+
+def _agree(listed: TensorSpec, actual: TensorSpec) -> bool:
+    """Whether the manifest's spec describes the tensor; where the tensor leaves a size open, what it takes counts."""
+    if listed.dtype != actual.dtype or len(listed.shape) != len(actual.shape):
+        return False
+    pairs = zip(listed.shape, actual.shape, strict=True)
+    if not all(isinstance(theirs, str) or ours == theirs for ours, theirs in pairs):
+        return False
+    limits = zip(listed.limits(), actual.limits(), strict=True)
+    return actual.min is None or all(
+        low >= least and (high or most) <= most for (low, high), (least, most) in limits if most is not None
+    )
+
+
+def check_input(spec: TensorSpec, image: Described, *, owner: str) -> None:
     """Raise EngineError, with both shapes, if `image` cannot be bound to `spec` of `owner` (a bundle or graph)."""
     if str(image.dtype) != spec.dtype or not spec.fits(image.shape):
         raise EngineError(

@@ -1,0 +1,120 @@
+"""A machine with a GPU that is simulated: TensorRT of any version, a CUDA package, and bundles with engines for it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_engines import Faults, plan, runtime_module
+from fake_gpu import FakeGpu
+from tiny_graphs import MakeBundle
+
+from twins_trt.device import Device
+from twins_trt.runtime import Bundle, EngineFile, EngineSettings, open_engine, write_bundle
+
+ADA = Device("NVIDIA RTX 4000 Ada", "sm_89")
+ORIN = Device("Orin", "sm_87", integrated=True)
+CUDA_MODULES = ("tensorrt", "tensorrt_rtx", "cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver")
+
+
+class Machine:
+    """What is installed, and the GPU. `install` makes it another machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, make_bundle: MakeBundle, home: Path) -> None:
+        self._patch, self._make_bundle = monkeypatch, make_bundle
+        self.made: list[Any] = []
+        monkeypatch.setattr(Path, "home", lambda: home)
+        self.install("10.13.3.9")
+
+    def install(
+        self,
+        version: str = "10.13.3.9",
+        *,
+        device: Device | None = ADA,
+        faults: Faults | None = None,
+        package: str | None = "cuda-bindings",
+        capacity: int = 1 << 30,
+    ) -> None:
+        self.gpu = FakeGpu(integrated=device is not None and device.integrated, capacity=capacity)
+        self.device = device
+        self.module = runtime_module(version, self.gpu, faults)
+        self.faults: Faults = self.module.faults
+        for name in CUDA_MODULES:
+            self._patch.setitem(sys.modules, name, None)
+        modules = [self.module]
+        if package is not None:
+            made = self.gpu.cuda_bindings() if package == "cuda-bindings" else self.gpu.pycuda()
+            parents = made.__name__.split(".")[:-1]
+            modules += [_package(".".join(parents[: end + 1])) for end in range(len(parents))] + [made]
+        for module in modules:
+            self._patch.setitem(sys.modules, module.__name__, module)
+        for where in ("twins_trt.runtime.tensorrt.selection", "twins_trt.runtime.engines"):
+            self._patch.setattr(f"{where}.current_device", lambda: device)
+
+    def bundle(self, height: Any = 24, width: Any = 32, *, target: str | None = None, **more: Any) -> Bundle:
+        """A bundle of a tiny graph with an engine for this machine. target, version: of the engine, if other ones."""
+        version = more.pop("version", self.module.__version__)
+        hardware = more.pop("hardware_compatibility", "none")
+        bundle = self._make_bundle(height, width, **more)
+        image = bundle.manifest.image
+        profile = None if image.min is None else (image.min, image.opt, image.max)
+        flavour = self.module.__name__
+        targets = (target or (self.device or ADA).target,)
+        file = EngineFile(f"engines/{flavour}.engine", flavour, version, targets, hardware)
+        graph = bundle.graph.read_bytes()
+        files = {"graph.onnx": graph, file.file: plan(graph, version=version, profile=profile)}
+        return write_bundle(bundle.path, replace(bundle.manifest, engines=(file,), files=()), files, overwrite=True)
+
+    def engine(self, bundle: Bundle | None = None, **settings: Any) -> Any:
+        """The engine of a bundle, closed when the test ends."""
+        engine = open_engine(bundle or self.bundle(), self.module.__name__, settings=EngineSettings(**settings))
+        self.made.append(engine)
+        return engine
+
+    def called(self, name: str) -> list[tuple[Any, ...]]:
+        """The arguments of every call of a TensorRT method."""
+        return [given for _, method, given in self.module.calls if method == name]
+
+
+class OnGpu:
+    """Somebody else's array on the GPU: bytes in device memory, and the ways it says so.
+
+    stream, strides: what it names in `__cuda_array_interface__`. Freed with the object.
+    """
+
+    def __init__(self, gpu: FakeGpu, content: Any, *, stream: int | None = None, strides: Any = None) -> None:
+        self.gpu, self.shape, self.dtype = gpu, content.shape, content.dtype
+        self.address = gpu.allocate(content.nbytes)
+        self.stream, self.strides = stream, strides
+        gpu.bytes_at(self.address, content.nbytes)[...] = np.ascontiguousarray(content).view(np.uint8).ravel()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+            "strides": self.strides,
+            "stream": self.stream,
+        }
+
+    def __del__(self) -> None:
+        if self.address in self.gpu.device:
+            self.gpu.free(self.address)
+
+    def read(self) -> Any:
+        """What is in the memory now."""
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        return self.gpu.bytes_at(self.address, size).view(self.dtype).reshape(self.shape).copy()
+
+
+def _package(name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__path__ = []
+    return module

@@ -1,0 +1,162 @@
+"""Which of a bundle's engines runs on a machine, and what is said where none does."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import pytest
+from fake_engines import Faults
+from machine import ADA, ORIN, Machine
+
+from twins_trt.device import Device
+from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
+from twins_trt.runtime import EngineFile, Segmenter, open_engine
+from twins_trt.runtime.engines import KINDS
+
+REBUILD = "twins-trt build twins_svt-s_fpn --checkpoint tiny.pth --num-classes 5 --out tiny.bundle"
+
+
+def test_engines_of_the_gpu_come_before_the_cpu() -> None:
+    assert list(KINDS)[:2] == ["tensorrt", "tensorrt_rtx"]
+    assert list(KINDS).index("tensorrt_rtx") < list(KINDS).index("onnxruntime")
+
+
+def test_an_engine_for_another_gpu_names_both_and_the_mend(machine: Machine) -> None:
+    bundle = machine.bundle(target="sm_86")
+    with pytest.raises(BundleError) as caught:
+        machine.engine(bundle)
+    assert f"has engines/tensorrt.engine for sm_86; this GPU is {ADA.name} (sm_89)" in caught.value.cause
+    assert caught.value.fix == f"rebuild for it: {REBUILD}"
+
+
+@pytest.mark.parametrize("built", ["10.3.0", "10.13.2.6", "11.4.0.106"])
+def test_an_engine_of_another_version_names_both_and_the_mend(machine: Machine, built: str) -> None:
+    bundle = machine.bundle(version=built)
+    with pytest.raises(BundleError) as caught:
+        machine.engine(bundle)
+    assert f"was built with TensorRT {built}, installed is 10.13.3.9" in caught.value.cause
+    assert caught.value.fix == f"rebuild with it: {REBUILD}"
+
+
+def test_another_build_number_is_left_to_tensorrt_and_what_it_says_is_passed_on(machine: Machine) -> None:
+    """JetPack's Python package leaves the build number out, so the numbers alone prove nothing."""
+    with pytest.raises(EngineError) as caught:
+        machine.engine(machine.bundle(version="10.13.3.1"))
+    assert "expecting library version 10.13.3.9 got 10.13.3.1" in caught.value.cause
+    assert caught.value.fix is not None and REBUILD in caught.value.fix
+
+
+def test_a_bundle_without_such_an_engine_says_what_it_has(machine: Machine) -> None:
+    bundle = machine.bundle()
+    machine.install("rtx-1.7.1")
+    with pytest.raises(BundleError, match="has no TensorRT-RTX engine; it has TensorRT for sm_89"):
+        machine.engine(bundle)
+
+
+def test_a_plan_that_is_none_is_refused(machine: Machine) -> None:
+    machine.install(faults=Faults(loads=False))
+    with pytest.raises(EngineError, match=r"TensorRT 10\.13\.3\.9 refuses .*: Serialization assertion failed"):
+        machine.engine()
+
+
+def test_rtx_is_asked_before_it_fails(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    machine.install("rtx-1.7.1", faults=Faults(validity=("INVALID", 2 + 4)))
+    with pytest.raises(EngineError, match="on this GPU: unsupported cc, old cuda driver") as caught:
+        machine.engine()
+    assert caught.value.fix is not None and REBUILD in caught.value.fix
+    assert machine.called("deserialize_cuda_engine") == []
+    machine.install("rtx-1.7.1", faults=Faults(validity=("SUBOPTIMAL", 0)))
+    with caplog.at_level(logging.WARNING, "twins_trt"):
+        machine.engine()
+    assert "slower than it could: no reason given" in caplog.text
+
+
+def test_engines_that_other_gpus_may_run(machine: Machine) -> None:
+    machine.engine(machine.bundle(target="sm_86", hardware_compatibility="ampere_plus"))
+    file = EngineFile("x", "tensorrt", "10.13.3", ("sm_86",), "ampere_plus")
+    assert [target for target in ("sm_75", "sm_80", "sm_86", "sm_87", "sm_120") if file.runs_on(target)] == [
+        "sm_80",
+        "sm_86",
+        "sm_120",
+    ]
+    same = EngineFile("x", "tensorrt", "10.13.3", ("sm_86",), "same_compute_capability")
+    assert same.runs_on("sm_86") and not same.runs_on("sm_89")
+
+
+def test_manifest_and_engine_must_agree(machine: Machine) -> None:
+    import json
+
+    bundle = machine.bundle((8, 32, 64), (8, 32, 64))
+    path = bundle.path / "manifest.json"
+    values = json.loads(path.read_text())
+    values["inputs"][0]["max"] = [1, 128, 64, 3]
+    path.write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"inputs\[0\] is image uint8 \[1, H=8-128.*tensorrt\.engine has image"):
+        machine.engine(type(bundle)(bundle.path, type(bundle.manifest).from_json(values)))
+
+
+@pytest.mark.parametrize(
+    ("install", "reason"),
+    [
+        ({"device": None}, "there is no CUDA device or driver here"),
+        ({"package": None}, "neither cuda-bindings nor pycuda is installed"),
+        ({"device": Device("Old", "sm_75")}, "this GPU is Old (sm_75)"),
+    ],
+)
+def test_auto_falls_back_to_the_cpu(
+    machine: Machine, install: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.install()
+    bundle = machine.bundle()
+    machine.install(**install)
+    with caplog.at_level(logging.WARNING, "twins_trt"), Segmenter(bundle) as segmenter:
+        assert segmenter.engine.name == "onnxruntime"
+    # Slow where there is a GPU is worth a word; where there is none, it is what was to be expected.
+    assert (reason in caplog.text) == (install.get("device", ADA) is not None)
+    with pytest.raises((BundleError, EngineError, MissingDependencyError)):
+        machine.engine(bundle)
+
+
+def test_auto_takes_the_engine_that_fits(machine: Machine) -> None:
+    assert open_and_close(machine) == "tensorrt"
+    machine.install("rtx-1.7.1")
+    assert open_and_close(machine) == "tensorrt_rtx"
+
+
+def open_and_close(machine: Machine) -> str:
+    with Segmenter(machine.bundle()) as segmenter:
+        return segmenter.engine.name
+
+
+def test_what_is_not_installed_is_named_with_the_command(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = machine.bundle()
+    with pytest.raises(UsageError, match="no device memory 'cupy'"):
+        machine.engine(bundle, memory="cupy")
+    with pytest.raises(MissingDependencyError, match="needs pycuda, which is not installed"):
+        machine.engine(bundle, memory="pycuda")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError, match="running TensorRT engines needs tensorrt"):
+        machine.engine(bundle)
+    assert KINDS.keys() >= {"tensorrt", "tensorrt_rtx", "onnxruntime"}
+    with pytest.raises(EngineError, match="there is no CUDA device"):
+        machine.install(device=None)
+        open_engine(bundle, "tensorrt")
+
+
+def test_a_runtime_that_does_not_start_is_an_error(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, logger: Any) -> None:
+        logger.log(machine.module.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(machine.module.Runtime, "__init__", refuse)
+    with pytest.raises(EngineError, match="does not start: CUDA initialization failure with error: 35") as caught:
+        machine.engine()
+    assert caught.value.fix is not None and "nvidia-smi" in caught.value.fix
+
+
+def test_orin_takes_its_own_engine(machine: Machine) -> None:
+    machine.install("10.3.0", device=ORIN)
+    assert machine.engine().name == "tensorrt"
+    assert machine.gpu.held()["device"] == 0  # everything lies in memory that both share

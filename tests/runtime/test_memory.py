@@ -1,0 +1,98 @@
+"""The CUDA packages: what our modules call exists, with these parameters, in the real ones."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from fake_gpu import FakeGpu
+
+from twins_trt.errors import EngineError
+from twins_trt.runtime.memory import cuda_bindings, installed
+from twins_trt.runtime.memory.protocol import OutOfMemory
+
+
+def test_every_simulated_function_has_the_parameters_of_the_real_one() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    for name, fake in vars(FakeGpu().cuda_bindings()).items():
+        if not hasattr(fake, "function"):
+            continue
+        # Cython keeps no signature; the docstring's first line is it.
+        text = getattr(runtime, name).__doc__.splitlines()[0]
+        inside = re.search(r"\((.*)\)", text)
+        assert inside is not None
+        real = [re.split(r"[ :]", part.strip())[-1 if ":" not in part else 0] for part in inside[1].split(",") if part]
+        assert list(inspect.signature(fake.function).parameters) == real, name
+
+
+def test_every_constant_has_the_value_of_the_real_one() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    fake = FakeGpu().cuda_bindings()
+    for name in ("cudaHostAllocDefault", "cudaHostAllocMapped", "cudaStreamNonBlocking", "cudaEventDisableTiming"):
+        assert getattr(fake, name) == int(getattr(runtime, name))
+    for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for member, value in getattr(fake, kind).__members__.items():
+            assert int(getattr(getattr(runtime, kind), member)) == int(value), member
+
+
+def test_the_real_package_takes_our_arguments() -> None:
+    """Without a driver every call fails, but only after its arguments were converted."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    assert installed("cuda-bindings")
+    gpu = cuda_bindings.CudaBindings.__new__(cuda_bindings.CudaBindings)
+    gpu._cuda = runtime
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU: tests marked gpu do this for real")
+    block = cuda_bindings.HostBlock(None, None, 4096)  # type: ignore[arg-type]
+    for call in (
+        lambda: gpu.allocate(16),
+        lambda: gpu.free(4096),
+        lambda: gpu.allocate_host(16, mapped=True),
+        lambda: gpu.free_host(block),
+        gpu.new_stream,
+        lambda: gpu.free_stream(4096),
+        lambda: gpu.copy_in(4096, block, 16, 4096),
+        lambda: gpu.copy_out(block, 4096, 16, 4096),
+        lambda: gpu.synchronize(4096),
+        lambda: gpu.wait(4096, 1),
+        gpu.new_event,
+        lambda: gpu.capture(4096, lambda: None),
+        gpu.room,
+        cuda_bindings.open_memory,
+    ):
+        with pytest.raises(EngineError, match=r"failed: .* \(cudaError"):
+            call()
+
+
+def test_room_and_no_room() -> None:
+    gpu = FakeGpu(capacity=1000)
+    memory = cuda_bindings.CudaBindings(gpu.cuda_bindings())
+    address = memory.allocate(600)
+    assert memory.room() == (400, 1000)
+    with pytest.raises(OutOfMemory, match="cudaMalloc found no room"):
+        memory.allocate(600)
+    assert gpu.calls[-1] == "cudaGetLastError"  # or the next call would report it again
+    memory.free(address)
+
+
+def test_a_driver_without_a_gpu_is_an_error() -> None:
+    module = FakeGpu().cuda_bindings()
+    module.cudaGetDeviceCount = lambda: (0, 0)  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="sees no GPU"):
+        cuda_bindings.CudaBindings(module)
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable() -> None:
+    gpu = FakeGpu()
+    memory = cuda_bindings.CudaBindings(gpu.cuda_bindings())
+    stream = memory.new_stream()
+
+    def work() -> None:
+        raise EngineError("refused")
+
+    with pytest.raises(EngineError, match="refused"):
+        memory.capture(stream, work)
+    memory.synchronize(stream)
+    memory.free_stream(stream)
+    assert gpu.held() == dict.fromkeys(gpu.held(), 0)

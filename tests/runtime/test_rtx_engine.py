@@ -1,0 +1,85 @@
+"""What only TensorRT-RTX has: kernels compiled on the device and kept, and CUDA graphs of its own."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_engines import Faults
+from machine import Machine
+
+
+@pytest.fixture
+def rtx(machine: Machine) -> Machine:
+    machine.install("rtx-1.7.1")
+    return machine
+
+
+def kept(home: Path) -> list[Path]:
+    return sorted((home / ".cache" / "twins-trt" / "runtime").glob("*.cache"))
+
+
+def test_compiled_kernels_are_kept_for_the_next_process(rtx: Machine, tmp_path: Path) -> None:
+    bundle = rtx.bundle()
+    rtx.engine(bundle)
+    (path,) = kept(tmp_path / "home")
+    assert path.name.startswith("tensorrt_rtx-1.7.1.116-sm_89-NVIDIA_RTX_4000_Ada-")
+    assert rtx.called("deserialize") == []  # nothing was there to read
+    rtx.engine(bundle)
+    assert rtx.called("deserialize") == [(b"kernels of tensorrt_rtx",)]
+
+
+def test_another_plan_has_another_file(rtx: Machine, tmp_path: Path) -> None:
+    rtx.engine(rtx.bundle())
+    rtx.engine(rtx.bundle(32, 32))
+    assert len(kept(tmp_path / "home")) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"other", b"twins-trt runtime cache 1\n{}\nkernels"])
+def test_a_damaged_cache_is_not_used_and_replaced(
+    rtx: Machine, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = rtx.bundle()
+    rtx.engine(bundle)
+    (path,) = kept(tmp_path / "home")
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "twins_trt"):
+        rtx.engine(bundle)
+    assert "is none of ours: not used, and replaced" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_a_chosen_folder_or_none(rtx: Machine, tmp_path: Path) -> None:
+    rtx.engine(runtime_cache="none")
+    assert kept(tmp_path / "home") == [] and rtx.called("create_runtime_cache") == []
+    rtx.engine(runtime_cache=str(tmp_path))
+    assert len(list(tmp_path.glob("tensorrt_rtx-*.cache"))) == 1
+
+
+def test_a_runtime_that_takes_no_cache_still_runs(rtx: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    rtx.install("rtx-1.7.1", faults=Faults(cache=False))
+    with caplog.at_level(logging.WARNING, "twins_trt"):
+        rtx.engine()
+    assert "takes no runtime cache" in caplog.text
+
+
+@pytest.mark.parametrize(("cuda_graph", "strategy"), [(True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")])
+def test_it_captures_graphs_itself(rtx: Machine, cuda_graph: bool, strategy: str) -> None:
+    engine = rtx.engine(cuda_graph=cuda_graph)
+    ((asked,),) = rtx.called("cuda_graph_strategy")
+    assert asked == rtx.module.CudaGraphStrategy[strategy]
+    image: Any = np.zeros((1, 24, 32, 3), np.uint8)
+    engine(image)
+    assert rtx.gpu.captured == 0
+    ((config,),) = rtx.called("create_execution_context")
+    assert isinstance(config, rtx.module.IRuntimeConfig)
+
+
+def test_the_other_flavour_has_none_of_this(machine: Machine, tmp_path: Path) -> None:
+    machine.engine()
+    assert kept(tmp_path / "home") == []
+    assert machine.called("create_runtime_config") == [] and machine.called("create_execution_context") == [()]

@@ -1,0 +1,135 @@
+"""pycuda: what JetPack's older samples use. It has no CUDA graphs, and no way to take another library's stream.
+
+Written from pycuda's reference (documen.tician.de/pycuda/driver.html); not run on a device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from twins_trt.errors import EngineError
+from twins_trt.runtime.memory.protocol import HostBlock, OutOfMemory
+
+log = logging.getLogger("twins_trt")
+
+
+def open_memory() -> PyCuda:
+    """The first GPU. Raises EngineError where the driver is absent, too old or sees none."""
+    import pycuda.driver as cuda
+
+    log.info("pycuda has no CUDA graphs: calls are launched one by one; pip install cuda-bindings replays them")
+    return PyCuda(cuda)
+
+
+class PyCuda:
+    """See `Memory`. cuda: the module `pycuda.driver`."""
+
+    name = "pycuda"
+    graphs = False
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self._allocations: dict[int, Any] = {}
+        self._streams: dict[int, Any] = {}
+        with self._errors("starting CUDA"):
+            cuda.init()
+            # The primary context is the one that TensorRT and PyTorch use.
+            self._context = cuda.Device(0).retain_primary_context()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._cuda.Context.pop()
+
+    def allocate(self, size: int) -> int:
+        with self._errors("mem_alloc"):
+            allocation = self._cuda.mem_alloc(size)
+        self._allocations[int(allocation)] = allocation
+        return int(allocation)
+
+    def free(self, address: int) -> None:
+        with self._errors("DeviceAllocation.free"):
+            self._allocations.pop(address).free()
+
+    def allocate_host(self, size: int, *, mapped: bool) -> HostBlock:
+        flags = self._cuda.host_alloc_flags.DEVICEMAP if mapped else 0
+        with self._errors("pagelocked_empty"):
+            array = self._cuda.pagelocked_empty(size, np.uint8, mem_flags=flags)
+            device = int(array.base.get_device_pointer()) if mapped else None
+        return HostBlock(array, device, array.base)
+
+    def free_host(self, block: HostBlock) -> None:
+        with self._errors("HostAllocation.free"):
+            block.handle.free()
+
+    def new_stream(self) -> int:
+        with self._errors("Stream"):
+            stream = self._cuda.Stream(1)  # its flags are CUDA's: CU_STREAM_NON_BLOCKING
+        self._streams[int(stream.handle)] = stream
+        return int(stream.handle)
+
+    def free_stream(self, stream: int) -> None:
+        del self._streams[stream]  # destroyed with its object
+
+    def copy_in(self, address: int, block: HostBlock, size: int, stream: int) -> None:
+        with self._errors("memcpy_htod_async"):
+            self._cuda.memcpy_htod_async(address, block.array[:size], self._streams[stream])
+
+    def copy_out(self, block: HostBlock, address: int, size: int, stream: int) -> None:
+        with self._errors("memcpy_dtoh_async"):
+            self._cuda.memcpy_dtoh_async(block.array[:size], address, self._streams[stream])
+
+    def synchronize(self, stream: int) -> None:
+        with self._errors("Stream.synchronize"):
+            self._streams[stream].synchronize()
+
+    def wait(self, stream: int, other: int) -> None:
+        # One of the two is somebody else's, of which pycuda makes no Stream: so wait for the whole device.
+        with self._errors("Context.synchronize"):
+            self._cuda.Context.synchronize()
+
+    def new_event(self) -> Any:
+        with self._errors("Event"):
+            return self._cuda.Event()
+
+    def record(self, event: Any, stream: int) -> None:
+        with self._errors("Event.record"):
+            event.record(self._streams[stream])
+
+    def seconds(self, start: Any, end: Any) -> float:
+        with self._errors("Event.time_till"):
+            return float(start.time_till(end)) / 1e3
+
+    def free_event(self, event: Any) -> None:
+        """Destroyed with its object."""
+
+    def capture(self, stream: int, work: Callable[[], None]) -> Any:
+        raise EngineError("pycuda has no CUDA graphs", "pip install cuda-bindings")
+
+    def launch(self, graph: Any, stream: int) -> None:
+        raise EngineError("pycuda has no CUDA graphs", "pip install cuda-bindings")
+
+    def free_graph(self, graph: Any) -> None:
+        """There are none."""
+
+    def room(self) -> tuple[int, int]:
+        with self._errors("mem_get_info"):
+            free, total = self._cuda.mem_get_info()
+        return int(free), int(total)
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self._cuda.MemoryError as error:
+            raise OutOfMemory(f"{what} found no room: {error}") from error
+        except self._cuda.Error as error:
+            raise EngineError(f"{what} failed: {error}") from error

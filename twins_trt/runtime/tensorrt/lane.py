@@ -1,0 +1,265 @@
+"""What one call at a time needs on the GPU: a context, a stream, buffers that stay, and the graph of the last shape."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twins_trt.errors import EngineError
+from twins_trt.runtime.engines.protocol import Observe, check_input
+from twins_trt.runtime.memory import HostBlock, Memory
+from twins_trt.runtime.memory.arrays import DeviceView, size_of
+from twins_trt.runtime.tensorrt.plan import Plan, Shape
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.generic]
+
+log = logging.getLogger("twins_trt")
+
+Key = tuple[Shape, tuple[int, ...]]  # the input's shape, and the addresses of all tensors
+
+
+class Buffer:
+    """Where a tensor lies between caller and engine; grows when it must and never shrinks.
+
+    On a GPU with memory of its own: device memory, and pinned host memory beside it where the caller wants a copy. On
+    one that shares the host's: one block that both use in place.
+    """
+
+    def __init__(self, memory: Memory, *, mapped: bool) -> None:
+        self._memory, self.mapped = memory, mapped
+        self.address = self.size = 0
+        self.block: HostBlock | None = None
+
+    def reserve(self, size: int, *, host: bool) -> None:
+        """Makes room. Raises OutOfMemory; what was there stays then."""
+        memory = self._memory
+        if self.mapped:
+            if self.block is None or self.block.array.size < size:
+                block = memory.allocate_host(size, mapped=True)
+                self.free()
+                assert block.device is not None  # it was asked to be mapped
+                self.block, self.address, self.size = block, block.device, size
+            return
+        if self.size < size:
+            address = memory.allocate(size)
+            if self.address:
+                memory.free(self.address)
+            self.address, self.size = address, size
+        if host and (self.block is None or self.block.array.size < size):
+            block = memory.allocate_host(size, mapped=False)
+            if self.block is not None:
+                memory.free_host(self.block)
+            self.block = block
+
+    def array(self, shape: Shape, dtype: str) -> Array:
+        """The host's side of it."""
+        assert self.block is not None  # reserve(host=True) came before
+        return self.block.array[: size_of(shape, dtype)].view(dtype).reshape(shape)
+
+    def free(self) -> None:
+        if self.block is not None:
+            self._memory.free_host(self.block)
+        if self.address and not self.mapped:
+            self._memory.free(self.address)
+        self.block, self.address, self.size = None, 0, 0
+
+
+class Lane:
+    """Runs a plan, one call at a time: `start`, then `finish` or `settle`. Everything inside `memory.entered()`.
+
+    mapped: the GPU shares the host's memory. graphs: replay calls as CUDA graphs. observe: told what copies and engine
+    took, by the GPU's own clock. Raises EngineError where there is no room for it.
+    """
+
+    def __init__(self, plan: Plan, memory: Memory, *, mapped: bool, graphs: bool, observe: Observe | None) -> None:
+        self._plan, self._memory, self._observe = plan, memory, observe
+        self._graphs = graphs
+        self._shape: Shape | None = None
+        self._shapes: dict[str, Shape] = {}
+        self._bound: dict[str, int] = {}
+        self._graph: Any = None
+        self._graph_key: Key | None = None
+        self._last: Key | None = None
+        self._events: list[Any] = []
+        self._staging = 0.0  # seconds the processor took to copy the image, before the GPU's clock runs
+        self._buffers = {spec.name: Buffer(memory, mapped=mapped) for spec in (*plan.inputs, *plan.outputs)}
+        self._context = plan.new_context()
+        self.stream = 0
+        try:
+            self.stream = memory.new_stream()
+            for _ in range(0 if observe is None else 4):
+                self._events.append(memory.new_event())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def buffers(self) -> int:
+        """Bytes of device memory in buffers, or of host memory that the GPU uses in its place."""
+        return sum(buffer.size for buffer in self._buffers.values())
+
+    @property
+    def shape(self) -> Shape | None:
+        """The input's shape in the last call; a call of the same shape costs least here."""
+        return self._shape
+
+    def output_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """Sets the input's shape; the shapes of the outputs. Raises EngineError for one that the engine refuses."""
+        if shape != self._shape:
+            self._drop_graph()  # it replays the state that the context is about to lose
+            self._shape = None
+            self._shapes = self._context.set_shape(self._plan.inputs[0].name, shape)
+            self._shape = shape
+        return self._shapes
+
+    def start(self, image: Array | DeviceView, *, host: Sequence[str], device: Mapping[str, DeviceView]) -> None:
+        """Gives one call to the stream. host: outputs to bring to the host; device: outputs to write where these lie.
+
+        A host image may be reused when this returns. Raises EngineError; `settle` must follow then too.
+        """
+        memory, spec = self._memory, self._plan.inputs[0]
+        staged = self._buffers[spec.name]
+        shapes = self.output_shapes(tuple(image.shape))
+        if isinstance(image, DeviceView):
+            addresses = {spec.name: image.address}
+            self._staging = 0.0
+            self._mark(0)
+        else:
+            staged.reserve(image.nbytes, host=True)
+            start = time.perf_counter()
+            np.copyto(staged.array(image.shape, spec.dtype), image)
+            self._staging = time.perf_counter() - start
+            addresses = {spec.name: staged.address}
+            self._mark(0)
+            if not staged.mapped:
+                assert staged.block is not None
+                memory.copy_in(staged.address, staged.block, image.nbytes, self.stream)
+        for output in self._plan.outputs:
+            if output.name in device:
+                addresses[output.name] = device[output.name].address
+                continue
+            buffer = self._buffers[output.name]
+            buffer.reserve(size_of(shapes[output.name], output.dtype), host=output.name in host)
+            addresses[output.name] = buffer.address
+        self._mark(1)
+        self._run(addresses)
+        self._mark(2)
+        for output in self._plan.outputs:
+            buffer = self._buffers[output.name]
+            if output.name in host and not buffer.mapped:
+                assert buffer.block is not None
+                size = size_of(shapes[output.name], output.dtype)
+                memory.copy_out(buffer.block, buffer.address, size, self.stream)
+        self._mark(3)
+
+    def finish(self, host: Sequence[str], out: Mapping[str, Array] | None) -> dict[str, Array]:
+        """Waits, and copies outputs on the host into arrays of the caller's. Raises EngineError if the call failed."""
+        self._memory.synchronize(self.stream)
+        start = time.perf_counter()
+        results: dict[str, Array] = {}
+        for spec in self._plan.outputs:
+            if spec.name not in host:
+                continue
+            staged = self._buffers[spec.name].array(self._shapes[spec.name], spec.dtype)
+            if out is not None and spec.name in out:
+                np.copyto(out[spec.name], staged)
+                results[spec.name] = out[spec.name]
+            else:
+                results[spec.name] = staged.copy()
+        self._report(time.perf_counter() - start)
+        return {name: results[name] for name in host}
+
+    def settle(self) -> None:
+        """Waits until nothing runs any more, whatever became of it, and forgets the graph."""
+        _quietly(self._drop_graph)
+        if self.stream:
+            _quietly(self._memory.synchronize, self.stream)
+
+    def profile(self, image: Array, times: dict[str, float], *, runs: int) -> None:
+        """Adds to `times` what every layer took in `runs` runs, milliseconds."""
+        check_input(self._plan.inputs[0], image, owner=self._plan.name)
+        graphs, self._graphs = self._graphs, False  # a graph runs as one piece
+        self._drop_graph()
+        profiler = self._plan.new_profiler(times)  # named: the context does not keep it alive
+        try:
+            self._context.profile(profiler)
+            for run in range(runs + 1):
+                self.start(image, host=(), device={})
+                self._memory.synchronize(self.stream)
+                if run == 0:
+                    times.clear()
+        finally:
+            self._context.profile(None)
+            self._graphs = graphs
+
+    def close(self) -> None:
+        """Waits for what runs and frees everything, also what a broken GPU refuses to take back."""
+        self.settle()
+        self._context.close()
+        for event in self._events:
+            _quietly(self._memory.free_event, event)
+        for buffer in self._buffers.values():
+            _quietly(buffer.free)
+        if self.stream:
+            _quietly(self._memory.free_stream, self.stream)
+        self._events, self.stream = [], 0
+
+    def _run(self, addresses: Mapping[str, int]) -> None:
+        """Enqueues: the first call of a shape and its addresses plainly, the second captured, the others replayed."""
+        assert self._shape is not None
+        key = (self._shape, tuple(addresses.values()))
+        if key != self._graph_key:
+            self._drop_graph()
+        for name, address in addresses.items():
+            if self._bound.get(name) != address:
+                self._context.bind(name, address)
+                self._bound[name] = address
+        # The first enqueue after a change of shape does work that must not be captured.
+        if self._graph is None and self._graphs and key == self._last:
+            self._capture(key)
+        self._last = key
+        if self._graph is not None:
+            self._memory.launch(self._graph, self.stream)
+        else:
+            self._context.enqueue(self.stream)
+
+    def _capture(self, key: Key) -> None:
+        try:
+            self._graph = self._memory.capture(self.stream, lambda: self._context.enqueue(self.stream))
+            self._graph_key = key
+        except EngineError as error:
+            self._graphs = False
+            log.warning("no CUDA graph, so calls are launched one by one: %s", error.cause)
+
+    def _drop_graph(self) -> None:
+        graph, self._graph, self._graph_key = self._graph, None, None
+        if graph is not None:
+            self._memory.free_graph(graph)
+
+    def _mark(self, index: int) -> None:
+        if self._events:
+            self._memory.record(self._events[index], self.stream)
+
+    def _report(self, unloading: float) -> None:
+        if self._observe is None:
+            return
+        copy_in, engine, copy_out = (self._memory.seconds(*pair) for pair in pairwise(self._events))
+        self._observe("copy_in", self._staging + copy_in)
+        self._observe("engine", engine)
+        self._observe("copy_out", copy_out + unloading)
+
+
+def _quietly(function: Callable[..., None], *given: Any) -> None:
+    """After an error every call of CUDA reports it once more; it was raised the first time."""
+    try:
+        function(*given)
+    except EngineError as error:
+        log.debug("while cleaning up: %s", error.cause)

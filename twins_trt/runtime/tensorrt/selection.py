@@ -1,0 +1,84 @@
+"""Which of a bundle's engines runs here, or what stands against each of them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from twins_trt.bindings import NAMES, load_bindings
+from twins_trt.device import Device, current_device
+from twins_trt.errors import BundleError, EngineError, TwinsError
+from twins_trt.runtime.memory import PACKAGES, installed
+
+if TYPE_CHECKING:
+    from twins_trt.runtime.bundle import Bundle
+    from twins_trt.runtime.manifest import EngineFile
+
+
+def why_not(bundle: Bundle, flavour: str) -> str | None:
+    """Why no engine of `flavour` in the bundle can run here, or None if one can. Asks the cheap questions first."""
+    if not any(engine.flavour == flavour for engine in bundle.manifest.engines):
+        return "the bundle has no such engine"
+    if find_spec(flavour) is None:
+        return f"{flavour} is not installed"
+    if not any(installed(package) for package in PACKAGES):
+        return f"neither {' nor '.join(PACKAGES)} is installed"
+    try:
+        device = here()
+        choose(bundle, flavour, load_runtime(flavour), device)
+    except TwinsError as error:
+        return error.cause
+    return None
+
+
+def here() -> Device:
+    """The GPU. Raises EngineError where there is none."""
+    device = current_device()
+    if device is None:
+        raise EngineError(
+            "there is no CUDA device or driver here", "twins-trt doctor says more; --engine onnxruntime needs none"
+        )
+    return device
+
+
+def load_runtime(flavour: str) -> ModuleType:
+    """The bindings of a flavour. Raises MissingDependencyError when they are absent, broken or another flavour's."""
+    return load_bindings(
+        flavour, purpose=f"running {NAMES[flavour]} engines", needs=("Runtime", "ICudaEngine", "IExecutionContext")
+    )
+
+
+def choose(bundle: Bundle, flavour: str, module: ModuleType, device: Device) -> EngineFile:
+    """The bundle's engine for this GPU and this version of the compiler's runtime.
+
+    Raises BundleError, with what the engines are for and what is here, if there is none.
+    """
+    manifest = bundle.manifest
+    engines = [engine for engine in manifest.engines if engine.flavour == flavour]
+    name, version = NAMES[flavour], str(module.__version__)
+    if not engines:
+        others = ", ".join(f"{NAMES.get(e.flavour, e.flavour)} for {'+'.join(e.targets)}" for e in manifest.engines)
+        raise BundleError(
+            f"{bundle.path} has no {name} engine; it has {others or 'only its graph'}",
+            f"{manifest.rebuild} --flavour {flavour}",
+        )
+    fitting = [engine for engine in engines if engine.runs_on(device.target)]
+    if not fitting:
+        found = ", ".join(f"{engine.file} for {'+'.join(engine.targets)}" for engine in engines)
+        raise BundleError(
+            f"{bundle.path} has {found}; this GPU is {device.name} ({device.target})",
+            f"rebuild for it: {manifest.rebuild}",
+        )
+    for engine in fitting:
+        if _same_release(engine.version, version):
+            return engine
+    raise BundleError(
+        f"{bundle.path}: {fitting[0].file} was built with {name} {fitting[0].version}, installed is {version}",
+        f"rebuild with it: {manifest.rebuild}",
+    )
+
+
+def _same_release(built: str, installed: str) -> bool:
+    """Plans are tied to major, minor and patch; the build number is left out by some packages of one release."""
+    return built.split(".")[:3] == installed.split(".")[:3]
