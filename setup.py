@@ -65,7 +65,11 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["twins_trt", "twins_trt.*"]) + room_packages(),
     package_dir=ROOMS,
-    package_data={"twins_trt": ["py.typed"], "twins_trt.kernels.crosscompile": ["resources.json"]},
+    package_data={
+        "twins_trt": ["py.typed"],
+        "twins_trt.kernels.crosscompile": ["resources.json"],
+        "twins_trt.report": ["*.css", "*.js"],
+    },
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["twins-trt = twins_trt.cli:main"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 import subprocess
@@ -114,10 +115,11 @@ def test_the_jetsons_set_has_the_runtime_and_jetpacks_cuda(
 def test_the_package_is_described(setup_arguments: dict[str, Any]) -> None:
     assert setup_arguments["version"] == twins_trt.__version__
     assert setup_arguments["python_requires"] == ">=3.10"
-    assert setup_arguments["package_data"] == {
-        "twins_trt": ["py.typed"],
-        "twins_trt.kernels.crosscompile": ["resources.json"],
-    }
+    for package, patterns in setup_arguments["package_data"].items():
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        folder = Path(spec.origin).parent
+        assert all(list(folder.glob(pattern)) for pattern in patterns), package
     assert f"\nversion: {twins_trt.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "Apache License\n" in (ROOT / "LICENSE").read_text(encoding="utf-8")

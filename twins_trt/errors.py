@@ -69,6 +69,10 @@ class ProfileError(TwinsError):
     """Profile results cannot be read, written or compared."""
 
 
+class ReportError(TwinsError):
+    """What a report is made from cannot be read, or the report cannot be written."""
+
+
 class TrainingError(TwinsError):
     """A training run diverged, or its folder cannot be written or gone on with."""
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "train": "fine-tune a model on a data set: resumable, on one process or several",
     "profile": "measure bundles side by side: latency by stage and layer, throughput, memory, energy",
     "predict": "segment images with a bundle: masks and overlays as PNG",
+    "report": "put what is known of a bundle on one page: HTML that works offline, or Markdown",
     "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
     "kernels": "list, check or write the Triton kernels for GPUs that need not be there, as cubins for C++",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",

@@ -186,8 +186,9 @@ DEMO = ModelSpec(
     num_heads=(1, 2, 3, 4),  # 32 channels each, as in all of SVT
     mlp_ratios=(4, 4, 4, 4),
     drop_path_rate=0.05,
+    schedule_iterations=1200,
     fpn_channels=(64, 64),
-    crop_size=(128, 192),
+    crop_size=(160, 256),
     num_classes=8,
     packaged="demo/weights.pth",
 )

@@ -1,0 +1,218 @@
+"""What a report says and leaves out: nothing estimated, nothing unescaped, gaps named."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from samples import SCRIPT, WORST, audit, full_bundle, full_profile, gate, ladder, pictures
+
+from tests.profiling.results_of import measurement, profile
+from tests.tiny_graphs import MakeBundle
+from twins_trt.cli import main
+from twins_trt.errors import BundleError, ProfileError, ReportError
+from twins_trt.profiling.results import Layer, write_profile
+from twins_trt.report import write_report
+from twins_trt.report.blocks import Facts, Note, Page, Table
+from twins_trt.report.inputs import read_inputs
+from twins_trt.report.page import build_page
+from twins_trt.report.roofline import BlockWork, block_work, find_ceilings
+from twins_trt.runtime import Bundle, write_bundle
+
+
+class Tags(HTMLParser):
+    """The names and attributes of all tags of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def table(page: Page, section: str, caption: str) -> list[list[str]]:
+    found = next(each for each in page.sections if each.key == section)
+    one = next(block for block in found.blocks if isinstance(block, Table) and block.caption.startswith(caption))
+    return [[cell.text for cell in row] for row in one.rows]
+
+
+def words(page: Page, section: str) -> str:
+    found = next(each for each in page.sections if each.key == section)
+    notes = [block.text for block in found.blocks if isinstance(block, Note)]
+    return " ".join([*notes, *(f"{k}: {v}." for b in found.blocks if isinstance(b, Facts) for k, v in b.rows if v)])
+
+
+def test_names_cannot_become_markup(full_report: Path) -> None:
+    page = full_report.read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert SCRIPT not in page and "<b>" not in page
+    assert tags.names.count("script") == 1 and tags.names.count("img") == 10
+    assert not any(name.startswith("on") for name in tags.attributes)
+    assert not re.search(r"(?:src|href|url\()\s*=?\s*[\"']?(?:https?:)?//", page)
+
+
+def test_the_page_holds_the_numbers(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = full_bundle(make_bundle)
+    page = build_page(read_inputs(bundle.path, profiles=[full_profile(tmp_path, bundle)], ladder=ladder(tmp_path)))
+    assert (page.verdict, page.mood) == ("gate passed, simulated", "good")
+    tiles = {tile.label: (tile.value, tile.detail) for tile in page.tiles}
+    assert tiles["mIoU"] == ("75.00 %", "PyTorch float32: 76.95 %")
+    assert tiles["mIoU lost"] == ("+0.21", "points; at most 0.41, 0.5 allowed")
+    assert tiles["Fused attentions"] == ("2 of 2", "12 kernels")
+    assert tiles["Latency, median"][1] == "onnxruntime on a test"
+    classes = table(page, "gate", "Every class")
+    assert [row[1:] for row in classes[2:]] == [
+        ["70.00", "71.50", "+1.50"],
+        ["60.00", "66.00", "+6.00"],
+        ["", "", ""],  # a class that no image shows
+    ]
+    assert table(page, "worst", "Where")[1] == [WORST[1], "95.000", "−1.00"]
+    rungs = table(page, "ladder", "Every precision")
+    assert rungs[0] == ["fp32", "77.00", "+0.00", "+0.00 to +0.00", "", "20.0"]
+    assert rungs[2] == ["int8-attention", "70.00", "+7.00", "+6.00 to +8.00", "", ""]
+    assert "Simulated" in words(page, "gate") and "interval +0.050 to +0.410" in words(page, "gate")
+    assert "Kernels: 12." in words(page, "audit") and "Moved: 2.5 MB between kernels." in words(page, "audit")
+    assert table(page, "plan", "Level")[1] == ["head", "fp16"]
+    listed = {row[0]: row[2] for row in table(page, "provenance", "Files")}
+    assert listed == {entry.path: entry.sha256 for entry in bundle.manifest.files}
+    assert table(page, "provenance", "Figures")[0][-1] == "yes"
+    latency = table(page, "latency", "Latency of a call")
+    assert latency[0][0] == SCRIPT and latency[0][-1] == "yes" and latency[1][-1] == "no"
+
+
+def test_gaps_are_named_and_have_no_tiles(make_bundle: MakeBundle) -> None:
+    page = build_page(read_inputs(make_bundle().path))
+    assert (page.verdict, page.mood) == ("ungated", "warn")
+    assert [tile.label for tile in page.tiles] == ["Bundle"]
+    for section, gap in (
+        ("gate", "ungated"),
+        ("ladder", "No ladder"),
+        ("latency", "No profile"),
+        ("blocks", "No profile of this bundle"),
+        ("audit", "No engine was compiled"),
+        ("worst", "no image to compare"),
+    ):
+        assert gap in words(page, section), section
+
+
+def test_a_failed_gate_says_why(make_bundle: MakeBundle) -> None:
+    plain = make_bundle(gate="failed")
+    files: dict[str, bytes | Path] = {"graph.onnx": plain.graph, "gate.json": json.dumps(gate(passed=False)).encode()}
+    bundle = write_bundle(plain.path, plain.manifest, files, overwrite=True)
+    page = build_page(read_inputs(bundle.path))
+    assert page.mood == "bad"
+    assert "Failed. The mIoU may drop by 2.000 points" in words(page, "gate")
+
+
+@pytest.mark.parametrize("content", [{}, [], {"classes": 3, "worst": [None, 5], "drop": "x", "scores": {"miou": True}}])
+def test_results_of_another_shape_leave_cells_empty(make_bundle: MakeBundle, content: object) -> None:
+    plain = make_bundle(gate="passed")
+    files: dict[str, bytes | Path] = {"graph.onnx": plain.graph}
+    files |= {name: json.dumps(content).encode() for name in ("gate.json", "audit.json", "plan.json")}
+    page = build_page(read_inputs(write_bundle(plain.path, plain.manifest, files, overwrite=True).path))
+    assert [tile.label for tile in page.tiles] == ["Bundle"]
+    assert "mIoU:" not in words(page, "gate")
+
+
+def test_markdown_has_the_same_facts_and_escapes_them(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    out = tmp_path / "report.md"
+    write_report(full_bundle(make_bundle).path, out, markdown=True)
+    text = out.read_text(encoding="utf-8")
+    assert text.startswith("# tiny1.bundle\n\n")
+    assert "| \\`pole\\` | 60.00 | 66.00 | +6.00 |" in text
+    assert "| a &amp; b \\| c | 70.00 | 71.50 | +1.50 |" in text
+    assert "<script" not in text and "\\[x\\](javascript" in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+
+
+def test_a_profile_saved_in_the_bundle_is_found(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = full_bundle(make_bundle)
+    files: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.files}
+    files["profile.json"] = full_profile(tmp_path, bundle)
+    bundle = write_bundle(bundle.path, bundle.manifest, files, overwrite=True)
+    inputs = read_inputs(bundle.path)
+    assert [name for name, _ in inputs.profiles] == ["profile.json"]
+    assert inputs.own is not None and inputs.own[1].subject.label == SCRIPT
+
+
+def test_work_is_counted_on_the_graph(make_bundle: MakeBundle) -> None:
+    """The tiny graph is checked by hand in tests/tiny_graphs.py; a dynamic one has no count."""
+    works = block_work(make_bundle(24, 32).graph)
+    assert works is not None and sum(work.flops for work in works.values()) > 0
+    assert all(isinstance(work, BlockWork) and work.nbytes >= 0 for work in works.values())
+    assert block_work(make_bundle((8, 24, 48), (8, 32, 64)).graph) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3 (sm_90)", "H100 SXM"),
+        ("NVIDIA GeForce RTX 4090 (sm_89)", "RTX 4090"),
+        ("NVIDIA L40", None),
+    ],
+)
+def test_ceilings_are_those_of_the_device_or_none(device: str, name: str | None) -> None:
+    found = find_ceilings(device)
+    assert (found.name if found else None) == name
+
+
+def test_a_known_device_has_a_roof(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle: Bundle = make_bundle(24, 32)
+    works = block_work(bundle.graph)
+    assert works is not None
+    busiest = max(works, key=lambda block: works[block].flops)
+    graph = next(entry.sha256 for entry in bundle.manifest.files if entry.path == "graph.onnx")
+    one = measurement("ours")
+    one = replace(one, subject=replace(one.subject, graph_sha256=graph), layers=(Layer("x", "Conv", 2.0, busiest),))
+    whole = profile(one)
+    for gpu, roofs in (("NVIDIA H200 (sm_90)", 1), ("an unknown GPU", 0)):
+        path = tmp_path / "profile.json"
+        write_profile(path, replace(whole, machine=replace(whole.machine, gpu=gpu)))
+        write_report(bundle.path, tmp_path / "r.html", profiles=[path])
+        assert (tmp_path / "r.html").read_text().count('class="roof"') == roofs
+    page = build_page(read_inputs(bundle.path, profiles=[path]))
+    assert "The ceilings of an unknown GPU are not known" in words(page, "blocks")
+    row = table(page, "blocks", "Blocks as")[0]
+    assert row[:3] == [busiest, "2.000", "100.0"]
+    assert float(row[5]) == pytest.approx(works[busiest].flops / 2e6, abs=0.06)
+
+
+def test_what_cannot_be_read_is_named(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = full_bundle(make_bundle)
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    with pytest.raises(ProfileError, match=r"bad\.json"):
+        read_inputs(bundle.path, profiles=[bad])
+    with pytest.raises(ReportError, match=r"bad\.json"):
+        read_inputs(bundle.path, ladder=bad)
+    with pytest.raises(ReportError, match="no folder"):
+        read_inputs(bundle.path, pictures=tmp_path / "absent")
+    folder = pictures(tmp_path / "worst")
+    (folder / f"{WORST[0]}.png").write_bytes(b"no picture")
+    with pytest.raises(ReportError, match="is no picture"):
+        build_page(read_inputs(bundle.path, pictures=folder))
+    (bundle.path / "gate.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match=r"gate\.json"):
+        read_inputs(bundle.path)
+
+
+def test_the_command_writes_both(make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = full_bundle(make_bundle)
+    out = tmp_path / "new" / "r.html"
+    assert main(["report", str(bundle.path), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["size"] == out.stat().st_size and said["verdict"] == "gate passed, simulated"
+    assert main(["report", str(bundle.path), "--out", str(tmp_path / "r.md"), "--markdown"]) == 0
+    assert (tmp_path / "r.md").read_text().startswith("# ")
+    assert main(["report", str(tmp_path / "absent.bundle"), "--out", str(out)]) == 1
+    assert audit()["engines"][0]["file"] in out.read_text()

@@ -1,0 +1,119 @@
+"""Trains the checkpoint that ships with the package, on scenes that it draws itself.
+
+    python -m twins_trt.demo.train weights.pth [--scenes 1200] [--iterations 1200] [--keep FOLDER]
+
+From random weights, on a CPU, in one thread: the same numbers on every machine with the same versions. The weights are
+rounded to float16 and scored as such on scenes that training never saw; the score goes into the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twins_trt.data import open_dataset
+from twins_trt.demo.scenes import CLASSES, PALETTE, write_scenes
+from twins_trt.errors import TwinsError
+from twins_trt.files import whole_file
+from twins_trt.models.zoo import DEMO
+from twins_trt.training import TrainOptions, TrainStep, train
+
+SEED = 0
+FIRST_TRAINING_SCENE = 100_000
+FIRST_HELD_OUT_SCENE = 200_000
+HELD_OUT_SCENES = 100
+BATCH = 8
+RATE = 1e-3  # ten times mmseg's: the weights start at random
+
+
+def train_demo(
+    out: Path, folder: Path, *, scenes: int = 1200, iterations: int = DEMO.schedule_iterations, threads: int = 1
+) -> dict[str, Any]:
+    """Writes the checkpoint `out` and returns its meta. folder: for the scenes and the run.
+
+    Raises as `train` does.
+    """
+    import torch
+
+    from twins_trt.evaluation import evaluate_model
+    from twins_trt.models.segmentor import build_model
+
+    data = write_scenes(
+        folder / "scenes", "train", range(FIRST_TRAINING_SCENE, FIRST_TRAINING_SCENE + scenes), size=DEMO.crop_size
+    )
+    held_out = range(FIRST_HELD_OUT_SCENE, FIRST_HELD_OUT_SCENE + HELD_OUT_SCENES)
+    write_scenes(folder / "scenes", "val", held_out, size=DEMO.crop_size)
+    options = TrainOptions(
+        model=DEMO.name,
+        data=data,
+        out=str(folder / "run"),
+        scratch=True,
+        val_split="",
+        iterations=iterations,
+        batch=BATCH,
+        ratios=(0.75, 1.5),
+        lr=RATE,
+        weight_decay=0.01,
+        clip_norm=5.0,
+        drop_path=0.0,
+        dropout=0.0,
+        seed=SEED,
+        threads=threads,
+        device="cpu",
+    )
+    report = train(options, progress=_say)
+    trained = torch.load(report.last, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
+    model = build_model(DEMO.name, len(CLASSES))
+    model.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    )
+    scores = evaluate_model(model, open_dataset(data, split="val")).scores
+    meta = {
+        "dataset_meta": {"classes": list(CLASSES), "palette": [list(colour) for colour in PALETTE]},
+        "mIoU": round(scores.miou, 2),
+        "held_out_scenes": HELD_OUT_SCENES,
+        "scenes": scenes,
+        "iterations": iterations,
+        "batch": BATCH,
+        "seed": SEED,
+        "torch": str(torch.__version__),
+        "command": f"python -m twins_trt.demo.train weights.pth --scenes {scenes} --iterations {iterations}",
+    }
+    with whole_file(out) as file:
+        torch.save({"meta": meta, "state_dict": weights}, file)
+    print(scores.table(CLASSES))
+    return meta
+
+
+def _say(step: TrainStep) -> None:
+    if step.iteration % 25 == 0:
+        left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
+        print(f"{step.iteration} of {step.iterations}, loss {step.loss:.3f}{left}", flush=True)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m twins_trt.demo.train", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("out", type=Path, help="the checkpoint to write")
+    parser.add_argument("--scenes", type=int, default=1200, help="to train on (default %(default)s)")
+    parser.add_argument("--iterations", type=int, default=DEMO.schedule_iterations, help="default %(default)s")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="scenes and run go here and stay")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            meta = train_demo(
+                arguments.out, arguments.keep or Path(folder), scenes=arguments.scenes, iterations=arguments.iterations
+            )
+        except TwinsError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB, mIoU {meta['mIoU']}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

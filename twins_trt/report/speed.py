@@ -1,0 +1,206 @@
+"""The sections on time: latency of everything that was measured, and each block against the roof of its device."""
+
+from __future__ import annotations
+
+from twins_trt.profiling.results import Latency, Measurement, Profile
+from twins_trt.report.blocks import Block, Chart, Column, Facts, Note, Section, Table, number, text, without_empty
+from twins_trt.report.charts import Spread, Work, distribution, roofline
+from twins_trt.report.inputs import Inputs
+from twins_trt.report.roofline import BlockWork, Ceilings, block_work, find_ceilings
+
+_QUANTILES = ("p50", "p90", "p95", "p99")
+
+
+def latency_section(inputs: Inputs) -> Section:
+    """Latencies, their distribution, stages, batches and ratios, profile by profile."""
+    if not inputs.profiles:
+        note = "No profile was given. It is measured on the device that the bundle is for: twins-trt profile."
+        return Section("latency", "Latency", (Note(note),))
+    blocks: list[Block] = []
+    for name, profile in inputs.profiles:
+        machine = profile.machine
+        where = machine.gpu or machine.board or machine.processor
+        blocks.append(Facts((("Profile", name), ("Measured on", where), ("When", profile.created))))
+        blocks += [Note(f"{warning[:1].upper()}{warning[1:]}", "warn") for warning in profile.warnings]
+        if profile.interrupted:
+            blocks.append(Note("Interrupted: only whole rounds are in here.", "warn"))
+        blocks += [
+            _distribution(profile),
+            _latencies(profile),
+            *_stages(profile),
+            *_batches(profile),
+            *_ratios(profile),
+        ]
+    return Section("latency", "Latency", tuple(blocks))
+
+
+def blocks_section(inputs: Inputs) -> Section:
+    """Time of each block of this bundle's graph, and what the device allows."""
+    title = "Blocks and roofline"
+    own = inputs.own
+    if own is None or not own[1].layers:
+        lacking = "No profile of this bundle was given" if own is None else "The profile timed no layers"
+        return Section("blocks", title, (Note(f"{lacking}, so there are no times of blocks."),))
+    profile, measurement = own
+    device = profile.machine.gpu or profile.machine.board
+    ceilings = find_ceilings(device)
+    try:
+        works = block_work(inputs.bundle.graph)
+        why = "The graph has a dynamic size, so its blocks have no fixed number of operations."
+    except ImportError:
+        works, why = None, "onnx is not installed, so operations were not counted: pip install 'twins-trt[build]'."
+    blocks: list[Block] = [] if works else [Note(why)]
+    if works and ceilings is None:
+        known = f"The ceilings of {device} are not known" if device else "Ceilings of this CPU were not measured"
+        blocks.append(Note(f"{known}, so there is no roofline; the speeds are counted operations over measured time."))
+    elif works and ceilings:
+        blocks += _roof(measurement, works, ceilings, inputs.bundle.manifest.precision)
+    return Section("blocks", title, (*blocks, _block_table(measurement, works or {})))
+
+
+def _distribution(profile: Profile) -> Chart:
+    rows = []
+    for measurement in profile.measurements:
+        found = [(name, getattr(measurement.call, name)) for name in ("p50", "p99")]
+        marks = [(name, value) for name, value in found if value is not None]
+        rows.append(Spread(measurement.subject.label, measurement.call.samples, marks))
+    title = "Latency of single calls: a picture in memory to its mask"
+    return Chart(distribution(rows, unit="ms"), title, "A dot is a call; the axis is logarithmic.")
+
+
+def _latencies(profile: Profile) -> Table:
+    columns = (
+        Column("What"),
+        Column("Engine"),
+        *(Column(f"{name}, ms", numeric=True) for name in _QUANTILES),
+        Column("Jitter, ms", numeric=True),
+        Column("File to mask, ms", numeric=True),
+        Column("Images/s", numeric=True),
+        Column("Host, MiB", numeric=True),
+        Column("Device, MiB", numeric=True),
+        Column("J/image", numeric=True),
+        Column("Simulated"),
+    )
+    rows = []
+    for each in profile.measurements:
+        batches = [batch.images_per_second for batch in each.batches]
+        energy = each.energy
+        rows.append(
+            (
+                text(each.subject.label),
+                text(each.subject.engine),
+                *(number(getattr(each.call, name)) for name in _QUANTILES),
+                number(each.call.jitter),
+                number(each.end_to_end.p50),
+                number(max(batches) if batches else None, 1),
+                number(each.memory.host_mib, 0),
+                number(each.memory.device_mib, 0),
+                number(None if energy is None else energy.joules_per_image, 3),
+                text("yes" if each.subject.simulated else "no", mood="warn" if each.subject.simulated else "plain"),
+            )
+        )
+    caption = "Latency of a call, throughput of the best batch at its median, memory and energy"
+    return without_empty(Table(caption, columns, tuple(rows)))
+
+
+def _stages(profile: Profile) -> list[Table]:
+    names = list(dict.fromkeys(stage for each in profile.measurements for stage in each.stages))
+    if not names:
+        return []
+    columns = (Column("What"), *(Column(f"{name}, ms", numeric=True) for name in names))
+
+    def cells(measurement: Measurement) -> list[Latency | None]:
+        return [measurement.stages.get(name) for name in names]
+
+    most = max(stage.p50 for each in profile.measurements for stage in each.stages.values())
+    rows = tuple(
+        (
+            text(each.subject.label),
+            *(number(None if s is None else s.p50, 3, share=None if s is None else s.p50 / most) for s in cells(each)),
+        )
+        for each in profile.measurements
+    )
+    return [Table("Where a call spends its time, medians", columns, rows)]
+
+
+def _batches(profile: Profile) -> list[Table]:
+    rows = tuple(
+        (
+            text(each.subject.label),
+            number(batch.size, 0),
+            number(batch.latency.p50),
+            number(batch.images_per_second, 1),
+        )
+        for each in profile.measurements
+        for batch in each.batches
+    )
+    columns = (
+        Column("What"),
+        Column("Batch", numeric=True),
+        Column("p50, ms", numeric=True),
+        Column("Images/s", numeric=True),
+    )
+    return [Table("Throughput by batch", columns, rows)] if rows else []
+
+
+def _ratios(profile: Profile) -> list[Table]:
+    rows = []
+    for ratio in profile.ratios:
+        certain = ratio.low is not None and ratio.high is not None
+        interval = f"{ratio.low:.2f} to {ratio.high:.2f}" if certain else ""
+        row = (text(ratio.label), text(ratio.baseline), text(ratio.of.replace("_", " ")))
+        rows.append((*row, number(ratio.value), text(interval)))
+    columns = (
+        Column("What"),
+        Column("Compared with"),
+        Column("Of"),
+        Column("Times as fast", numeric=True),
+        Column("95 % interval", numeric=True),
+    )
+    return [Table("Paired comparison: both ran in turn, round by round", columns, tuple(rows))] if rows else []
+
+
+def _roof(measurement: Measurement, works: dict[str, BlockWork], ceilings: Ceilings, precision: str) -> list[Block]:
+    peak = 1e3 * (ceilings.int8 if precision == "int8" else ceilings.float16)
+    dots = [
+        Work(block, work.flops / work.nbytes, work.flops / (1e6 * milliseconds))
+        for block, milliseconds in measurement.blocks().items()
+        if milliseconds > 0 and (work := works.get(block)) and work.flops and work.nbytes
+    ]
+    if not dots:
+        return []
+    title = f"Blocks under the roof of {ceilings.name}"
+    note = (
+        f"{peak / 1e3:g} TOP/s dense and {ceilings.gb_s:g} GB/s ({ceilings.source}). FLOP per byte counts the "
+        "least that a block has to move: its input, output and weights."
+    )
+    return [Chart(roofline(dots, peak=peak, bandwidth=ceilings.gb_s), title, note)]
+
+
+def _block_table(measurement: Measurement, works: dict[str, BlockWork]) -> Table:
+    times = measurement.blocks()
+    total = sum(times.values())
+    rows = []
+    for block, milliseconds in times.items():
+        work = works.get(block)
+        speed = work.flops / (1e6 * milliseconds) if work and work.flops and milliseconds > 0 else None
+        rows.append(
+            (
+                text(block),
+                number(milliseconds, 3, share=milliseconds / total if total else None),
+                number(100 * milliseconds / total if total else None, 1),
+                number(work.flops / 1e6 if work else None, 1),
+                number(work.nbytes / 1e6 if work else None, 2),
+                number(speed, 1),
+            )
+        )
+    columns = (
+        Column("Block"),
+        Column("Time, ms", numeric=True),
+        Column("Share, %", numeric=True),
+        Column("MFLOP", numeric=True),
+        Column("Least MB moved", numeric=True),
+        Column("GFLOP/s", numeric=True),
+    )
+    engine = measurement.subject.engine
+    return Table(f"Blocks as {engine} ran them, the slowest first", columns, tuple(rows))

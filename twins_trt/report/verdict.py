@@ -1,0 +1,215 @@
+"""The sections on accuracy: the gate's verdict, class by class and image by image, and the ladder of precisions."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twins_trt.report.blocks import (
+    Block,
+    Cell,
+    Chart,
+    Code,
+    Column,
+    Facts,
+    Mood,
+    Note,
+    Panel,
+    Pictures,
+    Section,
+    Table,
+    number,
+    signed_range,
+    text,
+    without_empty,
+)
+from twins_trt.report.charts import Interval, intervals
+from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
+
+PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
+_WIDEST = 480  # pixels of a panel
+_QUALITY = 82
+
+
+def gate_section(inputs: Inputs) -> Section:
+    """Verdict, thresholds, the drop's interval, and every class."""
+    gate = inputs.gate
+    if gate is None:
+        hint = f"twins-trt gate {inputs.bundle.path} --data KIND:PATH --checkpoint FILE"
+        blocks: tuple[Block, ...] = (Note("This bundle has not been judged: it is ungated.", "warn"), Code(hint))
+        return Section("gate", "Gate", blocks)
+    passed = pick(gate, "passed") is True
+    bound = pick_number(gate, "thresholds", "max_drop")
+    verdict = Note("Passed." if passed else "Failed.", "good" if passed else "bad")
+    reasons = [Note(f"{str(reason)[:1].upper()}{str(reason)[1:]}.", "bad") for reason in pick_list(gate, "reasons")]
+    caveats = []
+    if pick(gate, "simulated") is True:
+        caveats.append(Note("Simulated: ONNX Runtime stood in for the TensorRT engine, on the same graph.", "warn"))
+    if pick(gate, "seeded") is True:
+        caveats.append(Note("Random weights: the scores mean nothing.", "warn"))
+    facts = Facts(
+        (
+            ("Engine", pick_text(gate, "engine")),
+            ("Data", f"{pick_text(gate, 'dataset')}, {pick_text(gate, 'split')}"),
+            ("Images", pick_text(gate, "images")),
+            ("mIoU", _percent(pick_number(gate, "scores", "miou"))),
+            ("mIoU of the reference", _percent(pick_number(gate, "reference", "miou"))),
+            ("Drop", _interval_text(gate)),
+            ("Allowed drop", "" if bound is None else f"{bound:g} points, for the interval's upper end"),
+            ("Equal pixels", _percent(_times(100, pick_number(gate, "agreement")), 3)),
+            ("A second run", {True: "gave the same masks", False: "gave other masks"}.get(pick(gate, "repeats"), "")),
+            (
+                "Masks of a batch",
+                {True: "equal those of single images", False: "differ from those of single images"}.get(
+                    pick(gate, "batch_agrees"), ""
+                ),
+            ),
+            ("Measured on", pick_text(gate, "measured_on")),
+        )
+    )
+    chart = _drop_chart(gate, bound, passed=passed)
+    return Section("gate", "Gate", (verdict, *reasons, *caveats, facts, *chart, *_class_table(gate)))
+
+
+def ladder_section(inputs: Inputs) -> Section:
+    """What each precision costs and gains."""
+    if not inputs.ladder:
+        note = "No ladder of precisions was given. It compares fp32, fp16 and the INT8 levels on the same images."
+        return Section("ladder", "Precisions", (Note(note),))
+    columns = (
+        Column("Precision"),
+        Column("mIoU", numeric=True),
+        Column("Drop, points", numeric=True),
+        Column("95 % interval", numeric=True),
+        Column("Engine, MB", numeric=True),
+        Column("Kernels", numeric=True),
+        Column("Fused attentions", numeric=True),
+        Column("CPU, ms", numeric=True),
+    )
+    rows, whiskers = [], []
+    for rung in inputs.ladder:
+        mean, low, high = (pick_number(rung, "drop", end) for end in ("mean", "low", "high"))
+        interval = Cell("") if low is None or high is None else text(signed_range(low, high))
+        passed = pick(rung, "passed")
+        label = pick_text(rung, "name")
+        rows.append(
+            (
+                text(label),
+                number(pick_number(rung, "miou")),
+                number(mean, signed=True, mood="bad" if passed is False else "plain"),
+                interval,
+                number(pick_number(rung, "engine_mb"), 1),
+                number(pick_number(rung, "kernels"), 0),
+                number(pick_number(rung, "fused"), 0),
+                number(pick_number(rung, "cpu_ms"), 1),
+            )
+        )
+        if mean is not None:
+            whiskers.append(Interval(label, mean, low, high, bad=passed is False))
+    blocks: list[Block] = [without_empty(Table("Every precision on the same images", columns, tuple(rows)))]
+    if whiskers:
+        title = "mIoU lost against the PyTorch float32 model, with its 95 % interval"
+        blocks.insert(0, Chart(intervals(whiskers, unit="points"), title, "Left of 0 is better than the reference."))
+    return Section("ladder", "Precisions", tuple(blocks))
+
+
+def worst_section(inputs: Inputs) -> Section:
+    """The images on which engine and reference agree least."""
+    worst = pick_list(inputs.gate, "worst")
+    if not worst and not inputs.pictures:
+        return Section("worst", "Worst images", (Note("Without a gate there is no image to compare."),))
+    blocks: list[Block] = []
+    if worst:
+        columns = (Column("Image"), Column("Equal pixels, %", numeric=True), Column("mIoU lost, points", numeric=True))
+        rows = tuple(
+            (
+                text(pick_text(each, "name")),
+                number(_times(100, pick_number(each, "agreement")), 3),
+                number(pick_number(each, "drop"), signed=True),
+            )
+            for each in worst
+        )
+        blocks.append(Table("Where bundle and reference agree least", columns, rows))
+    if not inputs.pictures:
+        hint = f"twins-trt gate {inputs.bundle.path} --data KIND:PATH --checkpoint FILE --pictures DIR"
+        return Section("worst", "Worst images", (*blocks, Note("For pictures of them, let the gate draw:"), Code(hint)))
+    scores = {pick_text(each, "name"): pick_number(each, "agreement") for each in worst}
+    for path in inputs.pictures:
+        agreement = scores.get(path.stem)
+        score = "" if agreement is None else f", {100 * agreement:.2f} % of the pixels equal"
+        blocks.append(Pictures(f"{path.stem}{score}", _panels(path)))
+    return Section("worst", "Worst images", tuple(blocks))
+
+
+def _drop_chart(gate: Any, bound: float | None, *, passed: bool) -> list[Chart]:
+    mean = pick_number(gate, "drop", "mean")
+    if mean is None:
+        return []
+    row = Interval("mIoU lost", mean, pick_number(gate, "drop", "low"), pick_number(gate, "drop", "high"), not passed)
+    label = "" if bound is None else f"allowed: {bound:g}"
+    svg = intervals([row], unit="points", bound=bound, bound_label=label)
+    return [Chart(svg, "mIoU lost against the reference", "The whole interval has to stay left of the broken line.")]
+
+
+def _class_table(gate: Any) -> list[Table]:
+    names = pick_list(gate, "classes")
+    if not names:
+        return []
+    rows = []
+    for i, name in enumerate(names):
+        iou, before = pick_number(gate, "scores", "iou", i), pick_number(gate, "reference", "iou", i)
+        drop = pick_number(gate, "class_drops", i)
+        mood: Mood = "plain" if drop is None or drop < 1 else "warn" if drop < 5 else "bad"
+        share = None if iou is None else iou / 100
+        rows.append((text(str(name)), number(iou, share=share), number(before), number(drop, signed=True, mood=mood)))
+    columns = (
+        Column("Class"),
+        Column("IoU, %", numeric=True),
+        Column("Reference, %", numeric=True),
+        Column("Lost, points", numeric=True),
+    )
+    return [Table("Every class; empty where none of the images shows it", columns, tuple(rows))]
+
+
+def _panels(path: Path) -> tuple[Panel, ...]:
+    """A picture of the gate's cut into its panels."""
+    from PIL import Image, UnidentifiedImageError
+
+    from twins_trt.errors import ReportError
+
+    try:
+        with Image.open(path) as opened:
+            sheet = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ReportError(f"{path} is no picture: {error}", "let the gate draw it again: --pictures DIR") from error
+    pixels = np.asarray(sheet)
+    if pixels.shape[1] % len(PANELS):
+        raise ReportError(f"{path} has not the {len(PANELS)} panels of the gate's pictures", "remove it")
+    panels = []
+    for caption, part in zip(PANELS, np.split(pixels, len(PANELS), axis=1), strict=True):
+        picture = Image.fromarray(part)
+        picture.thumbnail((_WIDEST, 4 * _WIDEST))
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=_QUALITY)
+        panels.append(Panel(caption, out.getvalue(), *picture.size))
+    return tuple(panels)
+
+
+def _interval_text(gate: Any) -> str:
+    mean, low, high = (pick_number(gate, "drop", end) for end in ("mean", "low", "high"))
+    if mean is None or low is None or high is None:
+        return ""
+    confidence = pick_number(gate, "drop", "confidence")
+    sure = "" if confidence is None else f"{confidence:.0%} "
+    return f"{mean:+.3f} points, ".replace("-", "−") + f"{sure}interval {signed_range(low, high, digits=3)}"
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f} %"
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
