@@ -124,6 +124,7 @@ def _lines(kernel: NDArray, at: tuple[int, int], axis: int) -> NDArray:
 def _add_at(w: GraphWriter, x: Tensor, values: Tensor, places: NDArray, *, width: int) -> Tensor:
     """`values` added to the rows `places` of `x`, which is seen as rows of `width`."""
     rows, values = w.reshape(x, [-1, width]), w.reshape(values, [places.size, width], "values")
-    return w.op(
-        "ScatterND", [rows, w.const(places.reshape(-1, 1), "places"), values], "add_at", attrs={"reduction": "add"}
-    )
+    with w.float32_island("ONNX Runtime adds into a tensor in float32 only"):
+        return w.op(
+            "ScatterND", [rows, w.const(places.reshape(-1, 1), "places"), values], "add_at", attrs={"reduction": "add"}
+        )
