@@ -28,6 +28,7 @@ class BuildOptions:
     is fitted into before a graph of dynamic size sees it. allow_unfused: take engines with unfused attentions too.
     int8: how to quantise; `graph` is then the FP32 graph that is calibrated and quantised. gate: what to judge the
     build on; one that fails is not written. no_gate: leave an INT8 build unjudged and marked so; else it needs `gate`.
+    with_weights: add `weights.pth`, which the torch engine runs.
     """
 
     model: str
@@ -42,6 +43,7 @@ class BuildOptions:
     int8: Int8Options | None = None
     gate: GateOptions | None = None
     no_gate: bool = False
+    with_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.int8 is not None:

@@ -24,12 +24,12 @@ from twins_trt.builders.judge import Judge, gate_images
 from twins_trt.builders.plan import Plan
 from twins_trt.builders.progress import Clock, Progress, Step
 from twins_trt.builders.quantize import Quantization, QuantizedGraphs, check_int8
-from twins_trt.builders.weights import find_weights, load_weights
+from twins_trt.builders.weights import ModelFacts, find_weights, load_weights
 from twins_trt.calib import Ranges, save_ranges
 from twins_trt.errors import BundleError, GateError, UnfusedAttentionError, UsageError
 from twins_trt.runtime.bundle import Bundle, write_bundle
 from twins_trt.runtime.codec import encode
-from twins_trt.runtime.manifest import GRAPH, MANIFEST
+from twins_trt.runtime.manifest import GRAPH, MANIFEST, WEIGHTS
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -60,7 +60,8 @@ class BuildPlan:
         int8 = (PLAN, CALIBRATION) if self.options.int8 else ()
         audit = (AUDIT,) if self.engine_files else ()
         gate = (GATE,) if self.options.gate else ()
-        return (GRAPH, *self.engine_files, *int8, *audit, *gate, MANIFEST)
+        weights = (WEIGHTS,) if self.options.with_weights else ()
+        return (GRAPH, *self.engine_files, *int8, *audit, *gate, *weights, MANIFEST)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -180,6 +181,7 @@ def build_bundle(
             if not gate.passed:
                 _keep_attempt(plan, made, gate)
                 raise _gate_error(plan, gate)
+        weights = _save_weights(model, facts, folder) if options.with_weights else None
         del model  # a large model's weights are better gone before the compiler makes its own copies
         built = _compiled(plan, made.graph, clock, early=early)
         audits = {
@@ -194,6 +196,8 @@ def build_bundle(
             files[AUDIT] = audit_file(built, audits, not_int8)
         if made.plan is not None and made.ranges is not None:
             files |= {PLAN: made.plan.to_json().encode(), CALIBRATION: save_ranges(made.ranges, folder / CALIBRATION)}
+        if weights is not None:
+            files[WEIGHTS] = weights
         if gate is not None:
             files[GATE] = gate_file(gate)
             final = replace(final, gate=verdict(gate))
@@ -310,6 +314,16 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BundleError(f"{out} cannot be written: {parent} is no folder to write in", "choose another place")
+
+
+def _save_weights(model: Segmentor, facts: ModelFacts, folder: Path) -> Path:
+    """A checkpoint in mmsegmentation's format: weights, and names and colours of the classes."""
+    import torch
+
+    path = folder / WEIGHTS
+    meta = {"CLASSES": list(facts.classes), "PALETTE": [list(colour) for colour in facts.palette]}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
+    return path
 
 
 def _audited(engine: BuiltEngine, info: GraphInfo, *, precision: str, allow_unfused: bool) -> Audit:

@@ -32,6 +32,7 @@ def rebuild_command(options: BuildOptions, out: str | Path) -> str:
     words += [] if options.int8 is None else _int8_words(options.int8)
     words += [] if options.gate is None else _gate_words(options.gate)
     words += ["--no-gate"] if options.no_gate else []
+    words += ["--with-weights"] if options.with_weights else []
     return shlex.join([*words, "--out", str(out)])
 
 

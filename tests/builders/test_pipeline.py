@@ -29,6 +29,7 @@ from twins_trt.errors import (
     UnfusedAttentionError,
     UsageError,
 )
+from twins_trt.models.checkpoint import read_checkpoint
 from twins_trt.runtime import open_bundle
 
 MODEL = "twins_svt-s_fpn"
@@ -93,6 +94,23 @@ def test_a_real_build_from_a_library_call(place: Path) -> None:
     assert opened.manifest == report.bundle.manifest
     assert opened.manifest.source.seeded and opened.manifest.classes == ("class 0", "class 1", "class 2", "class 3")
     assert json.loads(json.dumps(report.to_json()))["manifest"] == opened.manifest.to_json()
+
+
+def test_weights_travel_where_asked_for(place: Path, compiler: Compiler) -> None:
+    import torch
+
+    from twins_trt.runtime.engines.torch import load_model
+
+    compiler()
+    options = small(with_weights=True)
+    assert "weights.pth" in plan_build(options, place / "x.bundle").files
+    bundle = build_bundle(options, place / "x.bundle").bundle
+    assert bundle.manifest.rebuild.endswith("--with-weights --out " + str(place / "x.bundle"))
+    saved = read_checkpoint(bundle.file("weights.pth"))
+    assert saved.meta.classes == bundle.manifest.classes and saved.meta.palette == bundle.manifest.palette
+    loaded = load_model(bundle).state_dict()
+    assert set(loaded) == set(saved.state_dict)
+    assert all(torch.equal(loaded[key], value) for key, value in saved.state_dict.items())
 
 
 def test_every_group_of_targets_gets_its_engine(place: Path, compiler: Compiler) -> None:

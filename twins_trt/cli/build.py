@@ -69,6 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-unfused", action="store_true", help="take an FP16 engine even if an attention in it is not fused"
     )
+    group.add_argument(
+        "--with-weights", action="store_true", help="add weights.pth, which predict --engine torch runs on a GPU"
+    )
     _add_int8_options(parser)
     parser.add_argument(
         "--test-scale", metavar="LONGxSHORT", help="fit images into this before a graph of dynamic size, as 2048x512"
@@ -126,6 +129,7 @@ def read_options(arguments: argparse.Namespace) -> BuildOptions:
         int8=_int8_options(arguments, test_scale=test_scale) if quantised else None,
         gate=_gate_options(arguments),
         no_gate=arguments.no_gate,
+        with_weights=arguments.with_weights,
     )
 
 

@@ -17,6 +17,7 @@ from twins_trt.runtime.tensors import TensorSpec
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
+WEIGHTS = "weights.pth"  # only where asked for: what the torch engine runs
 REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # where the manifest cannot say better
 
 Colour = tuple[int, int, int]

@@ -46,6 +46,7 @@ __all__ = [
 KINDS = {
     "tensorrt": "twins_trt.runtime.engines.tensorrt",
     "tensorrt_rtx": "twins_trt.runtime.engines.tensorrt_rtx",
+    "torch": "twins_trt.runtime.engines.torch",
     "onnxruntime": "twins_trt.runtime.engines.onnxruntime",
 }
 

@@ -1,0 +1,180 @@
+"""The torch engine on a CPU, in float32 and without CUDA graphs, against the model step by step."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twins_trt.data.preprocessing import normalised_planes
+from twins_trt.errors import BundleError, EngineError
+from twins_trt.models import build_model
+from twins_trt.models.seeded import seed_weights
+from twins_trt.models.segmentor import Segmentor
+from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Source, TensorSpec, write_bundle
+from twins_trt.runtime.engines import torch as engine_module
+from twins_trt.runtime.engines.torch import TorchEngine, load_model, open_engine, why_not
+from twins_trt.runtime.manifest import GRAPH, WEIGHTS
+
+CLASSES = 5
+SIZE = (64, 96)
+
+
+@functools.cache
+def seeded(name: str) -> Segmentor:
+    model = build_model(name, CLASSES)
+    seed_weights(model)
+    return model
+
+
+def model_of(name: str = "twins_svt-s_fpn") -> Segmentor:
+    """Another one every time: engines change theirs."""
+    return copy.deepcopy(seeded(name))
+
+
+def manifest_of(*, dynamic: bool = False, floats: bool = False, seeded: bool = True) -> Manifest:
+    height, width = ((32, 64, 96), (32, 96, 128)) if dynamic else SIZE
+    return Manifest(
+        model="twins_svt-s_fpn",
+        num_classes=CLASSES,
+        classes=tuple("abcde"),
+        palette=((0, 0, 0),) * CLASSES,
+        inputs=(TensorSpec.image(height, width, batch=(1, 1, 4), dtype="float32" if floats else "uint8"),),
+        outputs=(
+            TensorSpec.mask(height, width, batch=(1, 1, 4)),
+            TensorSpec("logits", "float32", ("N", CLASSES, "h", "w")),
+        ),
+        padding="parity",
+        precision="fp16",
+        opset=17,
+        source=Source(seeded=True) if seeded else Source(checkpoint="x.pth", sha256="0" * 64),
+        rebuild="twins-trt build twins_svt-s_fpn --seeded --out x.bundle",
+    )
+
+
+@pytest.fixture(scope="module")
+def engine() -> TorchEngine:
+    return TorchEngine(model_of(), manifest_of(dynamic=True), device="cpu")
+
+
+def pictures(batch: int, height: int, width: int) -> np.ndarray:
+    patches = np.random.default_rng(0).integers(0, 256, (batch, -(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return patches.repeat(8, 1).repeat(8, 2)[:, :height, :width]
+
+
+def step_by_step(model: Segmentor, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and logits at the image's size."""
+    planes = np.stack([normalised_planes(image, manifest_of().preprocessing) for image in images])
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(planes))
+        full = torch.nn.functional.interpolate(logits, images.shape[1:3], mode="bilinear", align_corners=False)
+    return logits.numpy(), full.numpy()
+
+
+def assert_same_mask(mask: np.ndarray, full: np.ndarray) -> None:
+    """Equal, save where two classes are so close that folding BatchNorm decides between them."""
+    expected = full.argmax(1)
+    assert mask.dtype == np.uint8 and mask.shape == expected.shape
+    best = full.max(1)
+    chosen = np.take_along_axis(full, mask[:, None].astype(np.int64), 1)[:, 0]
+    assert (best - chosen).max() <= 1e-4 * np.abs(full).max()
+    assert (mask != expected).mean() <= 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 61, 83)])
+def test_masks_and_logits_are_the_models(engine: TorchEngine, shape: tuple[int, int, int]) -> None:
+    images = pictures(*shape)
+    logits, full = step_by_step(model_of(), images)
+    found = engine(images)
+    np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+    assert_same_mask(found["mask"], full)
+    assert len(np.unique(found["mask"])) > 1
+
+
+@pytest.mark.parametrize("name", ["twins_pcpvt-s_fpn", "twins_svt-s_upernet"])
+def test_other_models(name: str) -> None:
+    images = pictures(1, *SIZE)
+    manifest = replace(manifest_of(), model=name)
+    _, full = step_by_step(model_of(name), images)
+    assert_same_mask(TorchEngine(model_of(name), manifest, device="cpu")(images, outputs=["mask"])["mask"], full)
+
+
+def test_a_segmenter_runs_it(engine: TorchEngine, tmp_path: Path) -> None:
+    manifest = manifest_of(dynamic=True)
+    bundle = write_bundle(tmp_path / "x.bundle", manifest, {GRAPH: b"not read"})
+    image = pictures(1, 61, 83)[0]
+    segmenter = Segmenter(bundle, engine)
+    assert_same_mask(segmenter(image).mask[None], step_by_step(model_of(), image[None])[1])
+    assert [frame.error for frame in segmenter.stream([image, image])] == [None, None]
+
+
+def test_normalised_planes_go_in_as_they_are() -> None:
+    images = pictures(2, *SIZE)
+    planes = np.stack([normalised_planes(image, manifest_of().preprocessing) for image in images])
+    engine = TorchEngine(model_of(), manifest_of(floats=True), device="cpu")
+    assert_same_mask(engine(planes, outputs=["mask"])["mask"], step_by_step(model_of(), images)[1])
+
+
+def test_only_what_is_asked_for_comes_back_and_into_the_callers_buffers(engine: TorchEngine) -> None:
+    images = pictures(1, 64, 96)
+    mask = engine(images, outputs=["mask"])
+    assert set(mask) == {"mask"}
+    buffer = np.full((1, 64, 96), 255, np.uint8)
+    found = engine(images, outputs=["mask"], out={"mask": buffer})
+    assert found["mask"] is buffer
+    assert np.array_equal(buffer, mask["mask"])
+    second = engine(pictures(1, 64, 96)[:, ::-1], outputs=["mask"])["mask"]
+    assert not np.array_equal(second, mask["mask"])  # and the first is still the caller's
+    assert np.array_equal(buffer, mask["mask"])
+    with pytest.raises(EngineError, match="buffer for mask"):
+        engine(images, out={"mask": np.zeros((1, 64, 96), np.int32)})
+
+
+def test_an_image_outside_the_limits_is_refused(engine: TorchEngine) -> None:
+    with pytest.raises(EngineError, match=r"the model accepts image uint8"):
+        engine(pictures(1, 64, 200))
+
+
+def test_stages_are_reported_and_a_closed_engine_says_so() -> None:
+    told: list[str] = []
+    settings = EngineSettings(observe=lambda stage, seconds: told.append(stage))
+    engine = TorchEngine(model_of(), manifest_of(), device="cpu", settings=settings)
+    engine(pictures(1, *SIZE))
+    assert told == ["copy_in", "engine", "copy_out"]
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine(pictures(1, *SIZE))
+
+
+def test_bundles_carry_weights_or_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bundle(name: str, *, seeded: bool, weights: bool) -> Bundle:
+        files: dict[str, bytes | Path] = {GRAPH: b"not read"}
+        if weights:
+            other = model_of()
+            with torch.no_grad():
+                other.decode_head.conv_seg.bias.add_(1)
+            torch.save({"state_dict": other.state_dict(), "meta": {}}, tmp_path / "saved.pth")
+            files[WEIGHTS] = tmp_path / "saved.pth"
+        return write_bundle(tmp_path / name, manifest_of(seeded=seeded), files)
+
+    monkeypatch.setattr(engine_module, "current_device", lambda: None)
+    bare, seeded = bundle("bare", seeded=False, weights=False), bundle("seeded", seeded=True, weights=False)
+    whole = bundle("whole", seeded=False, weights=True)
+    assert why_not(bare) == "the bundle holds no weights.pth: build it with --with-weights"
+    assert why_not(seeded) == why_not(whole) == "there is no CUDA GPU"
+    with pytest.raises(BundleError, match="--with-weights --overwrite"):
+        open_engine(bare, EngineSettings())
+    bias = "decode_head.conv_seg.bias"
+    assert torch.equal(load_model(seeded).state_dict()[bias] + 1, load_model(whole).state_dict()[bias])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="needs a CUDA GPU") as refused:
+        open_engine(whole, EngineSettings())
+    assert "--engine onnxruntime" in str(refused.value)
+    monkeypatch.setattr(engine_module, "current_device", lambda: object())
+    assert why_not(whole) is None

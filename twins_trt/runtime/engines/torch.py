@@ -1,0 +1,223 @@
+"""The PyTorch model itself on a CUDA GPU: FP16, Triton kernels, and a CUDA graph for every shape that comes back.
+
+From the uint8 image to the uint8 mask everything is on the GPU; nothing else is copied. The bundle's graph and its
+precision do not matter to this engine: it runs the weights that the graph was made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twins_trt.device import current_device
+from twins_trt.errors import BundleError, EngineError, missing
+from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
+from twins_trt.runtime.engines.protocol import EngineSettings, check_input, check_out, observed, wanted_outputs
+from twins_trt.runtime.manifest import WEIGHTS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+    from twins_trt.models.segmentor import Segmentor
+    from twins_trt.runtime.bundle import Bundle
+    from twins_trt.runtime.manifest import Manifest
+
+    Array = npt.NDArray[np.generic]
+
+NAME = "torch"
+MAX_CAPTURES = 8  # shapes; each holds the activations of one call
+
+_NO_WEIGHTS = f"the bundle holds no {WEIGHTS}: build it with --with-weights"
+
+
+def why_not(bundle: Bundle) -> str | None:
+    """Why this kind cannot run `bundle` here, or None if it can. Torch is not imported for that."""
+    if not _has_weights(bundle):
+        return _NO_WEIGHTS
+    if find_spec("torch") is None:
+        return 'torch is not installed: pip install "twins-trt[build,triton]"'
+    return None if current_device() else "there is no CUDA GPU"
+
+
+def open_engine(bundle: Bundle, settings: EngineSettings) -> TorchEngine:
+    """The model of the bundle's weights, or of its seed.
+
+    Raises BundleError for a bundle without weights, CheckpointError for weights that do not fit,
+    MissingDependencyError without torch, EngineError without a GPU that it can use.
+    """
+    if not _has_weights(bundle):
+        raise BundleError(f"{bundle.path} holds no {WEIGHTS}, which the torch engine runs", _with_weights(bundle))
+    try:
+        import torch
+    except ImportError as error:
+        raise missing("torch", extra="build", purpose="the torch engine") from error
+    if not torch.cuda.is_available():
+        cause = "there is none here" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        raise EngineError(f"the torch engine needs a CUDA GPU; {cause}", "use --engine onnxruntime on a CPU")
+    return TorchEngine(load_model(bundle), bundle.manifest, settings=settings, owner=str(bundle.path))
+
+
+def load_model(bundle: Bundle) -> Segmentor:
+    """The PyTorch model with the bundle's weights, float32 on the CPU, in eval mode."""
+    from twins_trt.models.seeded import seed_weights
+    from twins_trt.models.segmentor import build_model
+
+    manifest = bundle.manifest
+    weights = bundle.file(WEIGHTS) if WEIGHTS in bundle.files else None
+    model = build_model(manifest.model, manifest.num_classes, weights, padding=manifest.padding)
+    if weights is None:
+        seed_weights(model)
+    return model
+
+
+class TorchEngine:
+    """A model with what comes before and after it, on one device.
+
+    model: taken over and changed (see `InferenceModel`). manifest: says what goes in and what comes out.
+    device: `cuda`, or `cpu`, where neither kernels nor CUDA graphs exist. dtype: of weights and activations; by default
+    float16 on a GPU and float32 on a CPU. Calls must not overlap; a Segmenter sees to that.
+    """
+
+    name = NAME
+    concurrent = False
+
+    def __init__(
+        self,
+        model: Segmentor,
+        manifest: Manifest,
+        *,
+        settings: EngineSettings | None = None,
+        owner: str = "the model",
+        device: str = "cuda",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        import torch
+
+        from twins_trt.models.inference import InferenceModel
+
+        self._settings = settings or EngineSettings()
+        self._owner = owner
+        self._manifest = manifest
+        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self._device = torch.device(device)
+        self._dtype = dtype or (torch.float16 if self._device.type == "cuda" else torch.float32)
+        self._image_dtype: torch.dtype = getattr(torch, manifest.image.dtype)
+        self._network: InferenceModel | None = InferenceModel(model, device=self._device, dtype=self._dtype)
+        self._stream: Any = None
+        self._pool: Any = None
+        self._captures: Captures[tuple[tuple[int, ...], tuple[str, ...]], CudaCapture] | None = None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)
+            if self._settings.cuda_graph:
+                self._pool = torch.cuda.graph_pool_handle()
+                self._captures = Captures(self._capture, capacity=MAX_CAPTURES)
+
+    def __call__(
+        self, image: Array, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """See `Engine.__call__`."""
+        import torch
+
+        if self._network is None:
+            raise EngineError(f"{self._owner} is closed")
+        check_input(self.inputs[0], image, owner=self._owner)
+        names = tuple(wanted_outputs(self.outputs, outputs, owner=self._owner))
+        buffers = {name: array for name, array in (out or {}).items() if name in names}
+        for spec in self.outputs:
+            if spec.name in buffers:
+                check_out(spec, buffers[spec.name])
+        try:
+            with torch.inference_mode(), self._numerics():
+                found = self._run(image, names)
+        except torch.OutOfMemoryError as error:
+            fix = "use a smaller batch or size, or close what else runs there"
+            raise EngineError(
+                f"{self._owner}: the GPU's memory does not suffice for {list(image.shape)}", fix
+            ) from error
+        return {name: _deliver(found[name], buffers.get(name)) for name in names}
+
+    def close(self) -> None:
+        """Give back the graphs and the weights."""
+        if self._captures is not None:
+            self._captures.clear()
+        self._network = None
+
+    def _run(self, image: Array, names: tuple[str, ...]) -> Mapping[str, Array]:
+        import torch
+
+        observe = self._settings.observe
+        captured = None if self._captures is None else self._captures.get((image.shape, names))
+        if captured is not None:
+            return captured(image, observe)
+        on_stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with on_stream:
+            with observed(observe, "copy_in"):
+                staging = Staging(image.shape, self._image_dtype, self._device)
+                staging.fill(image)
+            with observed(observe, "engine"):
+                results = self._program(staging.device, names=names)
+                if self._stream is not None:
+                    self._stream.synchronize()
+            with observed(observe, "copy_out"):
+                return {name: x.cpu().numpy() for name, x in results.items()}
+
+    def _program(self, image: torch.Tensor, *, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The outputs, on the device, of an image that is there."""
+        import torch
+
+        from twins_trt.kernels.postprocess import resize_argmax
+        from twins_trt.kernels.preprocess import resize_normalise
+
+        assert self._network is not None  # checked by the call
+        if self._manifest.layout == "NHWC":
+            size = (image.shape[1], image.shape[2])
+            facts = self._manifest.preprocessing
+            x = resize_normalise(image, size, mean=facts.mean, std=facts.std, dtype=self._dtype, channels_last=True)
+        else:
+            size = (image.shape[2], image.shape[3])
+            x = image.to(self._dtype, memory_format=torch.channels_last)
+        logits = self._network(x)
+        results = {}
+        for spec in self.outputs:
+            if spec.name in names:
+                wide = getattr(torch, spec.dtype)
+                results[spec.name] = (
+                    resize_argmax(logits, size)[0]
+                    if spec.name == "mask"
+                    else logits.to(wide, memory_format=torch.contiguous_format)
+                )
+        return results
+
+    def _capture(self, key: tuple[tuple[int, ...], tuple[str, ...]]) -> CudaCapture:
+        shape, names = key
+        program = functools.partial(self._program, names=names)
+        return CudaCapture(program, shape, self._image_dtype, stream=self._stream, pool=self._pool)
+
+    def _numerics(self) -> contextlib.AbstractContextManager[Any]:
+        """cuDNN may try its algorithms and keep the fastest, unless results have to be the same every time."""
+        import torch
+
+        free = not self._settings.deterministic
+        return torch.backends.cudnn.flags(enabled=True, benchmark=free, deterministic=not free)
+
+
+def _deliver(array: Array, buffer: Array | None) -> Array:
+    """The result as the caller's own: in `buffer`, or a copy, because the next call overwrites what it came in."""
+    if buffer is None:
+        return array.copy()
+    np.copyto(buffer, array)
+    return buffer
+
+
+def _has_weights(bundle: Bundle) -> bool:
+    return WEIGHTS in bundle.files or bundle.manifest.source.seeded
+
+
+def _with_weights(bundle: Bundle) -> str:
+    return f"{bundle.manifest.rebuild} --with-weights --overwrite"
