@@ -44,7 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how an image is run (other modes than whole: PyTorch models only)",
     )
     parser.add_argument("--device", default="auto", metavar="{auto,cpu,cuda}", help="where a PyTorch model runs")
-    parser.add_argument("--engine", default="auto", help="what runs a bundle: auto (default), torch or onnxruntime")
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        help="what runs a bundle: auto (default), tensorrt, tensorrt_rtx, torch or onnxruntime",
+    )
     parser.add_argument("--fit", default="stretch", metavar="{stretch,letterbox}", help="into a bundle of fixed size")
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be scored")
     add_weights_options(parser)

@@ -31,7 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-agreement", type=float, metavar="SHARE", help="of pixels that must equal the reference's"
     )
-    parser.add_argument("--engine", default="auto", help="what runs the bundle: auto (default), torch or onnxruntime")
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        help="what runs the bundle: auto (default), tensorrt, tensorrt_rtx, torch or onnxruntime",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
     parser.add_argument("--pictures", metavar="DIR", help="overlays and difference maps of the worst images go here")
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be judged")

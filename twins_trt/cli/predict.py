@@ -37,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder that twins-trt build wrote")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; files in it are replaced")
-    parser.add_argument("--engine", default="auto", help="what runs it: auto (default), torch or onnxruntime")
+    parser.add_argument(
+        "--engine", default="auto", help="what runs it: auto (default), tensorrt, tensorrt_rtx, torch or onnxruntime"
+    )
     parser.add_argument(
         "--fit", default="stretch", metavar="{stretch,letterbox}", help="how images meet a bundle of fixed size"
     )
