@@ -8,8 +8,8 @@ from typing import Any
 from twins_trt.data import Dataset
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.evaluation import EvalResult, evaluate_masks, input_size
-from twins_trt.evaluation.evaluate import Observe, Progress, warn_of_other_classes
+from twins_trt.evaluation import EvalResult, Walk, evaluate_masks, input_size
+from twins_trt.evaluation.evaluate import warn_of_other_classes
 from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.fitting import FitMode, fit_size
@@ -49,10 +49,7 @@ def score_bundle(
     fit: FitMode = "stretch",
     preprocessing: Preprocessing | None = None,
     settings: EngineSettings | None = None,
-    limit: int | None = None,
-    workers: int = 0,
-    progress: Progress | None = None,
-    observe: Observe | None = None,
+    walk: Walk | None = None,
 ) -> BundleScore:
     """Scores a bundle as it runs: through a `Segmenter`, one image at a time, at the images' own sizes.
 
@@ -84,10 +81,7 @@ def score_bundle(
             name=str(bundle.path),
             mode="whole",
             num_classes=manifest.num_classes,
-            limit=limit,
-            workers=workers,
-            progress=progress,
-            observe=observe,
+            walk=walk,
         )
         ran = segmenter.engine.name
     result = replace(result, preprocessing=manifest.preprocessing)

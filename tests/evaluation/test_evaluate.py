@@ -11,7 +11,7 @@ from PIL import Image
 
 from twins_trt.data import Dataset, Preprocessing, open_dataset
 from twins_trt.errors import DataError, EngineError, ImageError, UsageError
-from twins_trt.evaluation import EvalResult, evaluate_logits, evaluate_masks, evaluate_model
+from twins_trt.evaluation import EvalResult, Walk, evaluate_logits, evaluate_masks, evaluate_model
 
 torch = pytest.importorskip("torch")
 
@@ -90,7 +90,7 @@ def test_the_mode_reaches_the_network(dataset: Dataset) -> None:
         sizes.append(pixels.shape[2:])
         return pixels
 
-    result = evaluate_logits(watch, dataset, mode="ms_flip", preprocessing=EQUAL, limit=1)
+    result = evaluate_logits(watch, dataset.first(1), mode="ms_flip", preprocessing=EQUAL)
     assert result.mode == "ms_flip"
     assert sizes == [s for s in [(6, 10), (9, 15), (12, 20), (15, 25), (18, 30), (21, 35)] for _ in range(2)]
 
@@ -101,8 +101,10 @@ def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> No
     result = evaluate_masks(
         always_road,
         dataset,
-        progress=lambda *step: steps.append(step),
-        observe=lambda sample, mask, matrix: seen.append((sample.name, mask, matrix)),
+        walk=Walk(
+            progress=lambda *step: steps.append(step),
+            observe=lambda sample, mask, matrix: seen.append((sample.name, mask, matrix)),
+        ),
     )
     assert [(done, total) for done, total, _ in steps] == [(i, 5) for i in range(1, 6)]
     assert steps[-1][2] == result.scores.miou
@@ -113,14 +115,13 @@ def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> No
     assert seen[2][1].shape == (20, 20)
 
 
-def test_limit_and_workers(dataset: Dataset) -> None:
-    limited = evaluate_masks(always_road, dataset, limit=2)
-    assert limited.images == 2
-    assert limited.scores == evaluate_masks(always_road, dataset.first(2)).scores
-    assert evaluate_masks(always_road, dataset, limit=99).images == 5
-    assert evaluate_masks(always_road, dataset, workers=2).scores == evaluate_masks(always_road, dataset).scores
+def test_a_part_of_the_data_and_workers(dataset: Dataset) -> None:
+    assert evaluate_masks(always_road, dataset.first(2)).images == 2
+    assert evaluate_masks(always_road, dataset.first(99)).images == 5
+    read_ahead = evaluate_masks(always_road, dataset, walk=Walk(workers=2))
+    assert read_ahead.scores == evaluate_masks(always_road, dataset).scores
     with pytest.raises(UsageError, match="limit"):
-        evaluate_masks(always_road, dataset, limit=0)
+        dataset.first(0)
 
 
 def test_json_round_trip(dataset: Dataset) -> None:
@@ -182,7 +183,7 @@ def test_classes_named_otherwise_are_warned_of(dataset: Dataset, caplog: pytest.
         model.meta = SimpleNamespace(classes=names)
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="twins_trt"):
-            evaluate_model(model, dataset, preprocessing=EQUAL, limit=1)
+            evaluate_model(model, dataset.first(1), preprocessing=EQUAL)
         assert bool(caplog.records) is warned
 
 

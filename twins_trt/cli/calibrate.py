@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
 from twins_trt.cli.parsing import (
+    DATA_KINDS,
     add_calibration_options,
     add_graph_options,
     add_weights_options,
@@ -42,7 +43,7 @@ _SHOWN = 5  # tensors that the chosen range clips most
 def configure(parser: argparse.ArgumentParser) -> None:
     """GRAPH|MODEL, --data, --split, --images, --observer and its options, --out, how to run; weights and graph."""
     parser.add_argument("what", metavar="GRAPH|MODEL", help="an FP32 graph, or a name that twins-trt models lists")
-    parser.add_argument("--data", required=True, metavar="KIND:PATH", help="camvid:PATH, ade20k:PATH or folder:PATH")
+    parser.add_argument("--data", required=True, metavar="KIND:PATH", help=DATA_KINDS)
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument(
         "--images", type=int, default=64, metavar="N", help="how many, spread over the set; default 64, 0 for all"

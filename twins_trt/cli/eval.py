@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import add_weights_options, nearest, parse_test_scale, torch_device
+from twins_trt.cli.parsing import (
+    add_data_options,
+    add_running_options,
+    add_weights_options,
+    nearest,
+    open_data,
+    parse_test_scale,
+    torch_device,
+)
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import list_models
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset, Preprocessing
+    from twins_trt.evaluation import Walk
 
 EXAMPLE = (
     "twins-trt eval x.bundle --data camvid:PATH --split val --json\n"
@@ -29,11 +38,9 @@ EXAMPLE = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """BUNDLE|MODEL, --data, --split, how to run, and the options of weights."""
     parser.add_argument("what", metavar="BUNDLE|MODEL", help="a bundle, or a name that twins-trt models lists")
-    parser.add_argument("--data", required=True, metavar="KIND:PATH", help="camvid:PATH, ade20k:PATH or folder:PATH")
-    parser.add_argument("--split", default="val", help="default: val")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    add_data_options(parser)
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images ahead")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
+    add_running_options(parser)
     parser.add_argument(
         "--test-scale", metavar="LONGxSHORT", help="fit images into this first, or none; default: 2048x512 for ade20k"
     )
@@ -44,11 +51,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how an image is run (other modes than whole: PyTorch models only)",
     )
     parser.add_argument("--device", default="auto", metavar="{auto,cpu,cuda}", help="where a PyTorch model runs")
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        help="what runs a bundle: auto (default), tensorrt, tensorrt_rtx, torch or onnxruntime",
-    )
     parser.add_argument("--fit", default="stretch", metavar="{stretch,letterbox}", help="into a bundle of fixed size")
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be scored")
     add_weights_options(parser)
@@ -56,12 +58,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Score one bundle or model."""
-    from twins_trt.data import ADE20K_TEST, Preprocessing, open_dataset
+    from twins_trt.data import ADE20K_TEST, Preprocessing
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UsageError(f"--limit is {arguments.limit}", "give at least 1")
     is_model = _is_model(arguments.what)
-    dataset = open_dataset(arguments.data, split=arguments.split)
+    dataset = open_data(arguments)
     preprocessing: Preprocessing | None = None
     if arguments.test_scale is not None:
         preprocessing = Preprocessing(test_scale=parse_test_scale(arguments.test_scale))
@@ -114,9 +114,7 @@ def _score_model(
         dataset,
         mode=arguments.mode,
         preprocessing=preprocessing,
-        limit=arguments.limit,
-        workers=arguments.workers,
-        progress=_progress(console),
+        walk=_walk(arguments, console),
     )
     notes = ["random weights: the scores mean nothing"] if facts.source.seeded else []
     ran = {"engine": "pytorch", "device": device, "padding": arguments.padding, "source": encode(facts.source)}
@@ -154,9 +152,7 @@ def _score_bundle(
         if preprocessing is None
         else replace(manifest.preprocessing, test_scale=preprocessing.test_scale),
         settings=EngineSettings(threads=arguments.threads),
-        limit=arguments.limit,
-        workers=arguments.workers,
-        progress=_progress(console),
+        walk=_walk(arguments, console),
     )
     facts = {"model": manifest.model, "precision": manifest.precision, "padding": manifest.padding}
     console.result({**score.to_json(), **facts}, _text(score.result.table(), [*score.notes]))
@@ -166,7 +162,7 @@ def _score_bundle(
 def _show_plan(
     arguments: argparse.Namespace, console: Console, dataset: Dataset, *, runs: str, weights: Path | None
 ) -> int:
-    images = len(dataset.first(arguments.limit))
+    images = len(dataset)
     plan: dict[str, Any] = {"name": arguments.what, "dataset": dataset.source, "split": dataset.split}
     plan |= {"images": images, "classes": list(dataset.classes), "mode": arguments.mode, "engine": runs}
     plan["weights"] = None if weights is None else str(weights)
@@ -175,11 +171,13 @@ def _show_plan(
     return 0
 
 
-def _progress(console: Console) -> Any:
+def _walk(arguments: argparse.Namespace, console: Console) -> Walk:
+    from twins_trt.evaluation import Walk
+
     def progress(done: int, total: int, miou: float) -> None:
         console.progress("eval", f"{done} of {total} images, mIoU {miou:.2f}", done / total)
 
-    return progress
+    return Walk(workers=arguments.workers, progress=progress)
 
 
 def _text(table: str, notes: list[str]) -> str:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import add_weights_options
-from twins_trt.errors import GateError, UsageError
+from twins_trt.cli.parsing import add_data_options, add_running_options, add_weights_options, open_data
+from twins_trt.errors import GateError
 
 EXAMPLE = (
     "twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth\n\n"
@@ -21,9 +21,7 @@ EXAMPLE = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """BUNDLE, --data, thresholds, where pictures go, and the weights of the reference."""
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle to judge")
-    parser.add_argument("--data", required=True, metavar="KIND:PATH", help="camvid:PATH, ade20k:PATH or folder:PATH")
-    parser.add_argument("--split", default="val", help="default: val")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    add_data_options(parser)
     parser.add_argument(
         "--max-drop", type=float, metavar="POINTS", help="of mIoU; default: 0.1 for fp32 and fp16, 0.5 for int8"
     )
@@ -31,12 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-agreement", type=float, metavar="SHARE", help="of pixels that must equal the reference's"
     )
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        help="what runs the bundle: auto (default), tensorrt, tensorrt_rtx, torch or onnxruntime",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
+    add_running_options(parser)
     parser.add_argument("--pictures", metavar="DIR", help="overlays and difference maps of the worst images go here")
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be judged")
     add_weights_options(parser)
@@ -45,11 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Judge one bundle and write the verdict into it."""
     from twins_trt.builders.gate import Gallery, Thresholds, gate_bundle, load_reference, record
-    from twins_trt.data import open_dataset
     from twins_trt.runtime import EngineSettings, open_bundle
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UsageError(f"--limit is {arguments.limit}", "give at least 1")
     bundle = open_bundle(arguments.bundle)
     precision = bundle.manifest.precision
     thresholds = Thresholds.of(
@@ -58,11 +48,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         min_images=arguments.min_images,
         min_agreement=arguments.min_agreement,
     )
-    dataset = open_dataset(arguments.data, split=arguments.split)
+    dataset = open_data(arguments)
     if arguments.dry_run:
-        images = len(dataset.first(arguments.limit))
-        text = f"{bundle.path} ({precision}) would be judged on {images} images of {dataset.source} ({dataset.split})"
-        console.result({"dry_run": True, "bundle": str(bundle.path), "images": images}, text)
+        what = f"{len(dataset)} images of {dataset.source} ({dataset.split})"
+        text = f"{bundle.path} ({precision}) would be judged on {what}"
+        console.result({"dry_run": True, "bundle": str(bundle.path), "images": len(dataset)}, text)
         return 0
     console.progress("load", "the reference")
     model = load_reference(bundle, checkpoint=arguments.checkpoint, seeded=arguments.seeded)
@@ -74,7 +64,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         thresholds=thresholds,
         engine=arguments.engine,
         settings=EngineSettings(threads=arguments.threads),
-        limit=arguments.limit,
         progress=lambda done, total, drop: console.progress(
             "gate", f"{done} of {total} images, drop {drop:+.3f}", done / total
         ),

@@ -13,8 +13,11 @@ from twins_trt.errors import MissingDependencyError, UsageError
 if TYPE_CHECKING:
     from twins_trt.builders.export import ExportOptions, Range
     from twins_trt.calib import CalibrationSettings
+    from twins_trt.data import Dataset
 
 Shape = tuple[int, ...]
+
+DATA_KINDS = "camvid:PATH, ade20k:PATH or folder:PATH"
 
 LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
 
@@ -52,6 +55,35 @@ def unknown_options(parser: Parser, extra: list[str]) -> UsageError:
 def nearest(word: str, words: Iterable[str]) -> list[str]:
     """At most three of `words` that are spelled like `word`, the nearest first."""
     return difflib.get_close_matches(word, list(words), n=3, cutoff=0.6)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Which labelled images: --data, --split, --limit."""
+    parser.add_argument("--data", required=True, metavar="KIND:PATH", help=DATA_KINDS)
+    parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+
+
+def open_data(arguments: argparse.Namespace) -> Dataset:
+    """The images that the options of `add_data_options` describe. Raises `UsageError` and `DataError`."""
+    from twins_trt.data import open_dataset
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UsageError(f"--limit is {arguments.limit}", "give at least 1")
+    return open_dataset(arguments.data, split=arguments.split).first(arguments.limit)
+
+
+def add_running_options(parser: argparse.ArgumentParser) -> None:
+    """What runs a bundle: --engine, --threads."""
+    from twins_trt.runtime.engines import KINDS
+
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar=f"{{auto,{','.join(KINDS)}}}",
+        help="what runs the bundle; default: the fastest that can run here",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console
+from twins_trt.cli.parsing import add_running_options
 from twins_trt.errors import ImageError, TwinsError, UsageError
 
 if TYPE_CHECKING:
@@ -38,16 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; files in it are replaced")
     parser.add_argument(
-        "--engine", default="auto", help="what runs it: auto (default), tensorrt, tensorrt_rtx, torch or onnxruntime"
-    )
-    parser.add_argument(
         "--fit", default="stretch", metavar="{stretch,letterbox}", help="how images meet a bundle of fixed size"
     )
     parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in overlays; default 0.5")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--batch", type=int, metavar="N", help="images at once, for a bundle of dynamic batch")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
+    add_running_options(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

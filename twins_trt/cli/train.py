@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import parse_size, parse_test_scale
+from twins_trt.cli.parsing import DATA_KINDS, parse_size, parse_test_scale
 from twins_trt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """MODEL, --data, --out or --resume, then the fields of `TrainOptions`; only what is given enters the namespace."""
     parser.set_defaults(model=None, data=None, out=None, resume=None)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a name that twins-trt models lists")
-    parser.add_argument("--data", metavar="KIND:PATH", help="camvid:PATH, ade20k:PATH or folder:PATH")
+    parser.add_argument("--data", metavar="KIND:PATH", help=DATA_KINDS)
     parser.add_argument("--out", metavar="FOLDER", help="where the run is kept")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in FOLDER, with its own options")
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")

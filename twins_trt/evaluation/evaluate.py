@@ -30,6 +30,15 @@ Observe = Callable[[Sample, UInt8Array, ConfusionMatrix], None]
 
 
 @dataclass(frozen=True)
+class Walk:
+    """How a data set is gone through: workers, processes that read images ahead, and whom to tell after every image."""
+
+    workers: int = 0
+    progress: Progress | None = None
+    observe: Observe | None = None
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """What was scored, on what, how, and the scores.
 
@@ -85,16 +94,13 @@ def evaluate_model(
     mode: str | InferenceMode = "whole",
     preprocessing: Preprocessing | None = None,
     name: str | None = None,
-    limit: int | None = None,
-    workers: int = 0,
-    progress: Progress | None = None,
-    observe: Observe | None = None,
+    walk: Walk | None = None,
 ) -> EvalResult:
     """Score a PyTorch model with mmsegmentation's test pipeline, one image at a time, on the device it lies on.
 
     model: as `build_model` makes it (float32 [N, 3, H, W] -> logits). mode: `whole`, `slide`, `ms_flip`,
     `slide_ms_flip` or an InferenceMode. preprocessing: by default mmseg's normalisation at the image's own size; ADE20K
-    is scored with `ADE20K_TEST`. limit: only so many images. workers: processes that read images ahead.
+    is scored with `ADE20K_TEST`.
     Raises DataError if the data set has no labels or other classes than the model, ImageError on a broken image.
     """
     try:
@@ -121,10 +127,7 @@ def evaluate_model(
             preprocessing=preprocessing,
             name=name or (spec.name if spec is not None else type(model).__name__),
             num_classes=num_classes,
-            limit=limit,
-            workers=workers,
-            progress=progress,
-            observe=observe,
+            walk=walk,
         )
     finally:
         model.train(was_training)
@@ -138,10 +141,7 @@ def evaluate_logits(
     preprocessing: Preprocessing | None = None,
     name: str = "logits",
     num_classes: int | None = None,
-    limit: int | None = None,
-    workers: int = 0,
-    progress: Progress | None = None,
-    observe: Observe | None = None,
+    walk: Walk | None = None,
 ) -> EvalResult:
     """Score a network: float32 [1, 3, H, W], normalised RGB -> logits [1, C, h, w] (NumPy or torch). Else as above."""
     mode = inference_mode(mode)
@@ -157,10 +157,7 @@ def evaluate_logits(
         preprocessing,
         name=name,
         num_classes=num_classes,
-        limit=limit,
-        workers=workers,
-        progress=progress,
-        observe=observe,
+        walk=walk,
     )
 
 
@@ -171,10 +168,7 @@ def evaluate_masks(
     name: str = "masks",
     mode: str = "whole",
     num_classes: int | None = None,
-    limit: int | None = None,
-    workers: int = 0,
-    progress: Progress | None = None,
-    observe: Observe | None = None,
+    walk: Walk | None = None,
 ) -> EvalResult:
     """Score anything that segments an image: uint8 [H, W, 3], RGB -> class indices [H, W]: a bundle, an engine.
 
@@ -188,10 +182,7 @@ def evaluate_masks(
         None,
         name=name,
         num_classes=num_classes,
-        limit=limit,
-        workers=workers,
-        progress=progress,
-        observe=observe,
+        walk=walk,
     )
 
 
@@ -203,15 +194,12 @@ def _evaluate(
     *,
     name: str,
     num_classes: int | None,
-    limit: int | None,
-    workers: int,
-    progress: Progress | None,
-    observe: Observe | None,
+    walk: Walk | None,
 ) -> EvalResult:
-    dataset = dataset.first(limit)
+    walk = walk or Walk()
     total = ConfusionMatrix(_class_count(dataset, num_classes))
     start = time.perf_counter()
-    samples = dataset.load(workers=workers)
+    samples = dataset.load(workers=walk.workers)
     done = 0
     try:
         for sample in samples:
@@ -219,10 +207,10 @@ def _evaluate(
             matrix = ConfusionMatrix.of(mask, _checked_label(sample, total.num_classes), num_classes=total.num_classes)
             total.counts += matrix.counts
             done += 1
-            if observe is not None:
-                observe(sample, mask, matrix)
-            if progress is not None:
-                progress(done, len(dataset), total.scores().miou)
+            if walk.observe is not None:
+                walk.observe(sample, mask, matrix)
+            if walk.progress is not None:
+                walk.progress(done, len(dataset), total.scores().miou)
     finally:
         # Ends the reading processes now when a prediction fails, not when the generator is collected.
         if hasattr(samples, "close"):

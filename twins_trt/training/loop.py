@@ -17,7 +17,7 @@ import torch
 from twins_trt.data import ADE20K_TEST, Dataset, Preprocessing, open_dataset
 from twins_trt.data.loading import load_in_order
 from twins_trt.errors import DataError, UsageError
-from twins_trt.evaluation import Scores, evaluate_model
+from twins_trt.evaluation import Scores, Walk, evaluate_model
 from twins_trt.models.segmentor import build_model
 from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.codec import decode, encode
@@ -265,10 +265,9 @@ class _Run:
                 with self._trainer.weights_to_use() as model:
                     scores = evaluate_model(
                         model,
-                        self._val,
+                        self._val.first(self.options.val_limit),
                         preprocessing=ADE20K_TEST if self.options.data.startswith("ade20k:") else Preprocessing(),
-                        limit=self.options.val_limit,
-                        progress=self._validating,
+                        walk=Walk(progress=self._validating),
                     ).scores
             except _Stopped:
                 pass  # it is made up for when the run goes on
