@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,20 +26,22 @@ from twins_trt.kernels.lsa.reference import MASKED, masks_padding
 QUERY_GROUPS = (4, 2, 8, 3, 5, 7)
 
 
-def write_lsa(
-    w: GraphWriter,
-    weights: Weights,
-    key: str,
-    x: Tensor,
-    batch: Dim,
-    size: Size,
-    channels: int,
-    heads: int,
-    window: int,
-    padding: str,
-) -> Tensor:
+@dataclass(frozen=True)
+class Attention:
+    """One attention of a model: its weights, whose names begin with `key`, and the map of tokens that it works on."""
+
+    weights: Weights
+    key: str
+    batch: Dim
+    size: Size
+    channels: int
+    heads: int
+
+
+def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, padding: str) -> Tensor:
     """x: [B, N, C], normalised. Returns [B, N, C], projected."""
-    height, width = size
+    weights, key, batch, size = attention.weights, attention.key, attention.batch, attention.size
+    channels, heads, (height, width) = attention.channels, attention.heads, size
     head_dim, area = channels // heads, window * window
     weight, bias = weights[f"{key}.qkv.weight"].copy(), np.zeros(3 * channels, np.float32)
     scale = head_dim**-0.5
@@ -116,18 +120,10 @@ def _key_mask(
     return mask if batch == 1 else w.op("Tile", [mask, w.size([batch, 1, 1, 1])], "masks")
 
 
-def write_gsa(
-    w: GraphWriter,
-    weights: Weights,
-    key: str,
-    x: Tensor,
-    batch: Dim,
-    size: Size,
-    channels: int,
-    heads: int,
-    sr_ratio: int,
-) -> Tensor:
+def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int) -> Tensor:
     """x: [B, N, C], normalised. Returns [B, N, C], projected."""
+    weights, key, batch, size = attention.weights, attention.key, attention.batch, attention.size
+    channels, heads = attention.channels, attention.heads
     head_dim, tokens = channels // heads, size[0] * size[1]
     in_weight, in_bias = weights[f"{key}.attn.in_proj_weight"], weights[f"{key}.attn.in_proj_bias"]
     scale = head_dim**-0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twins_trt.builders.export.attention import write_gsa, write_lsa
+from twins_trt.builders.export.attention import Attention, write_gsa, write_lsa
 from twins_trt.builders.export.dims import Dim, ceil_div
 from twins_trt.builders.export.tokens import Size, StageMap, Weights, layer_norm, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor
@@ -64,12 +64,11 @@ def _block(
     channels, heads = spec.embed_dims[stage], spec.num_heads[stage]
     with w.scope(f"{name}.attn"):
         normed = layer_norm(w, weights, f"{prefix}.norm1", x, "norm1")
+        attention = Attention(weights, f"{prefix}.attn", batch, size, channels, heads)
         if spec.has_lsa(block):
-            out = write_lsa(
-                w, weights, f"{prefix}.attn", normed, batch, size, channels, heads, spec.window_size, padding
-            )
+            out = write_lsa(w, normed, attention, window=spec.window_size, padding=padding)
         else:
-            out = write_gsa(w, weights, f"{prefix}.attn", normed, batch, size, channels, heads, spec.sr_ratios[stage])
+            out = write_gsa(w, normed, attention, sr_ratio=spec.sr_ratios[stage])
         x = w.add(x, out, "residual")
     # A block that ends in the positional convolution can run its FFN as 1×1 convolutions in the map's layout. The
     # compiler keeps those as convolutions, and so saves a copy, up to 128 channels and behind LSA only (counted).
