@@ -12,7 +12,7 @@ import numpy.typing as npt
 from twins_trt.builders.int8_options import Int8Options
 from twins_trt.builders.plan import Plan, uniform_plan
 from twins_trt.builders.sites import Site
-from twins_trt.calib import CalibrationStep, Ranges, calibrate, load_ranges
+from twins_trt.calib import CalibrationStep, CollectOptions, Ranges, calibrate, load_ranges
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import UsageError
 
@@ -50,15 +50,9 @@ def collect_ranges(int8: Int8Options, graph: Path, *, state: Path, report: Repor
         left = "" if step.eta is None else f", {step.eta:.0f} s left"
         report(f"{step.done} of {len(dataset)} images{left}", step.done / len(dataset))
 
-    return calibrate(
-        graph,
-        pixels(dataset),
-        settings=int8.settings,
-        progress=progress,
-        state=state,
-        total=len(dataset),
-        names=[str(item.image) for item in dataset.items],
-    )
+    names = [str(item.image) for item in dataset.items]
+    options = CollectOptions(state=state, progress=progress, total=len(dataset), names=names)
+    return calibrate(graph, pixels(dataset), settings=int8.settings, options=options)
 
 
 def first_plan(int8: Int8Options, sites: tuple[Site, ...], *, model: str) -> Plan:

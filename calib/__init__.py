@@ -8,7 +8,7 @@ Shards from several processes: `collect` in each, `save_collection`, then `merge
 """
 
 from twins_trt.calib.calibrator import DeviceMemory, tensorrt_calibrator
-from twins_trt.calib.collect import CalibrationStep, calibrate, collect
+from twins_trt.calib.collect import CalibrationStep, CollectOptions, calibrate, collect
 from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
 from twins_trt.calib.images import data_key
 from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
@@ -21,6 +21,7 @@ __all__ = [
     "CalibrationCache",
     "CalibrationSettings",
     "CalibrationStep",
+    "CollectOptions",
     "Collection",
     "DeviceMemory",
     "Ranges",

@@ -55,36 +55,45 @@ class CalibrationStep:
 Progress = Callable[[CalibrationStep], None]
 
 
+@dataclass(frozen=True)
+class CollectOptions:
+    """How a collection runs; nothing here changes what is collected.
+
+    state: a file that holds the work so far, written every few images; with it a run that was killed goes on where it
+    was, given the same images in any order. It stays at the end (it is the collection, see `load_collection`).
+    progress: called after every image. total: how many images there are, for the ETA; known of lists and tuples.
+    names: what errors call the images, in order. device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per
+    core. memory_mib: activations held at once; tensors that need more are collected in several runs of the graph.
+    Raises UsageError for a device that there is not and for no memory.
+    """
+
+    state: str | Path | None = None
+    progress: Progress | None = None
+    total: int | None = None
+    names: Sequence[str] | None = None
+    device: str = "auto"
+    threads: int | None = None
+    memory_mib: int = MEMORY_MIB
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"there is no device {self.device!r}", "use auto, cpu or cuda")
+        if self.memory_mib < 1:
+            raise UsageError(f"memory_mib is {self.memory_mib}", "give at least 1")
+
+
 def calibrate(
     graph: str | Path,
     images: Iterable[UInt8Array],
     *,
     settings: CalibrationSettings | None = None,
-    progress: Progress | None = None,
-    state: str | Path | None = None,
-    total: int | None = None,
-    names: Sequence[str] | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    memory_mib: int = MEMORY_MIB,
+    options: CollectOptions | None = None,
 ) -> Ranges:
     """The ranges of a graph's activations over a stream of images: `collect`, then what every observer chooses.
 
     The arguments are those of `collect`. Raises as it does, and DataError for an empty or too small set.
     """
-    collection = collect(
-        graph,
-        images,
-        settings=settings,
-        progress=progress,
-        state=state,
-        total=total,
-        names=names,
-        device=device,
-        threads=threads,
-        memory_mib=memory_mib,
-    )
-    return collection.ranges()
+    return collect(graph, images, settings=settings, options=options).ranges()
 
 
 def collect(
@@ -92,32 +101,23 @@ def collect(
     images: Iterable[UInt8Array],
     *,
     settings: CalibrationSettings | None = None,
-    progress: Progress | None = None,
-    state: str | Path | None = None,
-    total: int | None = None,
-    names: Sequence[str] | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    memory_mib: int = MEMORY_MIB,
+    options: CollectOptions | None = None,
 ) -> Collection:
     """Counts the activations of an FP32 graph over images, one batch at a time.
 
     graph: an ONNX file. images: any iterable of uint8 [H, W, 3] RGB or batches uint8 [N, H, W, 3], of any sizes; each
-    is fitted to the graph as `Segmenter` does it. state: a file that holds the work so far, written every few images;
-    with it a run that was killed goes on where it was, given the same images in any order. It stays at the end (it is
-    the collection, see `load_collection`). total: how many images there are, for the ETA; known of lists and tuples.
-    names: what errors call the images, in order. device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per
-    core. memory_mib: activations held at once; tensors that need more are collected in several runs of the graph, with
-    the same result.
+    is fitted to the graph as `Segmenter` does it. settings: what is collected and how ranges are chosen. options: how
+    it runs.
 
     Raises DataError for blank images, for a set of noise, for a graph whose activations are not finite, and for a state
     of something else; ImageError for what is no image; UsageError for an FP16 or quantised graph; EngineError where
     ONNX Runtime refuses it; MissingDependencyError without onnx or onnxruntime.
     """
-    settings = settings or CalibrationSettings()
-    runner = _Runner(graph, settings, device=device, threads=threads, memory_mib=memory_mib)
+    settings, options = settings or CalibrationSettings(), options or CollectOptions()
+    runner = _Runner(graph, settings, options)
     collection = runner.empty(settings)
-    state = None if state is None else Path(state)
+    state = None if options.state is None else Path(options.state)
+    names, total = options.names, options.total
     if state is not None and state.exists():
         collection = _resumed(state, collection)
     waiting = Counter(collection.digests)  # images of an earlier run that this one has not come to yet
@@ -147,11 +147,11 @@ def collect(
         if state is not None and (counted - saved >= _SAVE_EVERY or now - saved_at >= _SAVE_SECONDS):
             save_collection(collection, state)
             saved, saved_at = counted, time.monotonic()
-        if progress is not None:
+        if options.progress is not None:
             done = len(collection.digests)
             left = None if total is None else max(0, total - done)
             eta = None if left is None else left * (now - started) / counted
-            progress(CalibrationStep(done, total, now - started, eta))
+            options.progress(CalibrationStep(done, total, now - started, eta))
     if pending:
         raise DataError(
             f"the graph takes {runner.fitter.batch} images at once, and {len(pending)} are left over",
@@ -183,17 +183,7 @@ def _resumed(state: Path, fresh: Collection) -> Collection:
 class _Runner:
     """The graph, cut into parts whose observed activations fit into memory together, one session each."""
 
-    def __init__(
-        self,
-        graph: str | Path,
-        settings: CalibrationSettings,
-        *,
-        device: str,
-        threads: int | None,
-        memory_mib: int,
-    ) -> None:
-        if memory_mib < 1:
-            raise UsageError(f"memory_mib is {memory_mib}", "give at least 1")
+    def __init__(self, graph: str | Path, settings: CalibrationSettings, options: CollectOptions) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -202,18 +192,18 @@ class _Runner:
         model = read_graph(graph)
         self._tensors = observed_tensors(model)
         self._channelled = channelled_tensors(model)
-        providers = _providers(device, onnxruntime.get_available_providers())
+        providers = _providers(options.device, onnxruntime.get_available_providers())
         self._ran_with = f"onnxruntime {onnxruntime.__version__} {providers[0][0]}"
 
         def open_session(part: onnx.ModelProto) -> Any:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads or 0
-            options.log_severity_level = 3
+            session = onnxruntime.SessionOptions()
+            session.intra_op_num_threads = options.threads or 0
+            session.log_severity_level = 3
             # Unfused: which tensors are looked at must not change their values. It costs no time worth mentioning.
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory, twice over
+            session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory, twice over
             try:
-                return onnxruntime.InferenceSession(part.SerializeToString(), options, providers=providers)
+                return onnxruntime.InferenceSession(part.SerializeToString(), session, providers=providers)
             except Exception as error:  # onnxruntime's own classes have no common base
                 raise EngineError(
                     f"ONNX Runtime {onnxruntime.__version__} refuses {graph}: {_first_line(error)}",
@@ -226,7 +216,7 @@ class _Runner:
         # Run once for the sizes: shape inference gives up on a graph of dynamic size.
         shapes = self._run(open_session(with_shapes(model, self._tensors)), None, self.fitter.largest_input())
         sizes = {name: 4 * math.prod(shape.tolist()) for name, shape in zip(self._tensors, shapes, strict=True)}
-        for names in split_by_size(sizes, memory_mib << 20):
+        for names in split_by_size(sizes, options.memory_mib << 20):
             self._parts.append((names, open_session(with_outputs(model, names))))
 
     def empty(self, settings: CalibrationSettings) -> Collection:
@@ -262,8 +252,6 @@ class _Runner:
 
 
 def _providers(device: str, available: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"there is no device {device!r}", "use auto, cpu or cuda")
     cpu: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
     has_cuda = "CUDAExecutionProvider" in available
     if device == "cuda" and not has_cuda:

@@ -21,6 +21,7 @@ from twins_trt.calib import (
     CalibrationSettings,
     CalibrationStep,
     Collection,
+    CollectOptions,
     calibrate,
     collect,
     load_collection,
@@ -70,7 +71,7 @@ def test_order_batches_groups_and_threads_change_no_bit(graph: Path) -> None:
     whole = collect(graph, images, settings=SETTINGS)
     assert same(whole, collect(graph, reversed(images), settings=SETTINGS))
     assert same(whole, collect(graph, [np.stack(images[:3]), *images[3:6], np.stack(images[6:])], settings=SETTINGS))
-    assert same(whole, collect(graph, iter(images), settings=SETTINGS, threads=1))
+    assert same(whole, collect(graph, iter(images), settings=SETTINGS, options=CollectOptions(threads=1)))
     assert calibrate(graph, images, settings=SETTINGS) == calibrate(graph, images[::-1], settings=SETTINGS)
 
 
@@ -87,7 +88,8 @@ def test_tensors_in_several_runs_give_the_same_bits(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     graph = write_graph(tmp_path / "large.onnx", size=(256, 320))  # 6.6 MB of softmax
     images = [photo(seed, height=256, width=320) for seed in range(4)]
-    together, apart = (collect(graph, images, settings=SETTINGS, memory_mib=limit) for limit in (64, 1))
+    options = (CollectOptions(memory_mib=limit) for limit in (64, 1))
+    together, apart = (collect(graph, images, settings=SETTINGS, options=each) for each in options)
     assert opened == [10, 10, 10, 2, 5, 1, 2]  # each time the shapes first; then the softmax has a run of its own
     assert same(together, apart)
     assert together.ranges() == apart.ranges()
@@ -127,7 +129,8 @@ def test_a_killed_run_goes_on_where_it_was(graph: Path, tmp_path: Path) -> None:
         "    for number, image in enumerate(photos(30)):\n"
         "        if number == 20: print('hanging', flush=True); time.sleep(60)\n"
         "        yield image\n"
-        "calibrate(sys.argv[1], images(), settings=CalibrationSettings(minimum=4), state=sys.argv[2])"
+        "options = CollectOptions(state=sys.argv[2])\n"
+        "calibrate(sys.argv[1], images(), settings=CalibrationSettings(minimum=4), options=options)"
     )
     state = tmp_path / "state"
     running = run_script(script, graph, state)
@@ -137,26 +140,29 @@ def test_a_killed_run_goes_on_where_it_was(graph: Path, tmp_path: Path) -> None:
     assert len(load_collection(state).digests) == 16  # two writings of eight; the last four are lost
     steps: list[CalibrationStep] = []
     images = photos(30)
-    resumed = calibrate(graph, images[::-1], settings=SETTINGS, state=state, progress=steps.append)
+    options = CollectOptions(state=state, progress=steps.append)
+    resumed = calibrate(graph, images[::-1], settings=SETTINGS, options=options)
     assert [step.done for step in steps] == list(range(17, 31))
     assert resumed == calibrate(graph, images, settings=SETTINGS)
     again: list[CalibrationStep] = []
-    assert calibrate(graph, images, settings=SETTINGS, state=state, progress=again.append) == resumed
+    options = CollectOptions(state=state, progress=again.append)
+    assert calibrate(graph, images, settings=SETTINGS, options=options) == resumed
     assert again == []
 
 
 def test_a_state_of_something_else_is_refused(graph: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    collect(graph, photos(5), settings=SETTINGS, state=state)
+    collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
     with pytest.raises(DataError, match=r"of another graph or other settings: its key is [0-9a-f]{64}, wanted is"):
-        collect(graph, photos(5), settings=CalibrationSettings(minimum=5), state=state)
+        collect(graph, photos(5), settings=CalibrationSettings(minimum=5), options=CollectOptions(state=state))
     with pytest.raises(DataError, match="of another graph or other settings"):
-        collect(write_graph(tmp_path / "other.onnx", seed=1), photos(5), settings=SETTINGS, state=state)
+        other = write_graph(tmp_path / "other.onnx", seed=1)
+        collect(other, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
     with pytest.raises(DataError, match="holds 2 images that are not among the 4 of this run"):
-        collect(graph, photos(4, first=2), settings=SETTINGS, state=state)
+        collect(graph, photos(4, first=2), settings=SETTINGS, options=CollectOptions(state=state))
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(DataError, match="is no collection"):
-        collect(graph, photos(5), settings=SETTINGS, state=state)
+        collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
 
 
 def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:
@@ -166,14 +172,14 @@ def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:
 
 def test_progress_has_an_eta_where_the_number_is_known(graph: Path) -> None:
     steps: list[CalibrationStep] = []
-    collect(graph, photos(4), settings=SETTINGS, progress=steps.append)
+    collect(graph, photos(4), settings=SETTINGS, options=CollectOptions(progress=steps.append))
     assert [(step.done, step.total) for step in steps] == [(n, 4) for n in range(1, 5)]
     assert steps[-1].eta == 0 and all(step.eta is not None and step.eta > 0 for step in steps[:-1])
     steps.clear()
-    collect(graph, [np.stack(photos(3)), photo(3)], settings=SETTINGS, progress=steps.append)
+    collect(graph, [np.stack(photos(3)), photo(3)], settings=SETTINGS, options=CollectOptions(progress=steps.append))
     assert steps[-1].total == 4
     steps.clear()
-    collect(graph, iter(photos(4)), settings=SETTINGS, progress=steps.append)
+    collect(graph, iter(photos(4)), settings=SETTINGS, options=CollectOptions(progress=steps.append))
     assert [(step.total, step.eta) for step in steps] == [(None, None)] * 4
 
 
@@ -184,7 +190,7 @@ def test_slow_images_make_the_eta(graph: Path) -> None:
             yield image
 
     steps: list[CalibrationStep] = []
-    collect(graph, slow(), settings=SETTINGS, progress=steps.append, total=4)
+    collect(graph, slow(), settings=SETTINGS, options=CollectOptions(progress=steps.append, total=4))
     assert steps[1].eta == pytest.approx(steps[1].seconds, rel=0.01)  # two done, two to go
     assert steps[1].seconds >= 0.4
 
@@ -207,7 +213,7 @@ def test_data_that_is_none(graph: Path) -> None:
             calibrate(graph, images, settings=SETTINGS)
     assert calibrate(graph, [*photos(4), noise(0)], settings=SETTINGS).images == 5
     with pytest.raises(DataError, match=r"a\.png has the value 7"):
-        calibrate(graph, [blank], settings=SETTINGS, names=["a.png"])
+        calibrate(graph, [blank], settings=SETTINGS, options=CollectOptions(names=["a.png"]))
     default = CalibrationSettings()
     with pytest.raises(DataError, match="7 different images are too few to calibrate with; the minimum is 8"):
         calibrate(graph, photos(7), settings=default)
@@ -270,13 +276,14 @@ def test_where_it_runs(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     with pytest.raises(UsageError, match="no device 'tpu'"):
-        collect(graph, photos(1), device="tpu")
+        collect(graph, photos(1), options=CollectOptions(device="tpu"))
     with pytest.raises(UsageError, match="memory_mib is 0"):
-        collect(graph, photos(1), memory_mib=0)
-    assert collect(graph, photos(1), device="cpu").collected_with.endswith("CPUExecutionProvider")
+        collect(graph, photos(1), options=CollectOptions(memory_mib=0))
+    on_cpu = collect(graph, photos(1), options=CollectOptions(device="cpu"))
+    assert on_cpu.collected_with.endswith("CPUExecutionProvider")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependencyError, match="no CUDA provider"):
-        collect(graph, photos(1), device="cuda")
+        collect(graph, photos(1), options=CollectOptions(device="cuda"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="calibration needs onnxruntime"):
         collect(graph, photos(1))
@@ -295,7 +302,8 @@ def test_peak_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "small.onnx", size=(96, 128))  # 0.3 MB of activations an image
     script = (
         "import sys, resource; from calib_graphs import photo; from twins_trt.calib import *\n"
-        "collect(sys.argv[1], (photo(seed, height=96, width=128) for seed in range(int(sys.argv[2]))), threads=1)\n"
+        "images = (photo(seed, height=96, width=128) for seed in range(int(sys.argv[2])))\n"
+        "collect(sys.argv[1], images, options=CollectOptions(threads=1))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []

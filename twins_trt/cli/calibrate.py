@@ -110,7 +110,7 @@ def _calibrate(
     settings: CalibrationSettings,
     out: Path,
 ) -> Ranges:
-    from twins_trt.calib import calibrate, save_ranges
+    from twins_trt.calib import CollectOptions, calibrate, save_ranges
 
     state = out.with_name(f"{out.name}.partial")
     if state.exists():
@@ -124,18 +124,16 @@ def _calibrate(
         for sample in dataset.load(workers=arguments.workers):
             yield sample.image
 
-    ranges = calibrate(
-        graph,
-        images(),
-        settings=settings,
-        progress=progress,
+    options = CollectOptions(
         state=state,
+        progress=progress,
         total=len(dataset),
         names=[str(item.image) for item in dataset.items],
         device=arguments.device,
         threads=arguments.threads,
         memory_mib=arguments.memory,
     )
+    ranges = calibrate(graph, images(), settings=settings, options=options)
     save_ranges(ranges, out)
     state.unlink(missing_ok=True)
     return ranges
