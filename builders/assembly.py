@@ -68,7 +68,7 @@ def manifest(
         preprocessing=Preprocessing(test_scale=options.test_scale),
         engines=tuple(
             EngineFile(file, engine.flavour, engine.version, engine.targets, asked.hardware_compatibility)
-            for (file, engine), asked in zip(built.items(), options.engines, strict=True)
+            for (file, engine), asked in zip(built.items(), options.engines, strict=bool(built))  # or none built yet
         ),
         tools=_tools(built),
     )

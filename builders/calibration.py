@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.builders.int8_options import Int8Options
+from twins_trt.builders.int8_options import SEARCH, STRENGTHS, Int8Options
 from twins_trt.builders.plan import Plan, uniform_plan
+from twins_trt.builders.quantize.graphs import QuantizedGraphs, relative_error
 from twins_trt.builders.sites import Site
 from twins_trt.calib import CalibrationStep, CollectOptions, Ranges, calibrate, load_ranges
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import UsageError
+
+SEARCHED = 4  # calibration images that SmoothQuant's strength is searched on
+
+log = logging.getLogger("twins_trt")
 
 # report(detail, share of what is to be done): as a build's steps tell it.
 Report = Callable[[str, float | None], None]
@@ -53,6 +59,31 @@ def collect_ranges(int8: Int8Options, graph: Path, *, state: Path, report: Repor
     names = [str(item.image) for item in dataset.items]
     options = CollectOptions(state=state, progress=progress, total=len(dataset), names=names)
     return calibrate(graph, pixels(dataset), settings=int8.settings, options=options)
+
+
+def refine(int8: Int8Options, graphs: QuantizedGraphs, plan: Plan, *, report: Report) -> Plan:
+    """The plan with SmoothQuant's strength searched, where that was asked for, and biases corrected, where it says so.
+
+    The strength is the one whose logits differ least from the FP32 graph's, in mean square, over the first `SEARCHED`
+    calibration images. Raises `UsageError` for a plan that corrects biases without images to do so on.
+    """
+    images = calibration_images(int8)
+    if int8.smooth == SEARCH and int8.plan is None:
+        assert images is not None  # the options saw to it
+        some = list(pixels(images.spread(SEARCHED)))
+        wanted = graphs.logits(None, some)
+        errors: dict[float | None, float] = {}
+        for strength in (None, *STRENGTHS):
+            report(f"SmoothQuant {strength or 'none'}", len(errors) / (len(STRENGTHS) + 1))
+            errors[strength] = relative_error(graphs.logits(replace(plan, smooth=strength), some), wanted)
+        plan = replace(plan, smooth=min(errors, key=lambda each: errors[each]))
+        log.info("SmoothQuant: relative squared error of the logits by strength: %s", errors)
+    if plan.bias_correction:
+        if images is None:
+            raise UsageError("the plan corrects biases on images, and there are none", "name some: --calib-data")
+        report("bias correction", None)
+        graphs.correct_biases(plan, pixels(images))
+    return plan
 
 
 def first_plan(int8: Int8Options, sites: tuple[Site, ...], *, model: str) -> Plan:

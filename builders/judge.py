@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from twins_trt.builders.engine import BuiltEngine
 from twins_trt.builders.gate import GateResult, Thresholds, gate_bundle
 from twins_trt.builders.int8_options import GateOptions
+from twins_trt.calib.images import digest
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import DataError
 from twins_trt.evaluation.evaluate import warn_of_other_classes
@@ -43,6 +48,17 @@ class Judge:
         self.options = options
         self._model = model
         self._folder = folder
+
+    def images(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """The images of these names, uint8 [H, W, 3], in the data set's order."""
+        return [self.dataset.read(item).image for item in self.dataset.items if item.name in names]
+
+    def key(self) -> str:
+        """sha256 of all images and labels: one changed pixel gives another."""
+        digests = []
+        for sample in self.dataset.load():
+            digests += [digest(sample.image), b"" if sample.label is None else digest(sample.label)]
+        return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def thresholds(self, precision: str) -> Thresholds:
         """What a graph of this precision must keep."""

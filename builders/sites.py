@@ -113,6 +113,11 @@ def output_axis(node: gs.Node) -> int:
     return weight_of(node).values.ndim - 1
 
 
+def input_axis(node: gs.Node) -> int:
+    """The axis of a product's weight that runs over its inputs."""
+    return 1 if node.op == "Conv" or output_axis(node) == 0 else output_axis(node) - 1
+
+
 def source_of(tensor: Tensor) -> Tensor:
     """The tensor that `tensor` is a mere rearrangement of: same values, so the same range."""
     while tensor.inputs and tensor.inputs[0].op in LAYOUT:

@@ -101,6 +101,14 @@ def load_weights(
     return model, ModelFacts(source, *name_classes(loaded.meta, num_classes))
 
 
+def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:
+    """A checkpoint in mmsegmentation's format: weights, and names and colours of the classes."""
+    import torch
+
+    meta = {"CLASSES": list(facts.classes), "PALETTE": [list(colour) for colour in facts.palette]}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
+
+
 def name_classes(meta: CheckpointMeta, num_classes: int) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     """Names and colours of the classes: the checkpoint's own, ADE20K's for 150 classes without names, else generic.
 

@@ -49,9 +49,7 @@ def write_graph(graph: gs.Graph, path: str | Path, info: GraphInfo, *, precision
     precision: of a graph that was quantised since (`int8`); by default what the options say. Raises `ExportError`
     where the file cannot be written.
     """
-    proto = gs.export_onnx(graph)
-    proto.ir_version = IR_VERSIONS[info.options.opset]
-    proto.producer_name = "twins-trt"
+    proto = graph_proto(graph)
     facts = {
         "model": info.model,
         "precision": precision or info.options.precision,
@@ -64,6 +62,14 @@ def write_graph(graph: gs.Graph, path: str | Path, info: GraphInfo, *, precision
             file.write(proto.SerializeToString())
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror}", "check the folder exists and has room") from error
+
+
+def graph_proto(graph: gs.Graph) -> onnx.ModelProto:
+    """A graph in the form that runtimes read."""
+    proto = gs.export_onnx(graph)
+    proto.ir_version = IR_VERSIONS[graph.opset]
+    proto.producer_name = "twins-trt"
+    return proto
 
 
 def read_info(path: str | Path) -> GraphInfo:

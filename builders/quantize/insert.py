@@ -46,9 +46,7 @@ class Inserter:
 
     def product(self, node: gs.Node) -> None:
         """Makes a product read INT8 activations and INT8 weights, with one scale for each of its outputs."""
-        weight, axis = weight_of(node), output_axis(node)
-        scale = self.scales(np.abs(weight.values).max(axis=tuple(i for i in range(weight.values.ndim) if i != axis)))
-        values = quantised_weight(weight.values, scale, axis)
+        values, scale, axis = self.weight(node)
         node.inputs[1] = self._dequantise(
             gs.Constant(self.unique(f"{node.name}.weight.int8"), values),
             gs.Constant(self.unique(f"{node.name}.weight.scale"), scale),
@@ -58,8 +56,18 @@ class Inserter:
         )
         self.read(node, 0)
 
+    def weight(self, node: gs.Node) -> tuple[NDArray[np.int8], NDArray[np.float32], int]:
+        """A product's weight in INT8, the scale of each of its outputs, and the axis that these lie along."""
+        weight, axis = weight_of(node), output_axis(node)
+        scale = self.scales(np.abs(weight.values).max(axis=tuple(i for i in range(weight.values.ndim) if i != axis)))
+        return quantised_weight(weight.values, scale, axis), scale, axis
+
     def read(self, node: gs.Node, index: int) -> None:
         """Makes `node` read its activation number `index` through INT8."""
+        node.inputs[index] = self.rounded(node, index)
+
+    def rounded(self, node: gs.Node, index: int) -> Tensor:
+        """What `node` would read as its activation number `index`, through INT8 and back."""
         moves = []
         tensor = node.inputs[index]
         while tensor.inputs and tensor.inputs[0].op in LAYOUT:
@@ -68,7 +76,7 @@ class Inserter:
         values, scale, zero = self._quantise(tensor)
         for move in reversed(moves):
             values = self._move(move, values)
-        node.inputs[index] = self._dequantise(values, scale, zero, f"{node.name}.in{index}")
+        return self._dequantise(values, scale, zero, f"{node.name}.in{index}")
 
     def write(self, tensor: Tensor) -> None:
         """Makes every reader of `tensor` that does not read it through INT8 yet do so."""
@@ -133,9 +141,18 @@ class Inserter:
 
 def quantised_weight(values: NDArray, scale: NDArray, axis: int) -> NDArray[np.int8]:
     """int8, rounded to nearest (ties to even), never -128."""
-    shape = [1] * values.ndim
+    return np.clip(np.rint(values / _along(scale, axis, values.ndim)), -QMAX, QMAX).astype(np.int8)
+
+
+def dequantised_weight(values: NDArray[np.int8], scale: NDArray, axis: int) -> NDArray[np.float64]:
+    """What INT8 weights stand for."""
+    return values.astype(np.float64) * _along(scale, axis, values.ndim)
+
+
+def _along(scale: NDArray, axis: int, rank: int) -> NDArray:
+    shape = [1] * rank
     shape[axis] = -1
-    return np.clip(np.rint(values / scale.reshape(shape)), -QMAX, QMAX).astype(np.int8)
+    return scale.reshape(shape)
 
 
 def checked_ranges(ranges: Mapping[str, float], needed: Sequence[str]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.levels import FIRST_OPSET
 from twins_trt.builders.plan import Plan
+from twins_trt.builders.quantize.bias import add_shifts
 from twins_trt.builders.quantize.insert import Inserter, checked_ranges
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.builders.sites import Site, block_of, source_of
@@ -54,6 +55,8 @@ def quantize(
     rest: str = "fp16",
     islands: Mapping[str, str] | None = None,
     channel_ranges: Mapping[str, NDArray] | None = None,
+    shifts: Mapping[str, NDArray] | None = None,
+    in_float32: bool = False,
 ) -> Quantization:
     """Rewrites `graph`, an FP32 graph as `build_graph` makes it, in place.
 
@@ -63,6 +66,9 @@ def quantize(
     islands: nodes that stay float32 where the rest is FP16, as `GraphInfo.islands` of the export names them.
     channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
     `smoothed_tensors(graph, plan)`.
+    shifts: for a plan with `bias_correction`, what is added to the bias of each product (`mean_shifts`).
+    in_float32: leave the FP16 of such a graph in float32: the same INT8, without the rounding of everything else, for a
+    CPU that looks at what INT8 does.
     Weights are INT8, symmetric, one scale for each output; activations INT8, symmetric, one scale a tensor. Residual
     sums and LayerNorms stay as they are.
 
@@ -80,6 +86,9 @@ def quantize(
     if plan.smooth is not None:
         smoothed = smooth_norms(graph, sites, checked, channel_ranges or {}, strength=plan.smooth)
         checked.update(smoothed)
+    if plan.bias_correction:
+        quantised = {site.node for site in sites}
+        add_shifts(graph, {node: shift for node, shift in (shifts or {}).items() if node in quantised})
     work = Inserter(graph, checked, half=rest == "fp16", unsigned=rest == "fp32")
     nodes = {node.name: node for node in graph.nodes}
     products = [site for site in sites if site.kind != "attention"]
@@ -99,7 +108,7 @@ def quantize(
             if nodes[site.node].op == "Conv":
                 work.write(_written(nodes[site.node]))
     work.finish()
-    if rest == "fp16":
+    if rest == "fp16" and not in_float32:
         to_fp16(graph, islands or {})
     return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed), rest)
 

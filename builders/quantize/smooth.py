@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from twins_trt.builders.sites import Site, block_of, is_product, output_axis, weight_of
+from twins_trt.builders.sites import Site, block_of, input_axis, is_product, weight_of
 from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import UsageError
 
@@ -56,7 +56,7 @@ def smooth_norms(
         for reader in readers:
             weight = weight_of(reader)
             shape = [1] * weight.values.ndim
-            shape[_input_axis(reader)] = -1
+            shape[input_axis(reader)] = -1
             values = (weight.values * scale.reshape(shape)).astype(np.float32)
             reader.inputs[1] = gs.Constant(f"{reader.name}.weight.smooth", values)
         changed[name] = float((active / scale).max())
@@ -96,11 +96,6 @@ def _readers(tensor: gs.Variable) -> list[gs.Node]:
     return readers
 
 
-def _input_axis(node: gs.Node) -> int:
-    """The axis of a product's weight that runs over its inputs."""
-    return 1 if node.op == "Conv" or output_axis(node) == 0 else output_axis(node) - 1
-
-
 def _largest_by_input(node: gs.Node) -> NDArray:
     values = np.abs(weight_of(node).values)
-    return values.max(axis=tuple(i for i in range(values.ndim) if i != _input_axis(node)))
+    return values.max(axis=tuple(i for i in range(values.ndim) if i != input_axis(node)))

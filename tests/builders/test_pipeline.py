@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("tensorrt_rtx")
 
-from twins_trt.builders import build_options, pipeline
+from twins_trt.builders import build_options, pipeline, preflight
 from twins_trt.builders.build_options import BuildOptions, engines_for
 from twins_trt.builders.engine import BuiltEngine, EngineOptions, apart, read_header
 from twins_trt.builders.export import ExportOptions, Range
@@ -271,7 +271,7 @@ def test_a_plan_settles_targets_and_refuses_what_cannot_be(place: Path, monkeypa
         plan_build(small(engines=engines_for(["87"], flavours=["tensorrt_rtx"])), place / "x.bundle")
     with pytest.raises(UsageError, match="name each of them once"):
         plan_build(small(engines=RTX + RTX), place / "x.bundle")
-    monkeypatch.setattr(pipeline, "current_device", lambda: None)
+    monkeypatch.setattr(preflight, "current_device", lambda: None)
     with pytest.raises(UsageError, match="there is no GPU here") as raised:
         plan_build(small(engines=engines_for([], flavours=["tensorrt_rtx"])), place / "x.bundle")
     assert "or cpu" in str(raised.value.fix)

@@ -10,7 +10,9 @@ from conftest import MODEL, SMALL, Ran, Twins, run_main
 
 from twins_trt.builders.build_options import BuildOptions, engines_for
 from twins_trt.builders.export import ExportOptions, Range
+from twins_trt.builders.int8_options import GateOptions, Int8Options
 from twins_trt.builders.rebuild import rebuild_command
+from twins_trt.calib import CalibrationSettings
 from twins_trt.cli.build import configure, read_options
 from twins_trt.cli.parsing import Parser
 from twins_trt.models.checkpoint import sha256_of
@@ -119,6 +121,29 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
             test_scale=(2048, 512),
         ),
         BuildOptions(MODEL, engines=engines_for(["89"], flavours=["tensorrt_rtx", "tensorrt"]), seeded=True),
+        BuildOptions(
+            MODEL,
+            ExportOptions(opset=20),
+            engines_for(["86"], flavours=["tensorrt_rtx"]),
+            seeded=True,
+            int8=Int8Options("int8-attention", None, "camvid:my data", "trainval", 100, smooth=0.25),
+            gate=GateOptions("folder:x", "test", 50, 0.75, 40, 0.98, False, 5, 2),
+        ),
+        BuildOptions(
+            MODEL,
+            ExportOptions(opset=20),
+            engines=(),
+            seeded=True,
+            int8=Int8Options(
+                plan="plan.json",
+                data="folder:x",
+                calibration="ranges.json",
+                settings=CalibrationSettings(("entropy",), 99.9, 2048, 4, "letterbox"),
+                smooth="search",
+                bias_correction=True,
+            ),
+            no_gate=True,
+        ),
     ],
 )
 def test_the_rebuild_command_builds_the_same_again(options: BuildOptions) -> None:

@@ -1,0 +1,252 @@
+"""The precision ladder of a trained model: what each level, observer and correction costs in mIoU, and what it gains.
+
+    python -m benchmarks.ladder --model twins_svt-s_fpn --checkpoint F.pth --data camvid:PATH --size 360x480
+
+writes results/ladder.json. Ranges come from `train`, mIoU and its drop from `val`, judged as `twins-trt gate` judges.
+Graphs run on ONNX Runtime. Those of INT8 are the ones that TensorRT gets, but with FP16 left in float32, which ONNX
+Runtime runs in half the time: the same INT8, without FP16's rounding; the row `as built` is the graph as it ships, and
+shows what the difference is. Engines are built for every level and counted. With --work DIR what is done stays there,
+and a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import write_results
+from twins_trt.builders.assembly import manifest
+from twins_trt.builders.audit import audit_layers
+from twins_trt.builders.build_options import BuildOptions
+from twins_trt.builders.calibration import calibration_images, pixels, refine
+from twins_trt.builders.engine import EngineOptions, build_apart
+from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
+from twins_trt.builders.export.export import write_graph
+from twins_trt.builders.gate import GateResult
+from twins_trt.builders.int8_options import SEARCH, GateOptions, Int8Options
+from twins_trt.builders.judge import Judge
+from twins_trt.builders.plan import Plan, uniform_plan
+from twins_trt.builders.quantize import QuantizedGraphs, check_int8, sites_of
+from twins_trt.builders.weights import load_weights
+from twins_trt.calib import OBSERVERS, Ranges, calibrate, load_ranges, save_ranges
+from twins_trt.data import open_dataset
+from twins_trt.runtime.engines import EngineSettings
+from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+TARGETS = ("sm_86", "sm_89", "sm_120")
+FULL = "int8-linear+conv"
+LEVELS = ("int8-linear", FULL, "int8-attention")
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row. plan: None for a graph that is not quantised, of `precision`. as_built: FP16 as it ships. engine:
+    whether one is built. cpu: the graph for the CPU, which is timed."""
+
+    name: str
+    precision: str
+    plan: Plan | None = None
+    as_built: bool = True
+    engine: bool = False
+    cpu: bool = False
+
+
+class Ladder:
+    """The rungs of one model, climbed one by one."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Path) -> None:
+        self.arguments = arguments
+        self.work = work
+        self.model, self.facts = load_weights(arguments.model, checkpoint=arguments.checkpoint)
+        height, width = (int(side) for side in arguments.size.split("x"))
+        self.exports = {forms: ExportOptions(height, width, opset=20, forms=forms) for forms in ("gpu", "cpu")}
+        self.int8 = Int8Options(data=arguments.data, images=arguments.images, smooth=SEARCH)
+        gate = GateOptions(arguments.data, limit=arguments.limit, threads=arguments.threads)
+        self.judge = Judge(self.model, gate, work)
+        self._quantisers: dict[str, QuantizedGraphs] = {}
+
+    def quantiser(self, forms: str) -> QuantizedGraphs:
+        """Of the graph in these forms, calibrated when it is first asked for."""
+        if forms not in self._quantisers:
+            ranges = self._ranges(forms)
+            rest = "fp16" if forms == "gpu" else "fp32"
+            self._quantisers[forms] = QuantizedGraphs(self.model, self.exports[forms], ranges, rest=rest)
+        return self._quantisers[forms]
+
+    def _ranges(self, forms: str) -> Ranges:
+        graph = self.work / f"{forms}.onnx"
+        export_graph(self.model, graph, self.exports[forms])
+        kept = self.work / f"{forms}.calibration.json"
+        if not kept.is_file():
+            images = calibration_images(self.int8)
+            assert images is not None  # there are data
+            found = calibrate(
+                graph,
+                pixels(images),
+                state=self.work / f"{forms}.calibration.partial",
+                total=len(images),
+                threads=self.arguments.threads,
+                progress=lambda step: print(f"{forms} calibration {step.done}", flush=True),
+            )
+            save_ranges(found, kept)
+        return load_ranges(kept, graph=graph)
+
+    def rungs(self) -> list[Rung]:
+        """All rows, in the table's order."""
+        graphs = self.quantiser("gpu")
+        plans = {level: uniform_plan(graphs.sites, level, model=self.arguments.model) for level in LEVELS}
+        full = plans[FULL]
+        smoothed = refine(self.int8, graphs, full, report=lambda detail, share: print(detail, flush=True))
+        if smoothed.smooth is None:  # the search has turned it down: shown all the same
+            smoothed = replace(full, smooth=0.5)
+        on_cpu = uniform_plan(sites_of(self.model, self.exports["cpu"]), FULL, model=self.arguments.model)
+        corrected = replace(full, bias_correction=True)
+        return [
+            Rung("fp32", "fp32", engine=True),
+            Rung("fp16", "fp16", engine=True),
+            *(Rung(level, "int8", plans[level], as_built=False, engine=True) for level in LEVELS),
+            Rung(f"{FULL}, as built", "int8", full),
+            *(Rung(f"{FULL}, {name}", "int8", replace(full, observer=name), as_built=False) for name in OBSERVERS[1:]),
+            Rung(f"{FULL}, SmoothQuant {smoothed.smooth}", "int8", smoothed, as_built=False),
+            Rung(f"{FULL}, bias correction", "int8", corrected, as_built=False),
+            Rung("fp32, for the CPU", "fp32", cpu=True),
+            Rung(f"{FULL}, for the CPU", "int8", on_cpu, cpu=True),
+        ]
+
+    def climb(self, rung: Rung) -> dict[str, Any]:
+        """The row of one rung."""
+        graph = self.work / "graph.onnx"
+        forms = "cpu" if rung.cpu else "gpu"
+        info, _ = self._write(rung, self.quantiser(forms), graph)
+        options = BuildOptions(
+            self.arguments.model,
+            replace(self.exports[forms], precision="fp32" if rung.plan else rung.precision),
+            checkpoint=str(self.arguments.checkpoint),
+            int8=self.int8 if rung.plan else None,
+            no_gate=rung.plan is not None,
+        )
+        unjudged = manifest(options, self.work / "x.bundle", graph, info, self.facts, {})
+        result = self.judge(graph, unjudged, {}, ships=not rung.cpu, report=lambda *_: None)
+        row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}
+        row["graph_bytes"] = graph.stat().st_size
+        if rung.engine:
+            row |= self._engine(rung)
+        if rung.cpu:
+            (self.work / f"{rung.precision}.cpu.onnx").write_bytes(graph.read_bytes())
+        return row
+
+    def _write(self, rung: Rung, graphs: QuantizedGraphs, path: Path) -> tuple[GraphInfo, Any]:
+        if rung.plan is None:
+            return export_graph(self.model, path, replace(graphs.options, precision=rung.precision)), None
+        if rung.plan.bias_correction and not graphs.shifts:
+            images = calibration_images(self.int8)
+            assert images is not None  # there are data
+            graphs.correct_biases(rung.plan, pixels(images), threads=self.arguments.threads)
+        graph, info, done = graphs.build(rung.plan, in_float32=not rung.as_built)
+        write_graph(graph, path, info, precision="int8")
+        return info, done
+
+    def _engine(self, rung: Rung) -> dict[str, Any]:
+        """Of the graph that ships: kernels, fused attentions, size; and the places that are not INT8 as planned."""
+        graph = self.work / "engine.onnx"
+        info, done = self._write(replace(rung, as_built=True), self.quantiser("gpu"), graph)
+        built = build_apart(graph, EngineOptions(targets=TARGETS), lambda *_: None)
+        audit = audit_layers(built.layers, expected_attentions=info.attentions)
+        return {
+            "engine_bytes": len(built.plan),
+            "kernels": audit.kernels,
+            "attentions": audit.attentions,
+            "expected_attentions": audit.expected_attentions,
+            "bytes_moved": audit.bytes_moved,
+            "not_int8": [] if done is None else list(check_int8(built.layers, done)),
+            "compiler": f"{built.flavour} {built.version}",
+        }
+
+    def _scores(self, result: GateResult) -> dict[str, Any]:
+        return {
+            "miou": result.scores.miou,
+            "reference_miou": result.reference.miou,
+            "drop": result.drop.mean,
+            "drop_low": result.drop.low,
+            "drop_high": result.drop.high,
+            "agreement": result.agreement,
+            "passed": result.passed,
+            "images": result.images,
+        }
+
+    def time_cpu(self) -> dict[str, float]:
+        """Median milliseconds of an image by precision, both graphs for the CPU taking turns."""
+        image = next(iter(open_dataset(self.arguments.data, split="val"))).image[None]
+        settings = EngineSettings(threads=self.arguments.threads)
+        files = {name: self.work / f"{name}.cpu.onnx" for name in ("fp32", "int8")}
+        engines = {name: OnnxRuntimeEngine(file, settings=settings) for name, file in files.items()}
+        taken: dict[str, list[float]] = {name: [] for name in engines}
+        for turn in range(ROUNDS + 1):
+            for name, engine in engines.items():
+                started = time.perf_counter()
+                engine(image)
+                if turn:  # the first warms up
+                    taken[name].append(1000 * (time.perf_counter() - started))
+        return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def kept(work: Path, key: str, row: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row of an earlier run with the same key, else a new one, which is kept."""
+    path = work / f"row-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if not path.is_file():
+        path.write_text(json.dumps(row()))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", required=True, metavar="KIND:PATH")
+    parser.add_argument("--size", required=True, metavar="HxW", help="the images' own size, so that nothing is resized")
+    parser.add_argument("--images", type=int, default=64, help="to calibrate on; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--limit", type=int, help="only the first images, for a try; nothing is written")
+    parser.add_argument("--work", type=Path, help="keeps ranges, the reference's masks and finished rows")
+    parser.add_argument("--time", action="store_true", help="time the CPU's graphs too: on an otherwise idle machine")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = arguments.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        ladder = Ladder(arguments, work)
+        rows = []
+        for rung in ladder.rungs():
+            key = f"{rung} {ladder.quantiser('cpu' if rung.cpu else 'gpu').ranges.key} {arguments.limit}"
+            rows.append(kept(work, key, lambda rung=rung: ladder.climb(rung)))
+            print({name: value for name, value in rows[-1].items() if name != "not_int8"}, flush=True)
+        timed = kept(work, f"time {[row['name'] for row in rows]}", ladder.time_cpu) if arguments.time else {}
+        for row in rows:
+            row["cpu_ms"] = timed.get("int8" if row["name"].startswith("int8") else "fp32") if row["cpu"] else None
+    if arguments.limit is None:
+        kind = arguments.data.split(":", 1)[0]
+        settings = {
+            "model": arguments.model,
+            "data": kind,
+            "calibrated_on": arguments.images,
+            "size": [int(side) for side in arguments.size.split("x")],
+            "targets": list(TARGETS),
+            "threads": arguments.threads,
+            "rounds": ROUNDS,
+        }
+        command = f"python -m benchmarks.ladder --model {arguments.model} --checkpoint FILE --data {kind}:PATH"
+        write_results("ladder", command=f"{command} --size {arguments.size} --time", settings=settings, rows=rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

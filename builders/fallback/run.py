@@ -1,0 +1,105 @@
+"""The fallback of one build: rank the parts of its plan, search, and judge the plan that is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twins_trt.builders.fallback.parts import Image, find_parts, rank_parts
+from twins_trt.builders.fallback.search import Outcome, Parts, Verdict, search
+from twins_trt.builders.fallback.state import SearchState
+from twins_trt.builders.gate import GateResult
+from twins_trt.builders.plan import Plan
+from twins_trt.builders.quantize import QuantizedGraphs
+
+HARDEST = 4  # images that parts are ranked on, those on which the first verdict agreed least
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What came out. plan: the cheapest that passed, else the one that drops least. gate: the verdict on it. harm: of
+    each part alone, what they were ranked by. share: of the FLOPs that the first plan ran in INT8, what a set of parts
+    takes back."""
+
+    plan: Plan
+    gate: GateResult
+    outcome: Outcome
+    harm: dict[str, float]
+    share: Callable[[Parts], float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `fallback.json`."""
+        best = self.outcome.best
+        return {
+            "passed": best.verdict.passed,
+            "exhausted": self.outcome.exhausted,
+            "reverted": sorted(best.reverted),
+            "reverted_share": self.share(best.reverted),
+            "evaluations": [
+                {
+                    "reverted": sorted(each.reverted),
+                    "reverted_share": self.share(each.reverted),
+                    "passed": each.verdict.passed,
+                    "drop": each.verdict.drop,
+                }
+                for each in self.outcome.evaluations
+            ],
+            "harm": dict(sorted(self.harm.items(), key=lambda item: -item[1])),
+        }
+
+    def file(self) -> bytes:
+        """The content of `fallback.json`."""
+        return (json.dumps(self.to_json(), indent=1) + "\n").encode()
+
+    def summary(self) -> str:
+        """One line on what was reached."""
+        best = self.outcome.best
+        names = ", ".join(sorted(best.reverted)[:4]) + (" ..." if len(best.reverted) > 4 else "")
+        return (
+            f"after {len(self.outcome.evaluations)} plans: {len(best.reverted)} parts in FP16 ({names or 'none'}), "
+            f"{100 * self.share(best.reverted):.1f} % of the FLOPs, the mIoU may drop by {best.verdict.drop:.3f} points"
+        )
+
+
+def fall_back(
+    plan: Plan,
+    graphs: QuantizedGraphs,
+    first: GateResult,
+    *,
+    judge: Callable[[Plan], GateResult],
+    hardest: Sequence[Image],
+    state: SearchState,
+    max_evaluations: int,
+    threads: int | None,
+    report: Callable[[str, float | None], None],
+) -> Fallback:
+    """Searches the parts of `plan`, which failed with the verdict `first`, for those to revert.
+
+    judge: the verdict on a plan. hardest: images that the parts are ranked on. state: what is known of an earlier run.
+    """
+    parts = find_parts(plan, graphs.sites)
+    ranked = rank_parts(plan, parts, graphs, hardest, harm=state.harm, threads=threads, report=report, keep=state.save)
+    results = {frozenset[str](): first}
+    state.verdicts[frozenset()] = _verdict(first)
+
+    def evaluate(reverted: Parts) -> Verdict:
+        report(f"plan {len(state.verdicts) + 1} of at most {max_evaluations}: {len(reverted)} parts in FP16", None)
+        results[reverted] = judge(plan.reverted(sorted(reverted)))
+        state.verdicts[reverted] = _verdict(results[reverted])
+        state.save()
+        return state.verdicts[reverted]
+
+    def share(reverted: Parts) -> float:
+        return graphs.reverted_share(plan.reverted(sorted(reverted)))
+
+    outcome = search(ranked, cost=share, evaluate=evaluate, max_evaluations=max_evaluations, known=dict(state.verdicts))
+    chosen = outcome.best.reverted
+    found = plan.reverted(sorted(chosen))
+    # Known of an earlier run is no more than passed and drop.
+    return Fallback(found, results.get(chosen) or judge(found), outcome, dict(state.harm), share)
+
+
+def _verdict(result: GateResult) -> Verdict:
+    return Verdict(result.passed, result.drop.high)
