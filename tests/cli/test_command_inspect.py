@@ -46,8 +46,8 @@ def test_a_graph_is_compiled_and_audited(twins: Twins, bundle: Path) -> None:
 def test_only_graphs_are_compiled(twins: Twins, bundle: Path) -> None:
     ran = twins("inspect", bundle, "--target", "sm_89")
     assert ran.code == 2 and "is no graph to compile" in ran.err
-    ran = twins("inspect", bundle / "graph.onnx", "--target", "sm_89", "--profile", "image:1x2")
-    assert ran.code == 2 and "is not a profile" in ran.err
+    ran = twins("inspect", bundle / "graph.onnx", "--target", "sm_89", "--shapes", "image:1x2")
+    assert ran.code == 2 and "is no profile" in ran.err
 
 
 def test_a_foreign_graph_is_said_to_be_one(twins: Twins, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from conftest import Twins
 
 from twins_trt.kernels.crosscompile import TARGETS, Record, all_cases
 
-ONE = ("kernels", "--targets", "sm_90", "--kernels", "gsa_sum_splits", "--dtypes", "fp16")
+ONE = ("kernels", "--target", "sm_90", "--kernels", "gsa_sum_splits", "--dtypes", "fp16")
 
 
 def test_lists_what_is_recorded(twins: Twins) -> None:
@@ -18,7 +18,7 @@ def test_lists_what_is_recorded(twins: Twins) -> None:
     assert ran.code == 0
     assert len(ran.json["kernels"]) == sum(len(all_cases(target)) for target in TARGETS)
     assert all(row["registers"] > 0 and row["threads"] >= 128 for row in ran.json["kernels"])
-    ran = twins("kernels", "--targets", "87", "--kernels", "lsa_forward", "--dtypes", "fp16", "--head-dims", "32")
+    ran = twins("kernels", "--target", "87", "--kernels", "lsa_forward", "--dtypes", "fp16", "--head-dims", "32")
     assert ran.code == 0
     lines = [line.split() for line in ran.out.splitlines()]
     assert lines[0][:3] == ["target", "kernel", "dtype"]
@@ -51,12 +51,12 @@ def test_writes_cubins_and_what_a_launch_needs(twins: Twins, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--targets", "sm_75"], "use backend='sdpa'"),
-        (["--targets", "sm_42"], "no kernels for target 'sm_42'"),
+        (["--target", "sm_75"], "use backend='sdpa'"),
+        (["--target", "sm_42"], "no kernels for target 'sm_42'"),
         (["--kernels", "lsa"], "lsa_forward"),
         (["--dtypes", "fp8"], "choose from bf16, fp16, fp32"),
         (["--head-dims", "48"], "choose from 16, 32, 64"),
-        (["--ptx-version", "85"], "--out FOLDER"),
+        (["--ptx-version", "85"], "--out DIR"),
         (["--workers", "2"], "--check"),
         (["--check", "--workers", "0"], "--workers 2"),
         (["--check", "--out", "x"], "not allowed with"),

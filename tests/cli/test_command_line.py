@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import MODEL, SMALL, Twins
 
 import twins_trt.cli as cli
 from twins_trt.cli.console import Console, table
-from twins_trt.cli.parsing import parse_batch, parse_size, parse_test_scale
+from twins_trt.cli.parsing import new_parser, parse_batch, parse_size, parse_test_scale
 from twins_trt.errors import GateError, UsageError
 from twins_trt.version import __version__
 
@@ -31,6 +32,24 @@ def test_the_overview_lists_every_command_and_each_has_help_with_an_example(twin
         assert ran.code == 0
         assert f"example:\n  twins-trt {command} " in ran.out
         assert "--json" in ran.out and "--verbose" in ran.out
+
+
+def test_an_option_of_several_commands_is_the_same_everywhere() -> None:
+    shapes: dict[str, set[tuple[object, object]]] = {}
+    for command in cli.COMMANDS:
+        parser = new_parser("twins-trt", summary="", example="")
+        cli.command_module(command).configure(parser)
+        for action in parser._actions:
+            for option in action.option_strings:
+                shapes.setdefault(option, set()).add((action.metavar, action.nargs))
+    own = {"--out", "--engine", "--batch", "--precision"}  # a file or a folder; what may be chosen differs
+    assert {option: found for option, found in shapes.items() if len(found) > 1 and option not in own} == {}
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_defaults_are_said_alike(twins: Twins, command: str) -> None:
+    shown = " ".join(twins(command, "-h").out.split())
+    assert re.findall(r"default \S+", re.sub(r"\(default\)|by default|default:", "", shown)) == []
 
 
 def test_only_commands_that_exist_are_listed() -> None:

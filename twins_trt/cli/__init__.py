@@ -38,7 +38,7 @@ COMMANDS = {
     "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
     "kernels": "list, check or write the Triton kernels for GPUs that need not be there, as cubins for C++",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",
-    "doctor": "look at this machine: packages, compilers, GPU, and which commands work",
+    "doctor": "say which commands work on this machine, what is broken, and what mends it",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be built")
     add_weights_options(parser)
-    add_graph_options(parser)
+    add_graph_options(parser, precisions=("fp32", "fp16", "int8"))
     group = parser.add_argument_group("engines")
     group.add_argument(
         "--target",
@@ -145,7 +145,11 @@ def _add_int8_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--calib-data", metavar="KIND:PATH", help="images to calibrate on; labels are not read")
     group.add_argument("--calib-split", default="train", metavar="SPLIT", help="default: train")
     group.add_argument(
-        "--calib-images", type=int, default=64, metavar="N", help="how many, spread over the set; default 64, 0 for all"
+        "--calib-images",
+        type=int,
+        default=64,
+        metavar="N",
+        help="how many, spread over the set; default: 64, 0: all",
     )
     group.add_argument("--calibration", metavar="FILE", help="take the ranges that twins-trt calibrate wrote instead")
     group.add_argument(
@@ -167,7 +171,7 @@ def _add_int8_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-gate", action="store_true", help="do not judge INT8: the bundle says so wherever shown")
     group.add_argument("--no-fallback", action="store_true", help="fail at once instead of reverting blocks to FP16")
     group.add_argument(
-        "--max-evaluations", type=int, default=16, metavar="N", help="plans that the fallback may judge; default 16"
+        "--max-evaluations", type=int, default=16, metavar="N", help="plans that the fallback may judge; default: 16"
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime; default: every core")
 

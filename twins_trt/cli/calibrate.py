@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="KIND:PATH", help=DATA_KINDS)
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument(
-        "--images", type=int, default=64, metavar="N", help="how many, spread over the set; default 64, 0 for all"
+        "--images", type=int, default=64, metavar="N", help="how many, spread over the set; default: 64, 0: all"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the range file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", metavar="{auto,cpu,cuda}", help="of ONNX Runtime")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images ahead")
-    group.add_argument("--memory", type=int, default=1024, metavar="MIB", help="activations at once; default 1024")
+    group.add_argument("--memory", type=int, default=1024, metavar="MIB", help="activations at once; default: 1024")
     add_weights_options(parser)
     add_graph_options(parser)
 

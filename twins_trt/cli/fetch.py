@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir", metavar="DIR", help=f"where to keep it; default: $TWINS_TRT_CACHE or {default_cache_dir()}"
     )
-    parser.add_argument("--url", help="a mirror's address of the same file")
+    parser.add_argument("--url", metavar="URL", help="a mirror's address of the same file")
     parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded, and to where")
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import add_data_options, add_running_options, add_weights_options, open_data
+from twins_trt.cli.parsing import add_checkpoint_options, add_data_options, add_running_options, open_data
 from twins_trt.errors import GateError
 
 EXAMPLE = (
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_running_options(parser)
     parser.add_argument("--pictures", metavar="DIR", help="overlays and difference maps of the worst images go here")
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be judged")
-    add_weights_options(parser)
+    add_checkpoint_options(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
-from twins_trt.cli.parsing import parse_profile, split_list
+from twins_trt.cli.parsing import parse_shapes, split_list
 from twins_trt.errors import BuildError, BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target", metavar="SM,...", help="compile for these GPUs (sm_86,sm_89) and audit the result")
     group.add_argument("--layers", action="store_true", help="list every kernel, with shapes and graph nodes")
     group.add_argument(
-        "--profile",
+        "--shapes",
         action="append",
-        metavar="NAME:MIN:USUAL:MAX",
-        help="shapes of a dynamic input, as image:1x512x512x3:4x512x512x3:8x512x512x3",
+        metavar="NAME:MIN:OPT:MAX",
+        help="of a dynamic input, as image:1x512x512x3:4x512x512x3:8x512x512x3",
     )
 
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if path.name == "manifest.json":
         path = path.parent
     is_graph = path.suffix.lower() == ".onnx"
-    compiles = bool(arguments.target or arguments.layers or arguments.profile)
+    compiles = bool(arguments.target or arguments.layers or arguments.shapes)
     if compiles and not is_graph:
         raise UsageError(f"{path} is no graph to compile", "name an .onnx file, or leave --target and --layers out")
     if path.is_dir() or path.suffix == ".bundle":
@@ -145,7 +145,7 @@ def _compiled(path: Path, info: dict[str, Any] | None, arguments: argparse.Names
     from twins_trt.builders.engine import EngineOptions, build_engine
     from twins_trt.runtime.codec import encode
 
-    profile = dict(map(parse_profile, arguments.profile or ())) or None
+    profile = dict(map(parse_shapes, arguments.shapes or ())) or None
     built = build_engine(path, EngineOptions(targets=split_list(arguments.target or ""), profile=profile))
     audit = audit_layers(built.layers, expected_attentions=None if info is None else info["attentions"])
     peak = "" if built.peak_host_mib is None else f", {built.peak_host_mib:.0f} MiB at most"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from twins_trt.kernels.case import Case
 
 EXAMPLE = (
-    "twins-trt kernels --targets sm_87 --dtypes fp16 --out cubins --ptx-version 85\n\n"
+    "twins-trt kernels --target sm_87 --dtypes fp16 --out cubins --ptx-version 85\n\n"
     "Lists what kernels take, as recorded. --check compiles them anew and fails (exit code 1) where one spills\n"
     "or takes more than is recorded. --out writes cubins, PTX and kernels.json, for programs that are not Python."
 )
@@ -24,21 +24,21 @@ EXAMPLE = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Which kernels, for which GPUs, and what to do with them."""
     group = parser.add_argument_group("which", "by default all of them, for all targets")
-    group.add_argument("--targets", default="", metavar="SM,SM", help="compute capabilities, such as sm_87,sm_90")
+    group.add_argument("--target", default="", metavar="SM,...", help="GPUs, such as sm_87,sm_90")
     group.add_argument("--kernels", default="", metavar="NAME,NAME", help="such as lsa_forward,resize_argmax")
     group.add_argument("--dtypes", default="", metavar="{fp32,fp16,bf16}", help="one or several, with commas")
     group.add_argument("--head-dims", default="", metavar="N,N", help="such as 32; kernels without one are always in")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="compile them and compare with what is recorded")
-    what.add_argument("--out", metavar="FOLDER", help="compile them and write cubins, PTX and kernels.json there")
+    what.add_argument("--out", metavar="DIR", help="compile them and write cubins, PTX and kernels.json there")
     parser.add_argument("--ptx-version", type=int, metavar="N", help="with --out: 85 for JetPack 6, 90 for JetPack 7.0")
-    parser.add_argument("--workers", type=int, metavar="N", help="with --check: processes; default one a core")
+    parser.add_argument("--workers", type=int, metavar="N", help="with --check: processes; default: one a core")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """List, check or write."""
     if arguments.ptx_version is not None and not arguments.out:
-        raise UsageError("--ptx-version says how PTX is written", "give --out FOLDER too")
+        raise UsageError("--ptx-version says how PTX is written", "give --out DIR too")
     if arguments.workers is not None and (arguments.workers < 1 or not arguments.check):
         raise UsageError("--workers is the number of processes that --check compiles on", "give --check --workers 2")
     selected = _select(arguments)
@@ -67,7 +67,7 @@ def _select(arguments: argparse.Namespace) -> list[tuple[Case, str]]:
         if unknown := [word for word in given if word not in known[option]]:
             raise UsageError(f"{option} has no {unknown[0]!r}", f"choose from {', '.join(sorted(known[option]))}")
     return select(
-        split_list(arguments.targets) or TARGETS,
+        split_list(arguments.target) or TARGETS,
         kernels=split_list(arguments.kernels),
         dtypes=split_list(arguments.dtypes),
         head_dims=[int(dim) for dim in dims],

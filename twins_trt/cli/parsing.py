@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from twins_trt.errors import MissingDependencyError, UsageError
@@ -86,11 +86,17 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
 
 
-def add_weights_options(parser: argparse.ArgumentParser) -> None:
-    """Which weights: --checkpoint, --seeded, --num-classes, --padding."""
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where weights come from: --checkpoint, --seeded. Returns the group, for more options about them."""
     group = parser.add_argument_group("weights", "by default the published ones, if they were fetched before")
     group.add_argument("--checkpoint", metavar="FILE", help="an mmsegmentation checkpoint of this model")
     group.add_argument("--seeded", action="store_true", help="random weights, the same on every machine; marked so")
+    return group
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Which weights: --checkpoint, --seeded, --num-classes, --padding."""
+    group = add_checkpoint_options(parser)
     group.add_argument("--num-classes", type=int, metavar="N", help="default: what the checkpoint has")
     group.add_argument(
         "--padding",
@@ -100,8 +106,11 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_graph_options(parser: argparse.ArgumentParser) -> None:
-    """What graph: --size, --batch, --precision, --opset, --input, --outputs, --upernet-levels."""
+def add_graph_options(parser: argparse.ArgumentParser, *, precisions: Sequence[str] = ("fp32", "fp16")) -> None:
+    """What graph: --size, --batch, --precision, --opset, --input, --outputs, --upernet-levels.
+
+    precisions: those that the help names.
+    """
     group = parser.add_argument_group("graph")
     group.add_argument(
         "--size",
@@ -110,10 +119,10 @@ def add_graph_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch", default="1", metavar="N", help="images at once: 1 (default), 8, or MIN:OPT:MAX")
     group.add_argument(
-        "--precision", metavar="{fp32,fp16}", help="default: fp16 for GPUs, fp32 for the CPU; build has int8 too"
+        "--precision", metavar=f"{{{','.join(precisions)}}}", help="default: fp16 for GPUs, fp32 for the CPU"
     )
     group.add_argument(
-        "--opset", type=int, metavar="{17..20}", help="ONNX operator set; default 17, for INT8 and its calibration 20"
+        "--opset", type=int, metavar="{17..20}", help="ONNX operator set; default: 17, for INT8 and its calibration 20"
     )
     group.add_argument(
         "--input",
@@ -138,9 +147,9 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="mse, percentile, entropy, minmax: which are stored, the one to use first; default: all in this order",
     )
-    group.add_argument("--percentile", type=float, default=99.99, metavar="P", help="default 99.99")
-    group.add_argument("--bins", type=int, default=4096, metavar="N", help="of each histogram; default 4096")
-    group.add_argument("--minimum", type=int, default=8, metavar="N", help="refuse fewer different images; default 8")
+    group.add_argument("--percentile", type=float, default=99.99, metavar="P", help="default: 99.99")
+    group.add_argument("--bins", type=int, default=4096, metavar="N", help="of each histogram; default: 4096")
+    group.add_argument("--minimum", type=int, default=8, metavar="N", help="refuse fewer different images; default: 8")
     group.add_argument("--fit", default="stretch", metavar="{stretch,letterbox}", help="into a graph of fixed size")
 
 
@@ -229,12 +238,12 @@ def torch_device(name: str) -> str:
     return name
 
 
-def parse_profile(text: str) -> tuple[str, tuple[Shape, Shape, Shape]]:
+def parse_shapes(text: str) -> tuple[str, tuple[Shape, Shape, Shape]]:
     """The input and its three shapes of `image:1x512x512x3:4x512x512x3:8x512x512x3`. Raises `UsageError`."""
     name, *shapes = text.split(":")
     sizes = [shape.split("x") for shape in shapes]
     if not name or len(sizes) != 3 or not all(re.fullmatch(r"\d{1,9}", size) for shape in sizes for size in shape):
-        raise UsageError(f"{text!r} is not a profile", "write NAME:MIN:USUAL:MAX, each shape as 1x512x512x3")
+        raise UsageError(f"{text!r} is no profile", "write NAME:MIN:OPT:MAX, each shape as 1x512x512x3")
     low, usual, high = (tuple(map(int, shape)) for shape in sizes)
     return name, (low, usual, high)
 

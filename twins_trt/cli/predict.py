@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", default="stretch", metavar="{stretch,letterbox}", help="how images meet a bundle of fixed size"
     )
-    parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in overlays; default 0.5")
+    parser.add_argument("--alpha", type=float, default=0.5, metavar="X", help="weight of the colours; default: 0.5")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--batch", type=int, metavar="N", help="images at once, for a bundle of dynamic batch")

@@ -44,6 +44,7 @@ NEEDS: dict[str, tuple[tuple[Way, ...], ...]] = {
     "profile": ((("numpy",),), (("PIL",),), (*_RUN, ("torch",))),
     "train": ((("numpy",),), (("PIL",),), (("torch",),)),
     "export-to": ((("numpy",),),),
+    "kernels": ((("torch",),), (("triton",),)),
 }
 
 _NAMES = {package.module: package.distribution for package in PACKAGES} | {GPU: "a GPU"}
