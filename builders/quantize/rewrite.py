@@ -130,13 +130,13 @@ def _observed(graph: gs.Graph, sites: Iterable[Site], rest: str) -> tuple[str, .
     for site in sites:
         names.append(site.source)
         if site.kind == "attention":
-            names += [source_of(tensor).name for tensor in _operands(nodes, block_of(site.node))]
+            names += [source_of(tensor).name for tensor in attention_operands(nodes, block_of(site.node))]
         elif rest == "fp32" and nodes[site.node].op == "Conv" and not _is_pointwise(nodes[site.node]):
             names.append(_written(nodes[site.node]).name)
     return tuple(dict.fromkeys(names))
 
 
-def _operands(nodes: Mapping[str, gs.Node], block: str) -> list[gs.Variable]:
+def attention_operands(nodes: Mapping[str, gs.Node], block: str) -> list[gs.Variable]:
     """q, k and v of an attention."""
     scores, context = nodes[f"{block}/scores"], nodes[f"{block}/context"]
     return [scores.inputs[0], scores.inputs[1], context.inputs[1]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 import toy
 from conftest import Options
+from toy import assert_same, log_rows, stop_after, weights
 
 from twins_trt.data import open_dataset
 from twins_trt.errors import TrainingError, UsageError
@@ -20,32 +20,6 @@ from twins_trt.evaluation import evaluate_model
 from twins_trt.models import build_model
 from twins_trt.models.checkpoint import identify, read_checkpoint
 from twins_trt.training import TrainOptions, TrainStep, load_options, train
-
-
-def losses(out: str) -> list[tuple[str, ...]]:
-    """Every column of the log but the seconds."""
-    with open(Path(out) / "log.csv", newline="") as file:
-        return [tuple(row[:-1]) for row in csv.reader(file)]
-
-
-def weights(path: str | Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
-
-
-def stop_after(iteration: int) -> Any:
-    """Progress that sends Ctrl-C once."""
-
-    def progress(step: TrainStep) -> None:
-        if step.iteration == iteration and step.phase == "train":
-            signal.raise_signal(signal.SIGINT)
-
-    return progress
 
 
 def test_training_learns_and_leaves_what_other_commands_read(options: Options) -> None:
@@ -56,7 +30,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
     assert report.last_loss < 0.5 * report.first_loss
     assert report.best_miou is not None and report.best_miou > 60
 
-    rows = losses(chosen.out)
+    rows = log_rows(chosen.out)
     assert rows[0] == ("iteration", "loss", "decode", "auxiliary", "accuracy", "lr")
     assert [row[0] for row in rows[1:]] == [str(i) for i in range(1, 41)]
     assert [step.iteration for step in steps if step.phase == "train"] == list(range(1, 41))
@@ -83,11 +57,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(options: Options, tmp_path: Path, fie
     broken = replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
         train(broken, progress=stop_after(2))
-    assert len(losses(broken.out)) == 3
+    assert len(log_rows(broken.out)) == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     rest = train(broken, resume=True)
     assert (rest.resumed, rest.iterations, rest.start) == (2, 4, report.start)
-    assert losses(broken.out) == losses(whole.out)
+    assert log_rows(broken.out) == log_rows(whole.out)
     assert (Path(broken.out) / "validation.csv").read_text() == (Path(whole.out) / "validation.csv").read_text()
     for name in ("last.pth", "best.pth"):
         assert_same(weights(Path(broken.out) / name), weights(Path(whole.out) / name))
@@ -109,9 +83,9 @@ def test_a_killed_run_goes_on_from_its_last_state(options: Options, tmp_path: Pa
     broken = replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(Killed):
         train(broken, progress=progress)
-    assert len(losses(broken.out)) == 4
+    assert len(log_rows(broken.out)) == 4
     assert train(broken, resume=True).resumed == 2
-    assert losses(broken.out) == losses(whole.out)
+    assert log_rows(broken.out) == log_rows(whole.out)
 
 
 def test_the_workers_do_not_change_the_pictures(options: Options, tmp_path: Path) -> None:
@@ -119,16 +93,16 @@ def test_the_workers_do_not_change_the_pictures(options: Options, tmp_path: Path
     train(one)
     two = replace(one, out=str(tmp_path / "two"), workers=1)
     train(two)
-    assert losses(two.out) == losses(one.out)
+    assert log_rows(two.out) == log_rows(one.out)
 
 
 def test_a_finished_run_stays_as_it_is(options: Options) -> None:
     chosen = options(iterations=2)
     train(chosen)
-    before = losses(chosen.out)
+    before = log_rows(chosen.out)
     report = train(chosen, resume=True)
     assert (report.resumed, report.first_loss) == (2, None)
-    assert losses(chosen.out) == before
+    assert log_rows(chosen.out) == before
 
 
 def test_a_run_is_neither_overwritten_nor_changed(options: Options, tmp_path: Path) -> None:

@@ -1,25 +1,35 @@
-"""A model of a few layers and a data set of coloured blocks, both small enough for a test that trains."""
+"""Models of a few layers and a data set of coloured blocks, small enough to train in a test; and what runs leave."""
 
 from __future__ import annotations
 
+import csv
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from twins_trt.models import zoo
+from twins_trt.training import TrainStep
 
 TOY, TOY_UPERNET, TOY_PCPVT = "twins_svt-toy_fpn", "twins_svt-toy_upernet", "twins_pcpvt-toy_fpn"
 COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)], np.uint8)
-WIDTHS = {"embed_dims": (16, 32, 48, 64), "num_heads": (1, 2, 3, 4), "depths": (2, 2, 1, 1)}
+WIDTHS = {
+    "embed_dims": (16, 32, 48, 64),
+    "num_heads": (1, 2, 3, 4),
+    "depths": (2, 2, 1, 1),
+    "mlp_ratios": (2, 2, 2, 2),
+    "fpn_channels": (32, 32),
+}
 
 
 def register() -> None:
     """Puts the toys into the zoo of this process."""
     for name, base in ((TOY, "svt-s_fpn"), (TOY_UPERNET, "svt-s_upernet"), (TOY_PCPVT, "pcpvt-s_fpn")):
-        spec = replace(zoo.get_spec(f"twins_{base}"), name=name, variant="toy", mlp_ratios=(2, 2, 2, 2), **WIDTHS)
-        zoo._BY_NAME[name] = spec
+        zoo._BY_NAME[name] = replace(zoo.get_spec(f"twins_{base}"), name=name, variant="toy", **WIDTHS)
 
 
 def unregister() -> None:
@@ -44,3 +54,30 @@ def draw(root: Path, *, train: int = 8, val: int = 2, size: tuple[int, int] = (7
             Image.fromarray(image.astype(np.uint8)).save(root / split / "images" / f"{i}.png")
             Image.fromarray(label).save(root / split / "labels" / f"{i}.png")
     return f"folder:{root}"
+
+
+def log_rows(out: str | Path) -> list[tuple[str, ...]]:
+    """Every column of a run's log but the seconds."""
+    with open(Path(out) / "log.csv", newline="") as file:
+        return [tuple(row[:-1]) for row in csv.reader(file)]
+
+
+def weights(path: str | Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return loaded
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+def stop_after(iteration: int) -> Callable[[TrainStep], None]:
+    """Progress that sends Ctrl-C once."""
+
+    def progress(step: TrainStep) -> None:
+        if step.iteration == iteration and step.phase == "train":
+            signal.raise_signal(signal.SIGINT)
+
+    return progress

@@ -65,6 +65,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add(group, "--flip", type=float, metavar="X", help="probability of mirroring; default: 0.5")
     _add(group, "--no-distort", dest="distort", action="store_false", help="leave the colours as they are")
 
+    group = parser.add_argument_group("INT8", "the last resort where calibration alone does not pass the gate")
+    _add(group, "--plan", metavar="FILE", help="train with the INT8 rounding of this precision plan")
+    _add(group, "--calibration", metavar="FILE", help="a range file for it; default: observe the first pictures")
+
     group = parser.add_argument_group("how it runs")
     _add(group, "--device", metavar="{auto,cpu,cuda}", help="default: auto")
     _add(group, "--amp", metavar="{off,bf16,fp16}", help="mixed precision; default: off")

@@ -8,7 +8,9 @@ from twins_trt.lazy import lazy_names
 from twins_trt.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from twins_trt.training.loop import TrainPlan, TrainReport, TrainStep, plan_training, train
+    from twins_trt.training.loop import train
+    from twins_trt.training.plan import TrainPlan, plan_training
+    from twins_trt.training.report import TrainReport, TrainStep
     from twins_trt.training.run import load_options
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "twins_trt.training.loop": ["TrainPlan", "TrainReport", "TrainStep", "plan_training", "train"],
+        "twins_trt.training.loop": ["train"],
+        "twins_trt.training.plan": ["TrainPlan", "plan_training"],
+        "twins_trt.training.report": ["TrainReport", "TrainStep"],
         "twins_trt.training.run": ["load_options"],
     },
 )

@@ -6,149 +6,45 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from twins_trt.data import ADE20K_TEST, Dataset, Preprocessing, open_dataset
+from twins_trt.data import ADE20K_TEST, Preprocessing
 from twins_trt.data.loading import load_in_order
-from twins_trt.errors import DataError, UsageError
 from twins_trt.evaluation import Scores, Walk, evaluate_model
-from twins_trt.models.segmentor import build_model
-from twins_trt.models.zoo import get_spec
+from twins_trt.models.segmentor import Segmentor, build_model
 from twins_trt.runtime.codec import decode, encode
 from twins_trt.training.augment import Augmentation
 from twins_trt.training.batches import Batch, BatchReader, Draws
-from twins_trt.training.distributed import World, choose_device, joined, process_rank, world_size
+from twins_trt.training.distributed import World, joined
 from twins_trt.training.options import TrainOptions
+from twins_trt.training.plan import TrainPlan, open_datasets, plan_training
+from twins_trt.training.qat import FakeQuantised, attach, read_amax, read_plan
+from twins_trt.training.report import Progress, TrainReport, TrainStep
 from twins_trt.training.run import (
     BEST,
     LAST,
+    OPTIONS,
+    PLAN,
     Log,
-    check_folder,
     load_state,
     save_checkpoint,
-    save_options,
     save_state,
+    save_text,
 )
-from twins_trt.training.start import Start, start_weights, weights_file
+from twins_trt.training.start import Start, start_weights
 from twins_trt.training.stopping import StopRequest
-from twins_trt.training.trainer import Trainer
+from twins_trt.training.trainer import Trainer, on_device
 
 log = logging.getLogger("twins_trt")
 
+OBSERVED_IMAGES = 64  # from which a quantised run without a range file takes its ranges
 _SPEED_STEPS = 50  # the last ones, from which the time that is left is told
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """Where a run is. phase: `train`, or `validate` while it scores images.
-
-    iteration: of `iterations`. loss: of the last step. miou: of the last validation, percent, if there was one.
-    seconds_left: until the end of the training, at the speed of the last steps; None before there are any.
-    share: of the phase's work that is done, 0 to 1.
-    """
-
-    phase: str
-    iteration: int
-    iterations: int
-    share: float
-    loss: float | None = None
-    miou: float | None = None
-    seconds_left: float | None = None
-
-
-Progress = Callable[[TrainStep], None]
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What a run would do. options: completed. weights: the file it starts from, None where start is another.
-
-    start: `checkpoint`, `scratch` or `resumed`. rank: which of the processes this is.
-    """
-
-    options: TrainOptions
-    start: str
-    weights: Path | None
-    images: int
-    val_images: int
-    classes: tuple[str, ...]
-    processes: int
-    rank: int
-    device: str
-
-    @property
-    def epochs(self) -> float:
-        """How often each image is seen."""
-        return cast(int, self.options.iterations) * self.options.batch / self.images
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`."""
-        weights = None if self.weights is None else str(self.weights)
-        return {**encode(self), "weights": weights, "epochs": round(self.epochs, 2)}
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a run came to.
-
-    out: the run's folder, in which last and best are checkpoints. start: where the weights came from. resumed: the
-    iteration it went on from, 0 for a new run. first_loss, last_loss: means of the first and last tenth of the
-    iterations run now. miou: of the last validation, best_miou: of the best one, percent; None without any.
-    seconds: wall time of this call.
-    """
-
-    out: str
-    last: str
-    best: str | None
-    start: Start
-    iterations: int
-    resumed: int
-    first_loss: float | None
-    last_loss: float | None
-    miou: float | None
-    best_miou: float | None
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`."""
-        plain: dict[str, Any] = encode(self)
-        return plain
-
-
-def plan_training(options: TrainOptions, *, resume: bool = False) -> TrainPlan:
-    """Checks a training and fills its options in, without reading weights or pictures.
-
-    Raises as `train` does for everything that shows beforehand.
-    """
-    options = options.completed()
-    check_folder(options, resume=resume)
-    weights = None if resume else weights_file(options)
-    dataset, val = _datasets(options)
-    processes = world_size()
-    if options.batch % processes:
-        raise UsageError(f"a batch of {options.batch} over {processes} processes", "give a multiple of their number")
-    if get_spec(options.model).head == "upernet" and options.batch == 1:
-        raise UsageError("UPerNet normalises over a batch, and one picture is none", "give --batch 2 or more")
-    device = choose_device(options.device).type
-    if options.amp == "fp16" and device != "cuda":
-        raise UsageError("float16 trains on CUDA only", "use --amp bf16, or off")
-    return TrainPlan(
-        options=options,
-        start="resumed" if resume else "checkpoint" if weights else "scratch",
-        weights=weights,
-        images=len(dataset),
-        val_images=0 if val is None else len(val.first(options.val_limit)),
-        classes=dataset.classes,
-        processes=processes,
-        rank=process_rank(),
-        device=device,
-    )
 
 
 def train(options: TrainOptions, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
@@ -202,27 +98,33 @@ class _Run:
         self.options = options = plan.options
         self.folder = Path(options.out)
         self._world, self._stop, self._progress = world, stop, progress
-        self._dataset, self._val = _datasets(options)
+        self._dataset, self._val = open_datasets(options)
         model = build_model(options.model, len(plan.classes), padding=options.padding)
         self.miou: float | None = None
         self.best: float | None = None
         self._validated = 0  # the iteration of the last validation
         self.losses: list[float] = []
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
+        self._quantised: FakeQuantised | None = None
         if resume:
             state = load_state(self.folder)
             self.start = decode(Start, state["start"])
             self.miou, self.best, self._validated = state["miou"], state["best"], state["validated"]
+            self._quantise(model, self.folder / PLAN, amax=state["amax"])
             self._trainer = Trainer(model, options, world)
             self._trainer.load_state_dict(state["trainer"])
         else:
             self.start = start_weights(model, plan.weights)
+            amax = None if options.calibration is None else read_amax(options.calibration)
+            self._quantise(model, options.plan, amax=amax)
             self._trainer = Trainer(model, options, world)
         self.resumed = self.iteration
-        if world.first:
-            save_options(options)
-            if not resume:
-                self._save()
+        if world.first and not resume:
+            if options.plan is not None:
+                save_text(self.folder / PLAN, Path(options.plan).read_text(encoding="utf-8"))
+            self._save()
+        if world.first:  # last: a folder with options has all that they ask for
+            save_text(self.folder / OPTIONS, options.to_json())
 
     @property
     def iteration(self) -> int:
@@ -231,7 +133,7 @@ class _Run:
     def finish(self) -> bool:
         """Trains to the end, or until a signal asks to stop: then False, and the state is saved."""
         with closing(Log(self.folder, iteration=self.iteration) if self._world.first else _NoLog()) as self._log:
-            batches = self._batches()
+            batches = self._batches(self.iteration, cast(int, self.options.iterations))
             try:
                 while True:
                     if self._val and self._is_due(self.options.validate_every) and self._validated < self.iteration:
@@ -247,6 +149,24 @@ class _Run:
             finally:
                 if hasattr(batches, "close"):  # ends the reading processes now
                     batches.close()
+
+    def _quantise(self, model: Segmentor, path: str | Path | None, *, amax: Mapping[str, float] | None) -> None:
+        """Puts a plan's rounding into the model, with these ranges or those of the first pictures."""
+        options = self.options
+        if options.plan is None or path is None:
+            return
+        plan = read_plan(path, model=options.model)
+        quantised = attach(model, plan, size=cast(tuple[int, int], options.crop), amax=amax)
+        if quantised.observing:
+            model.to(self._world.device).eval()
+            count = -(-OBSERVED_IMAGES // options.batch)
+            # Every process sees the same pictures, so that all come to the same ranges.
+            for batch in self._batches(0, count, share=False):
+                with torch.inference_mode():
+                    model(on_device(batch, self._world.device)[0])
+            quantised.choose_ranges()
+        log.info("%d places of the plan run in INT8", len(quantised.sites))
+        self._quantised = quantised
 
     def _step(self, batches: Iterator[Batch]) -> None:
         started, rate = time.perf_counter(), self._trainer.rate
@@ -296,6 +216,7 @@ class _Run:
             "miou": self.miou,
             "best": self.best,
             "validated": self._validated,
+            "amax": None if self._quantised is None else self._quantised.amax(),
         }
         save_state(self.folder, state)
         if self.iteration:
@@ -312,16 +233,17 @@ class _Run:
                 miou=self.miou if self._validated == self.iteration else None,
             )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, start: int, stop: int, *, share: bool = True) -> Iterator[Batch]:
+        """The batches of iterations from `start` to `stop`; this process's share of each, or all of it."""
         options = self.options
         draws = Draws(
             self._dataset.items,
             seed=options.seed,
             batch=options.batch,
-            start=self.iteration,
-            stop=cast(int, options.iterations),
-            rank=self._world.rank,
-            world=self._world.size,
+            start=start,
+            stop=stop,
+            rank=self._world.rank if share else 0,
+            world=self._world.size if share else 1,
         )
         augmentation = Augmentation(
             crop=cast(tuple[int, int], options.crop),
@@ -375,16 +297,6 @@ class _NoLog:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-def _datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
-    dataset = open_dataset(options.data, split=options.split)
-    if not dataset.classes:
-        raise DataError(f"{options.data} does not name its classes", "add classes.txt, one name a line in label order")
-    for each in (dataset, val := open_dataset(options.data, split=options.val_split) if options.val_split else None):
-        if each is not None and not each.labelled:
-            raise DataError(f"{options.data} ({each.split}) has no labels", "add a labels/ folder")
-    return dataset, val
 
 
 @contextmanager

@@ -53,5 +53,5 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _resized(logits: Tensor, labels: Tensor) -> Tensor:
-    # float32 from here on: bfloat16 would interpolate with 8 bits.
-    return resize(logits.float(), labels.shape[1:])
+    # At least float32 from here on: bfloat16 would interpolate with 8 bits.
+    return resize(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.shape[1:])

@@ -44,6 +44,8 @@ class TrainOptions:
         iterations between TensorBoard's points; the CSV has every iteration.
     seed: of everything random. workers: processes that read ahead. threads: of the CPU; None is PyTorch's choice.
     padding: as `build_model` takes it.
+    plan: a precision plan's file: train with its INT8 rounding in place. calibration: a range file for it, of a graph
+        of the crop's size; None observes the first pictures.
 
     Raises `UsageError` for a value that cannot be.
     """
@@ -85,6 +87,8 @@ class TrainOptions:
     threads: int | None = None
     device: str = "auto"
     padding: str = "parity"
+    plan: str | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         get_spec(self.model)
@@ -93,6 +97,8 @@ class TrainOptions:
                 raise UsageError(f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(allowed)}")
         if self.checkpoint is not None and self.scratch:
             raise UsageError("a checkpoint and training from scratch exclude each other", "give one of them")
+        if self.calibration is not None and self.plan is None:
+            raise UsageError("ranges are of no use without a precision plan", "give --plan, or leave --calibration out")
         for name in ("iterations", "batch", "validate_every", "save_every", "val_limit", "log_every", "threads"):
             self._check(name, least=1)
         for name in ("warmup", "workers", "seed", "weight_decay", "min_lr", "aux_weight"):
@@ -116,10 +122,13 @@ class TrainOptions:
         mmsegmentation's numbers (configs/twins): FPN trains with AdamW, lr 1e-4, weight decay 1e-4, power 0.9; UPerNet
         with lr 6e-5, weight decay 0.01, power 1 and 1500 iterations of warm-up. Its FPN configurations also inherit a
         smallest rate of 1e-4, which makes the rate a constant: `min_lr=1e-4` does so here.
+        Raises `UsageError` for a model without a schedule of its own, where `iterations` is None.
         """
         spec = get_spec(self.model)
         fpn = spec.head == "fpn"
-        iterations = _first(self.iterations, spec.schedule_iterations)
+        iterations = self.iterations or spec.schedule_iterations
+        if not iterations:
+            raise UsageError(f"no schedule was published for {spec.name}", "say how long: --iterations N")
         tenth = max(1, iterations // 10)
         return replace(
             self,

@@ -29,6 +29,7 @@ log = logging.getLogger("twins_trt")
 
 OPTIONS, STATE, LAST, BEST = "options.json", "state.pth", "last.pth", "best.pth"
 LOG, VALIDATION, CURVES = "log.csv", "validation.csv", "tensorboard"
+PLAN = "plan.json"
 STATE_VERSION = 1
 
 # What may be different when a run goes on: where and how fast it computes, not what.
@@ -67,15 +68,14 @@ def load_options(folder: str | Path) -> TrainOptions:
     return TrainOptions.from_json(text)
 
 
-def save_options(options: TrainOptions) -> None:
-    """Makes the folder and writes its options. Raises `TrainingError` where that fails."""
-    folder = Path(options.out)
+def save_text(path: Path, text: str) -> None:
+    """Writes a file of the run's folder, which is made. Raises `TrainingError` where that fails."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / OPTIONS) as file:
-            file.write(options.to_json().encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(path.parent, error) from error
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -183,6 +183,7 @@ def _curves(folder: Path, iteration: int) -> Any:
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             torch.save(dict(content), file)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk in a RuntimeError

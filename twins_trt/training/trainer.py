@@ -42,9 +42,9 @@ class StepLosses:
 
 
 class Trainer:
-    """A model under training. options: completed. model: on the CPU, with its first weights; it is moved and changed.
+    """A model under training. options: completed. model: with its first weights; it is moved and changed.
 
-    `iteration` counts the steps taken.
+    `iteration` counts the steps taken. With a precision plan BatchNorm keeps its statistics, as the graph does.
     """
 
     def __init__(self, model: Segmentor, options: TrainOptions, world: World) -> None:
@@ -90,6 +90,10 @@ class Trainer:
     def step(self, batch: Batch) -> StepLosses:
         """One step of the optimiser. Raises `TrainingError` where the loss is not finite; nothing was changed then."""
         self.model.train()
+        if self.options.plan is not None:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         rate = self.rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate

@@ -1,0 +1,67 @@
+"""Rounding to INT8 and back, as QuantizeLinear and DequantizeLinear of `builders.quantize` do it, and its gradient.
+
+The gradient is the straight-through estimate: rounding passes it on, clipping stops it (arXiv 1308.3432). Scales are
+rounded to float16 as an engine stores them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from twins_trt.builders.quantize.insert import QMAX, SMALLEST_SCALE
+from twins_trt.calib.histogram import Histogram
+from twins_trt.calib.observers import amax as chosen_amax
+from twins_trt.calib.settings import CalibrationSettings
+
+SOFTMAX_RANGE = 1.0
+
+
+class Activation:
+    """One tensor that is quantised: per tensor, symmetric, int8.
+
+    name: the graph's. It first observes what it sees, unchanged, and quantises once it has a range.
+    """
+
+    def __init__(self, name: str, *, bins: int) -> None:
+        self.name = name
+        self.histogram = Histogram.empty(bins)
+        self.amax: float | None = None
+
+    @property
+    def observing(self) -> bool:
+        return self.amax is None
+
+    def choose(self, settings: CalibrationSettings) -> float:
+        """The range of what was seen, by the first of the settings' observers."""
+        return chosen_amax(settings.observers[0], self.histogram, settings)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: float of any shape -> the same, as what reads it through INT8 sees it."""
+        if self.amax is None:
+            self.histogram.add(x.detach().float().cpu().numpy())
+            return x
+        return quantised_activation(x, self.amax)
+
+
+def quantised_activation(x: Tensor, amax: float) -> Tensor:
+    """x: float of any shape, rounded to int8 steps of amax / 127; saturates at -128 and 127, as QuantizeLinear does."""
+    return _round(x, scale_of(torch.tensor(amax, device=x.device)), -QMAX - 1)
+
+
+def quantised_weight(weight: Tensor) -> Tensor:
+    """weight: float [out, ...], rounded to int8 with a step for each output; -128 is not used."""
+    largest = weight.detach().abs().flatten(1).amax(dim=1)
+    scale = scale_of(largest).view(-1, *[1] * (weight.ndim - 1))
+    return _round(weight, scale, -QMAX)
+
+
+def scale_of(amax: Tensor) -> Tensor:
+    """The step of a range, float32, rounded to float16."""
+    return (amax.double() / QMAX).clamp(min=SMALLEST_SCALE).half().float()
+
+
+def _round(x: Tensor, scale: Tensor, least: int) -> Tensor:
+    steps = (x.float() / scale).clamp(least, QMAX)
+    rounded = steps + (steps.round() - steps).detach()  # exact: the difference is at most a half
+    return (rounded * scale).to(x.dtype)
