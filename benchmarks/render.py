@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figure import bars
+from benchmarks.gpu import tables
 from benchmarks.results import RESULTS, describe_run, read_results
 
 ROOT = Path(__file__).parents[1]
@@ -312,6 +313,9 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("docs/measurements.md", accuracy),
     "islands": ("docs/export.md", islands),
     "resources": ("docs/kernels.md", resources),
+    "gpu-attentions": ("docs/measurements.md", lambda: tables.attentions(table)),
+    "gpu-models": ("docs/measurements.md", lambda: tables.models(table)),
+    "gpu-training": ("docs/measurements.md", lambda: tables.training(table)),
     "offers": ("docs/engines.md", offers),
     "errors": ("docs/errors.md", errors),
 }

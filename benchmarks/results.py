@@ -14,7 +14,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
-PACKAGES = ("twins-trt", "torch", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "numpy")
+PACKAGES = ("twins-trt", "torch", "triton", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "numpy")
 
 
 def write_results(name: str, *, command: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -95,7 +95,7 @@ def _memory_gib() -> int | None:
 
 
 def _gpu() -> str | None:
-    from twins_trt.builders.engine import current_device
+    from twins_trt.device import current_device
 
     device = current_device()
     return None if device is None else f"{device.name} ({device.target})"

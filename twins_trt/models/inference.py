@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ class InferenceModel(nn.Module):
 
     x: `dtype` [N, 3, H, W], normalised RGB -> logits `dtype` [N, num_classes, ceil(H/4), ceil(W/4)], a view in which
     classes lie side by side. device, dtype: where weights go and what they become.
-    compiled: let torch.compile fuse what lies between the kernels; the first call of every shape then takes a minute.
+    compiler: let torch.compile, with this backend, fuse what lies between the kernels; the first call of every shape
+    then takes a minute.
     """
 
     def __init__(
-        self, model: Segmentor, *, device: torch.device | str, dtype: torch.dtype, compiled: bool = False
+        self, model: Segmentor, *, device: torch.device | str, dtype: torch.dtype, compiler: str | None = None
     ) -> None:
         super().__init__()
         model.eval().requires_grad_(False)
@@ -35,11 +36,13 @@ class InferenceModel(nn.Module):
         model.decode_head.conv_seg = pad_classes(model.decode_head.conv_seg)
         self.num_classes = model.num_classes
         self.model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
+        self._forward: Callable[[Tensor], Tensor] = self.model
+        if compiler is not None:
+            self._forward = torch.compile(self.model, fullgraph=True, dynamic=False, backend=compiler)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._forward(x).contiguous(memory_format=torch.channels_last)
-        return cast(Tensor, logits)[:, : self.num_classes]
+        return logits[:, : self.num_classes]
 
 
 def fold_norm(module: ConvModule) -> None:

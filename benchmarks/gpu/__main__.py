@@ -1,0 +1,131 @@
+"""Check, then measure, everything that needs a CUDA GPU; write benchmarks/results/gpu-NAME.json.
+
+python -m benchmarks.gpu                     all of it; run again to go on where it was cut off
+python -m benchmarks.gpu --budget 540        stop in time for a machine that is lent for ten minutes (exit code 75)
+python -m benchmarks.gpu --sections kernels  checks first all the same
+python -m benchmarks.gpu --smoke             rehearse every line in miniature on a CPU; nothing is kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.checkout import make_importable
+
+make_importable()
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.settings import Settings
+    from benchmarks.gpu.store import Store
+
+SECTIONS = ("ceilings", "kernels", "models", "training")
+UNFINISHED = 75  # sysexits' EX_TEMPFAIL: run it again
+
+Job = tuple[str, str, Callable[[], dict[str, Any]]]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="NAME")
+    found.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this long")
+    found.add_argument("--fresh", action="store_true", help="measure everything anew")
+    found.add_argument("--no-tests", action="store_true", help="leave pytest out of the checks; the results say so")
+    found.add_argument("--smoke", action="store_true", help="in miniature on a CPU, by the reference; nothing is kept")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    import torch
+
+    from benchmarks.gpu import settings as sizes
+
+    if options.smoke:
+        return run(options, sizes.smoke(), None)
+    if not torch.cuda.is_available():
+        print("there is no CUDA GPU that torch can use; --smoke rehearses on a CPU", file=sys.stderr)
+        return 4
+    from benchmarks.gpu.store import Store, file_name, fingerprint
+
+    settings = sizes.full()
+    facts = {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "size": list(settings.size),
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "tests": not options.no_tests,
+    }
+    name = file_name(torch.cuda.get_device_name())
+    return run(options, settings, Store(name, facts, fingerprint=fingerprint(), fresh=options.fresh))
+
+
+def run(options: argparse.Namespace, settings: Settings, store: Store | None) -> int:
+    deadline = None if options.budget is None else time.monotonic() + options.budget
+    red: list[str] = []
+    todo = [job for job in _jobs(options, settings) if store is None or not store.has(job[0], job[1])]
+    for done, (section, name, measure) in enumerate(todo):
+        if section != "checks" and (red or (store is not None and store.red())):
+            print(f"{len(red) or 'some'} checks are red: nothing is timed", file=sys.stderr)
+            return 1
+        if deadline is not None and time.monotonic() > deadline:
+            print(f"the budget is spent: {done} rows are new, {len(todo) - done} are left; run it again", flush=True)
+            return UNFINISHED
+        row = measured(section, measure)
+        if section == "checks" and not row["passed"]:
+            red.append(name)
+        if store is not None:
+            store.put(section, name, row)
+        print(f"[{done + 1}/{len(todo)}] {section}: {name}: {_said(row)}", flush=True)
+    if red:
+        print(f"{len(red)} checks are red", file=sys.stderr)
+        return 1
+    print("rehearsed: nothing was kept" if store is None else f"{store.name}.json; now python -m benchmarks.render")
+    return 0
+
+
+def _jobs(options: argparse.Namespace, settings: Settings) -> Iterator[Job]:
+    from benchmarks.gpu import ceilings, checks, kernels, models, training
+
+    yield from (("checks", *job) for job in checks.jobs(settings, tests=not options.no_tests))
+    for section, module in zip(SECTIONS, (ceilings, kernels, models, training), strict=True):
+        if section in options.sections:
+            yield from ((section, *job) for job in module.jobs(settings))
+
+
+def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row, or one with what went wrong: a form that a GPU or a shape does not have must not end the run."""
+    import torch
+
+    on_stream: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if torch.cuda.is_available():
+        on_stream = torch.cuda.stream(torch.cuda.Stream())  # the default stream cannot be captured
+    try:
+        with on_stream:
+            return measure()
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+        return {"error": said, **({"passed": False} if section == "checks" else {})}
+    finally:
+        torch.compiler.reset()  # no form profits from what another compiled, and none hits the limit of recompiling
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _said(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return str(row["error"])
+    if "passed" in row:
+        return f"{'green' if row['passed'] else 'RED'} {row.get('said') or row.get('errors', '')}"
+    return f"{row['ms']:.4f} ms ({row['timed']})" + (f", {row['rate']:.3g} {row['unit']}" if "rate" in row else "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

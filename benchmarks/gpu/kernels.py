@@ -1,0 +1,140 @@
+"""Every attention of every stage, forward and backward, in every form; and the kernels before and after the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.forms import Form, forms
+from benchmarks.gpu.settings import Core, Settings, cores
+from benchmarks.gpu.timing import time_call
+from twins_trt.data.preprocessing import Preprocessing
+
+Row = dict[str, Any]
+
+CLASSES = 150
+
+
+def jobs(settings: Settings) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Each figure's name and how to measure it."""
+    for batch in settings.batches:
+        for name in ("ours", "torch"):
+            yield f"resize_argmax batch {batch} {name}", _postprocess(batch, name, settings)
+            yield f"resize_normalise batch {batch} {name}", _preprocess(batch, name, settings)
+    for name in forms("lsa", kernels=settings.kernels, compiler=settings.compiler):  # gsa has the same
+        for core in cores(settings):
+            for direction in ("forward", "backward"):
+                yield f"{core.name} {direction} {name}", _attention(core, name, direction, settings)
+
+
+def inputs(core: Core, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """(qkv, bias) or (q, kv), and a gradient of the result."""
+    torch.manual_seed(0)
+    c, positions = core.channels, (core.height, core.width)
+    first: tuple[int, ...] = (core.batch, *positions, 3 * c)
+    second: tuple[int, ...] = (3 * c,)
+    out: tuple[int, ...] = (core.batch, *positions, c)
+    if core.attention == "gsa":
+        first = out = (core.batch, core.height * core.width, c)
+        second = (core.batch, core.keys, 2 * c)
+    x, y, grad = (torch.randn(shape, device=settings.device).to(settings.dtype) for shape in (first, second, out))
+    return x.requires_grad_(), y.requires_grad_(), grad
+
+
+def _attention(core: Core, name: str, direction: str, settings: Settings) -> Callable[[], Row]:
+    def measure() -> Row:
+        form = forms(core.attention, kernels=settings.kernels, compiler=settings.compiler)[name]
+        x, y, grad = inputs(core, settings)
+        call = _forward(form, x, y, core.heads) if direction == "forward" else _backward(form, x, y, core.heads, grad)
+        # autocast, as mmsegmentation runs: it decides what its softmax is computed in, and nothing in the other forms
+        with torch.autocast(settings.device.type, dtype=_half(settings), enabled=name.startswith("mmseg")):
+            times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
+        return {
+            "what": core.attention,
+            "model": core.model,
+            "stage": core.stage,
+            "batch": core.batch,
+            "heads": core.heads,
+            "head_dim": core.head_dim,
+            "direction": direction,
+            "form": name,
+            "bytes": core.bytes(direction, x.element_size()),
+            "flops": core.flops(direction),
+            "exponentials": core.exponentials,
+            **times.to_json(),
+        }
+
+    return measure
+
+
+def _half(settings: Settings) -> torch.dtype:
+    return torch.float16 if settings.device.type == "cuda" else torch.bfloat16
+
+
+def _forward(form: Form, x: Tensor, y: Tensor, heads: int) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad():
+            return form(x, y, heads)
+
+    return call
+
+
+def _backward(form: Form, x: Tensor, y: Tensor, heads: int, grad: Tensor) -> Callable[[], object]:
+    """The gradient alone: forward is run once, outside what is timed."""
+    out = form(x, y, heads)
+    grad = grad.to(out.dtype)
+    return lambda: torch.autograd.grad(out, (x, y), grad, retain_graph=True, allow_unused=True)
+
+
+def _postprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
+    def measure() -> Row:
+        from twins_trt.kernels.postprocess import resize_argmax, resize_argmax_reference
+
+        height, width = settings.size
+        padded = torch.randn(batch, 160, height // 4, width // 4, device=settings.device).to(settings.dtype)
+        logits = padded.contiguous(memory_format=torch.channels_last)[:, :CLASSES]
+
+        def call() -> object:
+            if name == "ours":
+                return resize_argmax(logits, settings.size, backend=settings.kernels)
+            return resize_argmax_reference(logits, settings.size)
+
+        times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
+        least = logits.numel() * logits.element_size() + batch * height * width
+        return {"what": "resize_argmax", "batch": batch, "form": name, "bytes": least, **times.to_json()}
+
+    return measure
+
+
+def _preprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
+    def measure() -> Row:
+        from twins_trt.kernels.preprocess import resize_normalise, resize_normalise_reference
+
+        height, width = settings.size
+        facts = Preprocessing()
+        shape = (batch, height * 3 // 2, width * 3 // 2, 3)
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, device=settings.device)
+
+        def call() -> object:
+            if name == "ours":
+                return resize_normalise(
+                    image,
+                    settings.size,
+                    mean=facts.mean,
+                    std=facts.std,
+                    dtype=settings.dtype,
+                    channels_last=True,
+                    backend=settings.kernels,
+                )
+            return resize_normalise_reference(
+                image, settings.size, mean=facts.mean, std=facts.std, dtype=settings.dtype, channels_last=True
+            )
+
+        times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
+        least = image.numel() + 3 * batch * height * width * (2 if settings.dtype == torch.float16 else 4)
+        return {"what": "resize_normalise", "batch": batch, "form": name, "bytes": least, **times.to_json()}
+
+    return measure

@@ -1,0 +1,143 @@
+"""What is measured: at full size on a GPU, or in miniature, so that the whole way can be walked on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from twins_trt.models.zoo import ModelSpec, get_spec
+
+STAGES_OF = ("twins_svt-s_fpn", "twins_svt-b_fpn", "twins_svt-l_fpn", "twins_pcpvt-s_fpn")
+MODELS = (*STAGES_OF, "twins_svt-s_upernet")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """device: where. size: (height, width) of the images, pixels. batches, train_batch: images at once.
+    seconds: how long one figure is measured, least: how often at least. dtype: of attentions and of our models.
+    models, core_models: of the zoo, whole ones and those whose attentions are measured at `stages`. compiler: the
+    backend that torch.compile is given.
+    """
+
+    device: torch.device
+    size: tuple[int, int]
+    batches: tuple[int, ...]
+    train_batch: int
+    seconds: float
+    least: int
+    dtype: torch.dtype
+    models: tuple[str, ...]
+    core_models: tuple[str, ...]
+    stages: tuple[int, ...]
+    compiler: str
+    smoke: bool
+
+    @property
+    def kernels(self) -> str:
+        """The backend that is `ours`: a CPU has no Triton."""
+        return "triton" if self.device.type == "cuda" else "reference"
+
+    def spec(self, model: str) -> ModelSpec:
+        """The zoo's row; in miniature with as few blocks as have both attentions."""
+        spec = get_spec(model)
+        return replace(spec, depths=(1, 1, 1, 2)) if self.smoke else spec
+
+
+def full() -> Settings:
+    """On a GPU."""
+    return Settings(
+        device=torch.device("cuda"),
+        size=(512, 512),
+        batches=(1, 16),
+        train_batch=16,
+        seconds=0.5,
+        least=20,
+        dtype=torch.float16,
+        models=MODELS,
+        core_models=STAGES_OF,
+        stages=(0, 1, 2, 3),
+        compiler="inductor",
+        smoke=False,
+    )
+
+
+def smoke() -> Settings:
+    """The same code on a CPU: its figures mean nothing and are not kept."""
+    return Settings(
+        device=torch.device("cpu"),
+        size=(32, 64),
+        batches=(2,),
+        train_batch=2,
+        seconds=0.0,
+        least=1,
+        dtype=torch.float32,
+        models=("twins_svt-demo_fpn",),
+        core_models=("twins_svt-demo_fpn",),
+        stages=(0,),
+        compiler="eager",
+        smoke=True,
+    )
+
+
+@dataclass(frozen=True)
+class Core:
+    """One attention as a stage of a model runs it: `lsa` on a map, or `gsa` of height·width queries on `keys` keys."""
+
+    attention: str
+    model: str
+    stage: int
+    batch: int
+    height: int
+    width: int
+    keys: int
+    heads: int
+    head_dim: int
+
+    @property
+    def channels(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def name(self) -> str:
+        return f"{self.attention} {self.model} stage {self.stage} batch {self.batch}"
+
+    def bytes(self, direction: str, itemsize: int) -> int:
+        """Least traffic: every operand read once, every result written once. Log-sum-exp is fp32."""
+        positions, c = self.batch * self.height * self.width, self.channels
+        if self.attention == "lsa":  # qkv in, out; backward: qkv and grad in, dqkv out
+            return positions * c * itemsize * (4 if direction == "forward" else 7)
+        kv, lse = self.batch * self.keys * 2 * c * itemsize, positions * self.heads * 4
+        if direction == "forward":
+            return positions * c * itemsize * 2 + kv + lse
+        return positions * c * itemsize * 4 + 2 * kv + lse  # q, out and grad in, dq out
+
+    def flops(self, direction: str) -> int:
+        """Of the matrix products: two forward, five backward. Padded tokens of a window count for nothing."""
+        per_query = 49 if self.attention == "lsa" else self.keys
+        products = 2 if direction == "forward" else 5
+        return products * 2 * self.batch * self.height * self.width * per_query * self.channels
+
+    @property
+    def exponentials(self) -> int:
+        """Of the softmax, forward."""
+        per_query = 49 if self.attention == "lsa" else self.keys
+        return self.batch * self.height * self.width * per_query * self.heads
+
+
+def cores(settings: Settings) -> list[Core]:
+    """The attentions of every stage of every model at every batch; equal ones once, under the first model's name."""
+    found: dict[tuple[object, ...], Core] = {}
+    for model in settings.core_models:
+        spec = settings.spec(model)
+        for batch in settings.batches:
+            for stage in settings.stages:
+                height, width = (-(-side // (4 << stage)) for side in settings.size)
+                sr = spec.sr_ratios[stage]
+                heads = spec.num_heads[stage]
+                head_dim = spec.embed_dims[stage] // heads
+                for attention in ("lsa", "gsa") if spec.family == "svt" else ("gsa",):
+                    keys = (height // sr) * (width // sr) if attention == "gsa" else 0
+                    core = Core(attention, model, stage + 1, batch, height, width, keys, heads, head_dim)
+                    found.setdefault((attention, batch, height, width, keys, heads, head_dim), core)
+    return list(found.values())

@@ -1,0 +1,113 @@
+"""How long a call takes on a device: many calls, each with a cold L2 cache, by the GPU's own clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+FLUSH_BYTES = 256 << 20  # larger than any L2
+CAPTURE_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Percentiles over calls, milliseconds. how: `graph` (a CUDA graph replayed: the GPU's work alone), `events` (as
+    launched from Python, by the GPU's clock) or `wall` (by the host's clock)."""
+
+    median: float
+    p10: float
+    p90: float
+    p99: float
+    calls: int
+    how: str
+
+    def to_json(self) -> dict[str, Any]:
+        named = {"ms": self.median, "ms_p10": self.p10, "ms_p90": self.p90, "ms_p99": self.p99}
+        return {**{key: round(value, 6) for key, value in named.items()}, "calls": self.calls, "timed": self.how}
+
+
+def time_call(
+    call: Callable[[], object], *, device: torch.device, graph: bool, seconds: float, least: int = 20
+) -> Times:
+    """Times of `call` over about `seconds`, at least `least` calls, after a warm-up.
+
+    graph: replay it as a CUDA graph; where it cannot be captured it is launched, and `Times.how` says so.
+    """
+    if device.type != "cuda":
+        return _wall(call, seconds=seconds, least=least)
+    for _ in range(CAPTURE_WARM_UP):
+        call()
+    torch.cuda.synchronize()
+    run, how = call, "events"
+    if graph and (replay := _captured(call)) is not None:
+        run, how = replay, "graph"
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    taken: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(taken) < least or (time.perf_counter() < deadline and len(taken) < 100 * least):
+        pairs = []
+        for _ in range(least):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            start.record()
+            run()
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        taken += [start.elapsed_time(end) for start, end in pairs]
+    return _percentiles(taken, how)
+
+
+def time_wall(call: Callable[[], object], *, device: torch.device, seconds: float, least: int = 20) -> Times:
+    """By the host's clock, `call` waiting for its own result: what a caller sees."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return _wall(call, seconds=seconds, least=least)
+
+
+def peak_memory(call: Callable[[], object], *, device: torch.device) -> int | None:
+    """Most bytes of the device that tensors held during `call`, what was there before included; None on a CPU."""
+    if device.type != "cuda":
+        call()
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def _captured(call: Callable[[], object]) -> Callable[[], object] | None:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # on the stream that forward ran on: a gradient is computed there, and a capture must see all of it
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            call()
+    except Exception:  # whatever the call does that a capture forbids: it says so in many ways
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
+def _wall(call: Callable[[], object], *, seconds: float, least: int) -> Times:
+    call()
+    taken: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(taken) < least or (time.perf_counter() < deadline and len(taken) < 100 * least):
+        start = time.perf_counter()
+        call()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return _percentiles(taken, "wall")
+
+
+def _percentiles(taken: list[float], how: str) -> Times:
+    ordered = sorted(taken)
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    return Times(at(0.5), at(0.1), at(0.9), at(0.99), len(ordered), how)

@@ -1,0 +1,179 @@
+"""The GPU benchmark without a GPU: rehearsed whole, its baselines right, its order and its resuming kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import results
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import ceilings, checks, kernels, models, tables, training
+from benchmarks.gpu.forms import forms
+from benchmarks.gpu.settings import Core, cores, full, smoke
+from benchmarks.gpu.store import Store, file_name
+from benchmarks.render import table
+from twins_trt.kernels.gsa import gsa_reference
+from twins_trt.kernels.lsa import lsa_reference
+
+
+@pytest.mark.slow
+def test_every_line_is_walked_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that an unattended first run on a GPU does not end at a typing error."""
+    assert program.main(["--smoke"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "rehearsed: nothing was kept"
+    errors = [line for line in said if "Error: " in line]
+    # a CPU has one kind of scaled_dot_product_attention, and no gradient of FlexAttention
+    assert all("No viable backend" in line or "FlexAttention does not support backward" in line for line in errors)
+    assert len(said) - len(errors) >= 35
+
+
+@pytest.mark.parametrize("size", [(7, 14), (9, 7), (9, 12)])
+@pytest.mark.parametrize("attention", ["lsa", "gsa"])
+def test_every_form_computes_the_same(attention: str, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    if attention == "lsa":
+        x, y = (torch.randn(*shape, generator=generator) for shape in ((2, height, width, 96), (96,)))
+        expected = lsa_reference(x, y, num_heads=2)
+    else:
+        x, y = (torch.randn(*shape, generator=generator) for shape in ((2, height * width, 32), (2, 6, 64)))
+        expected = gsa_reference(x, y, num_heads=2)
+    compared = []
+    for name, form in forms(attention, kernels="reference", compiler="eager").items():
+        if name in ("sdpa efficient", "sdpa cudnn"):
+            continue  # a CPU has neither
+        torch.testing.assert_close(form(x, y, 2), expected, rtol=1e-4, atol=1e-5)
+        compared.append(name)
+    assert {"ours", "mmseg eager", "mmseg compiled", "flex"} <= set(compared)
+
+
+def test_the_stages_of_the_published_models() -> None:
+    found = cores(full())
+    assert len(found) == 2 * (3 * 8 + 4)
+    first = found[0]
+    assert first == Core("lsa", "twins_svt-s_fpn", 1, 1, 128, 128, 0, 2, 32)
+    assert {core.keys for core in found if core.attention == "gsa"} == {256}
+    assert first.bytes("forward", 2) == 128 * 128 * 64 * 4 * 2
+    assert first.bytes("backward", 2) == 128 * 128 * 64 * 7 * 2
+    assert first.flops("forward") == 4 * 49 * 128 * 128 * 64
+    assert first.flops("backward") == 10 * 49 * 128 * 128 * 64
+    assert first.exponentials == 128 * 128 * 49 * 2
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_rows_are_kept_at_once_and_not_measured_twice(kept: Path) -> None:
+    store = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False)
+    store.put("checks", "a", {"passed": False})
+    store.put("kernels", "b", {"ms": 1.0})
+    again = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False)
+    assert again.has("kernels", "b") and not again.has("kernels", "c")
+    assert not again.has("checks", "a") and again.red() == ["a"]
+    again.put("checks", "a", {"passed": True})
+    assert again.red() == []
+    for other in (
+        Store("gpu-x", {}, fingerprint="two", fresh=False),  # other code: other figures
+        Store("gpu-x", {}, fingerprint="one", fresh=True),
+    ):
+        assert not other.has("kernels", "b")
+
+
+Jobs = Callable[..., Iterator[tuple[str, Callable[[], dict[str, Any]]]]]
+
+
+@pytest.fixture
+def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
+    """`run("--budget", "9", passed=True)`: exit code and what was measured, with two checks and four figures."""
+
+    def start(*words: str, passed: bool = True, seconds: float = 0.0) -> tuple[int, list[str]]:
+        measured: list[str] = []
+        now = [0.0]
+
+        def job(name: str, row: dict[str, Any]) -> tuple[str, Callable[[], dict[str, Any]]]:
+            def measure() -> dict[str, Any]:
+                measured.append(name)
+                now[0] += seconds
+                return row
+
+            return name, measure
+
+        figure = {"ms": 1.0, "timed": "wall"}
+        both = [job("right", {"passed": True}), job("doubtful", {"passed": passed})]
+        monkeypatch.setattr(checks, "jobs", lambda settings, tests: iter(both))
+        for name, module in zip(program.SECTIONS, (ceilings, kernels, models, training), strict=True):
+            one = [job(name, figure)]
+            monkeypatch.setattr(module, "jobs", lambda settings, one=one: iter(one))
+        monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+        options = program.parser().parse_args(words)
+        return program.run(options, smoke(), Store("gpu-x", {}, fingerprint="one", fresh=False)), measured
+
+    return start
+
+
+def test_nothing_is_timed_while_a_check_is_red(run: Callable[..., tuple[int, list[str]]]) -> None:
+    assert run(passed=False) == (1, ["right", "doubtful"])
+    assert run(passed=True) == (0, ["doubtful", *program.SECTIONS])  # what failed is checked again, the rest is kept
+    assert run(passed=True) == (0, [])
+
+
+def test_a_budget_stops_it_and_the_next_run_goes_on(run: Callable[..., tuple[int, list[str]]]) -> None:
+    assert run("--budget", "25", seconds=10) == (75, ["right", "doubtful", "ceilings"])
+    assert run("--budget", "25", seconds=10) == (0, ["kernels", "models", "training"])
+
+
+def test_sections_are_chosen_and_checks_come_first_all_the_same(run: Callable[..., tuple[int, list[str]]]) -> None:
+    assert run("--sections", "models") == (0, ["right", "doubtful", "models"])
+
+
+def test_a_form_that_fails_does_not_end_the_run() -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("no kernel\nand more")
+
+    assert program.measured("kernels", fail) == {"error": "RuntimeError: no kernel"}
+    assert program.measured("checks", fail) == {"error": "RuntimeError: no kernel", "passed": False}
+
+
+def test_tables_are_rendered_from_what_was_measured(kept: Path) -> None:
+    for render in (tables.attentions, tables.models, tables.training):
+        assert render(table) == tables.NONE
+    store = Store(file_name("NVIDIA H200"), {}, fingerprint="one", fresh=True)
+    times = {"ms": 0.5, "ms_p10": 0.4, "ms_p90": 0.6, "ms_p99": 0.7, "calls": 20, "timed": "graph"}
+    store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, **times})
+    core = {"what": "lsa", "model": "twins_svt-s_fpn", "stage": 1, "batch": 16, "direction": "forward"}
+    work = {"bytes": 1e9, "flops": 1e9, "exponentials": 1e6}
+    store.put("kernels", "a", {**core, **work, "form": "ours", **times})
+    store.put("kernels", "b", {**core, **work, "form": "mmseg eager", **times, "ms": 4.0})
+    store.put("kernels", "c", {"error": "RuntimeError: none"})
+    facts = {"model": "twins_svt-s_fpn", "batch": 1, "form": "ours", "images_per_second": 2000.0, "peak_bytes": 2**30}
+    store.put("models", "d", {**facts, **times})
+    assert "| lsa | twins_svt-s_fpn | 1 | 16 | forward | 500.0 | 50 % |  |  | 8.0 |" in tables.attentions(table)
+    assert "| `twins_svt-s_fpn` | 1 | ours | 0.500 | 0.600 | 0.700 | 2000 | 1024 | graph |" in tables.models(table)
+    store.put("checks", "e", {"passed": False})
+    assert tables.models(table) == tables.NONE
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert program.main([]) == 4
+    assert "--smoke" in capsys.readouterr().err
+
+
+def test_checks_find_the_tests_and_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checks.gpu_tests()
+    assert any(test.endswith("test_on_gpu.py::test_a_cuda_graph_replays_it") for test in found)
+    core = cores(replace(smoke(), batches=(1,)))[0]
+    assert checks.check_core(core, smoke())["passed"]
+    monkeypatch.setattr(checks, "lsa", lambda *x, num_heads, backend: lsa_reference(*x, num_heads=num_heads) * 1.001)
+    row = checks.check_core(core, smoke())
+    assert not row["passed"] and row["errors"][0] == pytest.approx(1e-3, rel=0.01)

@@ -1,0 +1,110 @@
+"""The kernels before and after the network, and the torch engine with its CUDA graphs, on a GPU."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from interpreter import poisoned_allocations
+
+from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.kernels.postprocess import resize_argmax
+from twins_trt.kernels.preprocess import resize_normalise
+from twins_trt.models import build_model
+from twins_trt.models.seeded import seed_weights
+from twins_trt.runtime import EngineSettings, Manifest, Source, TensorSpec
+from twins_trt.runtime.engines.torch import MAX_CAPTURES, TorchEngine
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+]
+
+MMSEG = Preprocessing()
+MODEL = "twins_svt-s_fpn"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (31, 53), (128, 96), (512, 512)])
+def test_masks_and_probabilities(size: tuple[int, int], layout: torch.memory_format, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 150, 32, 24, device="cuda").to(dtype).contiguous(memory_format=layout)
+    with poisoned_allocations():
+        mask, best = resize_argmax(logits, size, probability=True, backend="triton")
+    full = torch.nn.functional.interpolate(logits.double(), size, mode="bilinear", align_corners=False)
+    chosen = full.gather(1, mask[:, None].long())[:, 0]
+    assert (full.amax(1) - chosen).max() <= 1e-5
+    assert best is not None and (best - full.softmax(1).amax(1)).abs().max() <= 1e-5
+
+
+def test_the_first_of_equal_classes_wins() -> None:
+    logits = torch.randn(1, 40, 9, 9, device="cuda").repeat(1, 3, 1, 1)
+    for form in (logits, logits.contiguous(memory_format=torch.channels_last)):
+        assert resize_argmax(form, (36, 36), backend="triton")[0].max() < 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (37, 53), (96, 128), (48, 64), (200, 333)])
+def test_inputs_are_the_references_bit_for_bit(size: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, device="cuda")
+    for channels_last in (False, True):
+        with poisoned_allocations():
+            ours = resize_normalise(
+                image,
+                size,
+                mean=MMSEG.mean,
+                std=MMSEG.std,
+                dtype=dtype,
+                channels_last=channels_last,
+                backend="triton",
+            )
+        theirs = resize_normalise(image.cpu(), size, mean=MMSEG.mean, std=MMSEG.std, dtype=dtype)
+        assert torch.equal(ours.cpu(), theirs)
+
+
+def manifest() -> Manifest:
+    side = (32, 64, 256)
+    return Manifest(
+        model=MODEL,
+        num_classes=5,
+        classes=tuple("abcde"),
+        palette=((0, 0, 0),) * 5,
+        inputs=(TensorSpec.image(side, side, batch=(1, 1, 4)),),
+        outputs=(TensorSpec.mask(side, side, batch=(1, 1, 4)),),
+        padding="parity",
+        precision="fp16",
+        opset=17,
+        source=Source(seeded=True),
+        rebuild="twins-trt build",
+    )
+
+
+def test_an_engine_with_graphs_gives_what_one_without_gives_and_nearly_what_float32_gives() -> None:
+    model = build_model(MODEL, 5)
+    seed_weights(model)
+    graphs = TorchEngine(copy.deepcopy(model), manifest())
+    launched = TorchEngine(copy.deepcopy(model), manifest(), settings=EngineSettings(cuda_graph=False))
+    on_cpu = TorchEngine(model, manifest(), device="cpu")
+    rng = np.random.default_rng(0)
+    for turn in range(3):  # launched, captured, replayed
+        for shape in ((1, 64, 96, 3), (3, 61, 83, 3)):
+            image = rng.integers(0, 256, (*shape[:1], 8, 8, 3), dtype=np.uint8)
+            image = image.repeat(16, 1).repeat(16, 2)[:, : shape[1], : shape[2]]
+            first = graphs(image)["mask"]
+            assert np.array_equal(first, launched(image)["mask"]), turn
+            assert (first == on_cpu(image)["mask"]).mean() >= 0.98
+
+
+def test_graphs_are_given_up_and_made_again() -> None:
+    model = build_model(MODEL, 5)
+    seed_weights(model)
+    engine = TorchEngine(model, manifest())
+    images = [np.full((1, 32 + 8 * i, 64, 3), 40 * (i % 6), np.uint8) for i in range(MAX_CAPTURES + 2)]
+    masks = [engine(image)["mask"] for image in images for _ in range(2)][1::2]
+    for image, mask in zip(images, masks, strict=True):
+        assert all(np.array_equal(engine(image)["mask"], mask) for _ in range(2))
+    engine.close()
