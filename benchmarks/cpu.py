@@ -11,7 +11,6 @@ time goes in mmsegmentation's graph and in ours.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.mmseg_baseline import export_baseline, seeded_model
 from benchmarks.results import describe_run, read_results, write_results
+from twins_trt.profiling.statistics import bootstrap_median
 
 MODELS = ("twins_svt-s_upernet", "twins_svt-s_fpn")
 SIZE = (512, 512)
@@ -85,7 +85,7 @@ def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, 
     rows = []
     for label in sessions:
         ratios = [theirs / ours for theirs, ours in zip(seconds["mmseg"], seconds[label], strict=True)]
-        low, high = _interval(ratios)
+        low, high = bootstrap_median(ratios)
         rows.append(
             {
                 "model": name,
@@ -123,14 +123,6 @@ def _mask(logits: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.int64]:
     return resized.argmax(1).numpy()
 
 
-def _interval(values: list[float], *, share: float = 0.95, draws: int = 2000) -> tuple[float, float]:
-    """Bootstrap interval of the median."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, (draws, len(values))), axis=1)
-    low, high = np.quantile(medians, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
-
-
 def print_profiles(name: str, python: str, folder: Path, *, threads: int) -> None:
     """Operator times of mmsegmentation's graph and of ours."""
     from twins_trt.builders.export import ExportOptions, export_graph
@@ -146,24 +138,14 @@ def print_profiles(name: str, python: str, folder: Path, *, threads: int) -> Non
             print(f"  {operator:<24} {milliseconds:8.1f} ms")
 
 
-def profile(path: Path, feed: NDArray[Any], *, threads: int, runs: int = 3) -> dict[str, float]:
+def profile(path: Path, feed: NDArray[Any], *, threads: int) -> dict[str, float]:
     """Milliseconds per run of each operator type, largest first."""
-    import onnxruntime as ort
+    from twins_trt.runtime import EngineSettings
+    from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_profiling = True
-    options.profile_file_prefix = str(path.with_suffix(""))
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    for _ in range(runs + 1):
-        session.run(None, {"image": feed})
-    trace = Path(session.end_profiling())
-    events = [event for event in json.loads(trace.read_text()) if event.get("cat") == "Node"]
-    trace.unlink()
     total: dict[str, float] = defaultdict(float)
-    for event in events:
-        if event["name"].endswith("_kernel_time"):
-            total[event["args"]["op_name"]] += event["dur"] / 1e3 / (runs + 1)
+    for layer in OnnxRuntimeEngine(path, settings=EngineSettings(threads=threads)).profile_layers(feed, runs=3):
+        total[layer.operator] += layer.milliseconds
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 

@@ -23,10 +23,13 @@ def seeded_model(name: str) -> Segmentor:
     return model
 
 
-def export_baseline(python: str, name: str, folder: Path, *, size: tuple[int, int], opset: int = 18) -> Path:
+def export_baseline(
+    python: str, name: str, folder: Path, *, size: tuple[int, int], opset: int = 18, model: Segmentor | None = None
+) -> Path:
     """Writes `MODEL.onnx` and `MODEL.fp16.onnx` into `folder` and returns the first. Files that are there are kept.
 
-    `python`: an interpreter with mmsegmentation (see mmseg_export.py). Raises SystemExit with its words if it fails.
+    `python`: an interpreter with mmsegmentation (see mmseg_export.py). `model`: whose weights, by default seeded ones.
+    Raises SystemExit with its words if it fails.
     """
     path = folder / f"{name}.onnx"
     if path.exists() and path.with_suffix(".fp16.onnx").exists():
@@ -35,9 +38,10 @@ def export_baseline(python: str, name: str, folder: Path, *, size: tuple[int, in
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.pth"
-    torch.save({"state_dict": seeded_model(name).state_dict()}, checkpoint)
+    model = model or seeded_model(name)
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
     command = [python, str(EXPORTER), name, "--size", f"{size[0]}x{size[1]}", "--out", str(folder)]
-    command += ["--checkpoint", str(checkpoint), "--opset", str(opset)]
+    command += ["--checkpoint", str(checkpoint), "--opset", str(opset), "--num-classes", str(model.num_classes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     checkpoint.unlink()
     if done.returncode:

@@ -17,20 +17,14 @@ from typing import Any
 
 from benchmarks.figure import bars
 from benchmarks.gpu import tables
-from benchmarks.results import RESULTS, describe_run, read_results
+from benchmarks.markdown import how, table
+from benchmarks.profile_tables import profile_blocks, profile_camvid
+from benchmarks.results import RESULTS, read_results
 
 ROOT = Path(__file__).parents[1]
 MODELS_PAGE = "https://github.com/open-mmlab/mmsegmentation/tree/main/configs/twins"
 
 Row = Mapping[str, Any]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, align: str | None = None) -> str:
-    """A Markdown table. `align`: one of l, r, c for each column; by default the first is left, the others right."""
-    align = align or "l" + "r" * (len(head) - 1)
-    rule = {"l": ":--", "r": "--:", "c": ":-:"}
-    lines = [head, [rule[each] for each in align], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def zoo() -> str:
@@ -140,7 +134,7 @@ def kernels() -> str:
         "and stops at quarter-size logits, so it has less to do. Its better opset of "
         f"{' and '.join(map(str, _opsets(results)))} is shown."
     )
-    return f"{table(head, rows)}\n\n{note} {_settings(results)}\n\n{_how(results)}"
+    return f"{table(head, rows)}\n\n{note} {_settings(results)}\n\n{how(results)}"
 
 
 def build_cost() -> str:
@@ -158,7 +152,7 @@ def build_cost() -> str:
     ]
     head = ("model", "weights and export, s", "engine, s", "engine, MB", "peak memory of both, GiB")
     note = f"Load average before the run: {results['settings']['load_before']}."
-    return f"{table(head, rows)}\n\n{note}\n\n{_how(results)}"
+    return f"{table(head, rows)}\n\n{note}\n\n{how(results)}"
 
 
 def kernels_short() -> str:
@@ -204,7 +198,7 @@ def cpu() -> str:
         "A mask costs a resize of every class to the image's size and an argmax, which mmsegmentation's export leaves "
         "to its caller."
     )
-    return f"{table(head, rows, align='llrrr')}\n\n{note}\n\n{_how(results)}"
+    return f"{table(head, rows, align='llrrr')}\n\n{note}\n\n{how(results)}"
 
 
 def accuracy() -> str:
@@ -225,7 +219,7 @@ def accuracy() -> str:
         "accuracy, not a GPU engine's."
     )
     head = ("computed by", "mIoU", "difference")
-    return f"{table(head, rows)}\n\n{note}\n\n{_how(results)}"
+    return f"{table(head, rows)}\n\n{note}\n\n{how(results)}"
 
 
 def resources() -> str:
@@ -299,10 +293,6 @@ def _settings(results: Row) -> str:
     return f"{settings['precision'].upper()}, {size}, batch {settings['batch']}, one engine for {targets}."
 
 
-def _how(results: Row) -> str:
-    return f"<sub>`{results['command']}` on {describe_run(results)}.</sub>"
-
-
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "zoo": ("README.md", zoo),
     "commands": ("README.md", commands),
@@ -311,6 +301,8 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "build-cost": ("docs/measurements.md", build_cost),
     "cpu": ("docs/measurements.md", cpu),
     "accuracy": ("docs/measurements.md", accuracy),
+    "profile-camvid": ("docs/measurements.md", profile_camvid),
+    "profile-blocks": ("docs/measurements.md", profile_blocks),
     "islands": ("docs/export.md", islands),
     "resources": ("docs/kernels.md", resources),
     "gpu-attentions": ("docs/measurements.md", lambda: tables.attentions(table)),

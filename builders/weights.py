@@ -68,11 +68,12 @@ def load_weights(
     seeded: bool = False,
     num_classes: int | None = None,
     padding: str = "parity",
+    attention: str = "auto",
 ) -> tuple[Segmentor, ModelFacts]:
     """The model called `name` in eval mode with its weights (see `find_weights` for which), and the facts about them.
 
-    num_classes: None takes the checkpoint's own number, and the zoo's for seeded weights. padding: `parity`, `masked`.
-    Raises as `find_weights` and `build_model` do.
+    num_classes: None takes the checkpoint's own number, and the zoo's for seeded weights. padding, attention: as
+    `build_model` takes them. Raises as `find_weights` and `build_model` do.
     """
     from twins_trt.models.checkpoint import CheckpointMeta, identify, load_checkpoint, read_checkpoint
     from twins_trt.models.seeded import seed_weights
@@ -81,14 +82,15 @@ def load_weights(
     path = find_weights(name, checkpoint=checkpoint, seeded=seeded)
     spec = get_spec(name)
     if path is None:
-        model = build_model(name, spec.num_classes if num_classes is None else num_classes, padding=padding)
+        classes = spec.num_classes if num_classes is None else num_classes
+        model = build_model(name, classes, padding=padding, attention=attention)
         seed_weights(model)
         return model, ModelFacts(Source(seeded=True), *name_classes(CheckpointMeta(), model.num_classes))
     if num_classes is None:
         found = identify(read_checkpoint(path).state_dict)
         # Another model's class count would only blur the error that loading is about to raise.
         num_classes = found[1] if found and found[0] == name else spec.num_classes
-    model = build_model(name, num_classes, padding=padding)
+    model = build_model(name, num_classes, padding=padding, attention=attention)
     loaded = load_checkpoint(model, path)
     if checkpoint is None and spec.weights and not loaded.sha256.startswith(spec.weights_sha256_prefix):
         raise CheckpointError(

@@ -26,18 +26,6 @@ def test_results_say_where_and_when(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
 
 
-def test_the_interval_holds_the_median_and_narrows() -> None:
-    rng = np.random.default_rng(0)
-    widths = []
-    for count in (5, 500):
-        values = rng.normal(1.5, 0.1, count).tolist()
-        low, high = cpu._interval(values)
-        assert low <= np.median(values) <= high
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 3
-    assert cpu._interval([2.0] * 7) == (2.0, 2.0)
-
-
 def test_graphs_that_disagree_are_not_timed() -> None:
     logits = np.zeros((1, 3, 4, 4), np.float32)
     logits[0, 1] = 1

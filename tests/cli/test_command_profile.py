@@ -58,9 +58,14 @@ def test_text_names_candidates_stages_and_doubts(twins: Twins, bundle: Path) -> 
 def test_a_dry_run_measures_nothing(twins: Twins, bundle: Path, tmp_path: Path) -> None:
     others = ("--torch", MODEL, "--seeded", "--engine", "auto,onnxruntime")
     ran = twins("profile", bundle, *others, "--out", tmp_path / "p.json", "--dry-run", "--json")
-    labels = ["rtx", "rtx on onnxruntime", f"{MODEL} PyTorch eager"]
+    labels = ["rtx on auto", "rtx on onnxruntime", f"{MODEL} PyTorch eager"]
     assert (ran.code, ran.json) == (0, {"dry_run": True, "candidates": labels})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bundles_of_one_name_go_by_their_paths(twins: Twins, bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, twin := tmp_path / bundle.name)
+    assert twins("profile", bundle, twin, "--dry-run", "--json").json["candidates"] == [str(bundle), str(twin)]
 
 
 def test_results_of_different_times_are_compared(twins: Twins, bundle: Path, tmp_path: Path) -> None:
@@ -87,8 +92,9 @@ def test_an_interrupt_shows_and_writes_what_there_is(
 
     monkeypatch.setattr(measure, "_sweep", interrupt)
     out = tmp_path / "p.json"
-    ran = twins("profile", bundle, *QUICK, "--out", out)
+    ran = twins("profile", bundle, *QUICK, "--out", out, "--save")
     assert ran.code == 130
+    assert "profile.json" not in open_bundle(bundle).files
     assert read_profile(out).interrupted
     assert "note: interrupted" in ran.out
 

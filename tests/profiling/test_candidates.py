@@ -11,6 +11,7 @@ from tiny_graphs import CLASSES, MakeBundle, nearest_class, tensors, tiny_graph
 
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
 from twins_trt.files import sha256_of
+from twins_trt.models.zoo import get_spec
 from twins_trt.profiling.candidates import (
     EagerEngine,
     bundle_candidate,
@@ -48,7 +49,6 @@ def test_a_bundle_is_named_after_its_folder_and_engine(make_bundle: MakeBundle) 
     assert (subject.size, subject.batch, subject.precision, subject.simulated) == ((24, 32), 1, "fp32", False)
     assert subject.graph_sha256 == sha256_of(bundle.graph)
     assert subject.weights_sha256 == "ab" * 32
-    assert bundle_candidate(bundle.path, "onnxruntime").label == "tiny1 on onnxruntime"
 
 
 def test_a_stand_in_for_an_engine_is_called_simulated(make_bundle: MakeBundle) -> None:
@@ -143,3 +143,17 @@ def test_an_engine_that_is_missing_is_named(make_bundle: MakeBundle, monkeypatch
     monkeypatch.setattr("twins_trt.runtime.engines.KINDS", {"onnxruntime": onnxruntime.__name__})
     with pytest.raises(MissingDependencyError, match="not today"):
         bundle_candidate(make_bundle().path).open(EngineSettings())
+
+
+def test_memory_that_runs_out_in_pytorch_is_a_typed_error() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Greedy(torch.nn.Module):  # type: ignore[name-defined]
+        spec = get_spec("twins_svt-s_fpn")
+
+        def forward(self, x: object) -> object:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    engine = EagerEngine(Greedy(), (8, 8))  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"twins_svt-s_fpn failed in PyTorch: CUDA out of memory\.$"):
+        engine(np.zeros((1, 8, 8, 3), np.uint8))

@@ -44,8 +44,10 @@ def test_every_difference_is_named() -> None:
 def test_only_what_is_in_both_is_compared() -> None:
     found = compare(profile(measurement("x"), measurement("y")), profile(measurement("z"), measurement("y")))
     assert [change.label for change in found.changes] == ["y"]
-    with pytest.raises(ProfileError, match="no candidate is in both: x; z"):
-        compare(profile(measurement("x")), profile(measurement("z")))
+    with pytest.raises(ProfileError, match="no candidate is in both: x, y; z"):
+        compare(profile(measurement("x"), measurement("y")), profile(measurement("z")))
+    (change,) = compare(profile(measurement("x")), profile(measurement("z"))).changes  # there is no other choice
+    assert change.label == "x then z"
 
 
 def test_a_single_round_has_no_interval() -> None:

@@ -11,12 +11,12 @@ from twins_trt.profiling.doubts import doubts
 from twins_trt.profiling.machine import STOLEN
 from twins_trt.profiling.results import Conditions, Latency, Profile, WarmUp
 
-QUIET = Conditions(0.1, {"cpu": 2600.0, "gpu": 300.0}, events={STOLEN: 1000, "over-current oc1": 2})
+QUIET = Conditions(0.1, 0.02, {"cpu": 2600.0, "gpu": 300.0}, events={STOLEN: 1000, "over-current oc1": 2})
 
 
 def clean() -> Profile:
     found = replace(profile(measurement("x", [10.0] * 6)), before=QUIET, seconds=100.0)
-    return replace(found, after=replace(QUIET, load_average=2.0, clocks_mhz={"cpu": 2590.0, "gpu": 1400.0}))
+    return replace(found, after=replace(QUIET, load_average=2.0, busy=None, clocks_mhz={"cpu": 2590.0, "gpu": 1400.0}))
 
 
 def test_a_clean_run_raises_none() -> None:
@@ -26,7 +26,7 @@ def test_a_clean_run_raises_none() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ({"load_average": 1.0}, {}, "busy before the run: load average 1.0 on 2 cores"),
+        ({"busy": 0.4}, {}, "busy before the run: 40 % of 2 cores"),
         ({}, {"throttled": ("too hot",)}, "clocks were held back: too hot"),
         ({}, {"events": {STOLEN: 1000, "over-current oc1": 5}}, "over-current oc1: 3 more at the end"),
         ({}, {"events": {STOLEN: 21_000}}, "the hypervisor took 10 % of the processor time"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
-from twins_trt.profiling.layers import in_blocks
+from twins_trt.profiling.layers import in_blocks, profile_layers
+from twins_trt.profiling.results import Layer
 from twins_trt.runtime.engines import LayerTime
 
 
@@ -43,6 +47,35 @@ def test_what_the_runtime_made_up_belongs_to_what_ran_before() -> None:
     order = ("ReorderInput", "stages.0.blocks.0.ffn/fc1", "Gelu_token_396", "ReorderOutput", "neck/map", "Gelu")
     ffn = "stages.0.blocks.0.ffn"
     assert blocks(*order) == [None, ffn, ffn, ffn, "neck", "neck"]
+
+
+class Inspected:
+    """An engine of TensorRT's: times by the compiler's names, nodes by its inspector."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def profile_layers(self, image: object, *, runs: int = 10) -> tuple[LayerTime, ...]:
+        return LayerTime("__myl_Fc_myl0_3", 0.5), LayerTime("Reformatting CopyNode", 0.25)
+
+    def inspect_layers(self) -> str:
+        return self.answer
+
+
+def test_the_compilers_inspector_names_the_nodes() -> None:
+    layer = {
+        "Name": "__myl_Fc_myl0_3",
+        "LayerType": "gemm",
+        "Metadata": "[ONNX Layer: stages.1.blocks.0.ffn/fc1]\x1e[ONNX Layer: stages.1.blocks.0.ffn/gelu]",
+    }
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    found = profile_layers(Inspected(json.dumps({"Layers": [layer], "Bindings": []})), image, runs=1)
+    assert found == (
+        Layer("__myl_Fc_myl0_3", "gemm", 0.5, "stages.1.blocks.0.ffn"),
+        Layer("Reformatting CopyNode", "", 0.25, "stages.1.blocks.0.ffn"),
+    )
+    bare = profile_layers(Inspected(json.dumps({"Layers": ["__myl_Fc_myl0_3"], "Bindings": []})), image, runs=1)
+    assert [each.block for each in bare] == [None, None]
 
 
 def test_times_and_operators_stay() -> None:

@@ -80,6 +80,19 @@ def test_a_jetsons_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert described.processor.endswith("(asimd)")
 
 
+def test_what_others_do_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    root = jetson(tmp_path)
+
+    def work(seconds: float) -> None:  # 30 ticks of work beside 60 idle and 10 waiting for a disk
+        trees.write(root, {"proc/stat": "cpu  120 0 60 960 20 0 5 40 0 0"})
+
+    monkeypatch.setattr(machine.time, "sleep", work)
+    assert machine.look(root, watch_s=0.5).busy == 0.3
+    assert machine.look(root).busy is None
+    assert machine.look(tmp_path / "none", watch_s=0.5).busy is None
+
+
 def test_throttling_is_told_from_fans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     root = jetson(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,14 @@ def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_samples_stand_on_one_line() -> None:
     text = dump_profile(profile(measurement("x"))).decode()
     assert '"samples": [ 10.0, 11.0, 12.0 ]' in text
+    assert '{ "name": "head/a", "operator": "Conv", "milliseconds": 3.0, "block": "head" }' in text
     assert json.loads(text)["format_version"] == FORMAT_VERSION
+
+
+def test_words_keep_their_brackets_and_spaces(tmp_path: Path) -> None:
+    written = replace(profile(measurement("x  [1,   2")), command="a  {b\nc}  [", warnings=("]  {", "}"))
+    write_profile(tmp_path / "p.json", written)
+    assert read_profile(tmp_path / "p.json") == written
 
 
 @pytest.mark.parametrize(

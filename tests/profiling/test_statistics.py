@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twins_trt.profiling.statistics import ratio_of_medians
+from twins_trt.profiling.statistics import bootstrap_median, ratio_of_medians
 
 
 def rounds(rng: np.random.Generator, factor: float, count: int = 20) -> tuple[list[list[float]], list[list[float]]]:
@@ -46,3 +46,15 @@ def test_one_round_has_no_interval() -> None:
 def test_rounds_have_to_pair() -> None:
     with pytest.raises(ValueError, match="longer"):
         ratio_of_medians([[1.0]], [[1.0], [2.0]])
+
+
+def test_the_interval_holds_the_median_and_narrows() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for count in (5, 500):
+        values = rng.normal(1.5, 0.1, count).tolist()
+        low, high = bootstrap_median(values)
+        assert low <= np.median(values) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+    assert bootstrap_median([2.0] * 7) == (2.0, 2.0)

@@ -8,7 +8,7 @@ import pytest
 from results_of import measurement, profile
 
 from twins_trt.profiling import tables
-from twins_trt.profiling.results import Memory, Ratio
+from twins_trt.profiling.results import Layer, Memory, Ratio
 
 
 def test_latencies_have_a_row_a_candidate_and_no_empty_columns() -> None:
@@ -57,6 +57,7 @@ def test_blocks_with_their_share() -> None:
         ("other", "0.50", "11.1 %"),
     ]
     assert tables.blocks(replace(measurement("x"), layers=())) == []
+    assert tables.blocks(replace(measurement("x"), layers=(Layer("b", "Add", 0.5),))) == []
 
 
 @pytest.mark.parametrize(("value", "text"), [(123.45, "123"), (12.345, "12.3"), (1.2345, "1.23"), (None, "")])

@@ -15,9 +15,10 @@ from fake_tensorrt import versions
 from machine import ADA, ORIN, Machine
 from tiny_graphs import UInt8Array, nearest_class
 
+from twins_trt.builders.layers import parse_inspector
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime import Segmenter
-from twins_trt.runtime.engines.protocol import Engine, HoldsDeviceMemory, Pipelined, ProfilesLayers
+from twins_trt.runtime.engines.protocol import Engine, HoldsDeviceMemory, InspectsLayers, Pipelined, ProfilesLayers
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)
@@ -312,6 +313,17 @@ def test_layers_are_timed_outside_the_graph(machine: Machine, picture: Draw) -> 
     assert machine.gpu.captured == before + 1
     with pytest.raises(UsageError, match="runs is 0"):
         engine.profile_layers(image, runs=0)
+
+
+def test_layers_are_described_by_the_compilers_inspector(machine: Machine) -> None:
+    engine = machine.engine()
+    assert isinstance(engine, InspectsLayers)
+    machine.module.script.layers = [{"Name": "_gemm_mha_v2", "LayerType": "gemm"}]
+    (layer,) = parse_inspector(engine.inspect_layers())
+    assert (layer.name, layer.type) == ("_gemm_mha_v2", "gemm")
+    engine.close()
+    with pytest.raises(EngineError, match="is closed"):
+        engine.inspect_layers()
 
 
 def test_device_memory_is_counted(machine: Machine, picture: Draw) -> None:

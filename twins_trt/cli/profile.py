@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             meter.close()
     if arguments.out is not None:
         write_profile(arguments.out, found)
-    if arguments.save:
+    if arguments.save and not found.interrupted:  # half of a run must not take the place of a whole one
         from twins_trt.profiling.saved import save_profile
         from twins_trt.runtime import open_bundle
 
@@ -139,7 +139,14 @@ def find_candidates(arguments: argparse.Namespace) -> list[Candidate]:
     for kind in engines:
         if kind not in ("auto", *KINDS):
             raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
-    found = [bundle_candidate(path, engine) for path in arguments.bundles for engine in engines]
+    paths = list(map(Path, arguments.bundles))
+    names = [path.name for path in paths]
+    found = []
+    for path in paths:
+        alike = names.count(path.name) > 1
+        for kind in engines:
+            name = str(path) if alike else path.name.removesuffix(".bundle")
+            found.append(bundle_candidate(path, kind, label=name if len(engines) == 1 else f"{name} on {kind}"))
     found += [onnx_candidate(path) for path in arguments.onnx]
     if arguments.torch is not None:
         found.append(_torch(arguments))
@@ -177,6 +184,7 @@ def _torch(arguments: argparse.Namespace) -> Candidate:
             seeded=arguments.seeded,
             num_classes=classes,
             padding=arguments.padding,
+            attention="reference",  # as mmsegmentation computes it; on a GPU ours would run kernels of their own
         )
         return model, facts.source
 

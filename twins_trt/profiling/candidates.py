@@ -6,10 +6,11 @@ the same places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from twins_trt.profiling.results import Subject
 from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Source, TensorSpec, open_bundle
 from twins_trt.runtime.engines import Engine, LayerTime
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from twins_trt.runtime.engines.protocol import check_input, observed
+from twins_trt.runtime.engines.protocol import Stage, check_input, observed
 from twins_trt.runtime.manifest import GRAPH
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    named = label or f"{bundle.path.name.removesuffix('.bundle')}{'' if engine == 'auto' else f' on {engine}'}"
+    named = label or bundle.path.name.removesuffix(".bundle")
 
     def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
         segmenter = Segmenter(bundle, engine, settings=settings)
@@ -135,7 +136,8 @@ def torch_candidate(
 
 class EagerEngine:
     """A PyTorch model as an engine: uint8 [N, H, W, 3] to the mask uint8 [N, H, W] as mmsegmentation computes it:
-    normalise, run, resize the logits, argmax. device: `cpu` or `cuda`."""
+    normalise, run, resize the logits, argmax. device: `cpu` or `cuda`. Threads are PyTorch's own, of the whole process.
+    """
 
     name = "pytorch"
     concurrent = False
@@ -168,17 +170,23 @@ class EagerEngine:
         """See `Engine.__call__`; `out` is not supported."""
         torch = self._torch
         check_input(self.inputs[0], image, owner=self._owner)
-        size = image.shape[1:3]
-        with torch.inference_mode():
-            with self._timed("copy_in"):
-                pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device)
-            with self._timed("engine"):
-                planes = (pixels.permute(0, 3, 1, 2) - self._mean) / self._std
-                logits = self._model(planes.contiguous())
-                full = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-                mask = full.argmax(1).to(torch.uint8)
-            with self._timed("copy_out"):
-                return {"mask": mask.cpu().numpy()}
+        try:
+            with torch.inference_mode():
+                return {"mask": self._run(image)}
+        except RuntimeError as error:  # out of memory is one of them
+            raise EngineError(f"{self._owner} failed in PyTorch: {str(error).splitlines()[0]}") from error
+
+    def _run(self, image: Array) -> Array:
+        torch = self._torch
+        with self._timed("copy_in"):
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device)
+        with self._timed("engine"):
+            planes = (pixels.permute(0, 3, 1, 2) - self._mean) / self._std
+            logits = self._model(planes.contiguous())
+            full = torch.nn.functional.interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False)
+            mask = full.argmax(1).to(torch.uint8)
+        with self._timed("copy_out"):
+            return mask.cpu().numpy()
 
     @property
     def on_gpu(self) -> bool:
@@ -187,26 +195,13 @@ class EagerEngine:
     def close(self) -> None:
         """Nothing is held beyond the model, which is the caller's."""
 
-    def _timed(self, stage: Any) -> Any:
-        """Times a stage where there is a device to copy to; on the CPU it is all one."""
-        if not self.on_gpu:
-            return observed(None, stage)
-        return _Synchronised(self._torch, observed(self._observe, stage))
-
-
-class _Synchronised:
-    """A block that ends when the GPU has done it."""
-
-    def __init__(self, torch: Any, block: Any) -> None:
-        self._torch = torch
-        self._block = block
-
-    def __enter__(self) -> None:
-        self._block.__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        self._torch.cuda.synchronize()
-        return self._block.__exit__(*error)
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        """Reports a stage where there is a device to copy to; on the CPU it is all one."""
+        with observed(self._observe if self.on_gpu else None, stage):
+            yield
+            if self.on_gpu:
+                self._torch.cuda.synchronize()
 
 
 class PlainGraph:

@@ -43,12 +43,17 @@ class Comparison:
 
 
 def compare(before: Profile, after: Profile) -> Comparison:
-    """Compares the candidates that have the same label in both. Raises ProfileError if there are none."""
+    """Compares the candidates that have the same label in both, or the only ones there are. Raises ProfileError if
+    there are none."""
     ours = {m.subject.label: m for m in after.measurements}
     pairs = [(m, ours[m.subject.label]) for m in before.measurements if m.subject.label in ours]
+    if len(before.measurements) == len(after.measurements) == 1:
+        pairs = [(before.measurements[0], after.measurements[0])]
     if not pairs:
         labels = [", ".join(m.subject.label for m in p.measurements) for p in (before, after)]
-        raise ProfileError(f"no candidate is in both: {labels[0]}; {labels[1]}", "give them the same names: --label")
+        raise ProfileError(
+            f"no candidate is in both: {labels[0]}; {labels[1]}", "candidates are called as their bundles and files are"
+        )
     differences = (*_differences(before, after), *(d for pair in pairs for d in _of_pair(*pair)))
     notes = [UNPAIRED]
     for name, profile in (("first", before), ("second", after)):
@@ -58,7 +63,8 @@ def compare(before: Profile, after: Profile) -> Comparison:
 
 def _change(before: Measurement, after: Measurement) -> Change:
     value, low, high = ratio_of_unpaired(after.rounds("end_to_end"), before.rounds("end_to_end"))
-    return Change(before.subject.label, before.end_to_end.p50, after.end_to_end.p50, value, low, high)
+    label = " then ".join(dict.fromkeys((before.subject.label, after.subject.label)))
+    return Change(label, before.end_to_end.p50, after.end_to_end.p50, value, low, high)
 
 
 def _differences(before: Profile, after: Profile) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from twins_trt.profiling.machine import STOLEN
 from twins_trt.profiling.results import Measurement, Profile
 
-BUSY = 0.25  # load average of others, per core
+BUSY = 0.1  # of the cores' time, by others before the run
 STEAL = 0.01  # of the cores' time
 FALLEN = 0.9  # of the clock before; under load it should rise
 UNEVEN = 0.15  # jitter, of the median
@@ -28,8 +28,8 @@ def doubts(profile: Profile) -> tuple[str, ...]:
 
 def _of_machine(profile: Profile) -> Iterator[str]:
     before, after, cores = profile.before, profile.after, profile.machine.cores
-    if before.load_average is not None and before.load_average > BUSY * cores:
-        yield f"the machine was busy before the run: load average {before.load_average:.1f} on {cores} cores"
+    if before.busy is not None and before.busy > BUSY:
+        yield f"the machine was busy before the run: {100 * before.busy:.0f} % of {cores} cores"
     if held := dict.fromkeys((*before.throttled, *after.throttled)):
         yield f"clocks were held back: {', '.join(held)}"
     for name, count in after.events.items():

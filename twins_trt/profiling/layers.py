@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from twins_trt.errors import BuildError
 from twins_trt.profiling.results import Layer
-from twins_trt.runtime.engines import LayerTime
+from twins_trt.runtime.engines import InspectsLayers, LayerTime, ProfilesLayers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.generic]
+
+log = logging.getLogger("twins_trt")
 
 # `BLOCK/NODE` of our graphs, wherever a compiler has put it into a name of its own.
 _NODE = re.compile(r"(?<![\w.])((?:stages\.\d+(?:\.[\w.]+)?)|neck|head|input|output)/")
+
+
+def profile_layers(engine: ProfilesLayers, image: Array, *, runs: int) -> tuple[Layer, ...]:
+    """The engine's layers with their mean times on `image` and their blocks. Raises EngineError."""
+    layers = engine.profile_layers(image, runs=runs)
+    if not isinstance(engine, InspectsLayers):
+        return in_blocks(layers)
+    from twins_trt.builders.layers import parse_inspector
+
+    try:
+        known = {layer.name: layer for layer in parse_inspector(engine.inspect_layers())}
+    except BuildError as error:  # a plan that was not built in detail: names are all there is
+        log.info("the engine's layers name no graph nodes: %s", error.cause)
+        return in_blocks(layers)
+    return in_blocks(
+        [
+            replace(each, operator=known[each.name].type, nodes=known[each.name].nodes) if each.name in known else each
+            for each in layers
+        ]
+    )
 
 
 def in_blocks(layers: Sequence[LayerTime]) -> tuple[Layer, ...]:

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -62,18 +63,21 @@ def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    if "tensorrt" not in found:  # JetPack's is a system package, which may lack metadata
+    if "tensorrt" in packages and "tensorrt" not in found:  # JetPack's is a system package, which may lack metadata
         with contextlib.suppress(Exception):  # a broken one raises what it likes
             found["tensorrt"] = str(importlib.import_module("tensorrt").__version__)
     return found
 
 
-def look(root: Path = ROOT) -> Conditions:
-    """The machine's state now. root: of the file system, for what is read from /proc and /sys."""
+def look(root: Path = ROOT, *, watch_s: float = 0.0) -> Conditions:
+    """The machine's state now. watch_s: how long to watch what others do, 0 for not at all. root: of the file system,
+    for what is read from /proc and /sys."""
+    busy = _busy(root, watch_s) if watch_s else None
     gpu = _nvml_conditions()
     clocks = {**_cpu_clock(root), **_jetson_clocks(root), **gpu.clocks_mhz}
     return Conditions(
         load_average=_load_average(),
+        busy=busy,
         clocks_mhz=clocks,
         temperatures_c={**_temperatures(root), **gpu.temperatures_c},
         power_mode=gpu.power_mode or _nvpmodel(),
@@ -134,6 +138,22 @@ def _load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def _busy(root: Path, seconds: float) -> float | None:
+    """The share of all cores' time that was not idle while this process slept: a load average lags by a minute."""
+    first = _processor_times(root)
+    time.sleep(seconds)
+    spent = [after - before for before, after in zip(first, _processor_times(root), strict=True)]
+    if len(spent) < 5 or not sum(spent):
+        return None
+    return round(1 - (spent[3] + spent[4]) / sum(spent), 3)
+
+
+def _processor_times(root: Path) -> list[int]:
+    """user nice system idle iowait irq softirq steal ..., in ticks, of all cores together; empty without /proc."""
+    words = (_text(root / "proc/stat") or "").split("\n", 1)[0].split()
+    return [int(word) for word in words[1:9]]
+
+
 def _cpu_clock(root: Path) -> dict[str, float]:
     """The mean over cores: what cpufreq says, else what /proc/cpuinfo does (on a virtual machine often a constant)."""
     kilohertz = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
@@ -174,9 +194,8 @@ def _events(root: Path) -> Iterator[tuple[str, int]]:
     counts = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")]
     if any(count is not None for count in counts):
         yield "CPU throttled", int(sum(count or 0 for count in counts))
-    first = (_text(root / "proc/stat") or "").split("\n", 1)[0].split()
-    if len(first) > 8:  # cpu user nice system idle iowait irq softirq steal, in ticks
-        yield STOLEN, int(first[8]) * 1000 // os.sysconf("SC_CLK_TCK")
+    if len(times := _processor_times(root)) == 8:
+        yield STOLEN, times[7] * 1000 // os.sysconf("SC_CLK_TCK")
 
 
 def _nvpmodel() -> str | None:

@@ -25,7 +25,7 @@ from twins_trt.errors import EngineError, TwinsError, UsageError
 from twins_trt.profiling import machine
 from twins_trt.profiling.candidates import Candidate, noise, usual_size
 from twins_trt.profiling.doubts import doubts
-from twins_trt.profiling.layers import in_blocks
+from twins_trt.profiling.layers import profile_layers
 from twins_trt.profiling.power import Meter, measure_energy, measure_idle
 from twins_trt.profiling.results import (
     COMPARED,
@@ -52,6 +52,7 @@ from twins_trt.runtime.fitting import fit_size
 WINDOW, TOLERANCE = 5, 0.05
 SWEEP_CALLS, SWEEP_S = 7, 5.0
 LAYER_RUNS = 10
+WATCH_S = 0.5
 USUAL_PICTURE = (512, 512)
 
 # progress(step, detail, share): share of the step that is done, None where that is not known.
@@ -108,42 +109,42 @@ def profile(
         raise UsageError(f"the labels are {', '.join(labels) or 'none'}", "name each once, at least one")
     if (reference := baseline or labels[0]) not in labels:
         raise UsageError(f"there is no candidate {reference!r}", f"use one of: {', '.join(labels)}")
+    if picture is not None:
+        read_image(picture)  # a broken one is said before minutes of opening
     say = progress or (lambda step, detail, share: None)
-    before, after, start = machine.look(), None, time.perf_counter()  # while the load is still that of others
+    before, start = machine.look(watch_s=WATCH_S), time.perf_counter()  # while the load is that of others
     idle = None if meter is None or not settings.power_s else measure_idle(meter)
     opened: list[_Open] = []
-    interrupted = False
     with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
         try:
             for number, candidate in enumerate(candidates):
                 say("open", candidate.label, number / len(labels))
                 opened.append(_open(candidate, settings))
-            file = Path(folder, "picture.jpg") if picture is None else Path(picture)
+            file = Path(folder, "drawn") if picture is None else Path(picture)
             if picture is None:
                 draw_picture(file, usual_size(opened[0].segmenter.manifest) or USUAL_PICTURE)
-            image = read_image(file)
-            words = f"{'drawn' if picture is None else file.name}, {image.shape[0]}x{image.shape[1]}"
-            settings = replace(settings, picture=words)
+            height, width = read_image(file).shape[:2]
+            settings = replace(settings, picture=f"{file.name}, {height}x{width}")
             for each in opened:
-                fit = fit_size((image.shape[0], image.shape[1]), each.segmenter.manifest, each.segmenter.fit)
+                fit = fit_size((height, width), each.segmenter.manifest, each.segmenter.fit)
                 each.subject = replace(each.subject, size=fit.canvas)
                 say("warm up", each.subject.label, None)
                 each.warm_up = _warm_up(each, [file] * each.subject.batch, settings.warm_up_s)
+            interrupted = False
             try:
                 held_back = _rounds(opened, file, settings, say)
-                after, seconds = replace(machine.look(), throttled=held_back), time.perf_counter() - start
-                _sweep(opened, image, settings, say)
-                _layers(opened, settings, say)
-                _energy(opened, file, settings, meter, idle, say)
+                after, end = replace(machine.look(), throttled=held_back), time.perf_counter()
             except KeyboardInterrupt:
-                whole = min(len(each.calls) for each in opened)
-                if not whole:
+                if not _drop_unfinished_round(opened):
                     raise
+                after, end, interrupted = machine.look(), time.perf_counter(), True
+            try:
+                if not interrupted:
+                    _sweep(opened, file, settings, say)
+                    _layers(opened, settings, say)
+                    _energy(opened, file, settings, meter, idle, say)
+            except KeyboardInterrupt:
                 interrupted = True
-                for each in opened:
-                    del each.calls[whole:]  # of a round that not all have ended
-            if after is None:
-                after, seconds = machine.look(), time.perf_counter() - start
         finally:
             for each in opened:
                 each.segmenter.close()
@@ -156,7 +157,7 @@ def profile(
         settings=settings,
         before=before,
         after=after,
-        seconds=round(seconds, 1),
+        seconds=round(end - start, 1),
         measurements=measurements,
         ratios=tuple(_ratios(measurements, reference)),
         interrupted=interrupted,
@@ -172,7 +173,7 @@ def draw_picture(path: Path, size: tuple[int, int]) -> None:
     height, width = size
     patches = rng.integers(0, 256, (-(-height // 24), -(-width // 24), 3)).repeat(24, 0).repeat(24, 1)
     noisy = patches[:height, :width] + rng.normal(0, 6, (height, width, 3))
-    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=90)
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
 
 
 def _by_stage(spent: dict[str, float], total: float) -> dict[str, float]:
@@ -240,7 +241,16 @@ def _rounds(opened: Sequence[_Open], file: Path, settings: Settings, say: Progre
     return tuple(held_back)
 
 
-def _sweep(opened: Sequence[_Open], image: Any, settings: Settings, say: Progress) -> None:
+def _drop_unfinished_round(opened: Sequence[_Open]) -> int:
+    """Leaves the calls of the rounds that all have ended, and says how many of each."""
+    whole = min(len(each.calls) for each in opened)
+    for each in opened:
+        del each.calls[whole:]
+    return whole
+
+
+def _sweep(opened: Sequence[_Open], file: Path, settings: Settings, say: Progress) -> None:
+    image = read_image(file)
     for each in opened:
         low, high = each.segmenter.manifest.batch_limits
         for size in settings.batches:
@@ -266,7 +276,10 @@ def _layers(opened: Sequence[_Open], settings: Settings, say: Progress) -> None:
         if isinstance(engine, ProfilesLayers):
             say("layers", each.subject.label, None)
             batch = noise(each.segmenter, each.subject.size, each.subject.batch)
-            each.layers = in_blocks(engine.profile_layers(batch, runs=LAYER_RUNS))
+            try:
+                each.layers = profile_layers(engine, batch, runs=LAYER_RUNS)
+            except TwinsError as error:  # the latencies are worth having without
+                log.warning("%s: layers were not timed: %s", each.subject.label, error.cause)
 
 
 def _energy(
@@ -284,7 +297,7 @@ def _energy(
 
         try:
             each.energy = measure_energy(meter, work, seconds=settings.power_s, idle_watts=idle)
-        except TwinsError as error:  # a sensor that fails must not cost the latencies
+        except TwinsError as error:  # likewise
             log.warning("%s: %s", each.subject.label, error.cause)
 
 

@@ -213,12 +213,14 @@ class Machine:
 class Conditions:
     """The state of the machine at one moment.
 
-    load_average: of the last minute. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by
+    load_average: of the last minute. busy: the share of the processors' time that was in use just before, None where
+    nobody looked. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by
     sensor. power_mode: a Jetson's nvpmodel, a GPU's power limit. throttled: what held the clocks back, in words.
     events: counters of throttling and of time stolen by a hypervisor, whose growth over the run is flagged.
     """
 
     load_average: float | None = None
+    busy: float | None = None
     clocks_mhz: Mapping[str, float] = field(default_factory=dict)
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
     power_mode: str | None = None
@@ -307,9 +309,12 @@ def write_profile(path: str | Path, profile: Profile) -> None:
 
 
 def dump_profile(profile: Profile) -> bytes:
-    """The file's bytes. Samples stand on one line each list, so that a diff of two files can be read."""
+    """The file's bytes. The innermost lists and objects (samples, layers) stand on one line each, so that a diff of two
+    files can be read."""
     text = json.dumps(profile.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
-    return (_numbers_on_one_line(text) + "\n").encode()
+    # A line break is never inside of a string, so nothing but the layout is touched.
+    innermost = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n\s*", " ", match[0]), text)
+    return (innermost + "\n").encode()
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -330,7 +335,3 @@ def read_profile(path: str | Path) -> Profile:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def _numbers_on_one_line(text: str) -> str:
-    return re.sub(r"\[[\s\d.,eE+-]+\]", lambda match: " ".join(match[0].split()), text)

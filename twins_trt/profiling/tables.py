@@ -56,10 +56,10 @@ def resources(profile: Profile) -> Rows:
 
 
 def blocks(measurement: Measurement) -> Rows:
-    """The slowest model blocks with their share of all layers' time; no rows where layers were not timed."""
+    """The slowest model blocks with their share of all layers' time; no rows where no layer names a block."""
     found = measurement.blocks()
     total = sum(found.values())
-    if not total:
+    if not total or set(found) == {"other"}:
         return []
     shown = list(found.items())[:_SLOWEST]
     rows: Rows = [("block", "ms", "share")]

@@ -187,6 +187,15 @@ class ProfilesLayers(Protocol):
         ...
 
 
+@runtime_checkable
+class InspectsLayers(Protocol):
+    """An engine whose compiler describes what it made."""
+
+    def inspect_layers(self) -> str:
+        """The finished layers as the compiler's inspector gives them, JSON. Raises EngineError."""
+        ...
+
+
 @contextmanager
 def observed(observe: Observe | None, stage: Stage) -> Iterator[None]:
     """Reports how long the block took, if somebody wants to know and it did not fail."""

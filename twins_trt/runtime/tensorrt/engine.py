@@ -176,6 +176,10 @@ class TensorRTEngine:
             raise EngineError(f"{self._owner} reported no layer", "build it without --strip, or profile another engine")
         return tuple(LayerTime(name, total / runs) for name, total in times.items())
 
+    def inspect_layers(self) -> str:
+        """See `InspectsLayers`."""
+        return self._opened().inspect()
+
     def close(self) -> None:
         """Waits for what still runs and frees everything; calling it again does nothing."""
         plan, self._plan = self._plan, None

@@ -139,6 +139,11 @@ class Plan:
         super_init = self._module.IProfiler.__init__  # the bindings demand it by name
         return Profiler()
 
+    def inspect(self) -> str:
+        """What the compiler says of the layers, JSON; names alone for a plan that was not built in detail."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
+
     def close(self) -> None:
         """Frees the engine; every context must be gone."""
         with contextlib.suppress(AttributeError):

@@ -1,0 +1,54 @@
+"""Where something else is computed nothing is written; the Segmenter's share is measured beside the bare session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_graphs import MakeBundle
+
+from benchmarks import profile_camvid
+from twins_trt.profiling.candidates import Candidate, bundle_candidate
+from twins_trt.profiling.measure import draw_picture
+from twins_trt.runtime import EngineSettings
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def named(make_bundle: MakeBundle) -> list[Candidate]:
+    """A tiny bundle in place of PyTorch and of the float32 graph."""
+    path = make_bundle(24, 32).path
+    return [bundle_candidate(path, label=label) for label in (profile_camvid.EAGER, "fp32")]
+
+
+def test_candidates_that_agree_are_listed(named: list[Candidate], tmp_path: Path) -> None:
+    draw_picture(tmp_path / "picture.jpg", (24, 32))
+    rows = profile_camvid.check(named, tmp_path / "picture.jpg", threads=1)
+    assert rows == [{"what": "agreement", "label": each, "value": 1.0} for each in (profile_camvid.EAGER, "fp32")]
+
+
+def test_where_one_computes_something_else_nothing_is_written(named: list[Candidate], tmp_path: Path) -> None:
+    draw_picture(tmp_path / "picture.jpg", (24, 32))
+
+    def open_other(settings: EngineSettings) -> object:
+        segmenter, subject = named[1].open(settings)
+        run = segmenter.engine
+        segmenter.engine = type(
+            "Inverted",
+            (),
+            {"__call__": lambda self, *a, **k: {"mask": 4 - run(*a, **k)["mask"]}, "close": lambda self: None},
+        )()
+        return segmenter, subject
+
+    with pytest.raises(SystemExit, match=r"fp32 agrees with PyTorch eager on .* nothing is written"):
+        profile_camvid.check([named[0], Candidate("fp32", open_other)], tmp_path / "picture.jpg", threads=1)  # type: ignore[arg-type]
+
+
+def test_the_overhead_is_a_ratio_with_its_interval(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_camvid, "SIZE", (24, 32))
+    row = profile_camvid.overhead(make_bundle(24, 32).path, threads=1)
+    assert row["low"] <= row["value"] <= row["high"]
+    assert row["value"] > 1.0  # of a graph that takes microseconds, Python's share is most
+    assert np.isclose(row["whole_ms"] / row["bare_ms"], row["value"], rtol=0.5)
