@@ -68,6 +68,7 @@ setup(
     package_data={
         "twins_trt": ["py.typed"],
         "twins_trt.kernels.crosscompile": ["resources.json"],
+        "twins_trt.demo": ["weights.pth"],
         "twins_trt.report": ["*.css", "*.js"],
     },
     install_requires=RUNTIME,

@@ -38,6 +38,7 @@ COMMANDS = {
     "export-to": "hand a bundle over to Triton Inference Server, DeepStream or Isaac ROS",
     "kernels": "list, check or write the Triton kernels for GPUs that need not be there, as cubins for C++",
     "inspect": "say what a bundle, an ONNX graph or a checkpoint is",
+    "demo": "the whole way from checkpoint to report, on a CPU: calibrate, build INT8, audit, gate, profile",
     "doctor": "say which commands work on this machine, what is broken, and what mends it",
 }
 

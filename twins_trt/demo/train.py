@@ -1,6 +1,6 @@
 """Trains the checkpoint that ships with the package, on scenes that it draws itself.
 
-    python -m twins_trt.demo.train weights.pth [--scenes 1200] [--iterations 1200] [--keep FOLDER]
+    python -m twins_trt.demo.train weights.pth [--scenes 1200] [--iterations 1200] [--stop N] [--keep FOLDER]
 
 From random weights, on a CPU, in one thread: the same numbers on every machine with the same versions. The weights are
 rounded to float16 and scored as such on scenes that training never saw; the score goes into the file.
@@ -9,17 +9,20 @@ rounded to float16 and scored as such on scenes that training never saw; the sco
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import CLASSES, PALETTE, write_scenes
-from twins_trt.errors import TwinsError
+from twins_trt.errors import TwinsError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.zoo import DEMO
 from twins_trt.training import TrainOptions, TrainStep, train
+from twins_trt.training.run import LAST
 
 SEED = 0
 FIRST_TRAINING_SCENE = 100_000
@@ -30,17 +33,21 @@ RATE = 1e-3  # ten times mmseg's: the weights start at random
 
 
 def train_demo(
-    out: Path, folder: Path, *, scenes: int = 1200, iterations: int = DEMO.schedule_iterations, threads: int = 1
+    out: Path,
+    folder: Path,
+    *,
+    scenes: int = 1200,
+    iterations: int = DEMO.schedule_iterations,
+    stop: int | None = None,
+    threads: int = 1,
 ) -> dict[str, Any]:
-    """Writes the checkpoint `out` and returns its meta. folder: for the scenes and the run.
+    """Writes the checkpoint `out` and returns its meta. folder: for the scenes and the run; one in it goes on.
 
-    Raises as `train` does.
+    iterations: of the schedule. stop: take the weights of this iteration, a multiple of a tenth of the schedule, which
+    is when they are saved; None for the last. Raises as `train` does, `UsageError` for another `stop`.
     """
-    import torch
-
-    from twins_trt.evaluation import evaluate_model
-    from twins_trt.models.segmentor import build_model
-
+    if stop is not None and (not 0 < stop <= iterations or stop % max(1, iterations // 10)):
+        raise UsageError(f"weights of iteration {stop} are not saved", f"give a multiple of {max(1, iterations // 10)}")
     data = write_scenes(
         folder / "scenes", "train", range(FIRST_TRAINING_SCENE, FIRST_TRAINING_SCENE + scenes), size=DEMO.crop_size
     )
@@ -64,9 +71,32 @@ def train_demo(
         threads=threads,
         device="cpu",
     )
-    report = train(options, progress=_say)
-    trained = torch.load(report.last, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
+    stop = stop or iterations
+
+    def watch(step: TrainStep) -> None:
+        if step.iteration % 25 == 0:
+            left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
+            print(f"{step.iteration} of {step.iterations}, loss {step.loss:.3f}{left}", flush=True)
+        if step.iteration > stop:  # what was saved at `stop` is there by now
+            raise _Stopped
+
+    with contextlib.suppress(_Stopped):
+        train(options, resume=(folder / "run" / "options.json").is_file(), progress=watch)
+    facts = {"scenes": scenes, "iterations": stop, "schedule": iterations, "batch": BATCH, "seed": SEED}
+    command = f"python -m twins_trt.demo.train weights.pth --scenes {scenes} --iterations {iterations} --stop {stop}"
+    return save_rounded(folder / "run" / LAST, out, data=data, facts={**facts, "command": command})
+
+
+def save_rounded(trained: Path, out: Path, *, data: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Rounds a checkpoint's weights to float16, scores them on the held-out scenes of `data`, and writes them with the
+    score and `facts` in their meta, which is returned."""
+    import torch
+
+    from twins_trt.evaluation import evaluate_model
+    from twins_trt.models.segmentor import build_model
+
+    trained_weights = torch.load(trained, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {key: value.half() if value.is_floating_point() else value for key, value in trained_weights.items()}
     model = build_model(DEMO.name, len(CLASSES))
     model.load_state_dict(
         {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
@@ -76,12 +106,8 @@ def train_demo(
         "dataset_meta": {"classes": list(CLASSES), "palette": [list(colour) for colour in PALETTE]},
         "mIoU": round(scores.miou, 2),
         "held_out_scenes": HELD_OUT_SCENES,
-        "scenes": scenes,
-        "iterations": iterations,
-        "batch": BATCH,
-        "seed": SEED,
         "torch": str(torch.__version__),
-        "command": f"python -m twins_trt.demo.train weights.pth --scenes {scenes} --iterations {iterations}",
+        **facts,
     }
     with whole_file(out) as file:
         torch.save({"meta": meta, "state_dict": weights}, file)
@@ -89,10 +115,8 @@ def train_demo(
     return meta
 
 
-def _say(step: TrainStep) -> None:
-    if step.iteration % 25 == 0:
-        left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
-        print(f"{step.iteration} of {step.iterations}, loss {step.loss:.3f}{left}", flush=True)
+class _Stopped(Exception):
+    """Ends a training before its schedule does."""
 
 
 def main() -> int:
@@ -101,12 +125,17 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="the checkpoint to write")
     parser.add_argument("--scenes", type=int, default=1200, help="to train on (default %(default)s)")
     parser.add_argument("--iterations", type=int, default=DEMO.schedule_iterations, help="default %(default)s")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="scenes and run go here and stay")
+    parser.add_argument("--stop", type=int, metavar="N", help="take the weights of iteration N of the schedule")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="scenes and run go here and stay; a run goes on")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
             meta = train_demo(
-                arguments.out, arguments.keep or Path(folder), scenes=arguments.scenes, iterations=arguments.iterations
+                arguments.out,
+                arguments.keep or Path(folder),
+                scenes=arguments.scenes,
+                iterations=arguments.iterations,
+                stop=arguments.stop,
             )
         except TwinsError as error:
             print(error, file=sys.stderr)

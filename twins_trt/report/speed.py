@@ -179,7 +179,7 @@ def _roof(measurement: Measurement, works: dict[str, BlockWork], ceilings: Ceili
 
 def _block_table(measurement: Measurement, works: dict[str, BlockWork]) -> Table:
     times = measurement.blocks()
-    total = sum(times.values())
+    total, most = sum(times.values()), max(times.values())
     rows = []
     for block, milliseconds in times.items():
         work = works.get(block)
@@ -187,7 +187,7 @@ def _block_table(measurement: Measurement, works: dict[str, BlockWork]) -> Table
         rows.append(
             (
                 text(block),
-                number(milliseconds, 3, share=milliseconds / total if total else None),
+                number(milliseconds, 3, share=milliseconds / most if most else None),
                 number(100 * milliseconds / total if total else None, 1),
                 number(work.flops / 1e6 if work else None, 1),
                 number(work.nbytes / 1e6 if work else None, 2),

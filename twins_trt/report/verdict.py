@@ -91,7 +91,8 @@ def ladder_section(inputs: Inputs) -> Section:
     )
     rows, whiskers = [], []
     for rung in inputs.ladder:
-        mean, low, high = (pick_number(rung, "drop", end) for end in ("mean", "low", "high"))
+        mean, low, high = (pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
+        engine = pick_number(rung, "engine_bytes")
         interval = Cell("") if low is None or high is None else text(signed_range(low, high))
         passed = pick(rung, "passed")
         label = pick_text(rung, "name")
@@ -101,9 +102,9 @@ def ladder_section(inputs: Inputs) -> Section:
                 number(pick_number(rung, "miou")),
                 number(mean, signed=True, mood="bad" if passed is False else "plain"),
                 interval,
-                number(pick_number(rung, "engine_mb"), 1),
+                number(None if engine is None else engine / 1e6, 1),
                 number(pick_number(rung, "kernels"), 0),
-                number(pick_number(rung, "fused"), 0),
+                number(pick_number(rung, "attentions"), 0),
                 number(pick_number(rung, "cpu_ms"), 1),
             )
         )

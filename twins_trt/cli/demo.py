@@ -1,0 +1,70 @@
+"""`twins-trt demo`: everything once, with what comes in the package."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from twins_trt.cli.console import Console, table
+
+if TYPE_CHECKING:
+    from twins_trt.demo.run import DemoResult
+
+EXAMPLE = (
+    "twins-trt demo --out demo\n\n"
+    "Needs no GPU, no network and no data: a small model comes with the package, and streets are drawn, which\n"
+    "calibrate it and judge its INT8 graph against PyTorch. Where TensorRT-RTX is installed, an engine for SM86, SM89\n"
+    "and SM120 is compiled and audited. Look at demo/report.html and demo/overlay.png."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """--out, and how much of everything."""
+    parser.add_argument("--out", default="twins-trt-demo", metavar="DIR", help="a new folder; default: twins-trt-demo")
+    parser.add_argument("--calib-scenes", type=int, default=24, metavar="N", help="to calibrate on; default: 24")
+    parser.add_argument(
+        "--gate-scenes", type=int, default=48, metavar="N", help="to judge on; default: 48, at least 30"
+    )
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="of the profile, 5 calls each; default: 20")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the demo."""
+    from twins_trt.demo.run import DemoOptions, run_demo
+
+    options = DemoOptions(
+        out=arguments.out,
+        calibration=arguments.calib_scenes,
+        gate=arguments.gate_scenes,
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+    )
+
+    def progress(number: int, count: int, step: str, detail: str, share: float | None) -> None:
+        console.progress(f"[{number}/{count}] {step}", detail, share)
+
+    result = run_demo(options, progress=progress)
+    console.result({**asdict(result), "total_seconds": round(result.total, 1)}, _text(result))
+    return 0
+
+
+def _text(result: DemoResult) -> str:
+    stood_in = " (ONNX Runtime stood in for the engine, which needs its GPU)" if result.simulated else ""
+    if result.compiler:
+        fused = f"{result.fused_attentions} of {result.attentions} attentions fused"
+        engine = f"{result.compiler}, {fused}"
+    else:
+        engine = "none: TensorRT-RTX is not installed, so the graph runs on ONNX Runtime"
+    verdict = "passed" if result.passed else "FAILED"
+    rows = [
+        ("gate", f"{verdict}{stood_in}"),
+        ("mIoU", f"{result.miou:.2f}, {result.drop:+.3f} points lost, at most {result.drop_high:.3f}"),
+        ("engine", engine),
+        ("bundle", result.bundle),
+        ("overlay", result.overlay),
+        ("report", result.report),
+        ("seconds", f"{result.total:.0f}: " + ", ".join(f"{name} {s:.0f}" for name, s in result.seconds.items())),
+    ]
+    return table(rows)

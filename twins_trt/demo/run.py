@@ -1,0 +1,224 @@
+"""The whole way from a checkpoint to a report, on a machine with neither GPU nor network nor data.
+
+Scenes are drawn, ranges calibrated, the precision plan made, the INT8 graph judged against PyTorch and, where
+TensorRT-RTX is installed, compiled and audited; then it is profiled, and everything goes on one page. Nothing here does
+any of that itself: it calls what the other commands call, so it also shows how they are called from Python.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from twins_trt.builders.build_options import BuildOptions, default_opset, engines_for
+from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.gate import gate_bundle
+from twins_trt.builders.gate.record import Gallery
+from twins_trt.builders.int8_options import GateOptions, Int8Options
+from twins_trt.builders.pipeline import BuildReport, Step, build_bundle
+from twins_trt.builders.weights import load_weights
+from twins_trt.data import open_dataset
+from twins_trt.demo.scenes import draw_scene, write_scenes
+from twins_trt.errors import UsageError
+from twins_trt.models.zoo import DEMO
+from twins_trt.profiling.candidates import bundle_candidate
+from twins_trt.profiling.measure import profile
+from twins_trt.profiling.results import Settings
+from twins_trt.profiling.saved import save_profile
+from twins_trt.report import write_report
+from twins_trt.runtime import Bundle, EngineSettings, Segmenter
+
+TARGETS = ("sm_86", "sm_89", "sm_120")
+"""GPUs that one engine of TensorRT-RTX serves, built without any of them."""
+
+FIRST_CALIBRATION_SCENE = 300_000  # none of these were trained on, or scored with the checkpoint
+FIRST_GATE_SCENE = 400_000
+SHOWN_SCENE = 500_003
+ENLARGED = 2
+
+# progress(number, count, step, detail, share): step `number` of `count`, from 1; share of it that is done, 0 to 1.
+Progress = Callable[[int, int, str, str, float | None], None]
+
+_STEPS = ("scenes", "build", "pictures", "profile", "report", "overlay")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """out: the folder to fill; new, or empty. calibration, gate: how many scenes; a gate needs 30. rounds: of the
+    profile, 5 calls each. threads: of the CPU, None for every core."""
+
+    out: str = "twins-trt-demo"
+    calibration: int = 24
+    gate: int = 48
+    rounds: int = 20
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of it. passed: the gate's verdict. simulated: ONNX Runtime stood in for the engine, which needs its
+    GPU. compiler: what built the engine, empty where none was built. seconds: wall time by step."""
+
+    passed: bool
+    simulated: bool
+    miou: float
+    drop: float
+    drop_high: float
+    compiler: str
+    fused_attentions: int | None
+    attentions: int | None
+    bundle: str
+    report: str
+    overlay: str
+    seconds: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds of everything."""
+        return sum(self.seconds.values())
+
+
+def run_demo(options: DemoOptions, *, progress: Progress | None = None) -> DemoResult:
+    """Fills `options.out` with scenes, bundle, pictures, profile, report and overlay.
+
+    Raises `UsageError` where that folder holds something, `GateError` where the gate fails and no fallback helps, and
+    whatever a step of it raises.
+    """
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already", "name a new folder: --out DIR")
+    out.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(progress)
+    data = _draw(options, out, clock)
+    built = _build(options, out, data, clock)
+    pictures = _draw_worst(options, built.bundle, data, out / "worst", clock)
+    bundle = _profile(options, built.bundle, clock)
+    clock.begin("report")
+    report = out / "report.html"
+    write_report(bundle.path, report, pictures=pictures)
+    clock.begin("overlay")
+    overlay = _overlay(bundle, out / "overlay.png", EngineSettings(threads=options.threads))
+    clock.end()
+    gate, audit = built.gate, next(iter(built.audits.values()), None)
+    assert gate is not None  # the build was asked for it
+    engines = bundle.manifest.engines
+    return DemoResult(
+        passed=gate.passed,
+        simulated=gate.simulated,
+        miou=gate.scores.miou,
+        drop=gate.drop.mean,
+        drop_high=gate.drop.high,
+        compiler=f"{engines[0].flavour} {engines[0].version}" if engines else "",
+        fused_attentions=None if audit is None else audit.attentions,
+        attentions=None if audit is None else audit.expected_attentions,
+        bundle=str(bundle.path),
+        report=str(report),
+        overlay=str(overlay),
+        seconds={name: round(value, 2) for name, value in clock.seconds.items()},
+    )
+
+
+def _draw(options: DemoOptions, out: Path, clock: _Clock) -> str:
+    clock.begin("scenes")
+    total = options.calibration + options.gate
+    parts = (("train", FIRST_CALIBRATION_SCENE, options.calibration), ("val", FIRST_GATE_SCENE, options.gate))
+    drawn = 0
+
+    def one_more(_: int) -> None:
+        nonlocal drawn
+        drawn += 1
+        clock.inside(f"{drawn} of {total}", drawn / total)
+
+    for split, first, count in parts:
+        data = write_scenes(out / "scenes", split, range(first, first + count), size=DEMO.crop_size, progress=one_more)
+    return data
+
+
+def _build(options: DemoOptions, out: Path, data: str, clock: _Clock) -> BuildReport:
+    clock.begin("build")
+    compiles = find_spec("tensorrt_rtx") is not None
+    height, width = DEMO.crop_size
+    wanted = BuildOptions(
+        model=DEMO.name,
+        graph=ExportOptions(
+            height=height, width=width, opset=default_opset("int8"), forms="gpu" if compiles else "cpu"
+        ),
+        engines=engines_for(TARGETS if compiles else ("cpu",), flavours=("tensorrt_rtx",)),
+        int8=Int8Options(data=data, images=options.calibration),
+        gate=GateOptions(data=data, threads=options.threads),
+    )
+
+    def inside(step: Step) -> None:
+        done = (step.number - 1 + (step.share or 0.0)) / step.count
+        clock.inside(f"{step.name}{', ' if step.detail else ''}{step.detail}", done)
+
+    return build_bundle(wanted, out / "demo.bundle", progress=inside)
+
+
+def _draw_worst(options: DemoOptions, bundle: Bundle, data: str, folder: Path, clock: _Clock) -> Path:
+    """The pictures of `twins-trt gate --pictures`, of the images that the verdict in the bundle names."""
+    clock.begin("pictures")
+    model, _ = load_weights(DEMO.name)
+    names = {each["name"] for each in bundle.read_json("gate.json")["worst"]}
+    dataset = open_dataset(data, split="val")
+    worst = replace(dataset, items=tuple(item for item in dataset.items if item.name in names))
+    gate_bundle(
+        bundle,
+        model,
+        worst,
+        settings=EngineSettings(threads=options.threads),
+        progress=lambda done, total, drop: clock.inside(f"{done} of {total}", done / total),
+        look=Gallery(folder, bundle.manifest.palette),
+    )
+    return folder
+
+
+def _profile(options: DemoOptions, bundle: Bundle, clock: _Clock) -> Bundle:
+    """Latency, stages and layers, kept in the bundle."""
+    clock.begin("profile")
+    found = profile(
+        [bundle_candidate(bundle.path)],
+        Settings(rounds=options.rounds, warm_up_s=5.0, batches=(), threads=options.threads, power_s=0.0),
+        command=f"twins-trt profile {bundle.path} --rounds {options.rounds} --save",
+        progress=lambda step, detail, share: clock.inside(f"{step} {detail}".strip(), share),
+    )
+    return save_profile(bundle, found)
+
+
+def _overlay(bundle: Bundle, path: Path, settings: EngineSettings) -> Path:
+    """A scene and its segmentation side by side."""
+    scene = draw_scene(*DEMO.crop_size, seed=SHOWN_SCENE)
+    with Segmenter(bundle, settings=settings) as segmenter:
+        sheet = Image.fromarray(np.concatenate([scene.image, segmenter(scene.image).overlay()], axis=1))
+    sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.LANCZOS).save(path)
+    return path
+
+
+class _Clock:
+    """Times the steps, and says where the demo is."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._started = 0.0
+
+    def begin(self, step: str) -> None:
+        self.end()
+        self.seconds[step] = 0.0
+        self._started = time.perf_counter()
+        self.inside("", None)
+
+    def inside(self, detail: str, share: float | None) -> None:
+        if self._progress is not None:
+            number = len(self.seconds)
+            self._progress(number, len(_STEPS), _STEPS[number - 1], detail, share)
+
+    def end(self) -> None:
+        if self.seconds:
+            self.seconds[_STEPS[len(self.seconds) - 1]] = time.perf_counter() - self._started
