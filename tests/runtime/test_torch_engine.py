@@ -21,6 +21,7 @@ from twins_trt.runtime.engines import torch as engine_module
 from twins_trt.runtime.engines.torch import TorchEngine, load_model, open_engine, why_not
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 
+MODEL = "twins_svt-demo_fpn"  # small, so that it is quick
 CLASSES = 5
 SIZE = (64, 96)
 
@@ -32,7 +33,7 @@ def seeded(name: str) -> Segmentor:
     return model
 
 
-def model_of(name: str = "twins_svt-s_fpn") -> Segmentor:
+def model_of(name: str = MODEL) -> Segmentor:
     """Another one every time: engines change theirs."""
     return copy.deepcopy(seeded(name))
 
@@ -40,7 +41,7 @@ def model_of(name: str = "twins_svt-s_fpn") -> Segmentor:
 def manifest_of(*, dynamic: bool = False, floats: bool = False, seeded: bool = True) -> Manifest:
     height, width = ((32, 64, 96), (32, 96, 128)) if dynamic else SIZE
     return Manifest(
-        model="twins_svt-s_fpn",
+        model=MODEL,
         num_classes=CLASSES,
         classes=tuple("abcde"),
         palette=((0, 0, 0),) * CLASSES,
@@ -53,7 +54,7 @@ def manifest_of(*, dynamic: bool = False, floats: bool = False, seeded: bool = T
         precision="fp16",
         opset=17,
         source=Source(seeded=True) if seeded else Source(checkpoint="x.pth", sha256="0" * 64),
-        rebuild="twins-trt build twins_svt-s_fpn --seeded --out x.bundle",
+        rebuild="twins-trt build twins_svt-demo_fpn --seeded --out x.bundle",
     )
 
 
@@ -96,6 +97,7 @@ def test_masks_and_logits_are_the_models(engine: TorchEngine, shape: tuple[int, 
     assert len(np.unique(found["mask"])) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["twins_pcpvt-s_fpn", "twins_svt-s_upernet"])
 def test_other_models(name: str) -> None:
     images = pictures(1, *SIZE)
