@@ -35,7 +35,7 @@ def profile_camvid() -> str:
     )
     warnings = "".join(f"- {warning}\n" for warning in found.warnings)
     said = f"The run's own warnings:\n\n{warnings}" if warnings else "The run had no warnings."
-    parts = (latencies, _markdown(tables.stages(found)), _markdown(tables.resources(found)), note, whole, said.rstrip())
+    parts = (latencies, _markdown(tables.stages(found)), note, whole, said.rstrip())
     return "\n\n".join([*parts, how(_results_of(found))])
 
 
