@@ -107,6 +107,7 @@ def test_an_interrupt_shows_and_writes_what_there_is(
         (("--torch", "twins_svt-q_fpn", "--seeded"), "twins_svt-q_fpn"),
         (("--torch", MODEL, "--seeded", "--size", "64:96:128"), "give one size"),
         (("--onnx", "none.onnx"), "none.onnx does not exist"),
+        (("plain.onnx",), "fix: --onnx plain.onnx"),
         (("none.bundle",), "none.bundle does not exist"),
         (("none.bundle", "--engine", "cuda"), "there is no engine 'cuda'"),
         (("none.bundle", "--rounds", "0"), "--rounds is 0"),

@@ -143,6 +143,8 @@ def find_candidates(arguments: argparse.Namespace) -> list[Candidate]:
     names = [path.name for path in paths]
     found = []
     for path in paths:
+        if path.suffix == ".onnx":
+            raise UsageError(f"{path} is an ONNX file, not a bundle", f"--onnx {path}")
         alike = names.count(path.name) > 1
         for kind in engines:
             name = str(path) if alike else path.name.removesuffix(".bundle")
