@@ -1,8 +1,9 @@
 """mmsegmentation's training loss and its gradients on seeded weights and pictures: what ours is held against.
 
-Runs in mmsegmentation's own environment (see mmseg_export.py), from the top of the repository:
+Writes golden.json beside it. Runs in mmsegmentation's own environment (see CONTRIBUTING.md), from the top of the
+repository:
 
-    PYTHONPATH=. mmseg-env/bin/python benchmarks/mmseg_loss.py tests/training/mmseg_loss.json
+    PYTHONPATH=.:benchmarks mmseg-env/bin/python tests/training/make_golden.py
 
 Everything is float64, without dropout and drop path, so that what remains is definition and not rounding. A gradient is
 kept as two numbers, its norm and its product with a seeded direction.
@@ -10,14 +11,12 @@ kept as two numbers, its norm and its product with a seeded direction.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmseg_export import build_mmseg
 from torch import Tensor, nn
 
 from twins_trt.models.seeded import seed_weights, seeded_array
@@ -40,7 +39,7 @@ def described(gradients: dict[str, Tensor]) -> dict[str, list[float]]:
     numbers = {}
     for name, gradient in gradients.items():
         direction = torch.from_numpy(seeded_array(f"direction.{name}", (gradient.numel(),))).double()
-        numbers[name] = [float(gradient.norm()), float(gradient.flatten() @ direction)]
+        numbers[name] = [float(f"{x:.9g}") for x in (gradient.norm(), gradient.flatten() @ direction)]
     return numbers
 
 
@@ -48,6 +47,7 @@ def mmseg_losses(name: str) -> dict[str, Any]:
     """Losses by mmseg's names, and the gradient of their sum."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+    from mmseg_export import build_mmseg
 
     model = build_mmseg(name, CLASSES)
     seed_weights(model)
@@ -66,12 +66,10 @@ def mmseg_losses(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the JSON file to write")
-    out = parser.parse_args().out
     values = {name: mmseg_losses(name) for name in MODELS}
     text = json.dumps({"torch": torch.__version__, "numpy": np.__version__, **values})
-    out.write_text(text.replace('"backbone.', '\n"backbone.') + "\n", encoding="utf-8")
+    lines = text.replace('"backbone.', '\n"backbone.').replace('"decode_head.', '\n"decode_head.')
+    Path(__file__).with_name("golden.json").write_text(lines + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

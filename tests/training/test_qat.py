@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import toy
 from conftest import Options
 from toy import log_rows, stop_after, weights
 
-from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.export import ExportOptions, export_graph
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.plan import Plan, uniform_plan
 from twins_trt.builders.quantize import observed_tensors, quantize, rewrite
@@ -28,6 +27,7 @@ from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.zoo import DEMO
+from twins_trt.runtime import open_bundle
 from twins_trt.training import plan_training, train
 from twins_trt.training.qat import attach, read_amax, read_plan
 from twins_trt.training.qat.fake import quantised_activation, quantised_weight
@@ -215,22 +215,21 @@ def test_a_quantised_run_observes_learns_and_goes_on(options: Options, tmp_path:
     assert not torch.equal(before["decode_head.conv_seg.weight"], after["decode_head.conv_seg.weight"])
 
 
-def test_a_fine_tuned_checkpoint_builds_with_the_same_plan(
-    options: Options, blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fine_tuned_checkpoint_builds_with_the_same_plan(options: Options, blocks: str, tmp_path: Path) -> None:
     plan = written_plan(tmp_path, DEMO.name)
     report = train(options(model=DEMO.name, plan=plan, iterations=2, val_split=""))
     words = ["build", DEMO.name, "--checkpoint", report.last, "--size", "64x64", "--target", "cpu", "--no-gate"]
-    words += ["--plan", plan, "--calib-data", blocks, "--minimum", "2", "--out", str(tmp_path / "x.bundle"), "--json"]
+    words += ["--precision", "int8"]
+    words += ["--plan", plan, "--calib-data", blocks, "--minimum", "2", "--out", str(tmp_path / "x.bundle")]
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["precision"] == "int8"
+    assert open_bundle(tmp_path / "x.bundle").manifest.precision == "int8"
 
 
 def test_ranges_come_from_a_calibration_of_the_start(options: Options, blocks: str, tmp_path: Path) -> None:
     model = seeded(DEMO.name)
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "start.pth")
-    start = ("--checkpoint", str(tmp_path / "start.pth"), "--size", "64x64")
-    words = ["calibrate", DEMO.name, *start, "--data", blocks, "--minimum", "2", "--out", str(tmp_path / "ranges.json")]
+    graph = tmp_path / "graph.onnx"
+    export_graph(model, graph, ExportOptions(64, 64, opset=20))
+    words = ["calibrate", str(graph), "--data", blocks, "--minimum", "2", "--out", str(tmp_path / "ranges.json")]
     assert main(words) == 0
     amax = read_amax(tmp_path / "ranges.json")
     plan = read_plan(written_plan(tmp_path, DEMO.name), model=DEMO.name)

@@ -16,7 +16,7 @@ from twins_trt.models import zoo
 from twins_trt.training import TrainStep
 
 TOY, TOY_UPERNET, TOY_PCPVT = "twins_svt-toy_fpn", "twins_svt-toy_upernet", "twins_pcpvt-toy_fpn"
-COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)], np.uint8)
+COLOURS = np.array([(200, 60, 40), (60, 230, 200), (20, 20, 120)], np.uint8)  # told apart in grey too
 WIDTHS = {
     "embed_dims": (16, 32, 48, 64),
     "num_heads": (1, 2, 3, 4),

@@ -58,9 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add(group, "--seed", type=int, metavar="N", help="default: 0")
 
     group = parser.add_argument_group("pictures")
-    _add(group, "--crop", type=_crop, metavar="HxW", help="default: 512x512")
-    _add(group, "--scale", type=parse_test_scale, metavar="LONGxSHORT", help="fit into this first; 2048x512 for ade20k")
-    _add(group, "--ratios", type=_ratios, metavar="MIN:MAX", help="then resize by a random factor; default: 0.5:2.0")
+    _add(group, "--crop", metavar="HxW", help="default: 512x512")
+    _add(group, "--scale", metavar="LONGxSHORT", help="fit into this first; 2048x512 for ade20k")
+    _add(group, "--ratios", metavar="MIN:MAX", help="then resize by a random factor; default: 0.5:2.0")
     _add(group, "--cat-max-ratio", type=float, metavar="X", help="largest share of one class in a crop; default: 0.75")
     _add(group, "--flip", type=float, metavar="X", help="probability of mirroring; default: 0.5")
     _add(group, "--no-distort", dest="distort", action="store_false", help="leave the colours as they are")
@@ -126,7 +126,9 @@ def _resumed(arguments: argparse.Namespace) -> TrainOptions:
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of `TrainOptions` that the command line sets."""
     ours = ("resume", "dry_run", "json", "verbose")
-    return {name: value for name, value in vars(arguments).items() if name not in ours and value is not None}
+    texts = {"crop": _crop, "scale": parse_test_scale, "ratios": _ratios}
+    given = {name: value for name, value in vars(arguments).items() if name not in ours and value is not None}
+    return {name: texts[name](value) if name in texts else value for name, value in given.items()}
 
 
 def _add(group: argparse._ArgumentGroup, name: str, **settings: Any) -> None:

@@ -23,11 +23,11 @@ class SegmentationLoss(nn.Module):
         """images: float [N, 3, H, W], normalised RGB; labels: int64 [N, H, W], 255 = ignore.
 
         Returns scalars: `loss`, to minimise; `decode` and, with an auxiliary head, `auxiliary`, of which it is the
-        weighted sum; `accuracy`, the share of labelled pixels that are right, percent.
+        weighted sum; `labelled`, the number of pixels with a label, and `right`, how many of them are right.
         """
         stages = self.model.forward_features(images)
         logits = _resized(self.model.forward_head(stages), labels)
-        losses = {"decode": cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
+        losses = {"decode": cross_entropy(logits, labels), **count_right(logits, labels)}
         losses["loss"] = losses["decode"]
         if self.model.spec.head == "upernet":
             auxiliary = cross_entropy(_resized(self.model.auxiliary_head(stages[2]), labels), labels)
@@ -45,11 +45,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Percent of the labelled pixels whose class is right; 0 where none is labelled."""
+def count_right(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """`labelled` pixels, and those among them whose class is `right`. Counts, because means of processes do not add."""
     labelled = labels != IGNORE_INDEX
-    right = (logits.argmax(dim=1) == labels) & labelled
-    return 100.0 * right.sum() / labelled.sum().clamp(min=1)
+    return {"labelled": labelled.sum(), "right": ((logits.argmax(dim=1) == labels) & labelled).sum()}
 
 
 def _resized(logits: Tensor, labels: Tensor) -> Tensor:

@@ -122,13 +122,10 @@ class TrainOptions:
         mmsegmentation's numbers (configs/twins): FPN trains with AdamW, lr 1e-4, weight decay 1e-4, power 0.9; UPerNet
         with lr 6e-5, weight decay 0.01, power 1 and 1500 iterations of warm-up. Its FPN configurations also inherit a
         smallest rate of 1e-4, which makes the rate a constant: `min_lr=1e-4` does so here.
-        Raises `UsageError` for a model without a schedule of its own, where `iterations` is None.
         """
         spec = get_spec(self.model)
         fpn = spec.head == "fpn"
         iterations = self.iterations or spec.schedule_iterations
-        if not iterations:
-            raise UsageError(f"no schedule was published for {spec.name}", "say how long: --iterations N")
         tenth = max(1, iterations // 10)
         return replace(
             self,

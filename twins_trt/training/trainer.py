@@ -153,10 +153,12 @@ class Trainer:
         return torch.autocast(self.world.device.type, dtype=_AMP[self.options.amp])
 
     def _mean(self, losses: Mapping[str, Tensor]) -> StepLosses:
-        names = ("loss", "decode", "auxiliary", "accuracy")
+        names = ("loss", "decode", "auxiliary", "right", "labelled")
         zero = torch.zeros((), device=self.world.device)
-        values = torch.stack([losses.get(name, zero).detach().float() for name in names])
-        return StepLosses(*(self.world.total(values) / self.world.size).tolist())
+        values = torch.stack([losses.get(name, zero).detach().double() for name in names])
+        *means, right, labelled = self.world.total(values).tolist()
+        loss, decode, auxiliary = (value / self.world.size for value in means)
+        return StepLosses(loss, decode, auxiliary, accuracy=100 * right / max(1.0, labelled))
 
 
 def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
