@@ -26,7 +26,7 @@ from benchmarks.results import write_results
 from twins_trt.builders.assembly import manifest
 from twins_trt.builders.audit import audit_layers
 from twins_trt.builders.build_options import BuildOptions
-from twins_trt.builders.calibration import calibration_images, pixels, refine
+from twins_trt.builders.calibration import calibration_images, collect_ranges, pixels, refine
 from twins_trt.builders.engine import EngineOptions, build_apart
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
@@ -36,7 +36,7 @@ from twins_trt.builders.judge import Judge
 from twins_trt.builders.plan import Plan, uniform_plan
 from twins_trt.builders.quantize import QuantizedGraphs, check_int8, sites_of
 from twins_trt.builders.weights import load_weights
-from twins_trt.calib import OBSERVERS, Ranges, calibrate, load_ranges, save_ranges
+from twins_trt.calib import OBSERVERS, Ranges, load_ranges, save_ranges
 from twins_trt.data import open_dataset
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -73,6 +73,7 @@ class Ladder:
         gate = GateOptions(arguments.data, limit=arguments.limit, threads=arguments.threads)
         self.judge = Judge(self.model, gate, work)
         self._quantisers: dict[str, QuantizedGraphs] = {}
+        self.searched: float | None = None  # SmoothQuant's strength, once `rungs` has searched it
 
     def quantiser(self, forms: str) -> QuantizedGraphs:
         """Of the graph in these forms, calibrated when it is first asked for."""
@@ -85,29 +86,24 @@ class Ladder:
     def _ranges(self, forms: str) -> Ranges:
         graph = self.work / f"{forms}.onnx"
         export_graph(self.model, graph, self.exports[forms])
-        kept = self.work / f"{forms}.calibration.json"
-        if not kept.is_file():
-            images = calibration_images(self.int8)
-            assert images is not None  # there are data
-            found = calibrate(
-                graph,
-                pixels(images),
-                state=self.work / f"{forms}.calibration.partial",
-                total=len(images),
-                threads=self.arguments.threads,
-                progress=lambda step: print(f"{forms} calibration {step.done}", flush=True),
-            )
-            save_ranges(found, kept)
-        return load_ranges(kept, graph=graph)
+        file = self.work / f"{forms}.calibration.json"
+        if not file.is_file():
+            state = self.work / f"{forms}.calibration.partial"
+            save_ranges(collect_ranges(self.int8, graph, state=state, report=say), file)
+        return load_ranges(file, graph=graph)
 
     def rungs(self) -> list[Rung]:
         """All rows, in the table's order."""
         graphs = self.quantiser("gpu")
         plans = {level: uniform_plan(graphs.sites, level, model=self.arguments.model) for level in LEVELS}
         full = plans[FULL]
-        smoothed = refine(self.int8, graphs, full, report=lambda detail, share: print(detail, flush=True))
-        if smoothed.smooth is None:  # the search has turned it down: shown all the same
-            smoothed = replace(full, smooth=0.5)
+        searched = kept(
+            self.work,
+            f"strength {graphs.ranges.key}",
+            lambda: {"strength": refine(self.int8, graphs, full, report=say).smooth},
+        )["strength"]
+        self.searched = searched
+        smoothed = replace(full, smooth=searched or 0.5)  # turned down by the search: shown all the same
         on_cpu = uniform_plan(sites_of(self.model, self.exports["cpu"]), FULL, model=self.arguments.model)
         corrected = replace(full, bias_correction=True)
         return [
@@ -135,7 +131,7 @@ class Ladder:
             no_gate=rung.plan is not None,
         )
         unjudged = manifest(options, self.work / "x.bundle", graph, info, self.facts, {})
-        result = self.judge(graph, unjudged, {}, ships=not rung.cpu, report=lambda *_: None)
+        result = self.judge(graph, unjudged, {}, ships=not rung.cpu, report=say)
         row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}
         row["graph_bytes"] = graph.stat().st_size
         if rung.engine:
@@ -199,6 +195,11 @@ class Ladder:
         return {name: statistics.median(times) for name, times in taken.items()}
 
 
+def say(detail: str, share: float | None) -> None:
+    """Progress, one line a call."""
+    print(detail, flush=True)
+
+
 def kept(work: Path, key: str, row: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A row of an earlier run with the same key, else a new one, which is kept."""
     path = work / f"row-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -224,7 +225,7 @@ def main() -> int:
         work = arguments.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         ladder = Ladder(arguments, work)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for rung in ladder.rungs():
             key = f"{rung} {ladder.quantiser('cpu' if rung.cpu else 'gpu').ranges.key} {arguments.limit}"
             rows.append(kept(work, key, lambda rung=rung: ladder.climb(rung)))
@@ -242,6 +243,7 @@ def main() -> int:
             "targets": list(TARGETS),
             "threads": arguments.threads,
             "rounds": ROUNDS,
+            "searched_strength": ladder.searched,
         }
         command = f"python -m benchmarks.ladder --model {arguments.model} --checkpoint FILE --data {kind}:PATH"
         write_results("ladder", command=f"{command} --size {arguments.size} --time", settings=settings, rows=rows)

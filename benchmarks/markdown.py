@@ -19,3 +19,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, align: str |
 def how(results: Mapping[str, Any]) -> str:
     """One small line: the command, machine, versions and date."""
     return f"<sub>`{results['command']}` on {describe_run(results)}.</sub>"
+
+
+def fused(row: Mapping[str, Any]) -> str:
+    """Fused attentions and how many there are, as in 18/18."""
+    return f"{row['attentions']}/{row['expected_attentions']}"
+
+
+def megabytes(row: Mapping[str, Any]) -> str:
+    """What kernels read and write, in MB."""
+    return f"{row['bytes_moved'] / 1e6:.0f}"

@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks.figure import bars
 from benchmarks.gpu import tables
-from benchmarks.markdown import how, table
+from benchmarks.int8_tables import int8_kernels, ladder
+from benchmarks.markdown import fused, how, megabytes, table
 from benchmarks.profile_tables import profile_blocks, profile_camvid
 from benchmarks.results import RESULTS, read_results
 
@@ -120,12 +121,12 @@ def kernels() -> str:
                 f"`{name}`",
                 f"**{ours['kernels']}**",
                 theirs["kernels"] if theirs else "",
-                f"**{_fused(ours)}**",
-                _fused(theirs) if theirs else "",
+                f"**{fused(ours)}**",
+                fused(theirs) if theirs else "",
                 f"**{ours['copies']}**",
                 theirs["copies"] if theirs else "",
-                f"**{_mb(ours)}**",
-                _mb(theirs) if theirs else "",
+                f"**{megabytes(ours)}**",
+                megabytes(theirs) if theirs else "",
             )
         )
     head = ("model", "kernels", "mmseg", "attentions fused", "mmseg", "copies", "mmseg", "MB moved", "mmseg")
@@ -164,10 +165,10 @@ def kernels_short() -> str:
             f"`{name}`",
             ours["kernels"],
             theirs["kernels"] if theirs else "",
-            _fused(ours),
-            _fused(theirs) if theirs else "",
-            _mb(ours),
-            _mb(theirs) if theirs else "",
+            fused(ours),
+            fused(theirs) if theirs else "",
+            megabytes(ours),
+            megabytes(theirs) if theirs else "",
         )
         for name, ours, theirs in _kernel_rows(results)
         if name in chosen
@@ -275,14 +276,6 @@ def _opsets(results: Row) -> list[int]:
     return sorted({row["opset"] for row in results["rows"] if row["graph"] == "mmseg"})
 
 
-def _fused(row: Row) -> str:
-    return f"{row['attentions']}/{row['expected_attentions']}"
-
-
-def _mb(row: Row) -> str:
-    return f"{row['bytes_moved'] / 1e6:.0f}"
-
-
 def _compiler(results: Row) -> str:
     return f"TensorRT-RTX {results['versions']['tensorrt-rtx-cu13']}"
 
@@ -303,6 +296,8 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("docs/measurements.md", accuracy),
     "profile-camvid": ("docs/measurements.md", profile_camvid),
     "profile-blocks": ("docs/measurements.md", profile_blocks),
+    "ladder": ("docs/int8.md", ladder),
+    "int8-kernels": ("docs/int8.md", int8_kernels),
     "islands": ("docs/export.md", islands),
     "resources": ("docs/kernels.md", resources),
     "gpu-attentions": ("docs/measurements.md", lambda: tables.attentions(table)),

@@ -30,8 +30,9 @@ class BuildLog:
             self.errors.append(message)
             log.debug("compiler: %s", message)
         elif severity == "WARNING":
+            # An INT8 build says the same of every convolution.
+            log.log(logging.DEBUG if message in self.warnings else logging.WARNING, "compiler: %s", message)
             self.warnings.append(message)
-            log.warning("compiler: %s", message)
         elif severity == "INFO":
             log.debug("compiler: %s", message)
 

@@ -10,17 +10,17 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from twins_trt.builders.build_options import BuildOptions
-from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.export import ExportOptions, Range
 from twins_trt.builders.gate import bootstrap_drop
 from twins_trt.builders.gate.statistics import mean_iou
 from twins_trt.builders.pipeline import build_bundle
 from twins_trt.cli import main
 from twins_trt.evaluation import ConfusionMatrix
-from twins_trt.runtime import open_bundle
+from twins_trt.runtime import open_bundle, write_bundle
 
 SIZE, CLASSES, IMAGES = (64, 96), 5, 30
 
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("built") / "x.bundle"
     graph = ExportOptions(*SIZE, forms="cpu")
-    build_bundle(BuildOptions("twins_svt-s_fpn", graph, seeded=True, num_classes=CLASSES), path)
+    build_bundle(BuildOptions("twins_svt-demo_fpn", graph, seeded=True, num_classes=CLASSES), path)
     return path
 
 
@@ -65,8 +65,6 @@ def gate(bundle: Path, data: Path, capsys: pytest.CaptureFixture[str], *more: st
 def sabotage(bundle: Path) -> None:
     """Makes the classifier of the graph in a bundle favour one class, and signs the manifest for it."""
     from dataclasses import replace
-
-    from twins_trt.runtime import write_bundle
 
     opened = open_bundle(bundle)
     proto = onnx.load(opened.file("graph.onnx"))
@@ -104,6 +102,29 @@ def test_a_broken_graph_fails_with_exit_code_3_and_pictures(
     assert pictures == set(worst) and len(pictures) == 8
     with Image.open(tmp_path / "pictures" / f"{worst[0]}.png") as picture:
         assert picture.size == (5 * SIZE[1], SIZE[0])
+
+
+def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = ExportOptions(*SIZE, batch=Range(1, 2, 4), forms="cpu")
+    options = BuildOptions("twins_svt-demo_fpn", graph, seeded=True, num_classes=CLASSES)
+    path = tmp_path / "x.bundle"
+    build_bundle(options, path)
+    code, result = gate(path, data, capsys)
+    assert code == 0 and result["batch_agrees"] is True
+    # A graph that computes the batch's first image for every place in it.
+    proto = onnx.load(open_bundle(path).graph)
+    first = [numpy_helper.from_array(np.array(value, np.int64), f"first.{value[0]}") for value in ([0], [1])]
+    proto.graph.initializer.extend(first)
+    for node in proto.graph.node:
+        node.input[:] = ["only" if name == "image" else name for name in node.input]
+    shape = helper.make_node("Shape", ["image"], ["shape of image"])
+    one = helper.make_node("Slice", ["image", "first.0", "first.1", "first.0"], ["one"])
+    proto.graph.node.insert(0, helper.make_node("Expand", ["one", "shape of image"], ["only"]))
+    proto.graph.node.insert(0, one)
+    proto.graph.node.insert(0, shape)
+    write_bundle(path, open_bundle(path).manifest, {"graph.onnx": proto.SerializeToString()}, overwrite=True)
+    code, result = gate(path, data, capsys)
+    assert code == 3 and result["reasons"] == ["images in a batch get other masks than alone"]
 
 
 def test_too_few_images_fail_however_well_they_score(

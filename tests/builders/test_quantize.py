@@ -20,6 +20,7 @@ from twins_trt.builders.quantize import observed_tensors, quantize, smoothed_ten
 from twins_trt.builders.quantize.insert import quantised_weight
 from twins_trt.builders.quantize.smooth import smooth_norms, smoothing_scales
 from twins_trt.builders.sites import find_sites, source_of
+from twins_trt.calib import observed_tensors as calibrated_tensors
 from twins_trt.errors import UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
@@ -338,3 +339,15 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match=r"1 of \d+ ranges are missing, among them stages.0.blocks.1.ffn/gelu"):
         quantize(graph, plan, ranges)
     assert not of_op(graph, "QuantizeLinear")  # refused before anything was written
+
+
+@pytest.mark.parametrize("name", [SVT, UPERNET])
+@pytest.mark.parametrize("forms", ["gpu", "cpu"])
+def test_one_calibration_has_the_ranges_of_every_plan(name: str, forms: str) -> None:
+    graph = fp32_graph(name, forms=forms)
+    found = calibrated_tensors(gs.export_onnx(graph))
+    plan = uniform_plan(graph, "int8-attention").with_level("stages.2.pos", "int8-linear+conv")
+    norms = {node.outputs[0].name for node in of_op(graph, "LayerNormalization")}
+    assert set(smoothed_tensors(graph, plan.quantised(graph))) <= norms & set(found)
+    for rest in ("fp16", "fp32"):
+        assert set(observed_tensors(graph, plan, rest=rest)) <= set(found)

@@ -163,3 +163,33 @@ def test_the_manifests_own_command_builds_the_same_files(cpu_bundle: Path, tmp_p
     words[words.index("--out") + 1] = str(tmp_path / "again.bundle")
     assert run_main(*words).code == 0
     assert open_bundle(tmp_path / "again.bundle").manifest.files == manifest.files
+
+
+def int8_words(scenes: Path, out: Path) -> tuple[object, ...]:
+    """INT8 of the small model for the CPU, on the three pictures of `scenes`."""
+    model = ("build", "twins_svt-demo_fpn", "--seeded", *SMALL, "--precision", "int8", "--target", "cpu")
+    return (*model, "--calib-data", f"folder:{scenes}", "--calib-split", "val", "--minimum", "3", "--out", out)
+
+
+def test_int8_without_a_gate_must_be_asked_for_and_is_said_everywhere(
+    twins: Twins, scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.bundle"
+    refused = twins(*int8_words(scenes, out))
+    assert refused.code == 2 and "--gate-data" in refused.err and not out.exists()
+    built = twins(*int8_words(scenes, out), "--no-gate")
+    assert built.code == 0 and ", int8, random weights, UNGATED\n" in built.out
+    assert "ungated: nobody has measured what INT8 costs in mIoU" in twins("inspect", out).out
+    image = scenes / "val" / "images" / "0.png"
+    assert "is INT8 and ungated" in twins("predict", out, image, "--out", tmp_path / "masks").err
+
+
+def test_int8_that_fails_its_gate_ends_with_3(twins: Twins, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.bundle"
+    ran = twins(*int8_words(scenes, out), "--gate-data", f"folder:{scenes}", "--json")
+    assert ran.code == 3 and not out.exists()
+    assert "3 images are too few to judge by" in ran.json["error"]
+    assert f"--plan {out}.work/plan.json" in ran.json["fix"]
+    dry = twins(*int8_words(scenes, out), "--gate-data", f"folder:{scenes}", "--dry-run", "--json").json
+    assert dry["files"] == ["graph.onnx", "plan.json", "calibration.json", "gate.json", "manifest.json"]
+    assert dry["steps"] == ["weights", "graph", "calibration", "plan", "gate", "bundle"]

@@ -232,6 +232,8 @@ def _report_text(report: BuildReport) -> str:
     lines += [f"  {entry.path}  {megabytes(entry.size)}" for entry in manifest.files]
     if report.gate is not None:
         lines += ["", report.gate.table()]
+    if report.fallback is not None:
+        lines.append(f"fallback      {report.fallback.summary()}")
     for file, audit in report.audits.items():
         lines += ["", f"audit of {file}", audit.table()]
     peak = "" if report.peak_host_mib is None else f", {report.peak_host_mib:.0f} MiB at most"
