@@ -2,21 +2,20 @@
 
     python -m benchmarks.cpu --mmseg-python PATH [--models twins_svt-s_fpn ...] [--rounds 7] [--profile]
 
-writes results/cpu.json. `--mmseg-python` is an interpreter with mmsegmentation (benchmarks/mmseg_export.py says how).
-A round runs every graph once, so that whatever else the machine does meets all alike; ratios are taken within a round.
-Outputs are compared first: a graph that computes something else is not timed. `--profile` prints, instead, where the
-time goes in mmsegmentation's graph and in ours.
+writes results/cpu.json. `--mmseg-python` is an interpreter with mmsegmentation (benchmarks/mmseg_export.py says how);
+`--baselines DIR` keeps its exports for the next time. A round times every graph once, ratios are taken within a round
+(benchmarks/timing.py). Outputs are compared first: a graph that computes something else is not timed. `--profile`
+prints, instead, where the time goes in mmsegmentation's graph and in ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.mmseg_baseline import export_baseline, seeded_model
 from benchmarks.results import describe_run, read_results, write_results
-from twins_trt.profiling.statistics import bootstrap_median
+from benchmarks.timing import median_ms, time_rounds, times_as_fast
 
 MODELS = ("twins_svt-s_upernet", "twins_svt-s_fpn")
 SIZE = (512, 512)
@@ -39,29 +38,36 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         "default, logits": {"forms": "cpu", "outputs": ("logits",)},
     }
     if name.endswith("upernet"):
-        for levels in range(4):
+        for levels in range(3):  # the default is 3
             chosen[f"{levels} levels, logits"] = {"forms": "cpu", "upernet_levels": levels, "outputs": ("logits",)}
     chosen["GPU forms, logits"] = {"forms": "gpu", "outputs": ("logits",)}
     return chosen
 
 
 def inputs(seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A random image, uint8 [1, H, W, 3], and the same as mmsegmentation's graph wants it, normalised [1, 3, H, W]."""
+    """A picture, uint8 [1, H, W, 3], and the same as mmsegmentation's graph wants it, normalised [1, 3, H, W].
+
+    Blocks of colour with noise, because calibration refuses noise alone.
+    """
     from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
-    image = np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 200, (1, SIZE[0] // 16, SIZE[1] // 16, 3)).repeat(16, axis=1).repeat(16, axis=2)
+    image = (blocks + rng.integers(0, 56, blocks.shape)).astype(np.uint8)
     mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     return image, np.ascontiguousarray(((image.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
 
 
-def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, seed: int = 0) -> list[dict[str, Any]]:
+def measure(
+    name: str, python: str, folder: Path, *, baselines: Path, rounds: int, threads: int
+) -> list[dict[str, Any]]:
     """Rows of results for one model: mmsegmentation's export, then each of ours with its ratio to it."""
     import onnxruntime as ort
 
     from twins_trt.builders.export import ExportOptions, export_graph
 
-    baseline = export_baseline(python, name, folder / "mmseg", size=SIZE)
-    image, planes = inputs(seed)
+    baseline = export_baseline(python, name, baselines, size=SIZE)
+    image, planes = inputs()
     model = seeded_model(name)
 
     options = ort.SessionOptions()
@@ -74,33 +80,24 @@ def measure(name: str, python: str, folder: Path, *, rounds: int, threads: int, 
         sessions[label] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feeds[label] = image
     outputs = {label: session.run(None, {"image": feeds[label]})[0] for label, session in sessions.items()}
-    disagreement = {label: _disagreement(outputs["mmseg"], output) for label, output in outputs.items()}
+    disagreement = {label: disagreement_of(outputs["mmseg"], output) for label, output in outputs.items()}
 
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
-        for label, session in sessions.items():
-            start = time.perf_counter()
-            session.run(None, {"image": feeds[label]})
-            seconds[label].append(time.perf_counter() - start)
-    rows = []
-    for label in sessions:
-        ratios = [theirs / ours for theirs, ours in zip(seconds["mmseg"], seconds[label], strict=True)]
-        low, high = bootstrap_median(ratios)
-        rows.append(
-            {
-                "model": name,
-                "graph": label,
-                "milliseconds": round(1e3 * statistics.median(seconds[label]), 1),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_low": round(low, 3),
-                "ratio_high": round(high, 3),
-                "disagreement": disagreement[label],
-            }
-        )
+    runs = {label: partial(session.run, None, {"image": feeds[label]}) for label, session in sessions.items()}
+    seconds = time_rounds(runs, rounds)
+    rows = [
+        {
+            "model": name,
+            "graph": label,
+            "milliseconds": median_ms(seconds[label]),
+            **times_as_fast(seconds["mmseg"], seconds[label]),
+            "disagreement": disagreement[label],
+        }
+        for label in sessions
+    ]
     return rows
 
 
-def _disagreement(theirs: NDArray[Any], ours: NDArray[Any]) -> float:
+def disagreement_of(theirs: NDArray[Any], ours: NDArray[Any]) -> float:
     """Largest difference of logits over the largest logit; of a mask, the share of pixels that differ.
 
     Raises SystemExit where the graphs do not compute the same thing.
@@ -123,14 +120,14 @@ def _mask(logits: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.int64]:
     return resized.argmax(1).numpy()
 
 
-def print_profiles(name: str, python: str, folder: Path, *, threads: int) -> None:
+def print_profiles(name: str, python: str, folder: Path, *, baselines: Path, threads: int) -> None:
     """Operator times of mmsegmentation's graph and of ours."""
     from twins_trt.builders.export import ExportOptions, export_graph
 
     image, planes = inputs()
     ours = folder / "ours.onnx"
     export_graph(seeded_model(name), ours, ExportOptions(height=SIZE[0], width=SIZE[1], forms="cpu"))
-    theirs = export_baseline(python, name, folder / "mmseg", size=SIZE)
+    theirs = export_baseline(python, name, baselines, size=SIZE)
     for label, path, feed in (("mmseg", theirs, planes), ("twins-trt", ours, image)):
         times = profile(path, feed, threads=threads)
         print(f"{name} {label}: {sum(times.values()):.0f} ms")
@@ -153,20 +150,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--mmseg-python", required=True, help="a Python that has mmsegmentation")
     parser.add_argument("--models", nargs="+", default=MODELS, help="only these, for a look: nothing is written")
+    parser.add_argument("--baselines", type=Path, help="folder for mmsegmentation's exports, to keep them")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing else")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     load = round(os.getloadavg()[0], 1)
+    python, threads = arguments.mmseg_python, arguments.threads
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        baselines = arguments.baselines or folder / "mmseg"
         for name in arguments.models:
             if arguments.profile:
-                print_profiles(name, arguments.mmseg_python, Path(scratch), threads=arguments.threads)
+                print_profiles(name, python, folder, baselines=baselines, threads=threads)
                 continue
-            rows += measure(
-                name, arguments.mmseg_python, Path(scratch), rounds=arguments.rounds, threads=arguments.threads
-            )
+            rows += measure(name, python, folder, baselines=baselines, rounds=arguments.rounds, threads=threads)
             for row in rows:
                 if row["model"] == name:
                     interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"

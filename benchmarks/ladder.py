@@ -85,7 +85,7 @@ class Ladder:
 
     def _ranges(self, forms: str) -> Ranges:
         graph = self.work / f"{forms}.onnx"
-        export_graph(self.model, graph, self.exports[forms])
+        export_graph(self.model, graph, self.exports[forms], to_quantise=True)
         file = self.work / f"{forms}.calibration.json"
         if not file.is_file():
             state = self.work / f"{forms}.calibration.partial"

@@ -202,6 +202,33 @@ def cpu() -> str:
     return f"{table(head, rows, align='llrrr')}\n\n{note}\n\n{how(results)}"
 
 
+def cpu_int8() -> str:
+    """INT8 and OpenVINO on a CPU."""
+    results = read_results("cpu_int8")
+    names = {"mmseg": "mmsegmentation's", "ours": "ours"}
+    runtimes = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    rows = [
+        (
+            names[row["graph"]],
+            row["precision"],
+            runtimes[row["engine"]],
+            f"{row['milliseconds']:.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+            "" if "open_seconds" not in row else f"{row['open_seconds']:.1f}",
+        )
+        for row in results["rows"]
+    ]
+    settings = results["settings"]
+    head = ("graph", "precision", "run by", "ms", "times as fast as our FP32", "95 % interval", "s to open")
+    note = (
+        f"`{settings['model']}` to logits, {'x'.join(map(str, settings['size']))}. Medians of {settings['rounds']} "
+        f"rounds with {settings['threads']} threads; load average before the run {settings['load_before']}. "
+        "The weights are seeded: nothing here tells of accuracy."
+    )
+    return f"{table(head, rows, align='lllrrrr')}\n\n{note}\n\n{how(results)}"
+
+
 def accuracy() -> str:
     """One trained model, from PyTorch to the FP16 graph."""
     results = read_results("accuracy")
@@ -293,6 +320,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "kernels": ("docs/measurements.md", kernels),
     "build-cost": ("docs/measurements.md", build_cost),
     "cpu": ("docs/measurements.md", cpu),
+    "cpu-int8": ("docs/measurements.md", cpu_int8),
     "accuracy": ("docs/measurements.md", accuracy),
     "profile-camvid": ("docs/measurements.md", profile_camvid),
     "profile-blocks": ("docs/measurements.md", profile_blocks),
@@ -335,7 +363,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
     arguments = parser.parse_args()
-    missing = [name for name in ("kernels", "cpu", "accuracy") if not (RESULTS / f"{name}.json").is_file()]
+    missing = [name for name in ("kernels", "cpu", "cpu_int8", "accuracy") if not (RESULTS / f"{name}.json").is_file()]
     if missing:
         sys.exit(f"no results of {', '.join(missing)}: run python -m benchmarks.{missing[0]}")
     stale = outdated()

@@ -15,7 +15,7 @@ from twins_trt.runtime.codec import encode
 
 RESULTS = Path(__file__).parent / "results"
 
-PACKAGES = ("twins-trt", "torch", "triton", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "numpy")
+PACKAGES = ("twins-trt", "torch", "triton", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "numpy")
 
 
 def write_results(name: str, *, command: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -91,7 +91,7 @@ class Maker:
         assert int8 is not None  # the caller's branch
         self._clock.begin(f"fp32, opset {options.graph.opset}")
         float32 = self._folder / "fp32.onnx"
-        export_graph(self._model, float32, options.graph)
+        export_graph(self._model, float32, options.graph, to_quantise=True)
         self._clock.begin(int8.calibration or f"{int8.data} ({int8.split})")
         ranges = collect_ranges(int8, float32, state=self._folder / "calibration.partial", report=self._clock.inside)
         self._clock.begin(int8.plan or int8.level)

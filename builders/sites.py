@@ -70,7 +70,7 @@ def find_sites(graph: gs.Graph) -> tuple[Site, ...]:
 
 
 def _sites(graph: gs.Graph) -> Iterator[Site]:
-    shapes = _shapes(graph)
+    shapes = tensor_shapes(graph)
     for node in graph.nodes:
         if is_product(node):
             weight = weight_of(node)
@@ -137,8 +137,11 @@ def _volume(shape: tuple[int, ...]) -> int:
     return 0 if -1 in shape else prod(shape)
 
 
-def _shapes(graph: gs.Graph) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, -1 where it is not known. A dynamic batch is taken as 1."""
+def tensor_shapes(graph: gs.Graph) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, -1 where it is not known. A dynamic batch is taken as 1.
+
+    Raises `ExportError` where shapes cannot be inferred.
+    """
     proto = gs.export_onnx(graph)
     # Weights are most of the bytes, and only their shapes matter: as inputs they cost the inference nothing.
     weights = [each for each in proto.graph.initializer if prod(each.dims) > LARGE]

@@ -101,9 +101,10 @@ def _outside(
     across, length = ints(*size) if axis == 2 else ints(*size)[::-1]
     channels = level.first.weight.shape[1]
     with w.scope(f"border.{('rows', 'columns')[axis - 2]}"):
-        ends = w.op("Gather", [fine, w.const([0, across - 1])], "ends", attrs={"axis": axis})
+        ends = w.slice(fine, [0], [across], [axis], "ends", steps=[across - 1])
         x = w.conv(ends, level.lateral.weight, None, "lateral")
-        ends = w.op("Gather", [coarse, w.const([0, across // 2 - 1])], "ends", attrs={"axis": axis})
+        # Of a map one pixel across, the one end becomes both as it is doubled.
+        ends = w.slice(coarse, [0], [across // 2], [axis], "ends", steps=[max(1, across // 2 - 1)])
         to = (2, length) if axis == 2 else (length, 2)
         x = w.add(x, w.resize(ends, to, "up", mode="nearest", batch=batch, channels=channels), "sum")
         # Both ends side by side as channels.

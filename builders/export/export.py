@@ -18,6 +18,7 @@ from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.export.tokens import Size
 from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
 from twins_trt.builders.export.upernet import write_upernet
+from twins_trt.builders.export.winograd import use_winograd
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.files import whole_file
@@ -31,14 +32,20 @@ IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9}  # the IR that came with each opset, 
 COARSE_LEVELS = {"gpu": 0, "cpu": 3}  # of UPerNet's fusion; cpu measured by benchmarks/cpu.py, gpu not measured yet
 
 
-def export_graph(model: Segmentor, path: str | Path, options: ExportOptions | None = None) -> GraphInfo:
+def export_graph(
+    model: Segmentor, path: str | Path, options: ExportOptions | None = None, *, to_quantise: bool = False
+) -> GraphInfo:
     """Writes `model` as an ONNX file at `path` (whole or not at all) and returns what it is.
 
+    to_quantise: the graph is to be calibrated, and holds the products that `quantize` will find; else, for a CPU, wide
+    convolutions are taken apart into what computes less (`export.winograd`).
     Raises `ExportError` where a weight does not fit the precision or the file cannot be written, `UsageError` for
     options that exclude each other.
     """
     options = options or ExportOptions()
     graph, info = build_graph(model, options)
+    if options.forms == "cpu" and options.precision == "fp32" and not to_quantise:
+        use_winograd(graph)
     write_graph(graph, path, info)
     return info
 

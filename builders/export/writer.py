@@ -27,10 +27,11 @@ class GraphWriter:
     """A graph under construction. `islands` maps node names to the reason they stay float32 in an FP16 graph.
 
     forms: whether to write what compiles to the fewest GPU kernels (`gpu`) or computes least on a CPU (`cpu`).
+    graph: one to add to, in place of an empty one.
     """
 
-    def __init__(self, opset: int, *, forms: str = "gpu") -> None:
-        self.graph = gs.Graph(opset=opset)
+    def __init__(self, opset: int, *, forms: str = "gpu", graph: gs.Graph | None = None) -> None:
+        self.graph = gs.Graph(opset=opset) if graph is None else graph
         self.opset = opset
         self.forms = forms
         self.islands: dict[str, str] = {}
@@ -144,9 +145,19 @@ class GraphWriter:
         return self.op("Transpose", [x], name, attrs={"perm": list(order)})
 
     def slice(
-        self, x: Tensor, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int], name: str = "slice"
+        self,
+        x: Tensor,
+        starts: Sequence[Dim],
+        ends: Sequence[Dim],
+        axes: Sequence[int],
+        name: str = "slice",
+        *,
+        steps: Sequence[int] | None = None,
     ) -> Tensor:
-        return self.op("Slice", [x, self.size(starts), self.size(ends), self.const(np.array(axes, np.int64))], name)
+        inputs = [x, self.size(starts), self.size(ends), self.const(np.array(axes, np.int64))]
+        if steps is not None:
+            inputs.append(self.const(np.array(steps, np.int64)))
+        return self.op("Slice", inputs, name)
 
     def split(self, x: Tensor, sizes: Sequence[int], axis: int, name: str = "split") -> list[Tensor]:
         sizes_in = self.const(np.array(sizes, np.int64), "sizes")

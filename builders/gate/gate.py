@@ -21,7 +21,7 @@ from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.errors import DataError, UsageError
 from twins_trt.evaluation import ConfusionMatrix, Scores
 from twins_trt.runtime import Bundle, Segmenter
-from twins_trt.runtime.engines import EngineSettings
+from twins_trt.runtime.engines import CPU_KINDS, EngineSettings
 from twins_trt.runtime.manifest import GRAPH
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def gate_bundle(
         passed=not reasons,
         reasons=reasons,
         engine=ran,
-        simulated=ran == "onnxruntime" and bool(manifest.engines),
+        simulated=ran in CPU_KINDS and bool(manifest.engines),
         precision=manifest.precision,
         dataset=dataset.source,
         split=dataset.split,

@@ -29,12 +29,12 @@ def test_results_say_where_and_when(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_graphs_that_disagree_are_not_timed() -> None:
     logits = np.zeros((1, 3, 4, 4), np.float32)
     logits[0, 1] = 1
-    assert cpu._disagreement(logits, logits) == 0
-    assert cpu._disagreement(logits, np.ones((1, 16, 16), np.uint8)) == 0
+    assert cpu.disagreement_of(logits, logits) == 0
+    assert cpu.disagreement_of(logits, np.ones((1, 16, 16), np.uint8)) == 0
     with pytest.raises(SystemExit, match="disagree"):
-        cpu._disagreement(logits, logits + 0.01)
+        cpu.disagreement_of(logits, logits + 0.01)
     with pytest.raises(SystemExit, match="disagree"):
-        cpu._disagreement(logits, np.zeros((1, 16, 16), np.uint8))
+        cpu.disagreement_of(logits, np.zeros((1, 16, 16), np.uint8))
 
 
 def test_both_graphs_get_the_same_picture() -> None:

@@ -52,7 +52,7 @@ def test_every_linear_of_an_exported_model(forms: str, tmp_path: Path) -> None:
     model = build_model("twins_svt-s_fpn", 4)
     seed_weights(model)
     path = tmp_path / "model.onnx"
-    info = export_graph(model, path, ExportOptions(height=64, width=96, forms=forms))
+    info = export_graph(model, path, ExportOptions(height=64, width=96, forms=forms), to_quantise=True)
     proto = onnx.load(str(path))
     weights = {weight.name for weight in proto.graph.initializer}
     found = observed_tensors(path)

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_graphs import MakeBundle
 
-HEAVY = "torch onnx onnxruntime onnx_graphsurgeon triton cv2 PIL tensorrt tensorrt_rtx pycuda cuda scipy torchvision"
+HEAVY = (
+    "torch onnx onnxruntime openvino onnx_graphsurgeon triton cv2 PIL "
+    "tensorrt tensorrt_rtx pycuda cuda scipy torchvision"
+)
 
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({HEAVY.split()!r}))\n"  # None: as if not installed
 

@@ -200,7 +200,7 @@ def _export(arguments: argparse.Namespace, console: Console, folder: Path) -> Pa
     if arguments.seeded:
         console.note("note: random weights: the ranges mean nothing")
     path = folder / "graph.onnx"
-    export_graph(model, path, options)
+    export_graph(model, path, options, to_quantise=True)
     return path
 
 

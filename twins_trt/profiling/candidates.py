@@ -19,7 +19,7 @@ from twins_trt.files import sha256_of
 from twins_trt.profiling.machine import describe_machine
 from twins_trt.profiling.results import Subject
 from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Source, TensorSpec, open_bundle
-from twins_trt.runtime.engines import Engine, LayerTime
+from twins_trt.runtime.engines import CPU_KINDS, Engine, LayerTime
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.protocol import Stage, check_input, observed
 from twins_trt.runtime.manifest import GRAPH
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
 
     Array = npt.NDArray[np.generic]
-
-CPU_ENGINES = ("onnxruntime", "openvino")
-"""Engines that run a bundle's graph, whatever else it holds."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
             graph_sha256=next(entry.sha256 for entry in manifest.files if entry.path == GRAPH),
             weights_sha256=manifest.source.sha256,
         )
-        return segmenter, replace(subject, simulated=subject.engine in CPU_ENGINES and bool(manifest.engines))
+        return segmenter, replace(subject, simulated=subject.engine in CPU_KINDS and bool(manifest.engines))
 
     return Candidate(named, open_)
 
@@ -269,7 +266,7 @@ def _subject(
 ) -> Subject:
     manifest, engine = segmenter.manifest, segmenter.engine
     machine = describe_machine()
-    on_cpu = engine.name in CPU_ENGINES or (isinstance(engine, EagerEngine) and not engine.on_gpu)
+    on_cpu = engine.name in CPU_KINDS or (isinstance(engine, EagerEngine) and not engine.on_gpu)
     return Subject(
         label=label,
         kind=kind,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("twins_trt")
 
 __all__ = [
+    "CPU_KINDS",
     "KINDS",
     "DeviceMemory",
     "Engine",
@@ -44,13 +45,19 @@ __all__ = [
     "open_engine",
 ]
 
-# In the order in which `auto` prefers them: fastest first.
+# In the order in which `auto` prefers them: fastest first. OpenVINO runs a float32 graph faster than ONNX Runtime, and
+# an INT8 graph, which is what one builds for speed, slower (docs/measurements.md). It takes longer to open, and again
+# for each new size of a dynamic graph.
 KINDS = {
     "tensorrt": "twins_trt.runtime.engines.tensorrt",
     "tensorrt_rtx": "twins_trt.runtime.engines.tensorrt_rtx",
     "torch": "twins_trt.runtime.engines.torch",
     "onnxruntime": "twins_trt.runtime.engines.onnxruntime",
+    "openvino": "twins_trt.runtime.engines.openvino",
 }
+
+# Run the graph on a CPU, whatever else a bundle holds: what they say of a GPU's engine is simulated.
+CPU_KINDS = ("onnxruntime", "openvino")
 
 
 def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings | None = None) -> Engine:
@@ -70,7 +77,7 @@ def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings 
     for name in KINDS:
         reason = _module(name).why_not(bundle)
         if reason is None:
-            if bundle.manifest.engines and name == "onnxruntime" and current_device() is not None:
+            if bundle.manifest.engines and name in CPU_KINDS and current_device() is not None:
                 log.warning("%s runs on the CPU: %s", bundle.path, "; ".join(reasons))
             return _open(name, bundle, settings)
         reasons.append(f"{name}: {reason}")
