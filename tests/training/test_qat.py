@@ -120,7 +120,7 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
 # --- what is computed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [DEMO.name, toy.TOY_PCPVT, toy.TOY_UPERNET])
+@pytest.mark.parametrize("name", [DEMO.name, toy.TOY_PCPVT, pytest.param(toy.TOY_UPERNET, marks=pytest.mark.slow)])
 def test_the_model_rounds_where_the_graph_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With everything in INT8. A value next to a tie may round the other way, since the graph sums in another order:
     such steps are all that is left, a hundredth of what INT8 changes (measured: 0.5 to 1.3 %)."""
@@ -177,7 +177,8 @@ def test_rounding_passes_gradients_on_and_clipping_stops_them() -> None:
 
 def test_weights_round_by_output_and_never_to_minus_128() -> None:
     weight = torch.tensor([[-127.0, 3.4], [0.254, -0.002]])
-    assert quantised_weight(weight).tolist() == pytest.approx([[-127.0, 3.0], [0.254, -0.002]], rel=1e-3)
+    rounded = quantised_weight(weight).flatten().tolist()
+    assert rounded == pytest.approx([-127.0, 3.0, 0.254, -0.002], rel=1e-3)  # steps are float16
 
 
 # --- training ------------------------------------------------------------------------------------------------------

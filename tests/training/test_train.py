@@ -24,7 +24,7 @@ from twins_trt.training import TrainOptions, TrainStep, load_options, train
 
 def test_training_learns_and_leaves_what_other_commands_read(options: Options) -> None:
     steps: list[TrainStep] = []
-    chosen = options(iterations=40, batch=4, validate_every=20, distort=False)
+    chosen = options(iterations=60, batch=4, lr=4e-3, validate_every=30, distort=False)
     report = train(chosen, progress=steps.append)
     assert report.first_loss is not None and report.last_loss is not None
     assert report.last_loss < 0.5 * report.first_loss
@@ -32,8 +32,8 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
 
     rows = log_rows(chosen.out)
     assert rows[0] == ("iteration", "loss", "decode", "auxiliary", "accuracy", "lr")
-    assert [row[0] for row in rows[1:]] == [str(i) for i in range(1, 41)]
-    assert [step.iteration for step in steps if step.phase == "train"] == list(range(1, 41))
+    assert [row[0] for row in rows[1:]] == [str(i) for i in range(1, 61)]
+    assert [step.iteration for step in steps if step.phase == "train"] == list(range(1, 61))
     assert [step.share for step in steps if step.phase == "validate"] == [0.5, 1.0, 0.5, 1.0]
     assert steps[-3].seconds_left == 0
     assert list((Path(chosen.out) / "tensorboard").glob("events*"))
@@ -42,7 +42,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
     assert identify(checkpoint.state_dict) == (toy.TOY, 3)
     assert checkpoint.meta.classes == ("red", "green", "blue")
     assert checkpoint.meta.palette is not None and len(checkpoint.meta.palette) == 3
-    assert checkpoint.meta.raw["iter"] == 40
+    assert checkpoint.meta.raw["iter"] == 60
     assert checkpoint.meta.raw["mIoU"] == report.miou
     model = build_model(toy.TOY, 3, report.best)
     again = evaluate_model(model, open_dataset(chosen.data, split="val"))
@@ -50,7 +50,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
     assert load_options(chosen.out) == chosen.completed()
 
 
-@pytest.mark.parametrize("fields", [{}, {"model": toy.TOY_UPERNET, "ema": 0.9, "clip_norm": 1.0}])
+@pytest.mark.parametrize("fields", [{}, {"ema": 0.9, "clip_norm": 1.0}])
 def test_a_stopped_run_goes_on_bit_for_bit(options: Options, tmp_path: Path, fields: dict[str, Any]) -> None:
     whole = options(out=str(tmp_path / "whole"), validate_every=2, **fields)
     report = train(whole)
