@@ -10,9 +10,11 @@ from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.evaluation import EvalResult, Walk, evaluate_masks, input_size
 from twins_trt.evaluation.evaluate import warn_of_other_classes
+from twins_trt.evaluation.tiling import Tiles
 from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.fitting import FitMode, fit_size
+from twins_trt.runtime.modes import Mode, resolve_mode
 from twins_trt.runtime.segmenter import Segmenter
 
 
@@ -47,18 +49,20 @@ def score_bundle(
     *,
     engine: str = "auto",
     fit: FitMode = "stretch",
+    mode: Mode = "whole",
     preprocessing: Preprocessing | None = None,
     settings: EngineSettings | None = None,
     walk: Walk | None = None,
 ) -> BundleScore:
     """Scores a bundle as it runs: through a `Segmenter`, one image at a time, at the images' own sizes.
 
-    engine, fit, settings: as `Segmenter` takes them. preprocessing: in place of the bundle's own, of which a graph of
-    dynamic size follows the test scale. The rest is as in `evaluate_masks`.
+    engine, fit, mode, settings: as `Segmenter` takes them. preprocessing: in place of the bundle's own, of which a
+    graph of dynamic size follows the test scale. The rest is as in `evaluate_masks`.
 
     A graph of fixed size gives an image of that very size its exact mask. Any other image is resized on the way in, and
     its mask (or its logits, where the graph gives them) on the way out. A graph of dynamic size runs mmsegmentation's
-    pipeline; where that resizes, only logits can be resized as it does, a mask is an approximation.
+    pipeline; where that resizes, only logits can be resized as it does, a mask is an approximation. Modes other than
+    `whole` run images in parts and follow mmsegmentation's, except for `tile`, which has no counterpart there.
     Raises as `evaluate_masks` and `Segmenter` do.
     """
     if preprocessing is not None:
@@ -66,10 +70,13 @@ def score_bundle(
     manifest = bundle.manifest
     warn_of_other_classes(manifest.classes, dataset)
     resized = outside = 0
-    with Segmenter(bundle, engine, fit=fit, settings=settings) as segmenter:
+    parts = resolve_mode(mode)
+    with Segmenter(bundle, engine, fit=fit, mode=mode, settings=settings) as segmenter:
 
         def predict(image: UInt8Array) -> UInt8Array:
             nonlocal resized, outside
+            if parts is not None:
+                return segmenter(image).mask
             placed = fit_size((image.shape[0], image.shape[1]), manifest, fit)
             resized += placed.canvas != placed.original
             outside += placed.canvas != input_size(placed.original, manifest.preprocessing)
@@ -79,13 +86,15 @@ def score_bundle(
             predict,
             dataset,
             name=str(bundle.path),
-            mode="whole",
+            mode="whole" if parts is None else "tile" if isinstance(parts, Tiles) else parts.name,
             num_classes=manifest.num_classes,
             walk=walk,
         )
         ran = segmenter.engine.name
     result = replace(result, preprocessing=manifest.preprocessing)
     notes, exact = _notes(bundle, resized, outside, fit)
+    if isinstance(parts, Tiles):
+        notes, exact = (*notes, "images were run in tiles of their own size, which mmsegmentation does not do"), False
     return BundleScore(result, ran, resized, exact, notes)
 
 

@@ -111,10 +111,15 @@ TABLE = [
     (f"{EVAL} camvid:{{five}}", "DataError", 1, r"the model has 4 classes, camvid:\S+ has 5"),
     (f"{EVAL} folder:{{scenes}} --limit 0", "UsageError", 2, r"--limit is 0"),
     (f"{EVAL} folder:{{scenes}} --num-classes 7", "UsageError", 2, r"--num-classes is 7, \S+ has 4 classes"),
-    (f"{EVAL} folder:{{scenes}} --mode ms_flip", "UsageError", 2, r"cannot be scored in mode ms_flip"),
+    (
+        f"{EVAL} folder:{{scenes}} --mode ms_flip",
+        "UsageError",
+        2,
+        r"only a bundle that gives logits can be run in parts",
+    ),
     (f"{EVAL} folder:{{scenes}} --checkpoint {{good.pth}}", "UsageError", 2, r"a bundle has its weights inside"),
     (f"{EVAL} folder:{{scenes}} --test-scale 1", "UsageError", 2, r"'1' is not a test scale"),
-    (f"eval {MODEL} --seeded --data folder:{{scenes}} --mode tta", "UsageError", 2, r"'tta' is not an inference mode"),
+    (f"eval {MODEL} --seeded --data folder:{{scenes}} --mode tta", "UsageError", 2, r"there is no mode 'tta'"),
     (f"eval {MODEL} --seeded --data folder:{{scenes}} --device tpu", "UsageError", 2, r"no device 'tpu'"),
     # options
     ("biuld", "UsageError", 2, r"no command 'biuld'.*use one of: build"),

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from conftest import Twins, scene
 from PIL import Image
+from tiny_graphs import MakeBundle
 
 from twins_trt.cli.predict import plan_files, result_names
 from twins_trt.errors import UsageError
-from twins_trt.runtime import Segmenter, open_bundle
+from twins_trt.runtime import Segmenter, Tiles, open_bundle
 
 
 @pytest.fixture
@@ -103,3 +104,46 @@ def test_an_image_is_never_replaced_by_a_result(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "a_mask.png"]
     with pytest.raises(UsageError, match=r"a_mask\.png is one of the images"):
         plan_files(paths, tmp_path, masks=True, overlays=True)
+
+
+def test_large_images_in_tiles(twins: Twins, make_bundle: MakeBundle, pictures: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(outputs=("logits",)).path
+    out = tmp_path / "out"
+    ran = twins(
+        "predict", bundle, pictures / "b.jpg", "--out", out, "--tile", "24x32", "--overlap", "8", "--no-overlay"
+    )
+    assert ran.code == 0, ran.err
+    with Segmenter(bundle, mode=Tiles((24, 32), 8)) as segmenter:
+        expected = segmenter(pictures / "b.jpg").mask
+    assert expected.shape == (101, 75)
+    assert np.array_equal(np.asarray(Image.open(out / "b_mask.png")), expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--mode", "whale"), "there is no mode 'whale'"),
+        (("--mode", "slide", "--tile", "64"), "--tile and --overlap are of --mode tile, not slide"),
+        (("--tile", "32:64:96"), "is a range"),
+        (("--tile", "8", "--overlap", "8"), "overlap by 8"),
+        (("--engine", "cuda"), "there is no engine 'cuda'"),
+        (("--mode", "tile"), "gives logits can be run in parts"),
+    ],
+)
+def test_modes_that_cannot_be(
+    twins: Twins, make_bundle: MakeBundle, pictures: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    ran = twins("predict", make_bundle().path, pictures / "b.jpg", "--out", tmp_path / "out", *words)
+    assert ran.code == 2 and said in ran.err
+
+
+def test_an_engine_that_is_not_there_is_said_to_be(
+    twins: Twins, make_bundle: MakeBundle, pictures: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle().path
+    ran = twins("predict", bundle, pictures / "b.jpg", "--out", tmp_path / "out", "--engine", "tensorrt")
+    assert ran.code == 1 and "there is no CUDA device or driver here" in ran.err
+    shown = twins("inspect", bundle, "--json").json["runs_here"]
+    assert shown["onnxruntime"] == {"ready": True, "why_not": None}
+    assert shown["tensorrt"] == {"ready": False, "why_not": "the bundle has no such engine"}
+    assert list(twins("inspect", bundle, "--engine", "tensorrt", "--json").json["runs_here"]) == ["tensorrt"]

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
+from twins_trt.cli.parsing import add_engine_option, check_engine
 from twins_trt.errors import MissingDependencyError, UsageError
 from twins_trt.version import __version__
 
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from twins_trt.diagnosis.packages import PackageState
 
 EXAMPLE = (
-    "twins-trt doctor --for build\n\n"
+    "twins-trt doctor --for build\n"
+    "  twins-trt doctor --for predict --engine tensorrt\n\n"
     "Exit code 4 if the command named after --for (by default predict) lacks something here."
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """--for."""
+    """--for, --engine."""
     from twins_trt.diagnosis.needs import NEEDS
 
     parser.add_argument(
@@ -30,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar=f"{{{','.join(NEEDS)}}}",
         help="the command that has to work here; default: predict",
     )
+    add_engine_option(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -40,9 +43,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.purpose not in NEEDS:
         raise UsageError(f"nothing special is needed for {arguments.purpose!r}", f"use one of: {', '.join(NEEDS)}")
+    check_engine(arguments.engine)
     console.progress("doctor", "importing what is installed")
     facts = gather()
-    ready, findings = commands(facts), diagnose(facts)
+    ready, findings = commands(facts, engine=arguments.engine), diagnose(facts)
     absent = ready[arguments.purpose]
     value: dict[str, Any] = {
         "version": __version__,

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from twins_trt.cli.console import Console
 from twins_trt.cli.parsing import (
     add_data_options,
+    add_mode_options,
     add_running_options,
     add_weights_options,
+    check_engine,
     nearest,
     open_data,
+    parse_mode,
     parse_test_scale,
     torch_device,
 )
@@ -23,6 +26,7 @@ from twins_trt.models.zoo import list_models
 if TYPE_CHECKING:
     from twins_trt.data import Dataset, Preprocessing
     from twins_trt.evaluation import Walk
+    from twins_trt.evaluation.tiling import Tiles
 
 EXAMPLE = (
     "twins-trt eval x.bundle --data camvid:PATH --split val --json\n"
@@ -31,7 +35,8 @@ EXAMPLE = (
     "(--test-scale). A bundle of fixed size runs images of that size as they are and resizes others to it; one\n"
     "of dynamic size follows the test scale. Wherever an image is resized, only a bundle with --outputs logits\n"
     "scores as mmsegmentation does, which resizes logits; a mask can only be resized to the nearest pixel. What\n"
-    "was done is said under the scores (in the JSON: exact, resized_images, notes)."
+    "was done is said under the scores (in the JSON: exact, resized_images, notes). --mode runs both in windows, at\n"
+    "several sizes and mirrored, or bundles in tiles."
 )
 
 
@@ -44,22 +49,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-scale", metavar="LONGxSHORT", help="fit images into this first, or none; default: 2048x512 for ade20k"
     )
-    parser.add_argument(
-        "--mode",
-        default="whole",
-        metavar="{whole,slide,ms_flip,slide_ms_flip}",
-        help="how an image is run (other modes than whole: PyTorch models only)",
-    )
     parser.add_argument("--device", default="auto", metavar="{auto,cpu,cuda}", help="where a PyTorch model runs")
     parser.add_argument("--fit", default="stretch", metavar="{stretch,letterbox}", help="into a bundle of fixed size")
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be scored")
+    add_mode_options(parser)
     add_weights_options(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Score one bundle or model."""
     from twins_trt.data import ADE20K_TEST, Preprocessing
+    from twins_trt.evaluation.tiling import Tiles
 
+    check_engine(arguments.engine)
     is_model = _is_model(arguments.what)
     dataset = open_data(arguments)
     preprocessing: Preprocessing | None = None
@@ -67,8 +69,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         preprocessing = Preprocessing(test_scale=parse_test_scale(arguments.test_scale))
     elif arguments.data.startswith("ade20k:"):
         preprocessing = ADE20K_TEST
-    score = _score_model if is_model else _score_bundle
-    return score(arguments, console, dataset, preprocessing)
+    mode = parse_mode(arguments)
+    if is_model:
+        if isinstance(mode, Tiles) or mode == "tile":
+            raise UsageError("a PyTorch model is not run in tiles", "use --mode slide, or build a bundle")
+        return _score_model(arguments, console, dataset, preprocessing, mode)
+    return _score_bundle(arguments, console, dataset, preprocessing, mode)
 
 
 def _is_model(what: str) -> bool:
@@ -86,13 +92,12 @@ def _is_model(what: str) -> bool:
 
 
 def _score_model(
-    arguments: argparse.Namespace, console: Console, dataset: Dataset, preprocessing: Preprocessing | None
+    arguments: argparse.Namespace, console: Console, dataset: Dataset, preprocessing: Preprocessing | None, mode: str
 ) -> int:
     from twins_trt.builders.weights import find_weights, load_weights
-    from twins_trt.evaluation import evaluate_model, inference_mode
+    from twins_trt.evaluation import evaluate_model
     from twins_trt.runtime.codec import encode
 
-    inference_mode(arguments.mode)
     weights = find_weights(arguments.what, checkpoint=arguments.checkpoint, seeded=arguments.seeded)
     if arguments.dry_run:
         return _show_plan(arguments, console, dataset, runs="PyTorch", weights=weights)
@@ -112,7 +117,7 @@ def _score_model(
     result = evaluate_model(
         model.to(device),
         dataset,
-        mode=arguments.mode,
+        mode=mode,
         preprocessing=preprocessing,
         walk=_walk(arguments, console),
     )
@@ -123,15 +128,15 @@ def _score_model(
 
 
 def _score_bundle(
-    arguments: argparse.Namespace, console: Console, dataset: Dataset, preprocessing: Preprocessing | None
+    arguments: argparse.Namespace,
+    console: Console,
+    dataset: Dataset,
+    preprocessing: Preprocessing | None,
+    mode: str | Tiles,
 ) -> int:
     from twins_trt.builders.scoring import score_bundle
     from twins_trt.runtime import EngineSettings, open_bundle
 
-    if arguments.mode != "whole":
-        raise UsageError(
-            f"a bundle cannot be scored in mode {arguments.mode}", "use the PyTorch model, or --mode whole"
-        )
     if arguments.checkpoint is not None or arguments.seeded:
         raise UsageError("a bundle has its weights inside", "leave --checkpoint and --seeded out")
     bundle = open_bundle(arguments.what)
@@ -148,6 +153,7 @@ def _score_bundle(
         dataset,
         engine=arguments.engine,
         fit=arguments.fit,
+        mode=mode,
         preprocessing=None
         if preprocessing is None
         else replace(manifest.preprocessing, test_scale=preprocessing.test_scale),
@@ -164,7 +170,7 @@ def _show_plan(
 ) -> int:
     images = len(dataset)
     plan: dict[str, Any] = {"name": arguments.what, "dataset": dataset.source, "split": dataset.split}
-    plan |= {"images": images, "classes": list(dataset.classes), "mode": arguments.mode, "engine": runs}
+    plan |= {"images": images, "classes": list(dataset.classes), "mode": arguments.mode or "whole", "engine": runs}
     plan["weights"] = None if weights is None else str(weights)
     text = f"{arguments.what} would be scored on {images} images of {dataset.source} ({dataset.split}) with {runs}"
     console.result({"dry_run": True, **plan}, text)

@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import add_checkpoint_options, add_data_options, add_running_options, open_data
+from twins_trt.cli.parsing import (
+    add_checkpoint_options,
+    add_data_options,
+    add_running_options,
+    check_engine,
+    open_data,
+)
 from twins_trt.errors import GateError
 
 EXAMPLE = (
@@ -40,6 +46,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from twins_trt.builders.gate import Gallery, Thresholds, gate_bundle, load_reference, record
     from twins_trt.runtime import EngineSettings, open_bundle
 
+    check_engine(arguments.engine)
     bundle = open_bundle(arguments.bundle)
     precision = bundle.manifest.precision
     thresholds = Thresholds.of(

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
-from twins_trt.cli.parsing import parse_shapes, split_list
+from twins_trt.cli.parsing import add_engine_option, check_engine, parse_shapes, split_list
 from twins_trt.errors import BuildError, BundleError, UsageError
 
 if TYPE_CHECKING:
     from twins_trt.builders.layers import Layer
+    from twins_trt.runtime import Bundle
     from twins_trt.runtime.manifest import Manifest
 
 EXAMPLE = (
@@ -27,9 +28,10 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """PATH, --no-verify, and what to compile a graph for."""
+    """PATH, --no-verify, --engine, and what to compile a graph for."""
     parser.add_argument("path", metavar="PATH", help="a bundle, a graph (.onnx) or a checkpoint (.pth, .safetensors)")
     parser.add_argument("--no-verify", action="store_true", help="do not compare a bundle's files with their sha256")
+    add_engine_option(parser)
     group = parser.add_argument_group("graphs")
     group.add_argument("--target", metavar="SM,...", help="compile for these GPUs (sm_86,sm_89) and audit the result")
     group.add_argument("--layers", action="store_true", help="list every kernel, with shapes and graph nodes")
@@ -43,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Say what one path is."""
+    check_engine(arguments.engine)
     path = Path(arguments.path)
     if path.name == "manifest.json":
         path = path.parent
@@ -51,7 +54,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if compiles and not is_graph:
         raise UsageError(f"{path} is no graph to compile", "name an .onnx file, or leave --target and --layers out")
     if path.is_dir() or path.suffix == ".bundle":
-        value, text = _bundle(path, verify=not arguments.no_verify)
+        value, text = _bundle(path, verify=not arguments.no_verify, engine=arguments.engine)
     elif path.suffix.lower() in _ENGINE_SUFFIXES:
         raise UsageError(
             f"{path} is an engine, which only its compiler's runtime can read", "inspect the bundle that it lies in"
@@ -68,13 +71,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _bundle(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
+def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], str]:
     from twins_trt.builders.audit import Audit
     from twins_trt.runtime import open_bundle
 
     bundle = open_bundle(path, verify=verify)
     manifest, source = bundle.manifest, bundle.manifest.source
     audits = bundle.read_json("audit.json")
+    here = _runs_here(bundle, engine)
     weights = "random (seeded): its masks mean nothing" if source.seeded else f"{source.checkpoint} {source.sha256}"
     rows = [
         ("bundle", str(path)),
@@ -84,6 +88,7 @@ def _bundle(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
         *(("input", str(spec)) for spec in manifest.inputs),
         *(("output", str(spec)) for spec in manifest.outputs),
         *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
+        *(("runs here", f"{kind}: {why or 'yes'}") for kind, why in here.items()),
         ("gate", _gate(manifest)),
         *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
         ("classes", ", ".join(manifest.classes)),
@@ -99,7 +104,16 @@ def _bundle(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
         except (KeyError, TypeError) as error:
             raise BundleError(f"{path}: audit.json cannot be read: {error!r}", manifest.rebuild) from error
     value = {"kind": "bundle", "path": str(path), "verified": verify, "manifest": manifest.to_json(), "audit": audits}
+    value["runs_here"] = {kind: {"ready": why is None, "why_not": why} for kind, why in here.items()}
     return value, text
+
+
+def _runs_here(bundle: Bundle, engine: str) -> dict[str, str | None]:
+    """By engine kind: why it cannot run the bundle on this machine, None if it can."""
+    from twins_trt.runtime.engines import KINDS, why_not
+
+    kinds = tuple(KINDS) if engine == "auto" else (engine,)
+    return {kind: why_not(bundle, kind) for kind in kinds}
 
 
 def _gate(manifest: Manifest) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from twins_trt.builders.export import ExportOptions, Range
     from twins_trt.calib import CalibrationSettings
     from twins_trt.data import Dataset
+    from twins_trt.evaluation.tiling import Tiles
 
 Shape = tuple[int, ...]
 
@@ -75,6 +76,12 @@ def open_data(arguments: argparse.Namespace) -> Dataset:
 
 def add_running_options(parser: argparse.ArgumentParser) -> None:
     """What runs a bundle: --engine, --threads."""
+    add_engine_option(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
+
+
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """--engine: what runs a bundle."""
     from twins_trt.runtime.engines import KINDS
 
     parser.add_argument(
@@ -83,7 +90,6 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
         metavar=f"{{auto,{','.join(KINDS)}}}",
         help="what runs the bundle; default: the fastest that can run here",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -190,6 +196,44 @@ def graph_options(
         forms=forms,
         upernet_levels=arguments.upernet_levels,
     )
+
+
+def check_engine(name: str) -> None:
+    """Raises `UsageError` for an engine that there is not, before anything is loaded for it."""
+    from twins_trt.runtime.engines import check_kind
+
+    check_kind(name)
+
+
+def add_mode_options(parser: argparse.ArgumentParser) -> None:
+    """--mode, --tile and --overlap: how an image is run."""
+    group = parser.add_argument_group("large images", "other modes than whole need --outputs logits in the bundle")
+    group.add_argument(
+        "--mode",
+        metavar="{whole,slide,ms_flip,slide_ms_flip,tile}",
+        help="as mmsegmentation evaluates, or in tiles at the image's own size, however large; default: whole",
+    )
+    group.add_argument("--tile", metavar="HxW", help="--mode tile with tiles of this size; default: the graph's")
+    group.add_argument("--overlap", type=int, metavar="N", help="pixels that tiles share; default: a third of them")
+
+
+def parse_mode(arguments: argparse.Namespace) -> str | Tiles:
+    """What the options of `add_mode_options` say. Raises `UsageError`."""
+    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.runtime.modes import resolve_mode
+
+    if arguments.tile is None and arguments.overlap is None:
+        mode: str = arguments.mode or "whole"
+        resolve_mode(mode)
+        return mode
+    if arguments.mode not in (None, "tile"):
+        raise UsageError(f"--tile and --overlap are of --mode tile, not {arguments.mode}", "leave --mode out")
+    if arguments.tile is None:
+        return Tiles(overlap=arguments.overlap)
+    height, width = parse_size(arguments.tile)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise UsageError(f"--tile {arguments.tile} is a range", "give one size, such as 512x512")
+    return Tiles((height, width), arguments.overlap)
 
 
 def parse_size(text: str) -> tuple[int | Range, int | Range]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console
-from twins_trt.cli.parsing import add_running_options
+from twins_trt.cli.parsing import add_mode_options, add_running_options, check_engine, parse_mode
 from twins_trt.errors import ImageError, TwinsError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--batch", type=int, metavar="N", help="images at once, for a bundle of dynamic batch")
     add_running_options(parser)
+    add_mode_options(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise UsageError("--no-mask and --no-overlay leave nothing to write", "leave one of them out")
     if not 0 <= arguments.alpha <= 1:
         raise UsageError(f"--alpha is {arguments.alpha}", "give 0 (only the picture) to 1 (only the colours)")
+    check_engine(arguments.engine)
+    mode = parse_mode(arguments)
     from twins_trt.runtime import EngineSettings, Segmenter, open_bundle
 
     bundle = open_bundle(arguments.bundle)
@@ -66,7 +69,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if jobs:
         settings = EngineSettings(threads=arguments.threads)
         console.progress("load", str(bundle.path))
-        with Segmenter(bundle, arguments.engine, fit=arguments.fit, settings=settings) as segmenter:
+        with Segmenter(bundle, arguments.engine, fit=arguments.fit, mode=mode, settings=settings) as segmenter:
             frames = segmenter.stream([job.image for job in jobs], batch=arguments.batch)
             try:
                 for job, frame in zip(jobs, frames, strict=True):

@@ -50,17 +50,23 @@ NEEDS: dict[str, tuple[tuple[Way, ...], ...]] = {
 _NAMES = {package.module: package.distribution for package in PACKAGES} | {GPU: "a GPU"}
 
 
-def commands(facts: Facts) -> dict[str, list[str]]:
-    """Of every command that needs something: what is not here, in words; empty where it is ready."""
+def commands(facts: Facts, *, engine: str = "auto") -> dict[str, list[str]]:
+    """Of every command that needs something: what is not here, in words; empty where it is ready.
+
+    engine: the kind that has to run bundles; `auto` for any.
+    """
     here = {state.package.module for state in facts.packages if state.state == "ok"}
     here |= {GPU} if facts.gpu is not None else set()
-    return {command: lacking(command, here) for command in NEEDS}
+    return {command: lacking(command, here, engine=engine) for command in NEEDS}
 
 
-def lacking(command: str, here: Collection[str]) -> list[str]:
-    """What `command` needs beside the modules in `here`, in words."""
+def lacking(command: str, here: Collection[str], *, engine: str = "auto") -> list[str]:
+    """What `command` needs beside the modules in `here`, in words. engine: as in `commands`."""
+    groups = NEEDS[command]
+    if engine != "auto":
+        groups = tuple(ENGINES[engine] if set(_RUN) <= set(group) else group for group in groups)
     return [
         " or ".join(" + ".join(_NAMES.get(module, module) for module in way) for way in group)
-        for group in NEEDS[command]
+        for group in groups
         if not any(set(way) <= set(here) for way in group)
     ]

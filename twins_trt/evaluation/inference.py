@@ -26,7 +26,7 @@ from twins_trt.evaluation.logits import (
     resized_argmax,
     zeros_of_size,
 )
-from twins_trt.evaluation.pipeline import image_size, normalise, prepare, resize_image, scaled_size
+from twins_trt.evaluation.pipeline import image_size, normalise, resize_image, scaled_size
 
 Pixels = npt.NDArray[np.float32]
 PredictLogits = Callable[[Pixels], Logits]
@@ -98,10 +98,12 @@ def predict_mask(
     *,
     preprocessing: Preprocessing | None = None,
     mode: str | InferenceMode = "whole",
+    normalised: bool = True,
 ) -> UInt8Array:
     """Segment one image at its own size.
 
     predict: float32 [1, 3, h, w] -> logits [1, C, h', w']. image: uint8 [H, W, 3], RGB. Returns uint8 [H, W].
+    normalised: False for a network that normalises inside; it is given the grey levels themselves, uint8 [1, 3, h, w].
 
     Logits are resized to the network's input and then to the image, in two steps as mmseg does (`predict_by_feat` and
     `postprocess_result`), since one step gives slightly different edges. Raises ImageError for another kind of image,
@@ -110,16 +112,21 @@ def predict_mask(
     preprocessing = preprocessing or Preprocessing()
     mode = inference_mode(mode)
     size = image_size(image)
+
+    def pixels_at(wanted: Size) -> Any:
+        resized = resize_image(image, wanted)
+        return normalise(resized, preprocessing) if normalised else resized.transpose(2, 0, 1)[None]
+
     if not mode.augmented:
-        pixels = prepare(image, preprocessing)
+        pixels = pixels_at(input_size(size, preprocessing))
         # At the image's own size mmseg's second resize does nothing, so that the first may go on band by band.
         one_step = mode.crop is None and pixels.shape[2:] == size
-        return resized_argmax(_run(predict, pixels) if one_step else _logits(predict, pixels, mode), size)
+        return resized_argmax(checked_logits(predict, pixels) if one_step else _logits(predict, pixels, mode), size)
 
     total: Logits = None
     sizes = variant_sizes(size, preprocessing, mode)
     for variant in sizes:
-        pixels = normalise(resize_image(image, variant), preprocessing)
+        pixels = pixels_at(variant)
         for flipped in (False, True) if mode.flip else (False,):
             logits = _logits(predict, flip_width(pixels) if flipped else pixels, mode)
             logits = flip_width(logits) if flipped else logits
@@ -171,7 +178,7 @@ def slide_logits(predict: PredictLogits, pixels: Pixels, *, crop: int, stride: i
 
 def whole_logits(predict: PredictLogits, pixels: Pixels) -> Logits:
     """Logits [1, C, H, W] of normalised pixels [1, 3, H, W] in one go, at the size of the pixels."""
-    return resize_logits(_run(predict, pixels), (pixels.shape[2], pixels.shape[3]))
+    return resize_logits(checked_logits(predict, pixels), (pixels.shape[2], pixels.shape[3]))
 
 
 def _logits(predict: PredictLogits, pixels: Pixels, mode: InferenceMode) -> Logits:
@@ -180,8 +187,8 @@ def _logits(predict: PredictLogits, pixels: Pixels, mode: InferenceMode) -> Logi
     return slide_logits(predict, pixels, crop=mode.crop, stride=mode.stride)
 
 
-def _run(predict: PredictLogits, pixels: Pixels) -> Logits:
-    """What the network returns, at its own size, if it is logits."""
+def checked_logits(predict: PredictLogits, pixels: Pixels) -> Logits:
+    """What the network returns of pixels [N, 3, h, w], at its own size. Raises EngineError for what is no logits."""
     logits = predict(pixels)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 4 or shape[0] != pixels.shape[0] or shape[1] > MAX_CLASSES:

@@ -39,8 +39,8 @@ def resize_logits(logits: Logits, size: tuple[int, int]) -> Logits:
         from torch.nn import functional
 
         return functional.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-    columns = _lerp(np.asarray(logits, np.float32), size[1], axis=3)
-    return _lerp(columns, size[0], axis=2)
+    columns = lerp(np.asarray(logits, np.float32), size[1], axis=3)
+    return lerp(columns, size[0], axis=2)
 
 
 def class_probabilities(logits: Logits) -> Logits:
@@ -88,16 +88,16 @@ def resized_argmax(logits: Logits, size: tuple[int, int]) -> npt.NDArray[np.uint
         return mask
     columns = np.asarray(logits[0], np.float32)
     if columns.shape[2] != size[1]:
-        columns = _lerp(columns, size[1], axis=2)  # [C, H, width]
+        columns = lerp(columns, size[1], axis=2)  # [C, H, width]
     mask = np.empty(size, np.uint8)
     for top in range(0, size[0], _BAND):
         rows = slice(top, min(top + _BAND, size[0]))
-        mask[rows] = _first_argmax(_lerp(columns, size[0], axis=1, part=rows))
+        mask[rows] = first_argmax(lerp(columns, size[0], axis=1, part=rows))
     return mask
 
 
-def _first_argmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """argmax over axis 0 of [C, H, W], class by class: NumPy's own walks that axis with a stride of H*W."""
+def first_argmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """uint8 argmax over axis 0 of [C, H, W], class by class: NumPy's own walks that axis with a stride of H*W."""
     best = scores[0].copy()
     mask = np.zeros(best.shape, np.uint8)
     for index in range(1, len(scores)):
@@ -107,21 +107,34 @@ def _first_argmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return mask
 
 
-def _lerp(
-    values: npt.NDArray[np.float32], length: int, *, axis: int, part: slice | None = None
+def lerp(
+    values: npt.NDArray[np.float32],
+    length: int,
+    *,
+    axis: int,
+    part: slice | None = None,
+    first: int = 0,
+    extent: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Linear interpolation of one axis to `length` half-pixel-centred samples (`part` of them), edges repeated."""
-    if values.shape[axis] == length:
-        return values if part is None else values[(slice(None),) * axis + (part,)]
-    scale = np.float32(values.shape[axis] / length)
+    """Linear interpolation of one axis to `length` half-pixel-centred samples (`part` of them), edges repeated.
+
+    first, extent: of a longer axis of `extent` samples, `values` holds those from `first` on that the part needs.
+    """
+    extent = values.shape[axis] if extent is None else extent
+    if extent == length:
+        rows = slice(0, length) if part is None else part
+        whole = part is None and not first
+        return values if whole else values[(slice(None),) * axis + (slice(rows.start - first, rows.stop - first),)]
+    scale = np.float32(extent / length)
     centres = (np.arange(length, dtype=np.float32)[part or slice(None)] + np.float32(0.5)) * scale - np.float32(0.5)
     # Clamped on the left before the weight is taken, as torch does; on the right the second tap repeats the edge.
     np.maximum(centres, 0, out=centres)
-    low = np.minimum(centres.astype(np.int64), values.shape[axis] - 1)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
+    low = np.minimum(centres.astype(np.int64), extent - 1)
+    # Beyond the last sample there is only what has no weight.
+    high = np.minimum(low + 1, first + values.shape[axis] - 1)
     weight = (centres - low).reshape((-1,) + (1,) * (values.ndim - 1 - axis)).astype(np.float32)
-    result = np.take(values, high, axis=axis)
-    left = np.take(values, low, axis=axis)
+    result = np.take(values, high - first, axis=axis)
+    left = np.take(values, low - first, axis=axis)
     result -= left
     result *= weight
     result += left

@@ -9,6 +9,7 @@ from twins_trt.lazy import lazy_names
 if TYPE_CHECKING:
     from twins_trt.data.images import read_image
     from twins_trt.data.preprocessing import Preprocessing
+    from twins_trt.evaluation.tiling import Tiles
     from twins_trt.runtime.bundle import Bundle, open_bundle, write_bundle
     from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
     from twins_trt.runtime.manifest import EngineFile, Figure, FileEntry, Manifest, Source
@@ -32,6 +33,7 @@ __all__ = [
     "Segmenter",
     "Source",
     "TensorSpec",
+    "Tiles",
     "expand_sources",
     "open_bundle",
     "open_engine",
@@ -47,6 +49,7 @@ __getattr__, __dir__ = lazy_names(
         "twins_trt.runtime.manifest": ["EngineFile", "Figure", "FileEntry", "Manifest", "Source"],
         "twins_trt.runtime.stream": ["Frame"],
         "twins_trt.data.preprocessing": ["Preprocessing"],
+        "twins_trt.evaluation.tiling": ["Tiles"],
         "twins_trt.runtime.segmentation": ["Segmentation"],
         "twins_trt.runtime.segmenter": ["Segmenter"],
         "twins_trt.runtime.tensors": ["TensorSpec"],

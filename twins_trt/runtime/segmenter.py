@@ -21,6 +21,7 @@ from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
 from twins_trt.runtime.engines.protocol import Pending, Pipelined, RunsOnDevice, observed
 from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
+from twins_trt.runtime.modes import Mode, ModeRunner, resolve_mode
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
 
@@ -88,6 +89,10 @@ class Segmenter:
     resized. A graph of dynamic size takes each picture as mmsegmentation's test pipeline does: fitted into the
     manifest's test scale, or at its own size where there is none, within the limits of the profile.
 
+    mode: how a picture is run. `whole`: as above. `slide`, `ms_flip`, `slide_ms_flip`: as mmsegmentation evaluates, see
+    `twins_trt.evaluation.inference_mode`. `tile`, or `Tiles(size, overlap)`: at its own size, however large, in tiles
+    whose logits are averaged where they overlap, in bounded memory. All but `whole` need a graph that gives logits.
+
     Masks come back at the picture's own size. Where a resize is in the way and the graph gives logits, they are resized
     (bilinear) before the argmax, as mmsegmentation does; a graph that gives only a mask has it resized to the nearest
     pixel.
@@ -98,7 +103,7 @@ class Segmenter:
         >>> with Segmenter("x.bundle") as segmenter:             # doctest: +SKIP
         ...     segmenter("street.jpg").save("street_mask.png")
 
-    Raises BundleError for a bundle that does not fit its manifest, UsageError for an unknown engine or fit,
+    Raises BundleError for a bundle that does not fit its manifest, UsageError for an unknown engine, fit or mode,
     MissingDependencyError where nothing can run the bundle, EngineError where the engine refuses it.
     """
 
@@ -108,13 +113,16 @@ class Segmenter:
         engine: str | Engine = "auto",
         *,
         fit: FitMode = "stretch",
+        mode: Mode = "whole",
         settings: EngineSettings | None = None,
     ) -> None:
         if fit not in FITS:
             raise UsageError(f"there is no fit {fit!r}", f"use {' or '.join(FITS)}")
+        parts = resolve_mode(mode)
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.manifest = self.bundle.manifest
         self.fit: FitMode = fit
+        self._in_parts = None if parts is None else ModeRunner(parts, self.manifest, self._run_logits)
         if self.manifest.source.seeded:
             log.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
         if self.manifest.gate == "failed":
@@ -209,6 +217,8 @@ class Segmenter:
         self.close()
 
     def _segment(self, images: list[UInt8Array]) -> list[Segmentation]:
+        if self._in_parts is not None:
+            return [self._segment_in_parts(image) for image in images]
         largest = self.manifest.batch_limits[1] or max(1, len(images))
         fits = [fit_size(image.shape[:2], self.manifest, self.fit) for image in images]
         alike: dict[tuple[int, int], list[int]] = {}
@@ -222,8 +232,19 @@ class Segmenter:
                 done.update(zip(chunk, self._run_alike(prepared), strict=True))
         return [done[i] for i in range(len(images))]
 
+    def _segment_in_parts(self, image: UInt8Array) -> Segmentation:
+        assert self._in_parts is not None
+        return Segmentation(self._in_parts(image), self.classes, self.palette, image)
+
+    def _run_logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        with self._turn, observed(self._observe, "run"):
+            return self.engine(batch, outputs=("logits",))["logits"]
+
     def _prepare(self, item: Any) -> _Prepared:
         image = self._decode(item)
+        if self._in_parts is not None:
+            size = (image.shape[0], image.shape[1])
+            return _Prepared(image, Fit(size, size, size), image)
         return self._place(image, fit_size(image.shape[:2], self.manifest, self.fit))
 
     def _decode(self, item: Any) -> UInt8Array:
@@ -236,6 +257,8 @@ class Segmenter:
 
     def _start(self, chunk: Sequence[_Prepared], wait: bool) -> _Started | _Done | None:
         """Gives a stream's frames to the engine: those of one size at once, to one that can, and else one by one."""
+        if self._in_parts is not None:
+            return _Done([self._segment_in_parts(prepared.image) for prepared in chunk]) if wait else None
         alike = all(p.tensor.shape == chunk[0].tensor.shape for p in chunk)
         if alike and isinstance(self.engine, Pipelined):
             name, batch = self._output(chunk), self._batch(chunk)

@@ -42,7 +42,9 @@ __all__ = [
     "ProfilesLayers",
     "RunsOnDevice",
     "Stage",
+    "check_kind",
     "open_engine",
+    "why_not",
 ]
 
 # In the order in which `auto` prefers them: fastest first. OpenVINO runs a float32 graph faster than ONNX Runtime, and
@@ -60,6 +62,12 @@ KINDS = {
 CPU_KINDS = ("onnxruntime", "openvino")
 
 
+def check_kind(kind: str) -> None:
+    """Raises UsageError unless `kind` is a name of `KINDS` or `auto`."""
+    if kind not in ("auto", *KINDS):
+        raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
+
+
 def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings | None = None) -> Engine:
     """An engine for `bundle`.
 
@@ -69,13 +77,12 @@ def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings 
     the bundle.
     """
     settings = settings or EngineSettings()
+    check_kind(kind)
     if kind != "auto":
-        if kind not in KINDS:
-            raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
         return _open(kind, bundle, settings)
     reasons: list[str] = []
     for name in KINDS:
-        reason = _module(name).why_not(bundle)
+        reason = why_not(bundle, name)
         if reason is None:
             if bundle.manifest.engines and name in CPU_KINDS and current_device() is not None:
                 log.warning("%s runs on the CPU: %s", bundle.path, "; ".join(reasons))
@@ -84,6 +91,12 @@ def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings 
     raise MissingDependencyError(
         f"no engine can run {bundle.path} here ({'; '.join(reasons)})", 'pip install "twins-trt[cpu]"'
     )
+
+
+def why_not(bundle: Bundle, kind: str) -> str | None:
+    """Why the engine `kind` cannot run `bundle` on this machine, or None if it can."""
+    reason: str | None = _module(kind).why_not(bundle)
+    return reason
 
 
 def _module(kind: str) -> ModuleType:

@@ -39,5 +39,5 @@ def open_memory(package: str = "auto") -> Memory:
             return memory
     raise MissingDependencyError(
         f"running on a GPU needs {' or '.join(names)}, which is not installed",
-        f"pip install {names[0]}",
+        f'pip install "twins-trt[{"pycuda" if package == "pycuda" else "cuda"}]"',
     )

@@ -125,6 +125,7 @@ class TensorRTEngine:
         """See `RunsOnDevice.run_on_device`."""
         self._opened()
         names = wanted_outputs(self.outputs, outputs, owner=self._owner)
+        wanted_outputs(self.outputs, tuple(out or ()), owner=self._owner)
         handle = None if stream is None else stream_handle(stream)
         memory = self._memory
         lane = self._take(tuple(image.shape))
@@ -173,7 +174,7 @@ class TensorRTEngine:
         with self._using(lane):
             lane.profile(image, times, runs=runs)
         if not times:
-            raise EngineError(f"{self._owner} reported no layer", "build it without --strip, or profile another engine")
+            raise EngineError(f"{self._owner} reported no layer")
         return tuple(LayerTime(name, total / runs) for name, total in times.items())
 
     def inspect_layers(self) -> str:
@@ -202,8 +203,8 @@ class TensorRTEngine:
         self._opened()
         names = wanted_outputs(self.outputs, outputs, owner=self._owner)
         specs = {spec.name: spec for spec in self.outputs}
-        for name, array in (out or {}).items():
-            check_out(specs[name], array)
+        for name in wanted_outputs(self.outputs, tuple(out or ()), owner=self._owner):
+            check_out(specs[name], (out or {})[name])
         device = on_device(image)
         if not device:
             check_input(self.inputs[0], image, owner=self._owner)
