@@ -60,7 +60,7 @@ def quantise_baseline(float32: Path, folder: Path) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Pictures(CalibrationDataReader):  # type: ignore[misc]
+    class Pictures(CalibrationDataReader):
         left = iter(range(PICTURES))
 
         def get_next(self) -> dict[str, Any] | None:
@@ -116,7 +116,7 @@ def measure(python: str, folder: Path, *, baselines: Path, rounds: int, threads:
     theirs = export_baseline(python, MODEL, baselines, size=SIZE)
     graphs = {("mmseg", "FP32"): theirs, ("mmseg", "INT8"): quantise_baseline(theirs, folder)}
     graphs |= {("ours", precision): path for precision, path in write_ours(folder).items()}
-    feeds = dict(zip(("ours", "mmseg"), inputs(), strict=True))
+    feeds: dict[str, NDArray[Any]] = dict(zip(("ours", "mmseg"), inputs(), strict=True))
     settings = EngineSettings(threads=threads)
     runs: dict[str, Run] = {}
     rows: dict[str, dict[str, Any]] = {}

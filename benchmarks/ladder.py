@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def main() -> int:
         rows: list[dict[str, Any]] = []
         for rung in ladder.rungs():
             key = f"{rung} {ladder.quantiser('cpu' if rung.cpu else 'gpu').ranges.key} {arguments.limit}"
-            rows.append(kept(work, key, lambda rung=rung: ladder.climb(rung)))
+            rows.append(kept(work, key, partial(ladder.climb, rung)))
             print({name: value for name, value in rows[-1].items() if name != "not_int8"}, flush=True)
         timed = kept(work, f"time {[row['name'] for row in rows]}", ladder.time_cpu) if arguments.time else {}
         for row in rows:

@@ -125,6 +125,14 @@ def test_auto_takes_the_engine_that_fits(machine: Machine) -> None:
     assert open_and_close(machine) == "tensorrt_rtx"
 
 
+def test_auto_does_not_take_torch(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.install(device=None)
+    bundle = machine.bundle()
+    monkeypatch.setattr("twins_trt.runtime.engines.torch.why_not", lambda bundle: None)
+    with Segmenter(bundle) as segmenter:
+        assert segmenter.engine.name == "onnxruntime"
+
+
 def open_and_close(machine: Machine) -> str:
     with Segmenter(machine.bundle()) as segmenter:
         return segmenter.engine.name

@@ -58,6 +58,9 @@ KINDS = {
     "openvino": "twins_trt.runtime.engines.openvino",
 }
 
+# Only by name: it runs the weights, whatever graph and precision the gate judged.
+NOT_BY_ITSELF = ("torch",)
+
 # Run the graph on a CPU, whatever else a bundle holds: what they say of a GPU's engine is simulated.
 CPU_KINDS = ("onnxruntime", "openvino")
 
@@ -71,8 +74,8 @@ def check_kind(kind: str) -> None:
 def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings | None = None) -> Engine:
     """An engine for `bundle`.
 
-    kind: a name of `KINDS`, or `auto` for the first of them that can run here. Where the bundle has engines for a GPU
-    and none of them runs on the one that is here, `auto` says why in the log.
+    kind: a name of `KINDS`, or `auto` for the first of them that can run here, save torch. Where the bundle has
+    engines for a GPU and none of them runs on the one that is here, `auto` says why in the log.
     Raises UsageError for an unknown kind, MissingDependencyError if what it needs is absent, EngineError if it refuses
     the bundle.
     """
@@ -81,7 +84,7 @@ def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings 
     if kind != "auto":
         return _open(kind, bundle, settings)
     reasons: list[str] = []
-    for name in KINDS:
+    for name in (kind for kind in KINDS if kind not in NOT_BY_ITSELF):
         reason = why_not(bundle, name)
         if reason is None:
             if bundle.manifest.engines and name in CPU_KINDS and current_device() is not None:
