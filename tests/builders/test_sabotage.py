@@ -104,8 +104,8 @@ def test_wrong_normalisation_fails_the_gate(
 def test_residual_sums_in_int8_cost_pixels_but_not_the_gate(
     built: Bundle, judged: Callable[[Bundle], GateResult], data: str, tmp_path: Path
 ) -> None:
-    """They are said to lose a ViT-B whole. Twins keeps its mIoU, and the gate is to see that too. Plans leave them alone
-    all the same: nothing would run faster for it."""
+    """They are said to lose a ViT-B whole. Twins keeps its mIoU, and the gate is to see that too. Plans leave them
+    alone all the same: nothing would run faster for it."""
     before = judged(built)
     after = judged(tampered(built, quantise_residuals, data, tmp_path / "x.bundle"))
     assert after.agreement < before.agreement - 2e-4
