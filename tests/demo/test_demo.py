@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,14 @@ def test_everything_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX missing: pip install 'twins-trt[rtx]'")
     out = tmp_path / "demo"
     words = ["demo", "--out", str(out), "--calib-scenes", "8", "--gate-scenes", "30", "--rounds", "2", "--json"]
+    started = time.process_time()
     assert main(words) == 0
+    # Of the processor, not of the clock: what else a machine does must not fail this. One core alone would be in time.
+    assert time.process_time() - started < LONGEST_S
     said = json.loads(capsys.readouterr().out)
     assert said["passed"] and said["simulated"] and said["drop_high"] <= 0.5
     assert said["fused_attentions"] == said["attentions"] == sum(DEMO.depths)
-    assert said["total_seconds"] < LONGEST_S
+    assert said["total_seconds"] == pytest.approx(sum(said["seconds"].values()), abs=0.1)
     assert list(said["seconds"]) == ["scenes", "build", "pictures", "profile", "report", "overlay"]
     bundle = open_bundle(out / "demo.bundle")
     assert bundle.manifest.precision == "int8" and bundle.manifest.gate == "passed"
@@ -73,7 +77,7 @@ def test_without_a_compiler_the_graph_alone_is_built(
 ) -> None:
     monkeypatch.setattr("twins_trt.demo.run.find_spec", lambda name: None)
     out = tmp_path / "demo"
-    words = ["demo", "--out", str(out), "--calib-scenes", "4", "--gate-scenes", "30", "--rounds", "1"]
+    words = ["demo", "--out", str(out), "--calib-scenes", "8", "--gate-scenes", "30", "--rounds", "1"]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "passed" in said and "TensorRT-RTX is not installed" in said
