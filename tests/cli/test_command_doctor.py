@@ -81,3 +81,12 @@ def test_a_purpose_that_needs_nothing_is_a_usage_error(twins: Twins) -> None:
 
 def test_every_package_has_a_command_that_installs_it() -> None:
     assert all(isinstance(package, Package) and "install" in package.install for package in PACKAGES)
+
+
+def test_one_engine_alone_may_be_asked_for(twins: Twins) -> None:
+    ready = twins("doctor", "--engine", "onnxruntime", "--json")
+    assert ready.code == 0 and ready.json["commands"]["predict"] == []
+    if ready.json["facts"]["gpu"] is None:
+        asked = twins("doctor", "--engine", "tensorrt", "--json")
+        assert asked.code == 4 and "a GPU" in asked.json["commands"]["predict"][0]
+    assert twins("doctor", "--engine", "cuda").code == 2
