@@ -52,6 +52,27 @@ def ladder() -> str:
     return f"{table(head, rows)}\n\n{note}\n\n{how(results)}"
 
 
+def ladder_short() -> str:
+    """Precisions alone, for the README."""
+    results = read_results("ladder")
+    rows = [
+        (
+            row["name"],
+            f"{row['miou']:.2f}",
+            f"{row['drop']:+.2f}",
+            f"{row['drop_low']:+.2f} to {row['drop_high']:+.2f}",
+            "yes" if row["passed"] else "no",
+            f"{row['engine_bytes'] / 1e6:.0f}",
+            fused(row),
+        )
+        for row in results["rows"]
+        if "engine_bytes" in row
+    ]
+    head = ("CamVid val", "mIoU", "points lost", "95 % interval", "passes", "engine, MB", "fused attentions")
+    note = f"`{results['settings']['model']}`; masks by ONNX Runtime in place of the engines, which no GPU has run yet."
+    return f"{table(head, rows)}\n\n{note}"
+
+
 def int8_kernels() -> str:
     """INT8 engines of all models."""
     results = read_results("int8_kernels")

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.figure import bars
 from benchmarks.gpu import tables
-from benchmarks.int8_tables import int8_kernels, ladder
+from benchmarks.int8_tables import int8_kernels, ladder, ladder_short
 from benchmarks.markdown import fused, how, megabytes, table
 from benchmarks.profile_tables import profile_blocks, profile_camvid
 from benchmarks.results import RESULTS, read_results
@@ -324,6 +324,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("docs/measurements.md", accuracy),
     "profile-camvid": ("docs/measurements.md", profile_camvid),
     "profile-blocks": ("docs/measurements.md", profile_blocks),
+    "ladder-short": ("README.md", ladder_short),
     "ladder": ("docs/int8.md", ladder),
     "int8-kernels": ("docs/int8.md", int8_kernels),
     "islands": ("docs/export.md", islands),

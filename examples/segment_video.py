@@ -47,7 +47,7 @@ def new_writer(path: Path, frame: np.ndarray, rate: float) -> Any:
     """A writer of Motion JPEG, which every OpenCV can write without a codec of somebody else's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = (frame.shape[1], frame.shape[0])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), rate, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, size)
     if not writer.isOpened():
         raise SystemExit(f"{path} cannot be written: give a name that ends in .avi")
     return writer

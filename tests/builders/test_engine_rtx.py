@@ -16,7 +16,7 @@ from engine_graphs import BLOCK, attention, linear, single
 from onnx import TensorProto
 
 from twins_trt.bindings import process_logger
-from twins_trt.builders.audit import audit_layers, check_fused, main
+from twins_trt.builders.audit import audit_layers, check_fused
 from twins_trt.builders.engine import BuiltEngine, EngineOptions, build, build_engine, describe, load
 from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
 
@@ -181,15 +181,3 @@ def test_ctrl_c_stops_a_build_and_leaves_the_process_fit(
     assert 0 < len(steps) < whole
     monkeypatch.undo()
     assert build_engine(graph, AMPERE_ON).plan == fused.plan
-
-
-def test_the_command_prints_an_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    graph = attention(tmp_path / "graph.onnx")
-    assert main([str(graph), "--target", "86", "--layers"]) == 0
-    printed = capsys.readouterr().out
-    assert "attentions fused  1 of 1" in printed and f"{BLOCK}/softmax" in printed
-    assert main([str(graph), "--target", "86", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["attentions"] == 1
-    assert main([str(tmp_path / "absent.onnx")]) == 1
-    assert "there is no graph at" in capsys.readouterr().err
-    assert main([str(graph), "--target", "sm_1"]) == 2

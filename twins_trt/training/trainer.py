@@ -177,7 +177,7 @@ def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
 def set_regularisation(model: Segmentor, *, drop_path: float, dropout: float) -> None:
     """Scales the blocks' drop path, which rises linearly with depth, to end at `drop_path`, and sets the heads'
     dropout."""
-    largest = model.spec.drop_path_rate
+    largest = model.spec.drop_path_rate or 1.0  # where it is 0, so is every block's
     for module in model.modules():
         if isinstance(module, DropPath):
             module.rate *= drop_path / largest
