@@ -23,9 +23,12 @@ from twins_trt.builders.weights import ModelFacts
 from twins_trt.calib import Ranges, save_ranges
 from twins_trt.errors import GateError
 from twins_trt.runtime.manifest import GRAPH
+from twins_trt.version import __version__
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
+
+REACHED = "reached.json"  # beside a plan that was given, what the fallback made of it
 
 log = logging.getLogger("twins_trt")
 
@@ -140,7 +143,13 @@ class Maker:
             assert latest.gate is not None
             return latest.gate
 
-        settings = {"thresholds": first.thresholds, "engine": first.engine, "device": first.measured_on}
+        versions = [__version__, *self._plan.compilers]
+        settings = {
+            "thresholds": first.thresholds,
+            "engine": first.engine,
+            "device": first.measured_on,
+            "versions": versions,
+        }
         key = search_key(ranges=graphs.ranges.key, plan=plan, images=judge.key(), settings=settings)
         log.warning("the plan fails its gate: %s; looking for the blocks to revert", "; ".join(first.reasons))
         found = fall_back(
@@ -156,7 +165,10 @@ class Maker:
         )
         log.warning("fallback %s", found.summary())
         if latest.plan != found.plan:
-            latest = replace(self._quantised(graphs, found.plan), gate=found.gate)
+            latest = self._quantised(graphs, found.plan)
+            # Engines compiled anew are not those that were judged: timing may have chosen other kernels.
+            rebuilt = current_device() is not None
+            latest = self._with_verdict(latest, judge) if rebuilt else replace(latest, gate=found.gate)
         return replace(latest, fallback=found)
 
     def _refusal(self, made: Made) -> GateError:
@@ -167,14 +179,21 @@ class Maker:
         cause = f"{self._plan.out} fails its gate: {'; '.join(gate.reasons)}"
         if work is None or made.plan is None or made.ranges is None:
             return GateError(cause, "allow more: --max-drop POINTS")
-        (work / PLAN).write_text(made.plan.to_json(), encoding="utf-8")
+        # A plan that was given stays as it was written.
+        int8 = self._options.int8
+        given = None if int8 is None or int8.plan is None else Path(int8.plan).resolve()
+        reached = work / (REACHED if given == (work / PLAN).resolve() else PLAN)
+        reached.write_text(made.plan.to_json(), encoding="utf-8")
         (work / GATE).write_bytes(gate_file(gate))
         save_ranges(made.ranges, work / CALIBRATION)
+        (work / FALLBACK).unlink(missing_ok=True)  # of an earlier run
         if made.fallback is not None:
             (work / FALLBACK).write_bytes(made.fallback.file())
             cause += f" ({made.fallback.summary()})"
+        few = gate.images < gate.thresholds.min_images
+        allow = "give more images, or --min-images N" if few else "allow more (--max-drop)"
         more = "try more plans (--max-evaluations), " if made.fallback and made.fallback.outcome.exhausted else ""
         return GateError(
             f"{cause}; plan, ranges and verdict are in {work}",
-            f"{more}allow more (--max-drop), or edit the plan and build it: --plan {work / PLAN}",
+            f"{more}{allow}, or edit the plan and build it: --plan {reached}",
         )

@@ -19,15 +19,14 @@ HARDEST = 4  # images that parts are ranked on, those on which the first verdict
 
 @dataclass(frozen=True)
 class Fallback:
-    """What came out. plan: the cheapest that passed, else the one that drops least. gate: the verdict on it. harm: of
-    each part alone, what they were ranked by. share: of the FLOPs that the first plan ran in INT8, what a set of parts
-    takes back."""
+    """What came out. plan: the cheapest that passed, else the one that drops least. gate: the verdict on it. outcome:
+    its costs are shares of the FLOPs that the plan's level would run in INT8. harm: of each part alone, what they were
+    ranked by."""
 
     plan: Plan
     gate: GateResult
     outcome: Outcome
     harm: dict[str, float]
-    share: Callable[[Parts], float]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `fallback.json`."""
@@ -36,11 +35,11 @@ class Fallback:
             "passed": best.verdict.passed,
             "exhausted": self.outcome.exhausted,
             "reverted": sorted(best.reverted),
-            "reverted_share": self.share(best.reverted),
+            "reverted_share": best.cost,
             "evaluations": [
                 {
                     "reverted": sorted(each.reverted),
-                    "reverted_share": self.share(each.reverted),
+                    "reverted_share": each.cost,
                     "passed": each.verdict.passed,
                     "drop": each.verdict.drop,
                 }
@@ -59,7 +58,7 @@ class Fallback:
         names = ", ".join(sorted(best.reverted)[:4]) + (" ..." if len(best.reverted) > 4 else "")
         return (
             f"after {len(self.outcome.evaluations)} plans: {len(best.reverted)} parts in FP16 ({names or 'none'}), "
-            f"{100 * self.share(best.reverted):.1f} % of the FLOPs, the mIoU may drop by {best.verdict.drop:.3f} points"
+            f"{100 * best.cost:.1f} % of the FLOPs, the mIoU may drop by {best.verdict.drop:.3f} points"
         )
 
 
@@ -98,7 +97,7 @@ def fall_back(
     chosen = outcome.best.reverted
     found = plan.reverted(sorted(chosen))
     # Known of an earlier run is no more than passed and drop.
-    return Fallback(found, results.get(chosen) or judge(found), outcome, dict(state.harm), share)
+    return Fallback(found, results.get(chosen) or judge(found), outcome, dict(state.harm))
 
 
 def _verdict(result: GateResult) -> Verdict:

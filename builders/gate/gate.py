@@ -18,6 +18,7 @@ from twins_trt.builders.gate.reference import Mask, ReferenceMasks
 from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
 from twins_trt.data import Dataset
 from twins_trt.data.resizing import resize_image, resize_mask
+from twins_trt.device import current_device
 from twins_trt.errors import DataError, UsageError
 from twins_trt.evaluation import ConfusionMatrix, Scores
 from twins_trt.runtime import Bundle, Segmenter
@@ -175,6 +176,8 @@ def gate_bundle(
             f"with {manifest.num_classes}",
             "give the checkpoint that the bundle was built from",
         )
+    if engine == "torch":
+        raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
     if not dataset.labelled:
         raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
     thresholds = thresholds or Thresholds.of(manifest.precision)
@@ -243,10 +246,15 @@ def gate_bundle(
         repeats=repeats,
         batch_agrees=batch_agrees,
         seconds=clock,
-        measured_on=f"{platform.machine()} CPU, {platform.system()}",
+        measured_on=_measured_on(ran),
         seeded=manifest.source.seeded,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _measured_on(engine: str) -> str:
+    device = None if engine in CPU_KINDS else current_device()
+    return f"{platform.machine()} CPU, {platform.system()}" if device is None else f"{device.name} ({device.target})"
 
 
 def _images(dataset: Dataset, size: tuple[int, int] | None) -> Iterator[tuple[str, npt.NDArray[np.uint8], Mask]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from twins_trt.builders.export import ExportOptions, GraphInfo, Range
 from twins_trt.builders.export.export import build_graph, graph_proto, write_graph
 from twins_trt.builders.plan import Plan
 from twins_trt.builders.quantize.bias import mean_shifts
-from twins_trt.builders.quantize.rewrite import Quantization, observed_tensors, quantize
+from twins_trt.builders.quantize.rewrite import Quantization, int8_sites, observed_tensors, quantize
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.builders.sites import Site, find_sites
 from twins_trt.calib import Ranges
 from twins_trt.calib.images import Fitter
 from twins_trt.calib.tensors import input_ports
+from twins_trt.errors import UsageError
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -52,7 +54,7 @@ class QuantizedGraphs:
         plan: of what may run in INT8, with the strength of SmoothQuant. images: uint8 [H, W, 3], RGB, of any size.
         """
         graph = build_graph(self._model, fixed(self.options))[0]
-        largest, sites = self._largest(graph, plan), plan.quantised(graph)
+        largest, sites = self._largest(graph, plan), int8_sites(graph, plan, self.rest)
         if plan.smooth is not None:
             largest |= smooth_norms(graph, sites, largest, self._channels(), strength=plan.smooth)
         fp16 = self.rest == "fp16"
@@ -112,8 +114,17 @@ class QuantizedGraphs:
         return {name: np.array(each.channels) for name, each in self.ranges.ranges.items() if each.channels}
 
     def _largest(self, graph: gs.Graph, plan: Plan) -> dict[str, float]:
+        for name in plan.ranges:
+            if name not in self.ranges.ranges:
+                near = difflib.get_close_matches(name, self.ranges.ranges, n=3)
+                raise UsageError(
+                    f"the plan has a range for {name!r}, which no calibration observed",
+                    f"nearest: {', '.join(near)}" if near else "calibration.json holds the names",
+                )
         names = observed_tensors(graph, plan, rest=self.rest)
-        return {name: plan.ranges.get(name, self.ranges.amax(name, plan.observer)) for name in names}
+        return {
+            name: plan.ranges[name] if name in plan.ranges else self.ranges.amax(name, plan.observer) for name in names
+        }
 
 
 def sites_of(model: Segmentor, options: ExportOptions) -> tuple[Site, ...]:

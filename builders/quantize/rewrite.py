@@ -80,7 +80,7 @@ def quantize(
         raise UsageError(
             f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}", "export with opset 20"
         )
-    sites = _sites(graph, plan, rest)
+    sites = int8_sites(graph, plan, rest)
     checked = checked_ranges(ranges, _observed(graph, sites, rest))
     smoothed: dict[str, float] = {}
     if plan.smooth is not None:
@@ -115,10 +115,10 @@ def quantize(
 
 def observed_tensors(graph: gs.Graph, plan: Plan, *, rest: str = "fp16") -> tuple[str, ...]:
     """The tensors of the FP32 `graph` whose ranges `quantize` asks for, in the graph's order."""
-    return _observed(graph, _sites(graph, plan, rest), rest)
+    return _observed(graph, int8_sites(graph, plan, rest), rest)
 
 
-def _sites(graph: gs.Graph, plan: Plan, rest: str) -> tuple[Site, ...]:
+def int8_sites(graph: gs.Graph, plan: Plan, rest: str) -> tuple[Site, ...]:
     """What runs in INT8. Positional convolutions do not where the rest is FP32: what one writes must then be quantised,
     and that is the residual stream."""
     return tuple(site for site in plan.quantised(graph) if rest == "fp16" or not site.positional)

@@ -118,7 +118,21 @@ def test_a_failed_gate_leaves_no_bundle_but_all_that_was_reached(data: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == [work.name]
     assert str(work / "plan.json") in str(raised.value.fix)
     options = Int8Options(plan=str(work / "plan.json"), calibration=str(work / "calibration.json"))
+    edited = (work / "plan.json").read_text() + "\n"
+    (work / "plan.json").write_text(edited)
+    with pytest.raises(GateError):  # a plan that was given is not written over
+        build_bundle(int8(data, int8=options, gate=gate), tmp_path / "x.bundle")
+    assert (work / "plan.json").read_text() == edited and (work / "reached.json").is_file()
     build_bundle(int8(data, int8=options), tmp_path / "y.bundle")
+
+
+def test_a_range_of_a_tensor_that_is_not_there_is_refused(built: Bundle, data: Path, tmp_path: Path) -> None:
+    plan = Plan.from_json(built.file("plan.json").read_text())
+    (tmp_path / "plan.json").write_text(replace(plan, ranges={"stages.0.blocks.0.ffn/gelo": 1.0}).to_json())
+    options = Int8Options(plan=str(tmp_path / "plan.json"), calibration=str(built.file("calibration.json")))
+    with pytest.raises(UsageError, match="no calibration observed") as raised:
+        build_bundle(int8(data, int8=options), tmp_path / "x.bundle")
+    assert "stages.0.blocks.0.ffn/gelu" in str(raised.value.fix)
 
 
 def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

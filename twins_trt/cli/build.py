@@ -101,6 +101,7 @@ def read_options(arguments: argparse.Namespace) -> BuildOptions:
     """The build that a parsed command line describes. Raises `UsageError`."""
     from twins_trt.builders.build_options import BuildOptions, default_opset, engines_for
 
+    _refuse_idle_options(arguments)
     engines = engines_for(
         split_list(arguments.target),
         flavours=split_list(arguments.flavour),
@@ -141,7 +142,11 @@ def _add_int8_options(parser: argparse.ArgumentParser) -> None:
         metavar="{int8-linear,int8-linear+conv,int8-attention}",
         help="what runs in INT8; default: int8-linear+conv",
     )
-    group.add_argument("--plan", metavar="FILE", help="build this plan (a bundle's plan.json, perhaps edited)")
+    group.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="build this plan (a bundle's plan.json, perhaps edited), whatever --level, --smooth and --observer say",
+    )
     group.add_argument("--calib-data", metavar="KIND:PATH", help="images to calibrate on; labels are not read")
     group.add_argument("--calib-split", default="train", metavar="SPLIT", help="default: train")
     group.add_argument(
@@ -174,6 +179,27 @@ def _add_int8_options(parser: argparse.ArgumentParser) -> None:
         "--max-evaluations", type=int, default=16, metavar="N", help="plans that the fallback may judge; default: 16"
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime; default: every core")
+
+
+def _refuse_idle_options(arguments: argparse.Namespace) -> None:
+    """What would do nothing is refused: a build without the gate that was meant is no build that was meant."""
+    int8 = {
+        "--calib-data": arguments.calib_data,
+        "--calibration": arguments.calibration,
+        "--plan": arguments.plan,
+        "--smooth": arguments.smooth != "none",
+        "--bias-correction": arguments.bias_correction,
+        "--no-gate": arguments.no_gate,
+    }
+    gate = {
+        "--gate-limit": arguments.gate_limit,
+        "--max-drop": arguments.max_drop is not None,
+        "--min-agreement": arguments.min_agreement is not None,
+    }
+    if arguments.precision != "int8" and (idle := [name for name, given in int8.items() if given]):
+        raise UsageError(f"{idle[0]} is of INT8 builds alone", "add --precision int8, or leave it out")
+    if arguments.gate_data is None and (idle := [name for name, given in gate.items() if given]):
+        raise UsageError(f"{idle[0]} needs images to judge on", "name some: --gate-data KIND:PATH")
 
 
 def _int8_options(arguments: argparse.Namespace, *, test_scale: tuple[int, int] | None) -> Int8Options:
@@ -236,5 +262,7 @@ def _report_text(report: BuildReport) -> str:
         lines.append(f"fallback      {report.fallback.summary()}")
     for file, audit in report.audits.items():
         lines += ["", f"audit of {file}", audit.table()]
+        if missing := report.not_int8.get(file):
+            lines.append(f"not in INT8       {len(missing)} places that the plan has so: {', '.join(missing[:4])}")
     peak = "" if report.peak_host_mib is None else f", {report.peak_host_mib:.0f} MiB at most"
     return "\n".join([*lines, "", f"built in {sum(report.seconds.values()):.1f} s{peak}"])
