@@ -154,19 +154,19 @@ def test_a_wider_allowance_lets_it_pass_and_a_dry_run_changes_nothing(
         (["--engine", "magic"], 2, "magic"),
     ],
 )
+def test_wrong_arguments(
+    arguments: list[str], code: int, words: str, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, answer = gate(bundle, data, capsys, *arguments)
+    assert got == code and words in answer["error"]
+
+
 def test_the_weights_are_not_judged_in_place_of_the_graph(
     bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, said = gate(bundle, data, capsys, "--engine", "torch")
     assert code == 2 and "runs the weights, not the graph" in said["error"]
     assert open_bundle(bundle).manifest.gate == "ungated"
-
-
-def test_wrong_arguments(
-    arguments: list[str], code: int, words: str, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    got, answer = gate(bundle, data, capsys, *arguments)
-    assert got == code and words in answer["error"]
 
 
 def test_the_reference_must_have_the_bundles_own_weights(
