@@ -1,6 +1,6 @@
 """Check, then measure, everything that needs a CUDA GPU; write benchmarks/results/gpu-NAME.json.
 
-python -m benchmarks.gpu                     all of it; run again to go on where it was cut off
+python -m benchmarks.gpu                     all of it; run again to go on where it was cut off (exit code 75)
 python -m benchmarks.gpu --budget 540        stop in time for a machine that is lent for ten minutes (exit code 75)
 python -m benchmarks.gpu --sections kernels  checks first all the same
 python -m benchmarks.gpu --smoke             rehearse every line in miniature on a CPU; nothing is kept
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace, settings: Settings, store: Store | None) ->
     red: list[str] = []
     todo = [job for job in _jobs(options, settings) if store is None or not store.has(job[0], job[1])]
     for done, (section, name, measure) in enumerate(todo):
-        if section != "checks" and (red or (store is not None and store.red())):
-            print(f"{len(red) or 'some'} checks are red: nothing is timed", file=sys.stderr)
+        if section != "checks" and red:
+            print(f"{len(red)} checks are red: nothing is timed", file=sys.stderr)
             return 1
         if deadline is not None and time.monotonic() > deadline:
             print(f"the budget is spent: {done} rows are new, {len(todo) - done} are left; run it again", flush=True)
@@ -83,6 +83,9 @@ def run(options: argparse.Namespace, settings: Settings, store: Store | None) ->
         if store is not None:
             store.put(section, name, row)
         print(f"[{done + 1}/{len(todo)}] {section}: {name}: {_said(row)}", flush=True)
+        if row.get("capture_failed"):
+            print(f"a failed capture spoils the process: {len(todo) - done - 1} are left; run it again", flush=True)
+            return UNFINISHED
     if red:
         print(f"{len(red)} checks are red", file=sys.stderr)
         return 1
@@ -103,6 +106,8 @@ def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, A
     """The row, or one with what went wrong: a form that a GPU or a shape does not have must not end the run."""
     import torch
 
+    from benchmarks.gpu.timing import CaptureError
+
     on_stream: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if torch.cuda.is_available():
         on_stream = torch.cuda.stream(torch.cuda.Stream())  # the default stream cannot be captured
@@ -112,11 +117,17 @@ def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, A
     except Exception as error:
         lines = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-        return {"error": said, **({"passed": False} if section == "checks" else {})}
+        row: dict[str, Any] = {"error": said}
+        if section == "checks":
+            row["passed"] = False
+        if isinstance(error, CaptureError):
+            row["capture_failed"] = True
+        return row
     finally:
         torch.compiler.reset()  # no form profits from what another compiled, and none hits the limit of recompiling
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # behind a failed capture it raises, and the row must be kept
+                torch.cuda.empty_cache()
 
 
 def _said(row: dict[str, Any]) -> str:

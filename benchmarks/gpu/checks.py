@@ -22,6 +22,7 @@ from twins_trt.kernels.lsa import lsa, lsa_reference
 Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
+TEST_SECONDS = 600
 SOME = 1e-6  # below it errors relative to the reference's own mean nothing
 
 
@@ -100,7 +101,10 @@ def gpu_tests() -> list[str]:
 
 def run_tests(test: str) -> Row:
     """One function of the tests, with all its parameters."""
-    done = _pytest("-q", "-x", "--tb=short", test)
+    try:
+        done = _pytest("-q", "-x", "--tb=short", test)
+    except subprocess.TimeoutExpired:
+        return {"passed": False, "said": f"took more than {TEST_SECONDS} s"}
     summary = (done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]])[-1]
     passed = done.returncode == 0 and "passed" in summary and "skipped" not in summary
     return {"passed": passed, "said": summary, **({} if passed else {"output": done.stdout[-3000:]})}
@@ -116,7 +120,7 @@ def _pytest(*words: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: a kernel that crashes takes its CUDA context along. Works without installation."""
     code = "from benchmarks.gpu.checkout import make_importable; make_importable(); import sys, pytest; "
     command = [sys.executable, "-c", code + "sys.exit(pytest.main(sys.argv[1:]))", "-m", "gpu", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TEST_SECONDS)
 
 
 def _run(core: Core, x: Tensor, y: Tensor, grad: Tensor, *, backend: str | None) -> tuple[Tensor, ...]:

@@ -48,9 +48,12 @@ def _attention(core: Core, name: str, direction: str, settings: Settings) -> Cal
     def measure() -> Row:
         form = forms(core.attention, kernels=settings.kernels, compiler=settings.compiler)[name]
         x, y, grad = inputs(core, settings)
-        call = _forward(form, x, y, core.heads) if direction == "forward" else _backward(form, x, y, core.heads, grad)
         # autocast, as mmsegmentation runs: it decides what its softmax is computed in, and nothing in the other forms
         with torch.autocast(settings.device.type, dtype=_half(settings), enabled=name.startswith("mmseg")):
+            if direction == "forward":
+                call = _forward(form, x, y, core.heads)
+            else:
+                call = _backward(form, x, y, core.heads, grad)
             times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
         return {
             "what": core.attention,

@@ -31,7 +31,8 @@ def attentions(table: Table) -> str:
 def models(table: Table) -> str:
     """Whole models, image to mask."""
     head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
-    return _for_each(lambda file: table(head, [_model_row(row) for row in _rows(file, "models")]))
+    note = "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold."
+    return _for_each(lambda file: f"{table(head, [_model_row(row) for row in _rows(file, 'models')])}\n\n{note}")
 
 
 def training(table: Table) -> str:

@@ -13,6 +13,11 @@ FLUSH_BYTES = 256 << 20  # larger than any L2
 CAPTURE_WARM_UP = 3
 
 
+class CaptureError(RuntimeError):
+    """A call cannot be captured. Its process is of no use then: torch's allocator and random numbers stay in the
+    capture."""
+
+
 @dataclass(frozen=True)
 class Times:
     """Percentiles over calls, milliseconds. how: `graph` (a CUDA graph replayed: the GPU's work alone), `events` (as
@@ -35,16 +40,14 @@ def time_call(
 ) -> Times:
     """Times of `call` over about `seconds`, at least `least` calls, after a warm-up.
 
-    graph: replay it as a CUDA graph; where it cannot be captured it is launched, and `Times.how` says so.
+    graph: replay it as a CUDA graph. Raises CaptureError where it cannot be captured.
     """
     if device.type != "cuda":
         return _wall(call, seconds=seconds, least=least)
     for _ in range(CAPTURE_WARM_UP):
         call()
     torch.cuda.synchronize()
-    run, how = call, "events"
-    if graph and (replay := _captured(call)) is not None:
-        run, how = replay, "graph"
+    run, how = (_captured(call), "graph") if graph else (call, "events")
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     taken: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -70,7 +73,10 @@ def time_wall(call: Callable[[], object], *, device: torch.device, seconds: floa
 
 
 def peak_memory(call: Callable[[], object], *, device: torch.device) -> int | None:
-    """Most bytes of the device that tensors held during `call`, what was there before included; None on a CPU."""
+    """Most bytes of the device that tensors held during `call`, what was there before included; None on a CPU.
+
+    Not for a call that replays a CUDA graph: torch does not count what is reserved for that.
+    """
     if device.type != "cuda":
         call()
         return None
@@ -81,15 +87,14 @@ def peak_memory(call: Callable[[], object], *, device: torch.device) -> int | No
     return int(torch.cuda.max_memory_allocated(device))
 
 
-def _captured(call: Callable[[], object]) -> Callable[[], object] | None:
+def _captured(call: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     try:
         # on the stream that forward ran on: a gradient is computed there, and a capture must see all of it
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             call()
-    except Exception:  # whatever the call does that a capture forbids: it says so in many ways
-        torch.cuda.synchronize()
-        return None
+    except Exception as error:  # whatever the call does that a capture forbids: it says so in many ways
+        raise CaptureError(str(error)) from error
     return graph.replay
 
 

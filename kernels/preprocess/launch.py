@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -62,7 +61,7 @@ def resize_normalise_forward(
     resize = (in_height, in_width) != (height, width)
     rows, columns = (image, image)  # not read
     if resize:
-        rows, columns = _taps(in_height, in_width, height, width, image.device)
+        rows, columns = row_taps(in_height, height, image.device), column_taps(in_width, width, image.device)
     tiles = cut(resize=resize)
     blocks = -(-width // dict(tiles.constants)["BX"])
     with torch.cuda.device_of(image):
@@ -88,9 +87,3 @@ def empty_input(image: Tensor, height: int, width: int, *, dtype: torch.dtype, c
     if channels_last:
         return image.new_empty(image.shape[0], height, width, 3, dtype=dtype).permute(0, 3, 1, 2)
     return image.new_empty(image.shape[0], 3, height, width, dtype=dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _taps(in_height: int, in_width: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept on the device: a CUDA graph that was captured with them goes on reading them."""
-    return row_taps(in_height, height).to(device), column_taps(in_width, width).to(device)

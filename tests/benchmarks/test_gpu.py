@@ -16,6 +16,7 @@ from benchmarks.gpu import ceilings, checks, kernels, models, tables, training
 from benchmarks.gpu.forms import forms
 from benchmarks.gpu.settings import Core, cores, full, smoke
 from benchmarks.gpu.store import Store, file_name
+from benchmarks.gpu.timing import CaptureError
 from benchmarks.render import table
 from twins_trt.kernels.gsa import gsa_reference
 from twins_trt.kernels.lsa import lsa_reference
@@ -76,11 +77,13 @@ def test_rows_are_kept_at_once_and_not_measured_twice(kept: Path) -> None:
     store = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False)
     store.put("checks", "a", {"passed": False})
     store.put("kernels", "b", {"ms": 1.0})
+    store.put("kernels", "d", {"error": "OutOfMemoryError: "})
     again = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False)
     assert again.has("kernels", "b") and not again.has("kernels", "c")
-    assert not again.has("checks", "a") and again.red() == ["a"]
-    again.put("checks", "a", {"passed": True})
-    assert again.red() == []
+    assert not again.has("checks", "a") and not again.has("kernels", "d")  # it may have been mended
+    again.put("checks", "c", {"passed": True})
+    rows = results.read_results("gpu-x")["rows"]
+    assert [(row["section"], row["name"]) for row in rows] == [("kernels", "b"), ("checks", "c")]
     for other in (
         Store("gpu-x", {}, fingerprint="two", fresh=False),  # other code: other figures
         Store("gpu-x", {}, fingerprint="one", fresh=True),
@@ -95,7 +98,9 @@ Jobs = Callable[..., Iterator[tuple[str, Callable[[], dict[str, Any]]]]]
 def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
     """`run("--budget", "9", passed=True)`: exit code and what was measured, with two checks and four figures."""
 
-    def start(*words: str, passed: bool = True, seconds: float = 0.0) -> tuple[int, list[str]]:
+    def start(
+        *words: str, passed: bool = True, seconds: float = 0.0, error: Exception | None = None
+    ) -> tuple[int, list[str]]:
         measured: list[str] = []
         now = [0.0]
 
@@ -103,6 +108,8 @@ def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int,
             def measure() -> dict[str, Any]:
                 measured.append(name)
                 now[0] += seconds
+                if error is not None and name == "kernels":
+                    raise error
                 return row
 
             return name, measure
@@ -130,6 +137,20 @@ def test_nothing_is_timed_while_a_check_is_red(run: Callable[..., tuple[int, lis
 def test_a_budget_stops_it_and_the_next_run_goes_on(run: Callable[..., tuple[int, list[str]]]) -> None:
     assert run("--budget", "25", seconds=10) == (75, ["right", "doubtful", "ceilings"])
     assert run("--budget", "25", seconds=10) == (0, ["kernels", "models", "training"])
+
+
+def test_a_failed_capture_ends_the_process_and_is_not_tried_again(run: Callable[..., tuple[int, list[str]]]) -> None:
+    error = CaptureError("operation not permitted when stream is capturing")
+    assert run(error=error) == (75, ["right", "doubtful", "ceilings", "kernels"])
+    (row,) = [row for row in results.read_results("gpu-x")["rows"] if "error" in row]
+    assert row["name"] == "kernels" and row["error"] == f"CaptureError: {error}"
+    assert run(error=error) == (0, ["models", "training"])
+
+
+def test_another_error_does_not_end_the_process_and_is_tried_again(run: Callable[..., tuple[int, list[str]]]) -> None:
+    error = RuntimeError("out of memory")
+    assert run(error=error) == (0, ["right", "doubtful", *program.SECTIONS])
+    assert run() == (0, ["kernels"])
 
 
 def test_sections_are_chosen_and_checks_come_first_all_the_same(run: Callable[..., tuple[int, list[str]]]) -> None:
@@ -167,6 +188,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert program.main([]) == 4
     assert "--smoke" in capsys.readouterr().err
+
+
+def test_a_test_that_hangs_is_a_red_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "TEST_SECONDS", 0.01)
+    assert checks.run_tests("tests/x.py::test_x") == {"passed": False, "said": "took more than 0.01 s"}
 
 
 def test_checks_find_the_tests_and_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from interpreter import poisoned_allocations
 
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.kernels.postprocess import resize_argmax
-from twins_trt.kernels.preprocess import resize_normalise
+from twins_trt.kernels.preprocess import resize_normalise, resize_normalise_reference
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
 from twins_trt.runtime import EngineSettings, Manifest, Source, TensorSpec
@@ -64,6 +64,20 @@ def test_inputs_are_the_references_bit_for_bit(size: tuple[int, int], dtype: tor
             )
         theirs = resize_normalise(image.cpu(), size, mean=MMSEG.mean, std=MMSEG.std, dtype=dtype)
         assert torch.equal(ours.cpu(), theirs)
+
+
+def test_a_graph_replays_the_reference_of_an_input() -> None:
+    image = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, device="cuda")
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        resize_normalise_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
+        with torch.cuda.graph(graph, stream=stream):
+            replayed = resize_normalise_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
+        image.copy_(image.flip(0))
+        graph.replay()
+        expected = resize_normalise_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
+    torch.cuda.synchronize()
+    assert torch.equal(replayed, expected)
 
 
 def manifest() -> Manifest:

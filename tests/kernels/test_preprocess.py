@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from twins_trt.data.preprocessing import Preprocessing, normalised_planes
 from twins_trt.data.resizing import resize_image
@@ -43,6 +45,30 @@ def image_of(shape: tuple[int, ...]) -> Tensor:
 def by_opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
     planes = [normalised_planes(resize_image(one.numpy(), size, as_mmseg=True), MMSEG) for one in image]
     return torch.from_numpy(np.stack(planes))
+
+
+class Devices(TorchDispatchMode):
+    """Where the results of all operators lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {x.device.type for x in tree_leaves(out)}
+        return out
+
+
+def test_only_the_first_call_of_a_size_copies_to_the_device() -> None:
+    """A CUDA graph captures a later one, in which such a copy is forbidden."""
+    image = torch.empty(1, 19, 29, 3, dtype=torch.uint8, device="meta")
+    seen = []
+    for _ in range(2):
+        with Devices() as devices:
+            resize_normalise_reference(image, (43, 47), mean=(1.5, 2.5, 3.5), std=MMSEG.std)
+        seen.append(devices.seen)
+    assert seen == [{"cpu", "meta"}, {"meta"}]
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels last"])

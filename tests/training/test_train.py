@@ -19,7 +19,8 @@ from twins_trt.errors import TrainingError, UsageError
 from twins_trt.evaluation import evaluate_model
 from twins_trt.models import build_model
 from twins_trt.models.checkpoint import identify, read_checkpoint
-from twins_trt.training import TrainOptions, TrainStep, load_options, train
+from twins_trt.training import TrainOptions, TrainStep, load_options, loop, train
+from twins_trt.training.run import save_state
 
 
 def test_training_learns_and_leaves_what_other_commands_read(options: Options) -> None:
@@ -86,6 +87,37 @@ def test_a_killed_run_goes_on_from_its_last_state(options: Options, tmp_path: Pa
     assert len(log_rows(broken.out)) == 4
     assert train(broken, resume=True).resumed == 2
     assert log_rows(broken.out) == log_rows(whole.out)
+
+
+def test_the_state_is_written_once_a_point_and_behind_the_best_weights(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    whole = options(out=str(tmp_path / "whole"), validate_every=2, save_every=2)
+    written: list[int] = []
+
+    def count(folder: Path, state: dict[str, Any]) -> None:
+        written.append(state["validated"])
+        save_state(folder, state)
+
+    def kill(folder: Path, state: dict[str, Any]) -> None:
+        if state["validated"]:
+            raise Killed
+        save_state(folder, state)
+
+    monkeypatch.setattr(loop, "save_state", count)
+    train(whole)
+    assert written == [0, 2, 4]
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    monkeypatch.setattr(loop, "save_state", kill)
+    with pytest.raises(Killed):
+        train(broken)
+    assert (Path(broken.out) / "best.pth").is_file()
+    monkeypatch.setattr(loop, "save_state", count)
+    assert train(broken, resume=True).resumed == 0
+    assert_same(weights(Path(broken.out) / "best.pth"), weights(Path(whole.out) / "best.pth"))
 
 
 def test_the_workers_do_not_change_the_pictures(options: Options, tmp_path: Path) -> None:

@@ -136,11 +136,14 @@ class _Run:
             batches = self._batches(self.iteration, cast(int, self.options.iterations))
             try:
                 while True:
-                    if self._val and self._is_due(self.options.validate_every) and self._validated < self.iteration:
+                    due = self._is_due(self.options.validate_every)
+                    validating = bool(self._val) and due and self._validated < self.iteration
+                    if validating:
                         self._validate()
                     stopping = self._wants_to_stop()
                     ended = self.iteration == self.options.iterations
-                    if self._world.first and (stopping or ended or self._is_due(self.options.save_every)):
+                    saving = validating or stopping or ended or self._is_due(self.options.save_every)
+                    if self._world.first and saving:
                         self._log.flush()
                         self._save()
                     if stopping or ended:
@@ -196,12 +199,13 @@ class _Run:
         self._world.wait()
 
     def _keep(self, scores: Scores) -> None:
+        """The best weights are written before the state that names them: a run that is killed in between validates
+        anew."""
         self.miou, self._validated = scores.miou, self.iteration
         self._log.validation(self.iteration, {"miou": scores.miou, "aacc": scores.aacc, "macc": scores.macc})
         if self.best is None or scores.miou > self.best:
             self.best = scores.miou
             self._save_weights(BEST)
-        self._save()
 
     def _validating(self, done: int, total: int, miou: float) -> None:
         self._report("validate", done / total, miou=miou)
@@ -209,7 +213,7 @@ class _Run:
             raise _Stopped
 
     def _save(self) -> None:
-        """The state first: what it holds is never behind the checkpoints."""
+        """The state before the last weights: a run that is killed in between goes on from it and writes them later."""
         state = {
             "trainer": self._trainer.state_dict(),
             "start": encode(self.start),

@@ -88,7 +88,10 @@ class Trainer:
         )
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step of the optimiser. Raises `TrainingError` where the loss is not finite; nothing was changed then."""
+        """One step of the optimiser.
+
+        Raises `TrainingError` where the loss is not finite: no weight was changed then; BatchNorm's statistics were.
+        """
         self.model.train()
         if self.options.plan is not None:
             for module in self.model.modules():
