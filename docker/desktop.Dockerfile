@@ -2,7 +2,8 @@
 # the root of a checkout:
 #
 #   docker build -f docker/desktop.Dockerfile -t twins-trt .
-#   docker run --rm --gpus all -v "$PWD:/data" twins-trt predict x.bundle photos --out masks
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/data" \
+#       twins-trt predict x.bundle photos --out masks
 #
 # EXTRAS chooses what is inside (docs/install.md): with cpu,cuda,tensorrt TensorRT itself instead of TensorRT-RTX, with
 # build,rtx,cuda also torch and what turns checkpoints into bundles.

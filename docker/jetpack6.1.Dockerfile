@@ -2,7 +2,8 @@
 # root of a checkout:
 #
 #   docker build -f docker/jetpack6.1.Dockerfile -t twins-trt .
-#   docker run --rm --runtime nvidia --group-add "$(getent group render | cut -d: -f3)" -v "$PWD:/data" \
+#   docker run --rm --runtime nvidia --group-add video --group-add "$(getent group render | cut -d: -f3)" \
+#       --user "$(id -u):$(id -g)" -v "$PWD:/data" \
 #       twins-trt predict x.bundle photos --out masks
 #
 # TensorRT and its Python bindings are the base image's own, so the environment sees that image's packages; pip never

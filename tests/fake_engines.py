@@ -184,7 +184,7 @@ def _execute(self: Any, stream: int) -> bool:
 
 def _validity(self: Any, content: Any) -> tuple[Any, int]:
     name, bits = self._module.faults.validity
-    return self._module.EngineValidity[name], bits
+    return self._module.EngineValidity.__members__[name], bits
 
 
 def _set_cache(self: Any, cache: Any = None) -> bool:
@@ -208,8 +208,10 @@ _BEHAVIOURS: dict[tuple[str, str], Any] = {
     ("Runtime", "get_engine_validity"): _validity,
     ("ICudaEngine", "num_io_tensors"): lambda self: len(self._nodes),
     ("ICudaEngine", "get_tensor_name"): lambda self, index: list(self._nodes)[index],
-    ("ICudaEngine", "get_tensor_dtype"): lambda self, name: self._module.DataType[DTYPES[self._nodes[name].type]],
-    ("ICudaEngine", "get_tensor_mode"): lambda self, name: self._module.TensorIOMode[
+    ("ICudaEngine", "get_tensor_dtype"): lambda self, name: self._module.DataType.__members__[
+        DTYPES[self._nodes[name].type]
+    ],
+    ("ICudaEngine", "get_tensor_mode"): lambda self, name: self._module.TensorIOMode.__members__[
         "INPUT" if name in self._inputs else "OUTPUT"
     ],
     ("ICudaEngine", "get_tensor_shape"): _shape,

@@ -363,9 +363,6 @@ def _cuda_bindings(gpu: FakeGpu) -> ModuleType:
         def cudaGraphExecDestroy(self, graphExec: int) -> None:
             self.cudaGraphDestroy(graphExec)
 
-        def cudaMemGetInfo(self) -> tuple[int, int]:
-            return gpu.capacity - sum(memory.size for memory in gpu.device.values()), gpu.capacity
-
         def cudaGetLastError(self) -> None: ...
 
     runtime = Runtime()
@@ -535,7 +532,6 @@ def _pycuda(gpu: FakeGpu) -> ModuleType:
             "MemoryError": OutOfMemory,
             "host_alloc_flags": SimpleNamespace(PORTABLE=1, DEVICEMAP=2, WRITECOMBINED=4),
             "mem_alloc": lambda size: DeviceAllocation(checked(gpu.allocate, size)),
-            "mem_get_info": lambda: checked(lambda: (gpu.capacity // 2, gpu.capacity)),
             "pagelocked_empty": pagelocked_empty,
             "memcpy_htod_async": memcpy_htod_async,
             "memcpy_dtoh_async": memcpy_dtoh_async,

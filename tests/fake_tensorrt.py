@@ -69,6 +69,23 @@ def describe(version: str) -> dict[str, Any]:
     return _descriptions()[match]
 
 
+class _EnumType(enum.EnumMeta):
+    """pybind11's enums are plain classes with `__members__`: no subscripts, no iteration, no length."""
+
+    def __getitem__(cls, name: str) -> Any:
+        raise TypeError(f"type {cls.__name__!r} is not subscriptable")
+
+    def __iter__(cls) -> Any:
+        raise TypeError(f"{type(cls).__name__!r} object is not iterable")
+
+    def __len__(cls) -> int:
+        raise TypeError(f"object of type {type(cls).__name__!r} has no len()")
+
+
+class _Enum(enum.IntEnum, metaclass=_EnumType):
+    """Base of the simulated enums."""
+
+
 class _Parameter:
     """One parameter of a pybind11 signature: its type's name, and whether it may be left out."""
 
@@ -179,14 +196,14 @@ def fake_module(
     module.script = script = script or Script()
     for name, values in description["enums"].items():
         if "." not in name:
-            setattr(module, name, enum.IntEnum(name, values, module=module.__name__))
-    severity = enum.IntEnum("Severity", description["enums"]["ILogger.Severity"])  # type: ignore[misc]
+            setattr(module, name, _Enum(name, values, module=module.__name__))
+    severity = _Enum("Severity", description["enums"]["ILogger.Severity"])  # type: ignore[misc]
     for name, members in description["classes"].items():
         body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_arguments)}
         for member, signature in members.items():
             behaviour = behaviours.get((name, member))
             if member in severity.__members__ or member == "Severity":
-                body[member] = severity if member == "Severity" else severity[member]
+                body[member] = severity if member == "Severity" else severity.__members__[member]
             elif signature:
                 body[member] = _method(module, name, member, signature, behaviour)
             elif behaviour is not None:
@@ -221,11 +238,11 @@ def _parser(self: Any, network: Any, logger: Any) -> None:
 
 
 def _say(module: Any, logger: Any, severity: str, text: str) -> None:
-    logger.log(module.ILogger.Severity[severity], text)
+    logger.log(module.ILogger.Severity.__members__[severity], text)
 
 
 def _create_network(self: Any, flags: int = 0) -> Any:
-    known = {int(flag) for flag in self._module.NetworkDefinitionCreationFlag}
+    known = {int(flag) for flag in self._module.NetworkDefinitionCreationFlag.__members__.values()}
     if any(flags >> bit & 1 and bit not in known for bit in range(32)):
         raise ValueError(f"unknown network creation flags {flags:#b}")
     network = self._module.INetworkDefinition()
@@ -248,8 +265,8 @@ def _parse_from_file(self: Any, path: str) -> bool:
 def _layer(module: Any, kind: str, dtype: str) -> Any:
     layer = module.ILayer()
     tensor = module.ITensor()
-    object.__setattr__(tensor, "dtype", module.DataType[dtype])
-    object.__setattr__(layer, "type", module.LayerType[kind])
+    object.__setattr__(tensor, "dtype", module.DataType.__members__[dtype])
+    object.__setattr__(layer, "type", module.LayerType.__members__[kind])
     object.__setattr__(layer, "num_outputs", 1)
     layer._output = tensor
     return layer

@@ -23,9 +23,8 @@ class Device:
 
 def current_device() -> Device | None:
     """The first CUDA device that this process sees; None without a driver or a device."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    driver = _driver()
+    if driver is None:
         return None
     device, major, minor, integrated = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(256)
@@ -40,3 +39,25 @@ def current_device() -> Device | None:
     if any(call() != 0 for call in calls):
         return None
     return Device(name.value.decode(errors="replace"), f"sm_{major.value}{minor.value}", bool(integrated.value))
+
+
+def pci_bus_id() -> str | None:
+    """Where that device is plugged in, as in `0000:65:00.0`: what it is called outside CUDA, which has an order of its
+    own and heeds CUDA_VISIBLE_DEVICES. None without a driver or a device."""
+    driver = _driver()
+    if driver is None:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(32)
+    calls = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetPCIBusId(name, len(name), device),
+    )
+    return None if any(call() != 0 for call in calls) else name.value.decode()
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None

@@ -411,6 +411,8 @@ def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.M
             def call(*given: Any) -> int:
                 if name == "cuDeviceGetName":
                     given[0].value = b"Orin"
+                if name == "cuDeviceGetPCIBusId":
+                    given[0].value = b"0000:65:00.0"
                 if name == "cuDeviceGetAttribute":
                     given[0]._obj.value = {18: 1, 75: 8, 76: 7}[given[1]]
                 return 100 if name == fails_at else 0
@@ -419,12 +421,14 @@ def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.M
 
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver())
     assert device.current_device() == (ORIN if fails_at is None else None)
+    assert device.pci_bus_id() == (None if fails_at == "cuInit" else "0000:65:00.0")
 
     def absent(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(device.ctypes, "CDLL", absent)
     assert device.current_device() is None
+    assert device.pci_bus_id() is None
 
 
 def test_options_a_flavour_does_not_know_never_reach_a_compiler() -> None:

@@ -9,8 +9,7 @@ import pytest
 from conftest import MODEL, Twins
 
 from twins_trt.cli import profile as command
-from twins_trt.profiling.results import Profile, read_profile
-from twins_trt.profiling.saved import saved_profile
+from twins_trt.profiling.results import PROFILE, Profile, read_profile
 from twins_trt.runtime import open_bundle
 
 QUICK = ("--rounds", "2", "--calls", "2", "--warm-up", "0", "--threads", "1", "--batches", "1,2", "--power", "none")
@@ -41,7 +40,7 @@ def test_a_bundle_its_graph_and_the_model_side_by_side(
     assert {"neck", "head", "stages.0.blocks.0.attn", "stages.3.blocks.3.ffn"} <= set(blocks)
     assert blocks.get("other", 0.0) < 0.05 * sum(blocks.values())
     assert "--baseline graph" in found.command and "--out" not in found.command
-    assert saved_profile(open_bundle(copy)) == found
+    assert read_profile(open_bundle(copy).file(PROFILE)) == found
     inspected = twins("inspect", copy).out
     assert "end to end, median" in inspected
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -74,9 +75,17 @@ def test_without_an_engine_the_graph_and_a_program_that_builds_one(make_bundle: 
     assert set(files) == {"graph.onnx", "build_engine.sh"} and "build_engine.sh" in notes[0]
     out = write_handoff(Handoff("x", bundle, files), tmp_path / "a b")
     fake = tmp_path / "trtexec"
-    fake.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    done = subprocess.run([out / "build_engine.sh"], env={"TRTEXEC": str(fake)}, capture_output=True, text=True)
+    fake.touch(0o755)
+
+    def run(knows: str) -> subprocess.CompletedProcess[str]:
+        fake.write_text(f'#!/bin/sh\n[ "$*" = --help ] && echo " {knows}" && exit\npwd\nprintf "%s\\n" "$@"\n')
+        program = [out / "build_engine.sh"]
+        env = {"TRTEXEC": str(fake), "PATH": os.environ["PATH"]}
+        return subprocess.run(program, env=env, capture_output=True, text=True)
+
+    old = run("--fp16")
+    assert (old.returncode, old.stdout) == (1, "") and "TensorRT 10 or later" in old.stderr
+    done = run("--stronglyTyped")
     assert done.stdout.splitlines() == [
         str(out),
         "--onnx=graph.onnx",

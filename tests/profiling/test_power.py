@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import trees
 
 from twins_trt.errors import MissingDependencyError, ProfileError, UsageError
-from twins_trt.profiling import power
+from twins_trt.profiling import machine, power
 from twins_trt.profiling.power import (
     NvmlMeter,
     SensorMeter,
@@ -191,6 +191,15 @@ def test_a_gpus_power_through_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert (meter.watts(), meter.millijoules(), meter.source) == (250.0, 5000, "NVML (NVIDIA Test)")
     meter.close()
     assert nvml.open == 0
+
+
+def test_nvmls_gpu_is_the_one_that_cuda_sees_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = SimpleNamespace(
+        nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetHandleByPciBusId=lambda bus_id: bus_id
+    )
+    for bus_id, handle in (("0000:65:00.0", "0000:65:00.0"), (None, 0)):
+        monkeypatch.setattr(machine, "pci_bus_id", lambda bus_id=bus_id: bus_id)
+        assert machine.first_gpu(nvml) == handle
 
 
 def test_nvml_without_counter_driver_or_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

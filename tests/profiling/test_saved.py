@@ -10,8 +10,8 @@ from tiny_graphs import MakeBundle
 
 from twins_trt.errors import ProfileError
 from twins_trt.files import sha256_of
-from twins_trt.profiling.results import Profile
-from twins_trt.profiling.saved import save_profile, saved_profile
+from twins_trt.profiling.results import PROFILE, Profile, read_profile
+from twins_trt.profiling.saved import save_profile
 from twins_trt.runtime import Bundle, Figure, open_bundle
 
 
@@ -23,11 +23,11 @@ def profile_of(bundle: Bundle, milliseconds: float) -> Profile:
 def test_it_travels_with_the_bundle_and_can_be_replaced(make_bundle: MakeBundle) -> None:
     elsewhere = Figure("end to end, median", 3.0, "ms", "an Orin, tensorrt", False)
     bundle = make_bundle(figures=(elsewhere,))
-    assert saved_profile(bundle) is None
+    assert PROFILE not in bundle.files
     for milliseconds in (20.0, 10.0):
         save_profile(open_bundle(bundle.path), found := profile_of(bundle, milliseconds))
         again = open_bundle(bundle.path)  # verified
-        assert saved_profile(again) == found
+        assert read_profile(again.file(PROFILE)) == found
         where = "a test, onnxruntime"
         assert again.manifest.figures == (
             elsewhere,

@@ -21,7 +21,7 @@ from twins_trt.report.blocks import Facts, Note, Page, Table
 from twins_trt.report.inputs import read_inputs
 from twins_trt.report.page import build_page
 from twins_trt.report.roofline import BlockWork, block_work, find_ceilings
-from twins_trt.runtime import Bundle, write_bundle
+from twins_trt.runtime import write_bundle
 
 
 class Tags(HTMLParser):
@@ -159,6 +159,11 @@ def test_work_is_counted_on_the_graph(make_bundle: MakeBundle) -> None:
         ("NVIDIA H100 80GB HBM3 (sm_90)", "H100 SXM"),
         ("NVIDIA GeForce RTX 4090 (sm_89)", "RTX 4090"),
         ("NVIDIA L40", None),
+        ("NVIDIA H200 (sm_90)", "H200 SXM"),
+        ("NVIDIA H200 NVL (sm_90)", None),
+        ("NVIDIA GH200 480GB (sm_90)", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb (sm_90)", None),
+        ("Orin (sm_87)", None),
     ],
 )
 def test_ceilings_are_those_of_the_device_or_none(device: str, name: str | None) -> None:
@@ -167,7 +172,7 @@ def test_ceilings_are_those_of_the_device_or_none(device: str, name: str | None)
 
 
 def test_a_known_device_has_a_roof(make_bundle: MakeBundle, tmp_path: Path) -> None:
-    bundle: Bundle = make_bundle(24, 32)
+    bundle, unknown = make_bundle(24, 32, precision="int8"), make_bundle(24, 32, precision="fp32")
     works = block_work(bundle.graph)
     assert works is not None
     busiest = max(works, key=lambda block: works[block].flops)
@@ -175,11 +180,18 @@ def test_a_known_device_has_a_roof(make_bundle: MakeBundle, tmp_path: Path) -> N
     one = measurement("ours")
     one = replace(one, subject=replace(one.subject, graph_sha256=graph), layers=(Layer("x", "Conv", 2.0, busiest),))
     whole = profile(one)
-    for gpu, roofs in (("NVIDIA H200 (sm_90)", 1), ("an unknown GPU", 0)):
-        path = tmp_path / "profile.json"
-        write_profile(path, replace(whole, machine=replace(whole.machine, gpu=gpu)))
-        write_report(bundle.path, tmp_path / "r.html", profiles=[path])
-        assert (tmp_path / "r.html").read_text().count('class="roof"') == roofs
+    path = tmp_path / "profile.json"
+    for of, engine, gpu, roofs in (
+        (bundle, "onnxruntime", "NVIDIA H200 (sm_90)", 0),
+        (unknown, "tensorrt", "NVIDIA H200 (sm_90)", 0),
+        (bundle, "tensorrt", "NVIDIA H200 (sm_90)", 1),
+        (bundle, "tensorrt", "an unknown GPU", 0),
+    ):
+        ran = replace(one, subject=replace(one.subject, engine=engine))
+        write_profile(path, replace(whole, measurements=(ran,), machine=replace(whole.machine, gpu=gpu)))
+        write_report(of.path, tmp_path / "r.html", profiles=[path])
+        html = (tmp_path / "r.html").read_text()
+        assert html.count('class="roof"') == html.count("Blocks that stay FP16 have 989 TOP/s") == roofs
     page = build_page(read_inputs(bundle.path, profiles=[path]))
     assert "The ceilings of an unknown GPU are not known" in words(page, "blocks")
     row = table(page, "blocks", "Blocks as")[0]

@@ -181,6 +181,14 @@ def test_a_buffer_of_another_shape_or_type_is_refused(machine: Machine, images: 
         engine.run_on_device(source, out={"mask": target})
 
 
+def test_the_default_stream_is_called_1_in_an_interface() -> None:
+    """Version 3 forbids 0, which could mean either default stream."""
+    streams = {0: 1, 1: 1, 7: 7, None: None}
+    for stream, told in streams.items():
+        array = DeviceArray(4096, (1,), "uint8", stream=stream, free=lambda address: None)
+        assert array.__cuda_array_interface__["stream"] == told
+
+
 def test_streams_of_every_library_are_understood() -> None:
     for stream, handle in (
         (7, 7),

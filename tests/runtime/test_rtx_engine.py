@@ -71,12 +71,23 @@ def test_a_runtime_that_takes_no_cache_still_runs(rtx: Machine, caplog: pytest.L
 def test_it_captures_graphs_itself(rtx: Machine, cuda_graph: bool, strategy: str) -> None:
     engine = rtx.engine(cuda_graph=cuda_graph)
     ((asked,),) = rtx.called("cuda_graph_strategy")
-    assert asked == rtx.module.CudaGraphStrategy[strategy]
+    assert asked == rtx.module.CudaGraphStrategy.__members__[strategy]
     image: Any = np.zeros((1, 24, 32, 3), np.uint8)
     engine(image)
     assert rtx.gpu.captured == 0
     ((config,),) = rtx.called("create_execution_context")
     assert isinstance(config, rtx.module.IRuntimeConfig)
+
+
+def test_a_strategy_that_is_not_taken_is_told(
+    rtx: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stays = rtx.module.CudaGraphStrategy.DISABLED
+    stubborn = property(lambda self: stays, lambda self, value: None)
+    monkeypatch.setattr(rtx.module.IRuntimeConfig, "cuda_graph_strategy", stubborn)
+    with caplog.at_level(logging.WARNING, "twins_trt"):
+        rtx.engine(cuda_graph=True)
+    assert "does not take the CUDA graph strategy WHOLE_GRAPH_CAPTURE" in caplog.text
 
 
 def test_the_other_flavour_has_none_of_this(machine: Machine, tmp_path: Path) -> None:

@@ -326,6 +326,18 @@ def test_layers_are_described_by_the_compilers_inspector(machine: Machine) -> No
         engine.inspect_layers()
 
 
+@pytest.mark.parametrize("missing", ["create_engine_inspector", "get_engine_information"])
+def test_a_compiler_that_describes_no_layers_is_an_error(
+    machine: Machine, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = machine.engine()
+    assert isinstance(engine, InspectsLayers)
+    owner = machine.module.ICudaEngine if missing == "create_engine_inspector" else machine.module.EngineInspector
+    monkeypatch.setattr(owner, missing, lambda self, *given: None)
+    with pytest.raises(EngineError, match="tells nothing of the layers"):
+        engine.inspect_layers()
+
+
 def test_device_memory_is_counted(machine: Machine, picture: Draw) -> None:
     bundle = machine.bundle()
     engine = machine.engine(bundle)

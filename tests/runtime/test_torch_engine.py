@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,13 @@ def manifest_of(*, dynamic: bool = False, floats: bool = False, seeded: bool = T
 @pytest.fixture(scope="module")
 def engine() -> TorchEngine:
     return TorchEngine(model_of(), manifest_of(dynamic=True), device="cpu")
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    def function(*_: object, **__: object) -> None:
+        raise error
+
+    return function
 
 
 def pictures(batch: int, height: int, width: int) -> np.ndarray:
@@ -140,6 +149,27 @@ def test_only_what_is_asked_for_comes_back_and_into_the_callers_buffers(engine: 
 def test_an_image_outside_the_limits_is_refused(engine: TorchEngine) -> None:
     with pytest.raises(EngineError, match=r"the model accepts image uint8"):
         engine(pictures(1, 64, 200))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cuDNN failed\nCompile with TORCH_USE_CUDA_DSA"), RuntimeError()])
+def test_what_torch_raises_fails_one_call(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(model_of(), manifest_of(), device="cpu")
+    image = pictures(1, *SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_program", raises(error))
+        with pytest.raises(EngineError, match=r"failed on \[1, 64, 96, 3\]: (cuDNN failed|RuntimeError)$"):
+            engine(image)
+    assert engine(image)["mask"].shape == (1, *SIZE)
+
+
+def test_a_capture_that_fails_names_the_setting(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CudaCapture", raises(RuntimeError("operation not permitted")))
+    with pytest.raises(EngineError, match="CUDA graph: operation not permitted") as caught:
+        engine._capture(((1, *SIZE, 3), ("mask",)))
+    assert caught.value.fix == "EngineSettings(cuda_graph=False)"
+    monkeypatch.setattr(engine_module, "CudaCapture", raises(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine._capture(((1, *SIZE, 3), ("mask",)))
 
 
 def test_stages_are_reported_and_a_closed_engine_says_so() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
-from twins_trt.cli.parsing import add_weights_options, new_parser, parse_size, split_list, torch_device
+from twins_trt.cli.parsing import add_weights_options, check_engine, new_parser, parse_size, split_list, torch_device
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 
@@ -133,12 +133,10 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
 def find_candidates(arguments: argparse.Namespace) -> list[Candidate]:
     """Everything the command line names, bundles on each engine first. Nothing is opened yet but manifests."""
     from twins_trt.profiling.candidates import bundle_candidate, onnx_candidate
-    from twins_trt.runtime.engines import KINDS
 
     engines = split_list(arguments.engine) or ("auto",)
     for kind in engines:
-        if kind not in ("auto", *KINDS):
-            raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
+        check_engine(kind)
     paths = list(map(Path, arguments.bundles))
     names = [path.name for path in paths]
     found = []

@@ -127,10 +127,14 @@ def _build_script(manifest: Manifest, plan: str) -> bytes:
         profile = zip(("min", "opt", "max"), (manifest.image.min, manifest.image.opt, manifest.image.max), strict=True)
         shapes = "".join(f" --{kind}Shapes={manifest.image.name}:{'x'.join(map(str, dims))}" for kind, dims in profile)
     return f"""#!/usr/bin/env bash
-# Builds {plan} from {GRAPH} for the GPU of this machine. The graph holds its precision itself, so TensorRT 10 has to
-# take it strongly typed.
+# Builds {plan} from {GRAPH} for the GPU of this machine, with TensorRT 10 or later. The graph holds its precision
+# itself, so TensorRT has to take it strongly typed.
 set -euo pipefail
 cd "$(dirname "$0")"
 trtexec=${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}
+if ! {{ "$trtexec" --help || true; }} 2>&1 | grep -c -e --stronglyTyped > /dev/null; then
+    echo "$trtexec has no --stronglyTyped: name one of TensorRT 10 or later, TRTEXEC=/path/to/trtexec $0" >&2
+    exit 1
+fi
 "$trtexec" --onnx={GRAPH} --saveEngine={plan} --stronglyTyped{shapes}
 """.encode()

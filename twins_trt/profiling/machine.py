@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from twins_trt.device import pci_bus_id
 from twins_trt.profiling.results import Conditions, Machine
 
 ROOT = Path("/")
@@ -208,6 +209,12 @@ def _nvpmodel() -> str | None:
     return found[1] if found else None
 
 
+def first_gpu(nvml: Any) -> Any:
+    """NVML's handle of the GPU that CUDA sees first: NVML counts all GPUs, in an order of its own."""
+    bus_id = pci_bus_id()
+    return nvml.nvmlDeviceGetHandleByIndex(0) if bus_id is None else nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+
+
 def _nvml_conditions() -> Conditions:
     """Clocks, temperature, power limit and what throttles the first GPU; empty without NVML."""
     try:
@@ -217,7 +224,7 @@ def _nvml_conditions() -> Conditions:
     except Exception:  # not installed, or no driver
         return Conditions()
     try:
-        device = nvml.nvmlDeviceGetHandleByIndex(0)
+        device = first_gpu(nvml)
         clocks = {
             "gpu": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM),
             "gpu_max": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_SM),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twins_trt.errors import ProfileError, UsageError, missing
+from twins_trt.profiling.machine import first_gpu
 from twins_trt.profiling.results import Energy
 
 READ_EVERY_S = 0.05
@@ -252,7 +253,7 @@ class NvmlMeter:
         self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
-            self._device = pynvml.nvmlDeviceGetHandleByIndex(0)
+            self._device = first_gpu(pynvml)
             self.watts()
             self.source = f"NVML ({pynvml.nvmlDeviceGetName(self._device)})"
         except pynvml.NVMLError as error:

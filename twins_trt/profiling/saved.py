@@ -26,12 +26,6 @@ def save_profile(bundle: Bundle, profile: Profile) -> Bundle:
     return amend_bundle(bundle, {PROFILE: dump_profile(profile)}, manifest=manifest)
 
 
-def saved_profile(bundle: Bundle) -> Profile | None:
-    """The profile in the bundle, None if it has none. Raises BundleError, ProfileError for one that cannot be read."""
-    values = bundle.read_json(PROFILE)
-    return None if values is None else Profile.from_json(values)
-
-
 def _figures(measurement: Measurement) -> Iterator[Figure]:
     subject = measurement.subject
     threads = "" if subject.threads is None else f", {subject.threads} threads"

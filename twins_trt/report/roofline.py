@@ -26,14 +26,13 @@ class Ceilings:
 
 # By what the driver calls the device; the first that fits. Figures with sparsity are halved.
 DEVICES: tuple[tuple[str, Ceilings], ...] = (
-    (r"H200", Ceilings("H200 SXM", 989, 1979, 4800, "NVIDIA H200 data sheet")),
+    (r"\bH200(?! NVL)", Ceilings("H200 SXM", 989, 1979, 4800, "NVIDIA H200 data sheet")),
     (r"H100.*(HBM3|SXM)", Ceilings("H100 SXM", 989, 1979, 3350, "NVIDIA H100 data sheet")),
     (r"A100.*80GB(?!.*PCIe)", Ceilings("A100 80 GB SXM", 312, 624, 2039, "NVIDIA A100 data sheet")),
     (r"\bL4\b", Ceilings("L4", 121, 242, 300, "NVIDIA L4 data sheet")),
     (r"Tesla T4|\bT4\b", Ceilings("T4", 65, 130, 320, "NVIDIA T4 data sheet")),
     (r"RTX 4090(?! Laptop| D)", Ceilings("RTX 4090", 165.2, 660.6, 1008, "NVIDIA Ada GPU architecture, appendix A")),
     (r"RTX 3090(?! Ti)", Ceilings("RTX 3090", 71, 284, 936, "NVIDIA Ampere GA102 architecture, appendix A")),
-    (r"AGX Orin.*64", Ceilings("Jetson AGX Orin 64 GB", 42.5, 85, 204.8, "Jetson AGX Orin technical brief")),
 )
 
 
@@ -47,8 +46,8 @@ class BlockWork:
 
 
 def find_ceilings(device: str | None) -> Ceilings | None:
-    """The row of the device that is called so, None where it is not in the table."""
-    if not device:
+    """The row of the device that is called so, None where it is not in the table or is a slice of one (MIG)."""
+    if not device or "MIG" in device:
         return None
     return next((ceilings for pattern, ceilings in DEVICES if re.search(pattern, device)), None)
 

@@ -7,6 +7,7 @@ from twins_trt.report.blocks import Block, Chart, Column, Facts, Note, Section, 
 from twins_trt.report.charts import Spread, Work, distribution, roofline
 from twins_trt.report.inputs import Inputs
 from twins_trt.report.roofline import BlockWork, Ceilings, block_work, find_ceilings
+from twins_trt.runtime.engines import CPU_KINDS
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
 
@@ -42,7 +43,9 @@ def blocks_section(inputs: Inputs) -> Section:
         lacking = "No profile of this bundle was given" if own is None else "The profile timed no layers"
         return Section("blocks", title, (Note(f"{lacking}, so there are no times of blocks."),))
     profile, measurement = own
-    device = profile.machine.gpu or profile.machine.board
+    machine, subject = profile.machine, measurement.subject
+    on_cpu = subject.engine in CPU_KINDS or subject.measured_on == machine.processor
+    device = None if on_cpu else machine.gpu or machine.board
     ceilings = find_ceilings(device)
     try:
         works = block_work(inputs.bundle.graph)
@@ -161,7 +164,10 @@ def _ratios(profile: Profile) -> list[Table]:
 
 
 def _roof(measurement: Measurement, works: dict[str, BlockWork], ceilings: Ceilings, precision: str) -> list[Block]:
-    peak = 1e3 * (ceilings.int8 if precision == "int8" else ceilings.float16)
+    peaks = {"fp16": ceilings.float16, "int8": ceilings.int8}
+    if precision not in peaks:
+        return []
+    peak = 1e3 * peaks[precision]
     dots = [
         Work(block, work.flops / work.nbytes, work.flops / (1e6 * milliseconds))
         for block, milliseconds in measurement.blocks().items()
@@ -174,6 +180,8 @@ def _roof(measurement: Measurement, works: dict[str, BlockWork], ceilings: Ceili
         f"{peak / 1e3:g} TOP/s dense and {ceilings.gb_s:g} GB/s ({ceilings.source}). FLOP per byte counts the "
         "least that a block has to move: its input, output and weights."
     )
+    if precision == "int8":
+        note += f" Blocks that stay FP16 have {ceilings.float16:g} TOP/s."
     return [Chart(roofline(dots, peak=peak, bandwidth=ceilings.gb_s), title, note)]
 
 

@@ -140,6 +140,8 @@ class TorchEngine:
             raise EngineError(
                 f"{self._owner}: the GPU's memory does not suffice for {list(image.shape)}", fix
             ) from error
+        except RuntimeError as error:  # what torch, cuDNN and CUDA raise
+            raise EngineError(f"{self._owner} failed on {list(image.shape)}: {_first_line(error)}") from error
         return {name: _deliver(found[name], buffers.get(name)) for name in names}
 
     def close(self) -> None:
@@ -195,9 +197,19 @@ class TorchEngine:
         return results
 
     def _capture(self, key: tuple[tuple[int, ...], tuple[str, ...]]) -> CudaCapture:
+        import torch
+
         shape, names = key
         program = functools.partial(self._program, names=names)
-        return CudaCapture(program, shape, self._image_dtype, stream=self._stream, pool=self._pool)
+        try:
+            return CudaCapture(program, shape, self._image_dtype, stream=self._stream, pool=self._pool)
+        except torch.OutOfMemoryError:
+            raise  # says more than that there is no graph
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self._owner}: {list(shape)} cannot be captured as a CUDA graph: {_first_line(error)}",
+                "EngineSettings(cuda_graph=False)",
+            ) from error
 
     def _numerics(self) -> contextlib.AbstractContextManager[Any]:
         """cuDNN may try its algorithms and keep the fastest, unless results have to be the same every time."""
@@ -205,6 +217,11 @@ class TorchEngine:
 
         free = not self._settings.deterministic
         return torch.backends.cudnn.flags(enabled=True, benchmark=free, deterministic=not free)
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without the paragraphs on debugging that it adds."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _deliver(array: Array, buffer: Array | None) -> Array:

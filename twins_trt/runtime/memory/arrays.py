@@ -75,7 +75,7 @@ class DeviceArray:
             "data": (self.address, False),
             "version": 3,
             "strides": None,
-            "stream": self.stream,
+            "stream": 1 if self.stream == 0 else self.stream,  # version 3 has no 0: the legacy default stream is 1
         }
 
     def __del__(self) -> None:

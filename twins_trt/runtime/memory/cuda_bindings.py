@@ -99,6 +99,7 @@ class CudaBindings:
             status, broken = self._cuda.cudaStreamEndCapture(stream)
             if status == self._cuda.cudaError_t.cudaSuccess:
                 self._call("cudaGraphDestroy", broken)
+            self._cuda.cudaGetLastError()
             raise
         graph = self._call("cudaStreamEndCapture", stream)
         try:
@@ -112,19 +113,14 @@ class CudaBindings:
     def free_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
 
-    def room(self) -> tuple[int, int]:
-        free, total = self._call("cudaMemGetInfo")
-        return int(free), int(total)
-
     def _call(self, function: str, *given: Any) -> Any:
         """The result after the error, alone if there is one. Raises EngineError for every error but success."""
         status, *results = getattr(self._cuda, function)(*given)
         if status == self._cuda.cudaError_t.cudaSuccess:
             return results[0] if len(results) == 1 else tuple(results)
+        self._cuda.cudaGetLastError()  # read, or it stays behind for whoever asks next, TensorRT among them
         text = self._cuda.cudaGetErrorString(status)[1]
         words = text.decode() if isinstance(text, bytes) else str(text)
         if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-            # The error stays behind for the next caller unless it is read.
-            self._cuda.cudaGetLastError()
             raise OutOfMemory(f"{function} found no room: {words}")
         raise EngineError(f"{function} failed: {words} ({getattr(status, 'name', status)})")

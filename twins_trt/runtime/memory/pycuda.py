@@ -120,11 +120,6 @@ class PyCuda:
     def free_graph(self, graph: Any) -> None:
         """There are none."""
 
-    def room(self) -> tuple[int, int]:
-        with self._errors("mem_get_info"):
-            free, total = self._cuda.mem_get_info()
-        return int(free), int(total)
-
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         try:

@@ -6,7 +6,6 @@ carries what was logged. Names that a version lacks are looked up, never assumed
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from types import ModuleType
 from typing import Any, get_args
@@ -92,8 +91,11 @@ class Plan:
         self._config = self._engine.create_runtime_config()
         if self._config is None:
             raise EngineError(f"{self.name} makes no runtime configuration for {self._owner}: {said(module)}")
-        strategy = "WHOLE_GRAPH_CAPTURE" if cuda_graph else "DISABLED"
-        self._config.cuda_graph_strategy = module.CudaGraphStrategy.__members__[strategy]
+        name = "WHOLE_GRAPH_CAPTURE" if cuda_graph else "DISABLED"
+        strategy = module.CudaGraphStrategy.__members__[name]
+        self._config.cuda_graph_strategy = strategy
+        if self._config.cuda_graph_strategy != strategy:  # the bindings drop what the library's setter returns
+            log.warning("%s does not take the CUDA graph strategy %s: %s", self.name, name, said(module))
         if stored is None:
             return
         self._stored, self._cache = stored, self._config.create_runtime_cache()
@@ -140,25 +142,28 @@ class Plan:
         return Profiler()
 
     def inspect(self) -> str:
-        """What the compiler says of the layers, JSON; names alone for a plan that was not built in detail."""
+        """What the compiler says of the layers, JSON; names alone for a plan that was not built in detail.
+
+        Raises EngineError where it says nothing.
+        """
         inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
+        layers = inspector and inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
+        if not layers:
+            raise EngineError(f"{self.name} tells nothing of the layers of {self._owner}: {said(self._module)}")
+        return str(layers)
 
     def close(self) -> None:
         """Frees the engine; every context must be gone."""
-        with contextlib.suppress(AttributeError):
-            self._cache = self._config = self._engine = None
-            self._runtime = None
+        self._cache = self._config = self._engine = None
+        self._runtime = None
 
     def _check_validity(self, content: bytes) -> None:
         """Asks a runtime that can tell, before it fails for a reason that it only logs."""
         if not hasattr(self._runtime, "get_engine_validity"):
             return
         validity, diagnostics = self._runtime.get_engine_validity(content)
-        kinds = self._module.EngineInvalidityDiagnostics
-        names = [
-            name for name in members(self._module, "EngineInvalidityDiagnostics") if diagnostics & int(kinds[name])
-        ]
+        kinds = self._module.EngineInvalidityDiagnostics.__members__
+        names = [name for name, bit in kinds.items() if diagnostics & int(bit)]
         why = ", ".join(name.lower().replace("_", " ") for name in names) or "no reason given"
         if validity == self._module.EngineValidity.INVALID:
             raise EngineError(f"{self.name} cannot run {self._owner} on this GPU: {why}", self._fix)
