@@ -34,6 +34,14 @@ def test_the_checkpoint_says_how_it_was_trained() -> None:
     assert meta.raw["seed"] == 0 and meta.raw["held_out_scenes"] == 100
 
 
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+def test_commands_take_the_model_by_its_name(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_scenes(tmp_path, "val", range(8), size=DEMO.crop_size)
+    more = ["--out", str(tmp_path / "ranges.json")] if command == "calibrate" else []
+    assert main([command, DEMO.name, "--data", data, "--split", "val", "--dry-run", "--json", *more]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 8
+
+
 def test_the_checkpoint_scores_what_it_says(tmp_path: Path) -> None:
     """On the first 10 of the 100 scenes; a few points between so few scenes and all are no surprise."""
     model = build_model(DEMO.name, len(CLASSES), WEIGHTS)

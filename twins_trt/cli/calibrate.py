@@ -22,7 +22,7 @@ from twins_trt.cli.parsing import (
     parse_test_scale,
 )
 from twins_trt.errors import DataError, UsageError
-from twins_trt.models.zoo import get_spec, list_models
+from twins_trt.models.zoo import get_spec, is_model, list_models
 
 if TYPE_CHECKING:
     from twins_trt.calib import CalibrationSettings, CalibrationStep, Ranges
@@ -167,7 +167,7 @@ def _graph(arguments: argparse.Namespace) -> Path | None:
         if arguments.checkpoint is not None or arguments.seeded or arguments.num_classes is not None:
             raise UsageError("a graph has its weights inside", "leave --checkpoint, --seeded and --num-classes out")
         return path
-    if arguments.what not in list_models():
+    if not is_model(arguments.what):
         near = nearest(arguments.what, list_models())
         fix = f"use one of: {', '.join(near)}" if near else "twins-trt models lists the models"
         raise UsageError(f"there is no graph and no model called {arguments.what!r}", fix)

@@ -21,7 +21,7 @@ from twins_trt.cli.parsing import (
     torch_device,
 )
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import list_models
+from twins_trt.models.zoo import is_model, list_models
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset, Preprocessing
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _is_model(what: str) -> bool:
-    if what in list_models() and not (Path(what) / "manifest.json").is_file():
+    if is_model(what) and not (Path(what) / "manifest.json").is_file():
         return True
     if Path(what).exists() or what.endswith(".bundle"):
         return False

@@ -207,6 +207,11 @@ def known_specs() -> list[ModelSpec]:
     return list(_BY_NAME.values())
 
 
+def is_model(name: str) -> bool:
+    """Whether `get_spec` knows the name."""
+    return name in _BY_NAME
+
+
 def get_spec(name: str) -> ModelSpec:
     """The row called `name`. Raises `UsageError`, with the nearest names, where there is none."""
     if name in _BY_NAME:
