@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny_graphs import MakeBundle
 
@@ -51,4 +50,5 @@ def test_the_overhead_is_a_ratio_with_its_interval(make_bundle: MakeBundle, monk
     row = profile_camvid.overhead(make_bundle(24, 32).path, threads=1)
     assert row["low"] <= row["value"] <= row["high"]
     assert row["value"] > 1.0  # of a graph that takes microseconds, Python's share is most
-    assert np.isclose(row["whole_ms"] / row["bare_ms"], row["value"], rtol=0.5)
+    # Both are medians on their own; on a busy machine their quotient need not be the median of the rounds' ratios.
+    assert row["whole_ms"] > row["bare_ms"] > 0
