@@ -54,12 +54,6 @@ TABLE = [
     (f"{BUILD} --checkpoint {{good.pth}} --seeded", "UsageError", 2, r"exclude each other"),
     (f"{SEEDED} --plan plan.json", "UsageError", 2, r"--plan is of INT8 builds alone"),
     (f"{SEEDED} --max-drop 1", "UsageError", 2, r"--max-drop needs images to judge on.*--gate-data"),
-    (
-        "gate {bundle} --seeded --data folder:{scenes} --engine torch",
-        "UsageError",
-        2,
-        r"runs the weights, not the graph",
-    ),
     (BUILD, "UsageError", 2, rf"no weights are named.*--seeded.*twins-trt fetch {MODEL}"),
     ("convert nowhere.pth OUT", "CheckpointError", 1, r"there is no checkpoint nowhere\.pth"),
     ("convert {evil.pth} OUT", "CheckpointError", 1, r"nothing was run"),
