@@ -192,7 +192,8 @@ def gate_bundle(
     references = ReferenceMasks(
         model, preprocessing=manifest.preprocessing if manifest.size is None else None, folder=cache
     )
-    judged = dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, gate="pending"))
+    # In memory alone: a Segmenter warns of what is not judged, and this is the judging.
+    judged = dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, gate="passed"))
     with Segmenter(judged, engine, settings=settings) as segmenter:
         for done, (name, image, label) in enumerate(_images(dataset, manifest.size), start=1):
             started = time.perf_counter()

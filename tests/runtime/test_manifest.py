@@ -81,7 +81,7 @@ def put(*path: Any) -> Change:
         (put("palette", 1, [0, 0]), r"palette\[1\] is \[0, 0\], not a list of 3"),
         (put("colour", "red"), r"field 'colour', which this version does not know"),
         (put("padding", "reflect"), r"padding is 'reflect', not one of parity, masked"),
-        (put("gate", "maybe"), r"gate is 'maybe', not one of ungated, pending, passed, failed"),
+        (put("gate", "maybe"), r"gate is 'maybe', not one of ungated, passed, failed"),
         (put("source", "seeded", True), r"source\.seeded is True but source\.sha256 is abab"),
         (put("source", "sha256", None), r"source\.seeded is False but source\.sha256 is None"),
         (put("source", "sha256", "abc"), r"source\.sha256 is 'abc', not 64 hex digits"),

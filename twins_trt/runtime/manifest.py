@@ -89,8 +89,7 @@ class Manifest:
     outputs: `mask` uint8 [N, H, W] and/or `logits` float [N, classes, h, w].
     padding: which of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
     preprocessing: normalisation (inside the graph where the input is uint8) and the test scale, in RGB.
-    tools: name -> version of what built it. gate: `ungated`, `passed` or `failed`; `pending` only in memory, while the
-    gate runs it. created: ISO 8601 with a zone.
+    tools: name -> version of what built it. gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone.
     rebuild: the command that makes this bundle again.
     Raises BundleError, naming the field and both values, where the parts contradict each other.
     """
@@ -110,7 +109,7 @@ class Manifest:
     engines: tuple[EngineFile, ...] = ()
     figures: tuple[Figure, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
-    gate: Literal["ungated", "pending", "passed", "failed"] = "ungated"
+    gate: Literal["ungated", "passed", "failed"] = "ungated"
     created: str = ""
     files: tuple[FileEntry, ...] = ()
     format_version: int = FORMAT_VERSION
