@@ -26,21 +26,23 @@ from typing import Any
 from benchmarks.results import write_results
 from twins_trt.builders.assembly import manifest
 from twins_trt.builders.audit import audit_layers
-from twins_trt.builders.build_options import BuildOptions
-from twins_trt.builders.calibration import calibration_images, collect_ranges, pixels, refine
+from twins_trt.builders.calibration import collect_ranges, pixels, refine
 from twins_trt.builders.engine import EngineOptions, build_apart
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
 from twins_trt.builders.gate import GateResult
-from twins_trt.builders.int8_options import SEARCH, GateOptions, Int8Options
-from twins_trt.builders.judge import Judge
+from twins_trt.builders.job import Int8Job
+from twins_trt.builders.judging import Judge
 from twins_trt.builders.plan import Plan, uniform_plan
 from twins_trt.builders.quantize import QuantizedGraphs, check_int8, sites_of
+from twins_trt.builders.resolve import resolve
 from twins_trt.builders.weights import load_weights
 from twins_trt.calib import OBSERVERS, Ranges, load_ranges, save_ranges
 from twins_trt.data import open_dataset
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from twins_trt.verbs.build import SEARCH, BuildRequest
+from twins_trt.verbs.gate import MAX_DROP
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 FULL = "int8-linear+conv"
@@ -68,11 +70,25 @@ class Ladder:
         self.arguments = arguments
         self.work = work
         self.model, self.facts = load_weights(arguments.model, checkpoint=arguments.checkpoint)
-        height, width = (int(side) for side in arguments.size.split("x"))
-        self.exports = {forms: ExportOptions(height, width, opset=20, forms=forms) for forms in ("gpu", "cpu")}
-        self.int8 = Int8Options(data=arguments.data, images=arguments.images, smooth=SEARCH)
-        gate = GateOptions(arguments.data, limit=arguments.limit, threads=arguments.threads)
-        self.judge = Judge(self.model, gate, work)
+        asked = BuildRequest(
+            arguments.model,
+            str(work / "x.bundle"),
+            checkpoint=str(arguments.checkpoint),
+            size=arguments.size,
+            precision="int8",
+            targets=("cpu",),
+            calibrate_on=arguments.data,
+            calib_images=arguments.images,
+            smooth=SEARCH,
+            gate_on=arguments.data,
+            gate_limit=arguments.limit,
+            threads=arguments.threads,
+        )
+        self.job = job = resolve(asked)
+        assert job.int8 is not None and job.gate is not None  # as asked
+        self.exports: dict[str, ExportOptions] = {forms: replace(job.graph, forms=forms) for forms in ("gpu", "cpu")}
+        self.int8: Int8Job = job.int8
+        self.judge = Judge(self.model, job.gate, threads=arguments.threads, folder=work)
         self._quantisers: dict[str, QuantizedGraphs] = {}
         self.searched: float | None = None  # SmoothQuant's strength, once `rungs` has searched it
 
@@ -90,7 +106,7 @@ class Ladder:
         file = self.work / f"{forms}.calibration.json"
         if not file.is_file():
             state = self.work / f"{forms}.calibration.partial"
-            save_ranges(collect_ranges(self.int8, graph, state=state, report=say), file)
+            save_ranges(collect_ranges(self.int8, graph, state=state, threads=self.arguments.threads, report=say), file)
         return load_ranges(file, graph=graph)
 
     def rungs(self) -> list[Rung]:
@@ -101,7 +117,7 @@ class Ladder:
         searched = kept(
             self.work,
             f"strength {graphs.ranges.key}",
-            lambda: {"strength": refine(self.int8, graphs, full, report=say).smooth},
+            lambda: {"strength": refine(self.int8, graphs, full, threads=self.arguments.threads, report=say).smooth},
         )["strength"]
         self.searched = searched
         smoothed = replace(full, smooth=searched or 0.5)  # turned down by the search: shown all the same
@@ -124,14 +140,10 @@ class Ladder:
         graph = self.work / "graph.onnx"
         forms = "cpu" if rung.cpu else "gpu"
         info, _ = self._write(rung, self.quantiser(forms), graph)
-        options = BuildOptions(
-            self.arguments.model,
-            replace(self.exports[forms], precision="fp32" if rung.plan else rung.precision),
-            checkpoint=str(self.arguments.checkpoint),
-            int8=self.int8 if rung.plan else None,
-            no_gate=rung.plan is not None,
-        )
-        unjudged = manifest(options, self.work / "x.bundle", graph, info, self.facts, {})
+        written = replace(self.exports[forms], precision="fp32" if rung.plan else rung.precision)
+        job = replace(self.job, graph=written, int8=self.int8 if rung.plan else None)
+        unjudged = manifest(job, graph, info, self.facts, {})
+        self.judge.thresholds = replace(self.judge.thresholds, max_drop=MAX_DROP[job.precision])
         result = self.judge(graph, unjudged, {}, ships=not rung.cpu, report=say)
         row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}
         row["graph_bytes"] = graph.stat().st_size
@@ -145,9 +157,8 @@ class Ladder:
         if rung.plan is None:
             return export_graph(self.model, path, replace(graphs.options, precision=rung.precision)), None
         if rung.plan.bias_correction and not graphs.shifts:
-            images = calibration_images(self.int8)
-            assert images is not None  # there are data
-            graphs.correct_biases(rung.plan, pixels(images), threads=self.arguments.threads)
+            assert self.int8.images is not None  # as asked
+            graphs.correct_biases(rung.plan, pixels(self.int8.images.open()), threads=self.arguments.threads)
         graph, info, done = graphs.build(rung.plan, in_float32=not rung.as_built)
         write_graph(graph, path, info, precision="int8")
         return info, done

@@ -52,6 +52,28 @@ def commands() -> str:
     return table(("command", "what for"), [(f"`{name}`", text) for name, text in COMMANDS.items()], align="ll")
 
 
+VERBS = {"build": "build", "calibrate": "calibrate", "gate": "gate", "evaluate": "eval", "profile": "profile"}
+"""The verbs that Python has too, and their commands."""
+
+
+def flags() -> str:
+    """What each verb can be asked, as Python and the command line call it."""
+    from importlib import import_module
+
+    parts = []
+    for verb, command in VERBS.items():
+        table_of = import_module(f"twins_trt.verbs.{verb}").FLAGS
+        rows = []
+        for flag in table_of.flags:
+            default = table_of.default_of(flag.field)
+            shown = "" if default in (None, "", ()) or flag.sets is not None else f"`{flag.kind.show(default)}`"
+            asked = f"{flag.field}={flag.sets}" if flag.sets is not None else flag.field
+            rows.append((f"`{asked}`", f"`{flag.option}`", shown, table_of.help_of(flag).replace("|", "\\|")))
+        head = (f"`{verb}`", f"`twins-trt {command}`", "default", "")
+        parts.append(table(head, rows, align="llll"))
+    return "\n\n".join(parts)
+
+
 def errors() -> str:
     """Typed errors and their exit codes."""
     from twins_trt import errors as module
@@ -334,6 +356,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "gpu-training": ("docs/measurements.md", lambda: tables.training(table)),
     "offers": ("docs/engines.md", offers),
     "errors": ("docs/errors.md", errors),
+    "flags": ("docs/api.md", flags),
 }
 
 

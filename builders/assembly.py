@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import cast
 
 from twins_trt.builders.audit import Audit
-from twins_trt.builders.build_options import BuildOptions
 from twins_trt.builders.engine import BuiltEngine, Port, read_header
-from twins_trt.builders.export import ExportOptions, GraphInfo, Range
-from twins_trt.builders.rebuild import rebuild_command
+from twins_trt.builders.export import GraphInfo
+from twins_trt.builders.job import BuildJob
+from twins_trt.builders.shapes import Shape, input_shapes
 from twins_trt.builders.weights import ModelFacts
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.runtime.manifest import EngineFile, Manifest
@@ -21,8 +21,6 @@ from twins_trt.runtime.tensors import DType, TensorSpec
 from twins_trt.version import __version__
 
 _TOOLS = ("torch", "onnx", "onnx-graphsurgeon", "numpy")
-
-Shape = tuple[int, ...]
 
 
 def audit_file(
@@ -44,31 +42,30 @@ def audit_file(
 
 
 def manifest(
-    options: BuildOptions,
-    out: Path,
+    job: BuildJob,
     graph: Path,
     info: GraphInfo,
     facts: ModelFacts,
     built: Mapping[str, BuiltEngine],
 ) -> Manifest:
-    """The manifest of a build that nobody has judged yet. out: the bundle's place; graph: where its graph lies now."""
+    """The manifest of a build that nobody has judged yet. graph: where its graph lies now."""
     header = read_header(graph)
     return Manifest(
         model=info.model,
         num_classes=info.num_classes,
         classes=facts.classes,
         palette=facts.palette,
-        inputs=tuple(_spec(port, _shapes(options.graph)) for port in header.inputs),
+        inputs=tuple(_spec(port, input_shapes(job.graph)) for port in header.inputs),
         outputs=tuple(_spec(port, None) for port in header.outputs),
         padding="masked" if info.padding == "masked" else "parity",
-        precision=options.precision,
+        precision=job.precision,
         opset=header.opset,
         source=facts.source,
-        rebuild=rebuild_command(options, out),
-        preprocessing=Preprocessing(test_scale=options.test_scale),
+        rebuild=job.rebuild,
+        preprocessing=Preprocessing(test_scale=job.test_scale),
         engines=tuple(
-            EngineFile(file, engine.flavour, engine.version, engine.targets, asked.hardware_compatibility)
-            for (file, engine), asked in zip(built.items(), options.engines, strict=bool(built))  # or none built yet
+            EngineFile(file, engine.flavour, engine.version, engine.targets, asked.options.hardware_compatibility)
+            for (file, engine), asked in zip(built.items(), job.engines, strict=bool(built))  # or none built yet
         ),
         tools=_tools(built),
     )
@@ -78,24 +75,6 @@ def _spec(port: Port, profile: tuple[Shape, Shape, Shape] | None) -> TensorSpec:
     shape = tuple(f"{port.name}.{axis}" if extent is None else extent for axis, extent in enumerate(port.shape))
     limits = profile if profile and port.dynamic else (None, None, None)
     return TensorSpec(port.name, cast(DType, port.dtype), shape, *limits)
-
-
-def _shapes(graph: ExportOptions) -> tuple[Shape, Shape, Shape]:
-    """The smallest, the usual and the largest shape of the input `image`."""
-    kinds = ("min", "opt", "max")
-    sides = {
-        name: [getattr(value, kind) if isinstance(value, Range) else value for kind in kinds]
-        for name, value in (("n", graph.batch), ("h", graph.height), ("w", graph.width))
-    }
-    order = "nhwc" if graph.input == "uint8" else "nchw"
-    least, usual, most = (tuple(3 if axis == "c" else sides[axis][i] for axis in order) for i in range(3))
-    return least, usual, most
-
-
-def profile(graph: ExportOptions) -> dict[str, tuple[Shape, Shape, Shape]] | None:
-    """The shapes that an engine of a dynamic graph is made for; None for a graph of fixed size and batch."""
-    dynamic = any(isinstance(side, Range) for side in (graph.batch, graph.height, graph.width))
-    return {"image": _shapes(graph)} if dynamic else None
 
 
 def _tools(built: Mapping[str, BuiltEngine]) -> dict[str, str]:

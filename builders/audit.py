@@ -15,6 +15,7 @@ from typing import Any
 
 from twins_trt.builders.layers import Layer
 from twins_trt.errors import UnfusedAttentionError
+from twins_trt.verbs.flags import spelled
 
 # A fused attention is one kernel; the compiler's name for it stands in the layer's name and in its tactic.
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
@@ -199,5 +200,5 @@ def check_fused(audit: Audit) -> None:
     names = ", ".join(audit.unfused_attentions) or "which ones, the compiler does not say"
     raise UnfusedAttentionError(
         f"{max(lacking, len(audit.unfused_attentions))} of {total} attentions are not fused: {names}",
-        "look at the audit, or take the slower engine as it is with --allow-unfused",
+        f"look at the audit, or take the slower engine as it is: {spelled('allow_unfused', True)}",
     )

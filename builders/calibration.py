@@ -1,4 +1,4 @@
-"""From a build's options to activation ranges and a first plan."""
+"""From an INT8 job to activation ranges and a first plan."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.builders.int8_options import SEARCH, STRENGTHS, Int8Options
+from twins_trt.builders.job import CalibrationImages, Int8Job
 from twins_trt.builders.plan import Plan, uniform_plan
 from twins_trt.builders.quantize.graphs import QuantizedGraphs, relative_error
 from twins_trt.builders.sites import Site
 from twins_trt.calib import CalibrationStep, CollectOptions, Ranges, calibrate, load_ranges
-from twins_trt.data import Dataset, open_dataset
+from twins_trt.data import Dataset
 from twins_trt.errors import UsageError
+from twins_trt.verbs.flags import spelled
 
+STRENGTHS = (0.25, 0.5, 0.75)  # of SmoothQuant; beside none at all, what a search tries
 SEARCHED = 4  # calibration images that SmoothQuant's strength is searched on
 
 log = logging.getLogger("twins_trt")
@@ -26,68 +28,60 @@ log = logging.getLogger("twins_trt")
 Report = Callable[[str, float | None], None]
 
 
-def calibration_images(int8: Int8Options) -> Dataset | None:
-    """The images to calibrate on, without their labels; None where there are none.
-
-    Raises as `open_dataset` does.
-    """
-    if int8.data is None:
-        return None
-    dataset = open_dataset(int8.data, split=int8.split).spread(int8.images)
-    return replace(dataset, items=tuple(replace(item, label=None) for item in dataset.items))
-
-
 def pixels(dataset: Dataset) -> Iterator[npt.NDArray[np.uint8]]:
     """The images alone, one after another."""
     return (sample.image for sample in dataset.load())
 
 
-def collect_ranges(int8: Int8Options, graph: Path, *, state: Path, report: Report) -> Ranges:
-    """The ranges of an FP32 graph: of the file that the options name, else collected.
+def collect_ranges(int8: Int8Job, graph: Path, *, state: Path, threads: int | None, report: Report) -> Ranges:
+    """The ranges of an FP32 graph: of the file that the job names, else collected.
 
-    state: keeps what was collected, for a run that goes on. Raises `DataError` for a file of another graph.
+    state: keeps what was collected, for a run that goes on. threads: of the CPU, None for every core. Raises
+    `DataError` for a file of another graph.
     """
-    if int8.calibration is not None:
-        return load_ranges(int8.calibration, graph=graph)
-    dataset = calibration_images(int8)
-    assert dataset is not None  # the options hold a file or images
+    if isinstance(int8.ranges, str):
+        return load_ranges(int8.ranges, graph=graph)
+    dataset = int8.ranges.open()
 
     def progress(step: CalibrationStep) -> None:
         left = "" if step.eta is None else f", {step.eta:.0f} s left"
         report(f"{step.done} of {len(dataset)} images{left}", step.done / len(dataset))
 
     names = [str(item.image) for item in dataset.items]
-    options = CollectOptions(state=state, progress=progress, total=len(dataset), names=names)
+    options = CollectOptions(state=state, progress=progress, total=len(dataset), names=names, threads=threads)
     return calibrate(graph, pixels(dataset), settings=int8.settings, options=options)
 
 
-def refine(int8: Int8Options, graphs: QuantizedGraphs, plan: Plan, *, report: Report) -> Plan:
+def refine(int8: Int8Job, graphs: QuantizedGraphs, plan: Plan, *, threads: int | None, report: Report) -> Plan:
     """The plan with SmoothQuant's strength searched, where that was asked for, and biases corrected, where it says so.
 
     The strength is the one whose logits differ least from the FP32 graph's, in mean square, over the first `SEARCHED`
     calibration images. Raises `UsageError` for a plan that corrects biases without images to do so on.
     """
-    images = calibration_images(int8)
-    if int8.smooth == SEARCH and int8.plan is None:
-        assert images is not None  # the options saw to it
-        some = list(pixels(images.spread(SEARCHED)))
-        wanted = graphs.logits(None, some)
+    if isinstance(int8.smooth, CalibrationImages) and int8.plan is None:
+        some = list(pixels(int8.smooth.open().spread(SEARCHED)))
+        wanted = graphs.logits(None, some, threads=threads)
         errors: dict[float | None, float] = {}
         for strength in (None, *STRENGTHS):
             report(f"SmoothQuant {strength or 'none'}", len(errors) / (len(STRENGTHS) + 1))
-            errors[strength] = relative_error(graphs.logits(replace(plan, smooth=strength), some), wanted)
+            errors[strength] = relative_error(
+                graphs.logits(replace(plan, smooth=strength), some, threads=threads), wanted
+            )
         plan = replace(plan, smooth=min(errors, key=lambda each: errors[each]))
         log.info("SmoothQuant: relative squared error of the logits by strength: %s", errors)
     if plan.bias_correction:
-        if images is None:
-            raise UsageError("the plan corrects biases on images, and there are none", "name some: --calib-data")
+        if int8.images is None:
+            raise UsageError(
+                "the plan corrects biases on images, and there are none",
+                f"name some: {spelled('calibrate_on', 'KIND:PATH')}",
+            )
         report("bias correction", None)
-        graphs.correct_biases(plan, pixels(images))
+        graphs.correct_biases(plan, pixels(int8.images.open()), threads=threads)
     return plan
 
 
-def first_plan(int8: Int8Options, sites: tuple[Site, ...], *, model: str) -> Plan:
-    """The plan file that the options name, else the uniform plan of their level.
+def first_plan(int8: Int8Job, sites: tuple[Site, ...], *, model: str) -> Plan:
+    """The plan file that the job names, else the uniform plan of their level.
 
     Raises `UsageError` for a file that cannot be read, is no plan, or is of another model.
     """

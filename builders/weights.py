@@ -12,9 +12,12 @@ import twins_trt
 from twins_trt.data.ade20k import ADE20K_CLASSES, ADE20K_PALETTE
 from twins_trt.data.palette import Colour, camvid_palette
 from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.files import whole_file
 from twins_trt.models.fetch import cached_path
+from twins_trt.models.telling import tell_classes
 from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.manifest import Source
+from twins_trt.verbs.flags import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.checkpoint import CheckpointMeta
@@ -41,7 +44,9 @@ def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: boo
     """
     spec = get_spec(name)
     if checkpoint is not None and seeded:
-        raise UsageError("a checkpoint and seeded weights exclude each other", "give --checkpoint or --seeded")
+        raise UsageError(
+            "a checkpoint and seeded weights exclude each other", f"give {spelled('checkpoint')} or {spelled('seeded')}"
+        )
     if seeded:
         return None
     if checkpoint is not None:
@@ -56,7 +61,8 @@ def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: boo
     if not path.is_file():
         raise UsageError(
             f"no weights are named for {name}, and its published ones have not been fetched",
-            f"--checkpoint FILE, --seeded for random weights, or: twins-trt fetch {name}",
+            f"{spelled('checkpoint', 'FILE')}, {spelled('seeded', True)} for random weights, or: "
+            f"twins-trt fetch {name}",
         )
     return path
 
@@ -75,22 +81,19 @@ def load_weights(
     num_classes: None takes the checkpoint's own number, and the zoo's for seeded weights. padding, attention: as
     `build_model` takes them. Raises as `find_weights` and `build_model` do.
     """
-    from twins_trt.models.checkpoint import CheckpointMeta, identify, load_checkpoint, read_checkpoint
+    from twins_trt.models.checkpoint import CheckpointMeta, load_checkpoint
     from twins_trt.models.seeded import seed_weights
     from twins_trt.models.segmentor import build_model
 
     path = find_weights(name, checkpoint=checkpoint, seeded=seeded)
     spec = get_spec(name)
     if path is None:
-        classes = spec.num_classes if num_classes is None else num_classes
-        model = build_model(name, classes, padding=padding, attention=attention)
+        model = build_model(name, num_classes, padding=padding, attention=attention)
         seed_weights(model)
         return model, ModelFacts(Source(seeded=True), *name_classes(CheckpointMeta(), model.num_classes))
-    if num_classes is None:
-        found = identify(read_checkpoint(path).state_dict)
-        # Another model's class count would only blur the error that loading is about to raise.
-        num_classes = found[1] if found and found[0] == name else spec.num_classes
-    model = build_model(name, num_classes, padding=padding, attention=attention)
+    model = build_model(
+        name, tell_classes(spec, path) if num_classes is None else num_classes, padding=padding, attention=attention
+    )
     loaded = load_checkpoint(model, path)
     if checkpoint is None and spec.weights and not loaded.sha256.startswith(spec.weights_sha256_prefix):
         raise CheckpointError(
@@ -100,7 +103,7 @@ def load_weights(
         )
     model.meta = loaded.meta
     source = Source(checkpoint=path.name, sha256=loaded.sha256)
-    return model, ModelFacts(source, *name_classes(loaded.meta, num_classes))
+    return model, ModelFacts(source, *name_classes(loaded.meta, model.num_classes))
 
 
 def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:
@@ -108,7 +111,8 @@ def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:
     import torch
 
     meta = {"CLASSES": list(facts.classes), "PALETTE": [list(colour) for colour in facts.palette]}
-    torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
+    with whole_file(path) as file:
+        torch.save({"state_dict": model.state_dict(), "meta": meta}, file)
 
 
 def name_classes(meta: CheckpointMeta, num_classes: int) -> tuple[tuple[str, ...], tuple[Colour, ...]]:

@@ -7,14 +7,21 @@
 Shards from several processes: `collect` in each, `save_collection`, then `merge` and `.ranges()`.
 """
 
-from twins_trt.calib.calibrator import DeviceMemory, tensorrt_calibrator
-from twins_trt.calib.collect import CalibrationStep, CollectOptions, calibrate, collect
-from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
-from twins_trt.calib.images import data_key
-from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
-from twins_trt.calib.settings import OBSERVERS, CalibrationSettings
-from twins_trt.calib.tensorrt_cache import CalibrationCache, cache_of
-from twins_trt.calib.tensors import observed_tensors
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twins_trt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from twins_trt.calib.calibrator import DeviceMemory, tensorrt_calibrator
+    from twins_trt.calib.collecting import CalibrationStep, CollectOptions, calibrate, collect
+    from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
+    from twins_trt.calib.images import data_key
+    from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
+    from twins_trt.calib.settings import OBSERVERS, CalibrationSettings
+    from twins_trt.calib.tensorrt_cache import CalibrationCache, cache_of
+    from twins_trt.calib.tensors import observed_tensors
 
 __all__ = [
     "OBSERVERS",
@@ -38,3 +45,17 @@ __all__ = [
     "save_ranges",
     "tensorrt_calibrator",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "twins_trt.calib.calibrator": ["DeviceMemory", "tensorrt_calibrator"],
+        "twins_trt.calib.collecting": ["CalibrationStep", "CollectOptions", "calibrate", "collect"],
+        "twins_trt.calib.collection": ["Collection", "load_collection", "merge", "save_collection"],
+        "twins_trt.calib.images": ["data_key"],
+        "twins_trt.calib.ranges": ["Ranges", "TensorRange", "load_ranges", "save_ranges"],
+        "twins_trt.calib.settings": ["OBSERVERS", "CalibrationSettings"],
+        "twins_trt.calib.tensorrt_cache": ["CalibrationCache", "cache_of"],
+        "twins_trt.calib.tensors": ["observed_tensors"],
+    },
+)

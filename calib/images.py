@@ -15,6 +15,7 @@ from twins_trt.errors import DataError, ImageError, UsageError
 from twins_trt.runtime.fitting import FitMode, fit_size, place
 from twins_trt.runtime.manifest import Manifest, Source
 from twins_trt.runtime.tensors import Dim, TensorSpec
+from twins_trt.verbs.spelling import spelled
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -85,7 +86,7 @@ def refuse_too_few(different: int, minimum: int) -> None:
     if different < minimum:
         raise DataError(
             f"{different} different images are too few to calibrate with; the minimum is {minimum}",
-            "give more images (64 spread over the set are usual), or lower the minimum (--minimum)",
+            f"give more images (64 spread over the set are usual), or lower the minimum ({spelled('minimum')})",
         )
 
 

@@ -18,6 +18,7 @@ from twins_trt.calib.tensors import graph_sha256
 from twins_trt.errors import DataError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.runtime.codec import decode, encode
+from twins_trt.verbs.spelling import spelled
 
 VERSION = 1
 _AGAIN = "calibrate again: twins-trt calibrate GRAPH --data KIND:PATH --out {path}"
@@ -71,7 +72,7 @@ class Ranges:
         if observer not in self.observers:
             raise UsageError(
                 f"the ranges have no observer {observer!r}",
-                f"use one of {', '.join(self.observers)}, or calibrate with --observer {observer}",
+                f"use one of {', '.join(self.observers)}, or calibrate with {spelled('observers', observer)}",
             )
         if tensor not in self.ranges:
             raise DataError(

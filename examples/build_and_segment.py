@@ -12,10 +12,7 @@ from pathlib import Path
 
 from draw_scene import draw_scene
 
-from twins_trt import Segmenter
-from twins_trt.builders.build_options import BuildOptions, engines_for
-from twins_trt.builders.export import ExportOptions
-from twins_trt.builders.pipeline import build_bundle
+import twins_trt
 
 
 def main() -> int:
@@ -24,14 +21,15 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=512, help="height and width (default %(default)s)")
     arguments = parser.parse_args()
 
-    # 1. What to build: a precision-complete graph, and one engine for two GPUs. No GPU is needed for it.
-    options = BuildOptions(
-        model="twins_svt-s_fpn",
+    # 1. A precision-complete graph, and one engine for two GPUs. No GPU is needed for it.
+    report = twins_trt.build(
+        "twins_svt-s_fpn",
+        arguments.bundle,
         seeded=True,
-        graph=ExportOptions(height=arguments.size, width=arguments.size, precision="fp16"),
-        engines=engines_for(["sm_86", "sm_89"]),
+        size=arguments.size,
+        targets=["sm_86", "sm_89"],
+        overwrite=True,
     )
-    report = build_bundle(options, arguments.bundle, overwrite=True)
 
     # 2. What the compiler made of it. An attention that is not fused would have failed the build.
     for engine, audit in report.audits.items():
@@ -40,7 +38,7 @@ def main() -> int:
 
     # 3. Run the bundle: any size in, a mask of that size out.
     picture = draw_scene(300, 400)
-    with Segmenter(report.bundle) as segmenter:
+    with twins_trt.Segmenter(report.bundle) as segmenter:
         result = segmenter(picture)
     assert result.mask.shape == picture.shape[:2]
     largest = max(result.areas().items(), key=lambda item: item[1])

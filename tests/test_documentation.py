@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import twins_trt
 from benchmarks import render
 from twins_trt.cli import COMMANDS, command_module
 from twins_trt.cli.parsing import new_parser
@@ -18,6 +20,7 @@ from twins_trt.models import list_models
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PYTHON_PAGES = ("README.md", "docs/api.md")
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -121,6 +124,24 @@ def test_python_examples_import_what_is_there(name: str) -> None:
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(str(node.module))
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_examples_call_what_is_there(name: str) -> None:
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL):
+        for call in ast.walk(ast.parse(block)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("twins_trt."):
+                called = twins_trt
+                for part in ast.unparse(call.func).split(".")[1:]:
+                    called = getattr(called, part)
+                inspect.signature(called).bind_partial(
+                    *call.args, **{keyword.arg: None for keyword in call.keywords if keyword.arg}
+                )
+
+
+def test_the_first_page_and_the_page_on_python_show_one_example() -> None:
+    first, second = (re.search(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL) for name in PYTHON_PAGES)
+    assert first is not None and second is not None and first[1] == second[1]
 
 
 def test_the_first_page_names_the_two_commands() -> None:

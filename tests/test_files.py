@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from twins_trt.files import CHUNK, locked, sha256_of, whole_file
+from twins_trt.files import CHUNK, locked, sha256_of, sync_folder, whole_file
 
 
 def test_the_old_content_stays_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -58,3 +60,31 @@ def test_a_second_holder_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCap
     assert entered.is_set()
     assert caplog.messages == ["waiting for x"]
     assert (tmp_path / "x.lock").exists()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool) -> None:
+    synced: list[bool] = []  # whether the content was at its place by then
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((tmp_path / "x.bin").exists())
+        assert os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)) == synced[-1]
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with whole_file(tmp_path / "x.bin", durable=durable) as file:
+        file.write(b"new")
+    assert synced == ([False, True] if durable else [])
+
+
+def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    number = errno.EINVAL
+    sync_folder(tmp_path)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)

@@ -13,23 +13,40 @@ from twins_trt.version import __version__
 
 if TYPE_CHECKING:
     from twins_trt.models import ModelSpec, build_model, get_spec, list_models
-    from twins_trt.runtime import Segmentation, Segmenter
+    from twins_trt.runtime import Segmentation, Segmenter, open_bundle
+    from twins_trt.verbs.build import BuildRequest, build
+    from twins_trt.verbs.calibrate import calibrate
+    from twins_trt.verbs.evaluate import evaluate
+    from twins_trt.verbs.gate import gate
+    from twins_trt.verbs.profile import profile
 
 __all__ = [
+    "BuildRequest",
     "ModelSpec",
     "Segmentation",
     "Segmenter",
     "TwinsError",
     "__version__",
+    "build",
     "build_model",
+    "calibrate",
+    "evaluate",
+    "gate",
     "get_spec",
     "list_models",
+    "open_bundle",
+    "profile",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "twins_trt.models": ["ModelSpec", "build_model", "get_spec", "list_models"],
-        "twins_trt.runtime": ["Segmentation", "Segmenter"],
+        "twins_trt.runtime": ["Segmentation", "Segmenter", "open_bundle"],
+        "twins_trt.verbs.build": ["BuildRequest", "build"],
+        "twins_trt.verbs.calibrate": ["calibrate"],
+        "twins_trt.verbs.evaluate": ["evaluate"],
+        "twins_trt.verbs.gate": ["gate"],
+        "twins_trt.verbs.profile": ["profile"],
     },
 )

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from twins_trt.errors import MissingDependencyError, missing
+from twins_trt.verbs.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 
@@ -57,7 +58,8 @@ def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> M
     if rtx != hasattr(module, "ComputeCapability"):
         other = "tensorrt" if rtx else "tensorrt_rtx"
         raise MissingDependencyError(
-            f"the module {flavour} is the library {other}", f"choose flavour {other}, or reinstall {flavour}"
+            f"the module {flavour} is the library {other}",
+            f"choose {spelled('flavour', other)}, or reinstall {flavour}",
         )
     return module
 

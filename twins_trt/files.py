@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +23,8 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends, and vanishes when it raises.
 
     It is a hidden sibling until then, so a reader of `path` sees the old content or the new. durable: wait until the
-    disk has it, so that this holds through a power cut too. Raises OSError as writing and renaming do; the caller knows
-    which error of its own that is.
+    disk has it, name and content, so that this holds through a power cut too. Raises OSError as writing and renaming
+    do; the caller knows which error of its own that is.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -34,33 +34,25 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())  # a rename may reach the disk before the data it names
         os.replace(part, path)
+        if durable:
+            sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `path` when the block ends, and vanishes when it raises.
-
-    It is a hidden sibling until then. A folder that is at `path` by then is replaced: whether it may be is for the
-    caller to check. Raises OSError as making and renaming do.
-    """
-    staging, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "old"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names in a folder; nothing where the system has no such thing. Raises OSError."""
     try:
-        staging.mkdir()
-        yield staging
-        if path.exists():
-            path.rename(old)
-        try:
-            staging.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows, or a folder to write in but not to list
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that does not know it of folders
             raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:  # after the rename there is nothing left to remove
-        shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def write_hashed(path: Path, content: bytes | Path) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
@@ -39,7 +40,8 @@ def build_apart(graph: Path, engine: EngineOptions, progress: Callable[[str, flo
         finally:
             ended.set()
 
-    threading.Thread(target=build, name="twins-trt engine", daemon=True).start()
+    here = copy_context()  # for errors to be spelled as the caller spells
+    threading.Thread(target=here.run, args=(build,), name="twins-trt engine", daemon=True).start()
     try:
         while not ended.wait(_POLL_S):
             while news:

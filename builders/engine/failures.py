@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from twins_trt.builders.engine.header import GraphHeader
 from twins_trt.builders.engine.versions import Offer
 from twins_trt.errors import BuildError
+from twins_trt.verbs.spelling import spelled
 
 _ATTENTION = "export at opset 17 to 20, where attention is MatMul, Softmax, MatMul and fuses by itself"
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """A message of a compiler, what it means, and what mends it."""
+    """A message of a compiler, what it means, and what mends it: fix is called when someone is told."""
 
     pattern: str
     cause: str
-    fix: str
+    fix: Callable[[], str]
 
 
 _SYMPTOMS = (
     Symptom(
         r"Cannot compile operation '(?P<what>[^']*)' for Turing.*FP32 GEMM is not supported",
         "sm_75 has no FP32 matrix product, and the graph asks for one at {what}",
-        "export with --precision fp16, or leave sm_75 out of the targets",
+        lambda: f"export with {spelled('precision', 'fp16')}, or leave sm_75 out of {spelled('targets')}",
     ),
     Symptom(
         r"Attention operation was not supported by a dedicated kernel",
         "the graph's Attention operator has no kernel for its shape and type",
-        _ATTENTION,
+        lambda: _ATTENTION,
     ),
     Symptom(
         r"must have (?:the )?(?:same|identical)(?: input)? types|But they are of types",
         "the graph mixes data types where strong typing allows one: {message}",
-        "run the precision pass over it: every cast has to be in the graph",
+        lambda: "run the precision pass over it: every cast has to be in the graph",
     ),
     Symptom(
         r"[Oo]ut ?[Oo]f ?[Mm]emory|insufficient memory|Requested amount of GPU memory|failed to allocate|ALLOC_FAILED",
         "not enough memory: {message}",
-        "lower workspace_mib, close other programs, or on a Jetson add swap and lower optimization_level",
+        lambda: (
+            f"lower {spelled('workspace')}, close other programs, or on a Jetson add swap and lower "
+            f"{spelled('optimization_level')}"
+        ),
     ),
     Symptom(
         r"[Cc]ould not find any implementation for node (?P<what>\S+)",
         "no kernel fits {what} within the limits given",
-        "raise workspace_mib or leave it out",
+        lambda: f"raise {spelled('workspace')} or leave it out",
     ),
     Symptom(
         r"CUDA driver version is insufficient|no CUDA-capable device|cudaError",
         "the CUDA driver does not serve this build: {message}",
-        "check nvidia-smi (tegrastats on a Jetson), or choose flavour tensorrt_rtx with targets, which needs no GPU",
+        lambda: (
+            f"check nvidia-smi (tegrastats on a Jetson), or choose {spelled('flavour', 'tensorrt_rtx')} and name "
+            f"{spelled('targets')}, which needs no GPU"
+        ),
     ),
 )
 
@@ -72,7 +79,7 @@ def _explain(offer: Offer, graph: Path, messages: Sequence[str]) -> BuildError |
             if match:
                 what = match.groupdict().get("what", "")
                 cause = symptom.cause.format(what=what, message=_essence(message))
-                return BuildError(f"{offer.name} cannot build {graph.name}: {cause}", symptom.fix)
+                return BuildError(f"{offer.name} cannot build {graph.name}: {cause}", symptom.fix())
     return None
 
 
@@ -98,7 +105,7 @@ def parser_failure(
     if offer.opset is not None and header.opset > offer.opset:
         return BuildError(
             f"{offer.name} reads ONNX up to opset {offer.opset}, and {graph.name} has opset {header.opset}: {cause}",
-            f"export again with --opset {min(offer.opset, 20)}",
+            f"export again with {spelled('opset', min(offer.opset, 20))}",
         )
     explained = _explain(offer, graph, messages)
     return explained or BuildError(

@@ -97,7 +97,8 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="twins-trt build", daemon=True)
+    here = copy_context()  # for errors to be spelled as the caller spells
+    thread = threading.Thread(target=here.run, args=(run,), name="twins-trt build", daemon=True)
     thread.start()
     said: tuple[str, float | None] | None = None
     try:

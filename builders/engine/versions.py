@@ -17,6 +17,7 @@ from twins_trt.builders.engine.header import GraphHeader
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
+from twins_trt.verbs.spelling import spelled
 
 # The highest ONNX opset of a version's parser, by the support matrices; not something a module tells.
 _OPSETS = {(8, 6): 17, (10, 3): 20, (10, 13): 24, (11, 0): 25}
@@ -133,13 +134,14 @@ def settle_targets(offer: Offer, options: EngineOptions, device: Device | None) 
     if device is None:
         raise MissingDependencyError(
             f"{offer.name} times kernels on the GPU it builds for, and there is no CUDA device or driver here",
-            "build on the device itself, or choose flavour tensorrt_rtx, which needs no GPU",
+            f"build on the device itself, or choose {spelled('flavour', 'tensorrt_rtx')}, which needs no GPU",
         )
     if options.targets and options.targets != (device.target,):
         raise UsageError(
             f"{offer.name} builds for the GPU it runs on, {device.name} ({device.target}), not for "
             f"{', '.join(options.targets)}",
-            "leave the targets out, build on the other device, or choose flavour tensorrt_rtx",
+            f"leave {spelled('targets')} out, build on the other device, or choose "
+            f"{spelled('flavour', 'tensorrt_rtx')}",
         )
     return (device.target,)
 
@@ -166,18 +168,20 @@ def configure(module: ModuleType, offer: Offer, config: Any, options: EngineOpti
                 raise BuildError(f"{offer.name} refuses {target} among {', '.join(targets)}", "build it on its own")
     if options.workspace_mib is not None:
         if not offer.workspace:
-            raise BuildError(f"{offer.name} has no workspace limit", "leave workspace_mib out")
+            raise BuildError(f"{offer.name} has no workspace limit", f"leave {spelled('workspace')} out")
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if options.optimization_level is not None:
         if not offer.optimization_level:
-            raise BuildError(f"{offer.name} has no builder optimisation level", "leave optimization_level out")
+            raise BuildError(
+                f"{offer.name} has no builder optimisation level", f"leave {spelled('optimization_level')} out"
+            )
         config.builder_optimization_level = options.optimization_level
     if options.hardware_compatibility != "none":
         if options.hardware_compatibility not in offer.hardware_compatibility:
             choice = ", ".join(("none", *offer.hardware_compatibility))
             raise BuildError(
                 f"{offer.name} has no hardware compatibility {options.hardware_compatibility!r}",
-                "list the GPUs as targets instead" if offer.ahead_of_time else f"choose from {choice}",
+                f"list the GPUs in {spelled('targets')} instead" if offer.ahead_of_time else f"choose from {choice}",
             )
         level = getattr(module.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
         config.hardware_compatibility_level = level

@@ -23,6 +23,7 @@ from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -103,7 +104,10 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     spec = model.spec
     levels = options.upernet_levels
     if levels and (spec.head != "upernet" or options.dynamic_size):
-        raise UsageError("upernet_levels needs a UPerNet head and a fixed size", "leave upernet_levels out")
+        raise UsageError(
+            f"{spelled('upernet_levels')} needs a UPerNet head and a fixed size",
+            f"leave {spelled('upernet_levels')} out",
+        )
     if levels is None:
         levels = 0 if options.dynamic_size else COARSE_LEVELS[options.forms]
     weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}

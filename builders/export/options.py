@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 
 from twins_trt.errors import UsageError
+from twins_trt.verbs.spelling import on_command_line, spelled
 
 PRECISIONS = ("fp32", "fp16")
 OPSETS = (17, 18, 19, 20)
@@ -60,11 +61,11 @@ class ExportOptions:
         for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS), ("forms", FORMS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(
-                    f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"
+                    f"{spelled(name)} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"
                 )
         object.__setattr__(self, "outputs", tuple(self.outputs))  # a list would not survive the JSON round trip
         if not self.outputs or set(self.outputs) - set(OUTPUTS) or len(set(self.outputs)) != len(self.outputs):
-            raise UsageError(f"outputs cannot be {self.outputs!r}", "use mask, logits, or both")
+            raise UsageError(f"{spelled('outputs')} cannot be {self.outputs!r}", "use mask, logits, or both")
         for name in ("height", "width", "batch"):
             value = getattr(self, name)
             if not isinstance(value, Range) and not _is_int(value):
@@ -74,7 +75,9 @@ class ExportOptions:
             if smallest < floor:
                 raise UsageError(f"{name} {smallest} is too small", f"use {floor} or more")
         if self.upernet_levels is not None and self.upernet_levels not in (0, 1, 2, 3):
-            raise UsageError(f"upernet_levels must be 0 to 3, not {self.upernet_levels!r}", "use 0, 1, 2 or 3")
+            raise UsageError(
+                f"{spelled('upernet_levels')} must be 0 to 3, not {self.upernet_levels!r}", "use 0, 1, 2 or 3"
+            )
         if isinstance(self.height, Range) != isinstance(self.width, Range):
             raise UsageError("height and width must both be fixed or both be ranges", "give both as MIN:OPT:MAX")
 
@@ -110,7 +113,8 @@ class GraphInfo:
             if isinstance(options[name], dict):
                 options[name] = Range(**options[name])
         options["outputs"] = tuple(options["outputs"])
-        return GraphInfo(**fields, options=ExportOptions(**options))
+        with on_command_line(None):  # a file has fields, whoever reads it
+            return GraphInfo(**fields, options=ExportOptions(**options))
 
 
 def _is_int(*values: object) -> bool:

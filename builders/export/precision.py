@@ -13,6 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from twins_trt.errors import ExportError
+from twins_trt.verbs.spelling import spelled
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _KEEPS_FLOAT32_INPUTS = {"Resize": (1, 2)}  # roi and scales are float32 by the operator's definition
@@ -58,7 +59,9 @@ def to_fp16(graph: gs.Graph, islands: Mapping[str, str]) -> None:
 def _constant(tensor: gs.Constant, wanted: np.dtype) -> gs.Constant:
     # NaN is no smaller than anything, so that it is refused as well.
     if wanted == np.float16 and not float(np.abs(tensor.values).max(initial=0.0)) <= FLOAT16_MAX:
-        raise ExportError(f"{tensor.name} holds values beyond float16's range", "export it with --precision fp32")
+        raise ExportError(
+            f"{tensor.name} holds values beyond float16's range", f"export it with {spelled('precision', 'fp32')}"
+        )
     return gs.Constant(f"{tensor.name}.{wanted.name}", tensor.values.astype(wanted))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 from twins_trt.builders.fallback.search import Parts, Verdict
 from twins_trt.builders.plan import Plan
-from twins_trt.errors import DataError
 from twins_trt.files import whole_file
 from twins_trt.runtime.codec import encode
 
 _FORMAT = 1
+
+log = logging.getLogger("twins_trt")
 
 
 @dataclass
@@ -29,22 +31,25 @@ class SearchState:
 
     @classmethod
     def open(cls, path: Path, key: str) -> SearchState:
-        """The state in a file if it has the same key; else a new one, which will take its place.
-
-        Raises `DataError` for a file that is damaged.
-        """
-        state = cls(path, key)
+        """The state in a file if it has the same key; else a new one, which will take its place: of a file that is
+        damaged, too, which is named in the log."""
         if not path.is_file():
-            return state
+            return cls(path, key)
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if (stored["format"], stored["key"]) != (_FORMAT, key):
-                return state
+            return cls._read(path, key)
+        except Exception as error:  # JSON's, and whatever a value of another type raises
+            log.warning("%s is damaged (%r): the search begins anew", path, error)
+            path.unlink(missing_ok=True)
+            return cls(path, key)
+
+    @classmethod
+    def _read(cls, path: Path, key: str) -> SearchState:
+        state = cls(path, key)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if (stored["format"], stored["key"]) == (_FORMAT, key):
             for each in stored["verdicts"]:
                 state.verdicts[frozenset(each["reverted"])] = Verdict(bool(each["passed"]), float(each["drop"]))
             state.harm = {str(name): float(value) for name, value in stored["harm"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} cannot be read: {error!r}", "remove it, and the search begins anew") from error
         return state
 
     def save(self) -> None:

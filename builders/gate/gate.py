@@ -24,6 +24,7 @@ from twins_trt.evaluation import ConfusionMatrix, Scores
 from twins_trt.runtime import Bundle, Segmenter
 from twins_trt.runtime.engines import CPU_KINDS, EngineSettings
 from twins_trt.runtime.manifest import GRAPH
+from twins_trt.verbs.gate import MAX_DROP, MIN_IMAGES
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -33,9 +34,6 @@ Progress = Callable[[int, int, float], None]
 # look(name, image, label, reference, engine): after every image, for pictures.
 Look = Callable[[str, npt.NDArray[np.uint8], Mask, Mask, Mask], None]
 
-MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}  # points of mIoU
-# A bootstrap over few images is too sure of itself (one image: an interval of no width), so fewer fail outright.
-MIN_IMAGES = 30
 WORST = 8  # images listed
 REPEATED = 3  # images run twice, to see that a run repeats
 

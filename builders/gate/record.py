@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from twins_trt.builders.gate.gate import GateResult
+from twins_trt.errors import ImageError
+from twins_trt.files import whole_file
 from twins_trt.runtime import Bundle
 from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.runtime.manifest import Colour
 
 GATE = "gate.json"
 
+UInt8Array = npt.NDArray[np.uint8]
+
 Verdict = Literal["passed", "failed"]
 
 
 def record(bundle: Bundle, result: GateResult) -> Bundle:
-    """Writes the verdict into the bundle: all of it, or the bundle stays as it was."""
-    return amend_bundle(bundle, {GATE: gate_file(result)}, manifest=replace(bundle.manifest, gate=verdict(result)))
+    """Writes the verdict into the bundle: all of it, or the bundle stays as it was.
+
+    Raises BundleError as `amend_bundle` does: a verdict is on one graph.
+    """
+    return amend_bundle(
+        bundle, {GATE: gate_file(result)}, change=lambda manifest: replace(manifest, gate=verdict(result))
+    )
 
 
 def verdict(result: GateResult) -> Verdict:
@@ -37,38 +46,55 @@ def gate_file(result: GateResult) -> bytes:
 
 
 class Gallery:
-    """Pictures of the images on which engine and reference agree least, the worst `keep` of those seen."""
+    """Pictures of the images on which engine and reference agree least, the worst `keep` of those seen.
+
+    They are held in memory until `save`, so that a disk without room costs no verdict: record that first.
+    """
 
     def __init__(self, folder: Path, palette: tuple[Colour, ...], *, keep: int = 8) -> None:
         self.folder = folder
         self.palette = palette
         self.keep = keep
-        self.kept: list[tuple[float, Path]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        self.kept: list[_Kept] = []
 
     def __call__(
-        self,
-        name: str,
-        image: npt.NDArray[np.uint8],
-        label: npt.NDArray[np.uint8],
-        reference: npt.NDArray[np.uint8],
-        engine: npt.NDArray[np.uint8],
+        self, name: str, image: UInt8Array, label: UInt8Array, reference: UInt8Array, engine: UInt8Array
     ) -> None:
-        """Saves `name.png`: image, label, reference, engine and, in red, where the last two differ."""
+        """Keeps an image, uint8 [H, W, 3], and its masks, uint8 [H, W], if it is among the worst. Nothing is copied."""
         agreement = float((reference == engine).mean())
-        if len(self.kept) == self.keep and agreement >= self.kept[-1][0]:
+        if len(self.kept) == self.keep and agreement >= self.kept[-1].agreement:
             return
-        path = self.folder / f"{name}.png"
-        self._draw(image, label, reference, engine).save(path)
-        self.kept = sorted([*self.kept, (agreement, path)])
-        for _, gone in self.kept[self.keep :]:
-            gone.unlink()
-        del self.kept[self.keep :]
+        worst = [*self.kept, _Kept(agreement, name, image, label, reference, engine)]
+        self.kept = sorted(worst, key=lambda each: (each.agreement, each.name))[: self.keep]
 
-    def _draw(self, image: Any, label: Any, reference: Any, engine: Any) -> Image.Image:
+    def save(self) -> list[Path]:
+        """Writes `NAME.png` for each, the worst first: image, label, reference, engine and, in red, where the last two
+        differ. Raises ImageError where one cannot be written."""
+        paths = [self.folder / f"{each.name}.png" for each in self.kept]
+        for path, each in zip(paths, self.kept, strict=True):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(path, durable=False) as file:
+                    self._draw(each).save(file, "PNG")
+            except OSError as error:
+                raise ImageError(f"{path} cannot be written: {error}", "make room, or name another folder") from error
+        return paths
+
+    def _draw(self, kept: _Kept) -> Image.Image:
         colours = np.zeros((256, 3), np.uint8)
         colours[: len(self.palette)] = self.palette
-        difference = (image * 0.4).astype(np.uint8)
-        difference[reference != engine] = (255, 0, 0)
-        blended = [(image * 0.4 + colours[mask] * 0.6).astype(np.uint8) for mask in (label, reference, engine)]
-        return Image.fromarray(np.concatenate([image, *blended, difference], axis=1))
+        dark = kept.image * 0.4
+        blended = [(dark + colours[mask] * 0.6).astype(np.uint8) for mask in (kept.label, kept.reference, kept.engine)]
+        difference = dark.astype(np.uint8)
+        difference[kept.reference != kept.engine] = (255, 0, 0)
+        return Image.fromarray(np.concatenate([kept.image, *blended, difference], axis=1))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    agreement: float
+    name: str
+    image: UInt8Array
+    label: UInt8Array
+    reference: UInt8Array
+    engine: UInt8Array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.uint8]
 
+log = logging.getLogger("twins_trt")
+
 
 class ReferenceMasks:
     """The masks of a float32 model.
 
     preprocessing: what an image goes through before the model sees it; None for normalisation alone. folder: keeps the
-    masks for later runs, each under a name that changes with any weight, pixel or setting; None keeps nothing.
+    masks for later runs, each under a name that changes with any weight, pixel or setting; None keeps nothing. One that
+    is damaged there is computed again.
     computed: how many masks the model had to compute.
     """
 
@@ -48,9 +52,11 @@ class ReferenceMasks:
         name = hashlib.sha256(self._key + digest(image)).hexdigest()
         path = self._folder / f"{name}.npz"
         if path.is_file():
-            with np.load(path) as stored:
-                mask: Mask = stored["mask"]
-            return mask
+            try:
+                return _load_mask(path, image.shape[:2])
+            except Exception as error:  # zip, zlib and npy each raise their own
+                log.warning("%s is damaged (%s): the mask is computed again", path, error)
+                path.unlink(missing_ok=True)
         mask = self._compute(image)
         with whole_file(path, durable=False) as file:
             np.savez_compressed(file, mask=mask)
@@ -65,6 +71,14 @@ class ReferenceMasks:
 
         self.computed += 1
         return predict_mask(logits, image, preprocessing=self._preprocessing)
+
+
+def _load_mask(path: Path, shape: tuple[int, ...]) -> Mask:
+    with np.load(path, allow_pickle=False) as stored:
+        mask: Mask = stored["mask"]
+    if mask.dtype != np.uint8 or mask.shape != shape:
+        raise ValueError(f"it holds {mask.dtype} {list(mask.shape)}, not uint8 {list(shape)}")
+    return mask
 
 
 def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> Segmentor:

@@ -29,6 +29,7 @@ from twins_trt.builders.quantize.insert import Inserter, checked_ranges
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.builders.sites import Site, block_of, source_of
 from twins_trt.errors import UsageError
+from twins_trt.verbs.spelling import spelled
 
 RESTS = ("fp16", "fp32")
 
@@ -78,7 +79,8 @@ def quantize(
         raise UsageError(f"the rest of a quantised graph cannot be {rest!r}", f"use one of {', '.join(RESTS)}")
     if rest == "fp16" and graph.opset < FIRST_OPSET:
         raise UsageError(
-            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}", "export with opset 20"
+            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}",
+            f"export with {spelled('opset', 20)}",
         )
     sites = int8_sites(graph, plan, rest)
     checked = checked_ranges(ranges, _observed(graph, sites, rest))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twins_trt.errors import BuildError
+from twins_trt.files import whole_file
 from twins_trt.kernels.case import Case
 from twins_trt.kernels.crosscompile.compiler import Compiled, compile_case, problems
 
@@ -37,17 +38,15 @@ def write_cubins(
         if progress is not None:
             progress(f"{target} {case.name}")
     path = folder / "kernels.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"version": 1, "kernels": entries}, indent=1) + "\n", encoding="utf-8")
+    _write_file(path, (json.dumps({"version": 1, "kernels": entries}, indent=1) + "\n").encode())
     return path
 
 
 def _write(folder: Path, compiled: Compiled) -> dict[str, object]:
     case, resources = compiled.case, compiled.resources
     path = folder / compiled.target / f"{case.name.replace(' ', '_')}.cubin"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(compiled.cubin)
-    path.with_suffix(".ptx").write_text(compiled.ptx, encoding="utf-8")
+    _write_file(path, compiled.cubin)
+    _write_file(path.with_suffix(".ptx"), compiled.ptx.encode())
     arguments = [{"name": name, "type": kind} for name, kind in case.arguments().items()]
     # Triton's kernels end in two pointers to scratch memory, which these do not read
     arguments += [{"name": name, "type": "*i8", "value": "null"} for name in ("global_scratch", "profile_scratch")]
@@ -69,3 +68,9 @@ def _write(folder: Path, compiled: Compiled) -> dict[str, object]:
         "constants": dict(case.tiling.constants),
         "grid": case.grid,
     }
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, durable=False) as file:
+        file.write(content)

@@ -17,7 +17,7 @@ from twins_trt.builders.calibration import refine
 from twins_trt.builders.export import ExportOptions, export_graph
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.fallback.parts import alone, find_parts
-from twins_trt.builders.int8_options import SEARCH, Int8Options
+from twins_trt.builders.job import CalibrationImages, Int8Job
 from twins_trt.builders.plan import Plan, uniform_plan
 from twins_trt.builders.quantize import QuantizedGraphs
 from twins_trt.builders.quantize.graphs import relative_error
@@ -83,13 +83,20 @@ def test_the_mean_of_every_kind_of_product_is_the_float32_graphs(
     assert shifts[True] < 3e-5 < shifts[False]  # what is left is how float32 sums are rounded
 
 
+def job(ranges: CalibrationImages | str, smooth: CalibrationImages | None = None) -> Int8Job:
+    images = ranges if isinstance(ranges, CalibrationImages) else None
+    settings = CalibrationSettings()
+    return Int8Job("int8-linear+conv", None, ranges, images, settings, smooth=smooth, bias_correction=False)
+
+
 def test_a_strength_is_chosen_by_the_error_of_the_logits(graphs: QuantizedGraphs, tmp_path: Path) -> None:
     from PIL import Image
 
     for index, image in enumerate(IMAGES):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     plan = uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL)
-    found = refine(Int8Options(data=f"folder:{tmp_path}", smooth=SEARCH), graphs, plan, report=lambda *_: None)
+    images = CalibrationImages(f"folder:{tmp_path}", "train", 64)
+    found = refine(job(images, smooth=images), graphs, plan, threads=None, report=lambda *_: None)
     wanted = graphs.logits(None, IMAGES)
     errors = {
         strength: relative_error(graphs.logits(replace(plan, smooth=strength), IMAGES), wanted)
@@ -102,4 +109,4 @@ def test_a_strength_is_chosen_by_the_error_of_the_logits(graphs: QuantizedGraphs
 def test_correcting_biases_needs_images(graphs: QuantizedGraphs) -> None:
     plan: Plan = replace(uniform_plan(graphs.sites, "int8-linear", model=MODEL), bias_correction=True)
     with pytest.raises(UsageError, match="corrects biases on images"):
-        refine(Int8Options(calibration="x.json"), graphs, plan, report=lambda *_: None)
+        refine(job("x.json"), graphs, plan, threads=None, report=lambda *_: None)

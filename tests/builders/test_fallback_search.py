@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from twins_trt.builders.fallback import Outcome, SearchState, Verdict, search
 from twins_trt.builders.fallback.search import Parts
-from twins_trt.errors import DataError
 
 
 class Oracle:
@@ -120,6 +120,31 @@ def test_a_state_survives_and_one_of_another_search_does_not(tmp_path: Path) -> 
     state.save()
     assert SearchState.open(state.path, "key") == state
     assert SearchState.open(state.path, "other") == SearchState(state.path, "other")
-    state.path.write_text(state.path.read_text()[:-9])
-    with pytest.raises(DataError, match="begins anew"):
-        SearchState.open(state.path, "key")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[:-9],
+        lambda text: "\0" * len(text),
+        lambda text: "[]",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"harm": {', '"harm": 3, "was": {'),
+        lambda text: text.replace("0.25", '"much"'),
+        lambda text: text.replace('"passed"', '"past"'),
+    ],
+)
+def test_a_damaged_state_is_named_and_the_search_begins_anew(
+    tmp_path: Path, damage: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = SearchState(tmp_path / "search.json", "key")
+    state.verdicts = {frozenset(): Verdict(False, 2.0), frozenset({"a"}): Verdict(True, 0.25)}
+    state.harm["a"] = 0.5
+    state.save()
+    text = state.path.read_text()
+    assert damage(text) != text
+    state.path.write_text(damage(text))
+    assert SearchState.open(state.path, "key") == SearchState(state.path, "key")
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{state.path} is damaged (")
+    assert caplog.messages[0].endswith(": the search begins anew") and not state.path.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,14 +14,17 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from twins_trt.builders.build_options import BuildOptions
-from twins_trt.builders.export import ExportOptions, Range
-from twins_trt.builders.gate import bootstrap_drop
+from twins_trt.builders.export import Range
+from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, record
 from twins_trt.builders.gate.statistics import mean_iou
 from twins_trt.builders.pipeline import build_bundle
+from twins_trt.builders.weights import load_weights
 from twins_trt.cli import main
+from twins_trt.data import open_dataset
+from twins_trt.errors import BundleError, ImageError
 from twins_trt.evaluation import ConfusionMatrix
 from twins_trt.runtime import open_bundle, write_bundle
+from twins_trt.verbs.build import BuildRequest
 
 SIZE, CLASSES, IMAGES = (64, 96), 5, 30
 
@@ -41,11 +45,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def small(path: Path, **fields: Any) -> BuildRequest:
+    """The demo's model, for the CPU."""
+    more = {"size": SIZE, "num_classes": CLASSES, "targets": ("cpu",), **fields}
+    return BuildRequest("twins_svt-demo_fpn", str(path), seeded=True, **more)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("built") / "x.bundle"
-    graph = ExportOptions(*SIZE, forms="cpu")
-    build_bundle(BuildOptions("twins_svt-demo_fpn", graph, seeded=True, num_classes=CLASSES), path)
+    build_bundle(small(path))
     return path
 
 
@@ -104,11 +113,63 @@ def test_a_broken_graph_fails_with_exit_code_3_and_pictures(
         assert picture.size == (5 * SIZE[1], SIZE[0])
 
 
+def show(gallery: Gallery, name: str, *, wrong: int) -> None:
+    """An image of 4 × 6 pixels, `wrong` of whose masks' pixels differ."""
+    image, label = np.full((4, 6, 3), 200, np.uint8), np.zeros((4, 6), np.uint8)
+    mask = label.copy()
+    mask.reshape(-1)[:wrong] = 1
+    gallery(name, image, label, label, mask)
+
+
+def test_pictures_of_the_worst_images_wait_for_the_verdict(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path / "pictures", ((0, 0, 0), (100, 150, 250)), keep=2)
+    for name, wrong in (("a", 3), ("b", 0), ("c", 9), ("d", 5), ("e", 5)):
+        show(gallery, name, wrong=wrong)
+    assert not (tmp_path / "pictures").exists()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"of another run")
+    assert gallery.save() == [tmp_path / "pictures" / name for name in ("c.png", "d.png")]
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"a.png", "c.png", "d.png"}
+    assert (tmp_path / "pictures" / "a.png").read_bytes() == b"of another run"
+    with Image.open(tmp_path / "pictures" / "c.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (4, 30, 3)
+    assert pixels[0, [0, 6, 12, 18, 24]].tolist() == [[200] * 3, [80] * 3, [80] * 3, [140, 170, 230], [255, 0, 0]]
+    assert pixels[3, [18, 24]].tolist() == [[80] * 3, [80] * 3]
+
+
+def test_a_full_disk_costs_pictures_and_no_verdict(
+    bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load_weights("twins_svt-demo_fpn", seeded=True, num_classes=CLASSES)
+    gallery = Gallery(tmp_path / "pictures", open_bundle(bundle).manifest.palette)
+    dataset = open_dataset(f"folder:{data}").first(2)
+    result = gate_bundle(open_bundle(bundle), model, dataset, look=gallery)
+    assert record(open_bundle(bundle), result).manifest.gate == "failed"  # two images are too few
+
+    def refuse(*given: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(ImageError, match=r"\.png cannot be written: .*No space left"):
+        gallery.save()
+    assert list((tmp_path / "pictures").iterdir()) == []
+    assert open_bundle(bundle).read_json("gate.json")["images"] == 2
+
+
+def test_a_verdict_is_not_written_into_another_graph(bundle: Path, data: Path) -> None:
+    model, _ = load_weights("twins_svt-demo_fpn", seeded=True, num_classes=CLASSES)
+    opened = open_bundle(bundle)
+    result = gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2))
+    sabotage(bundle)  # another build
+    with pytest.raises(BundleError, match="holds another graph than when it was opened"):
+        record(opened, result)
+    assert open_bundle(bundle).manifest.gate == "ungated"
+
+
 def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    graph = ExportOptions(*SIZE, batch=Range(1, 2, 4), forms="cpu")
-    options = BuildOptions("twins_svt-demo_fpn", graph, seeded=True, num_classes=CLASSES)
     path = tmp_path / "x.bundle"
-    build_bundle(options, path)
+    build_bundle(small(path, batch=Range(1, 2, 4)))
     code, result = gate(path, data, capsys)
     assert code == 0 and result["batch_agrees"] is True
     # A graph that computes the batch's first image for every place in it.

@@ -15,19 +15,17 @@ pytest.importorskip("onnxruntime")
 
 from pictures import write_data
 
-from twins_trt.builders.build_options import BuildOptions, engines_for
 from twins_trt.builders.engine import read_header
-from twins_trt.builders.export import ExportOptions
-from twins_trt.builders.int8_options import GateOptions, Int8Options
 from twins_trt.builders.pipeline import Step, build_bundle
 from twins_trt.builders.plan import Plan
+from twins_trt.builders.resolve import resolve
 from twins_trt.builders.weights import load_weights
 from twins_trt.calib import Ranges
 from twins_trt.errors import DataError, GateError, UsageError
 from twins_trt.runtime import Bundle, Segmenter, open_bundle
+from twins_trt.verbs.build import BuildRequest
 
 MODEL, SIZE, CLASSES = "twins_svt-demo_fpn", (64, 96), 4
-CPU_GRAPH = ExportOptions(*SIZE, opset=20, forms="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +34,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"), model, size=SIZE, count=8)
 
 
-def int8(data: Path, **fields: Any) -> BuildOptions:
-    """A build for the CPU, judged on eight images."""
-    given = {
-        "graph": CPU_GRAPH,
-        "int8": Int8Options(data=f"folder:{data}"),
-        "gate": GateOptions(f"folder:{data}", max_drop=50.0, min_images=8),
+def int8(data: Path, out: Path, **fields: Any) -> BuildRequest:
+    """A build for the CPU, calibrated and judged on eight images."""
+    given: dict[str, Any] = {
+        "size": SIZE,
+        "precision": "int8",
+        "targets": ("cpu",),
+        "calibrate_on": f"folder:{data}",
+        "gate_on": f"folder:{data}",
+        "max_drop": 50.0,
+        "min_images": 8,
         **fields,
     }
-    return BuildOptions(MODEL, seeded=True, num_classes=CLASSES, **given)
+    return BuildRequest(MODEL, str(out), seeded=True, num_classes=CLASSES, **given)
+
+
+def from_files(plan: Path, calibration: Path) -> dict[str, Any]:
+    """A plan and ranges in the place of calibration."""
+    return {"plan": str(plan), "calibration": str(calibration), "calibrate_on": None}
 
 
 @pytest.fixture(scope="module")
 def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return build_bundle(int8(data), tmp_path_factory.mktemp("built") / "x.bundle").bundle
+    return build_bundle(int8(data, tmp_path_factory.mktemp("built") / "x.bundle")).bundle
 
 
 def test_a_bundle_holds_plan_ranges_and_verdict(built: Bundle) -> None:
@@ -72,7 +79,7 @@ def test_a_bundle_holds_plan_ranges_and_verdict(built: Bundle) -> None:
 
 def test_the_steps_of_a_build(data: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
-    build_bundle(int8(data), tmp_path / "x.bundle", progress=steps.append)
+    build_bundle(int8(data, tmp_path / "x.bundle"), progress=steps.append)
     assert list(dict.fromkeys(step.name for step in steps)) == [
         "weights",
         "graph",
@@ -88,50 +95,46 @@ def test_a_build_from_the_bundles_own_plan_and_ranges_is_the_same_graph(
     built: Bundle, data: Path, tmp_path: Path
 ) -> None:
     """What a person edits, unedited."""
-    options = Int8Options(plan=str(built.file("plan.json")), calibration=str(built.file("calibration.json")))
-    again = build_bundle(int8(data, int8=options), tmp_path / "again.bundle").bundle
+    files = from_files(built.file("plan.json"), built.file("calibration.json"))
+    again = build_bundle(int8(data, tmp_path / "again.bundle", **files)).bundle
     assert again.graph.read_bytes() == built.graph.read_bytes()
     edited = Plan.from_json(built.file("plan.json").read_text()).with_level("neck", "fp16")
     (tmp_path / "plan.json").write_text(edited.to_json())
-    options = replace(options, plan=str(tmp_path / "plan.json"))
-    other = build_bundle(int8(data, int8=options), tmp_path / "other.bundle").bundle
+    files |= {"plan": str(tmp_path / "plan.json")}
+    other = build_bundle(int8(data, tmp_path / "other.bundle", **files)).bundle
     assert "neck/conv.1.weight.dequantize" in again.graph.read_bytes().decode("latin1")
     assert "neck/conv.1.weight.dequantize" not in other.graph.read_bytes().decode("latin1")
 
 
 def test_ranges_of_another_graph_are_refused_with_both_keys(built: Bundle, data: Path, tmp_path: Path) -> None:
-    options = int8(
-        data,
-        graph=replace(CPU_GRAPH, height=96),
-        int8=Int8Options(calibration=str(built.file("calibration.json"))),
-    )
+    ranges = {"calibrate_on": None, "calibration": str(built.file("calibration.json"))}
     with pytest.raises(DataError, match=r"is of another graph: its key is .*, wanted is "):
-        build_bundle(options, tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "x.bundle", size=(96, 96), **ranges))
 
 
 def test_a_failed_gate_leaves_no_bundle_but_all_that_was_reached(data: Path, tmp_path: Path) -> None:
-    gate = GateOptions(f"folder:{data}", max_drop=50.0, min_images=9, fallback=False)
+    gate = {"min_images": 9, "fallback": False}
     with pytest.raises(GateError, match="8 images are too few") as raised:
-        build_bundle(int8(data, gate=gate), tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "x.bundle", **gate))
     assert raised.value.exit_code == 3
     work = tmp_path / "x.bundle.work"
     assert [path.name for path in tmp_path.iterdir()] == [work.name]
     assert str(work / "plan.json") in str(raised.value.fix)
-    options = Int8Options(plan=str(work / "plan.json"), calibration=str(work / "calibration.json"))
+    files = from_files(work / "plan.json", work / "calibration.json")
     edited = (work / "plan.json").read_text() + "\n"
     (work / "plan.json").write_text(edited)
     with pytest.raises(GateError):  # a plan that was given is not written over
-        build_bundle(int8(data, int8=options, gate=gate), tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "x.bundle", **files, **gate))
     assert (work / "plan.json").read_text() == edited and (work / "reached.json").is_file()
-    build_bundle(int8(data, int8=options), tmp_path / "y.bundle")
+    build_bundle(int8(data, tmp_path / "y.bundle", **files))
 
 
 def test_a_range_of_a_tensor_that_is_not_there_is_refused(built: Bundle, data: Path, tmp_path: Path) -> None:
     plan = Plan.from_json(built.file("plan.json").read_text())
     (tmp_path / "plan.json").write_text(replace(plan, ranges={"stages.0.blocks.0.ffn/gelo": 1.0}).to_json())
-    options = Int8Options(plan=str(tmp_path / "plan.json"), calibration=str(built.file("calibration.json")))
+    files = from_files(tmp_path / "plan.json", built.file("calibration.json"))
     with pytest.raises(UsageError, match="no calibration observed") as raised:
-        build_bundle(int8(data, int8=options), tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "x.bundle", **files))
     assert "stages.0.blocks.0.ffn/gelu" in str(raised.value.fix)
 
 
@@ -141,12 +144,12 @@ def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_bundle(int8(data), tmp_path / "x.bundle", progress=kill)
+        build_bundle(int8(data, tmp_path / "x.bundle"), progress=kill)
     assert not (tmp_path / "x.bundle").exists()
     masks = sorted((tmp_path / "x.bundle.work" / "reference").iterdir())
     assert len(masks) == 1
     with caplog.at_level(logging.INFO):
-        build_bundle(int8(data), tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "x.bundle"))
     assert "going on after 8 images" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
 
@@ -154,10 +157,11 @@ def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest
 def test_int8_without_a_verdict_must_be_asked_for_and_says_so(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    nothing = {"gate_on": None, "max_drop": None, "min_images": None}
     with pytest.raises(UsageError, match="needs a gate") as raised:
-        int8(data, gate=None)
-    assert "--no-gate" in str(raised.value.fix)
-    bundle = build_bundle(int8(data, gate=None, no_gate=True), tmp_path / "x.bundle").bundle
+        resolve(int8(data, tmp_path / "x.bundle", **nothing))
+    assert 'gate_on="KIND:PATH"' in str(raised.value.fix) and "no_gate=True" in str(raised.value.fix)
+    bundle = build_bundle(int8(data, tmp_path / "x.bundle", **nothing, no_gate=True)).bundle
     assert bundle.manifest.gate == "ungated" and "gate.json" not in bundle.files
     assert " --no-gate" in bundle.manifest.rebuild
     with caplog.at_level(logging.WARNING):
@@ -168,35 +172,34 @@ def test_int8_without_a_verdict_must_be_asked_for_and_says_so(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"graph": ExportOptions(*SIZE, opset=17), "engines": engines_for(["89"])}, "needs opset 19"),
-        ({"graph": replace(CPU_GRAPH, precision="fp16")}, "quantised from the FP32 graph"),
+        ({"opset": 17, "targets": ("89",)}, "needs opset 19"),
         ({"no_gate": True}, "exclude each other"),
+        ({"calibrate_on": None}, "ranges of the activations"),
+        ({"level": "int4"}, "int4"),
+        ({"calib_images": -1}, "-1 calibration images"),
+        ({"calibrate_on": None, "calibration": "x.json", "smooth": "search"}, "searched on images"),
+        ({"calibrate_on": None, "calibration": "x.json", "bias_correction": True}, "corrected on images"),
+        ({"smooth": 2.0}, "strength of 2"),
+        ({"calibrate_on": None, "calibration": "x.json", "calib_images": 3}, "needs images to calibrate on"),
+        ({"precision": "fp16"}, "calibrate_on is of INT8 builds alone"),
+        ({"precision": "int4"}, "precision cannot be 'int4'"),
+        ({"gate_on": None, "no_gate": True}, "max_drop needs images to judge on"),
+        ({"gate_limit": 0}, "a gate on 0 images"),
+        ({"max_evaluations": 0}, "at most 0 evaluations"),
+        ({"fit": "crop"}, "no fit 'crop'"),
+        ({"workspace": 64}, "workspace is of engines, and the target cpu has none"),
     ],
 )
-def test_options_that_do_not_fit(data: Path, fields: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_together(data: Path, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    if "targets" in fields:
+        pytest.importorskip("tensorrt_rtx")
     with pytest.raises(UsageError, match=message):
-        int8(data, **fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "ranges of the activations"),
-        ({"data": "folder:x", "level": "int4"}, "int4"),
-        ({"data": "folder:x", "images": -1}, "-1 calibration images"),
-        ({"calibration": "x.json", "smooth": "search"}, "searched on images"),
-        ({"data": "folder:x", "smooth": 2.0}, "strength of 2"),
-    ],
-)
-def test_int8_options_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Int8Options(**fields)
+        resolve(int8(data, tmp_path / "x.bundle", **fields))
 
 
 def test_an_engine_is_int8_where_planned_and_its_verdict_is_a_simulation(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    options = int8(data, graph=ExportOptions(*SIZE, opset=20), engines=engines_for(["89"], flavours=["tensorrt_rtx"]))
-    report = build_bundle(options, tmp_path / "x.bundle")
+    report = build_bundle(int8(data, tmp_path / "x.bundle", targets=("89",), flavour=("tensorrt_rtx",)))
     (engine,) = report.audits
     assert report.not_int8 == {engine: ()}
     assert report.audits[engine].attentions == 8
@@ -207,31 +210,29 @@ def test_an_engine_is_int8_where_planned_and_its_verdict_is_a_simulation(data: P
 
 
 def test_an_fp16_build_may_be_judged_too(data: Path, tmp_path: Path) -> None:
-    options = int8(data, int8=None, graph=ExportOptions(*SIZE, precision="fp16"))
-    bundle = build_bundle(options, tmp_path / "x.bundle").bundle
+    fp16 = {"precision": "fp16", "calibrate_on": None}
+    bundle = build_bundle(int8(data, tmp_path / "x.bundle", **fp16)).bundle
     assert bundle.manifest.gate == "passed" and bundle.read_json("gate.json")["precision"] == "fp16"
-    strict = replace(options, gate=GateOptions(f"folder:{data}", min_images=9))
     with pytest.raises(GateError, match="too few"):
-        build_bundle(strict, tmp_path / "y.bundle")
+        build_bundle(int8(data, tmp_path / "y.bundle", **fp16, max_drop=None, min_images=9))
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
 
 
-def sabotaged(built: Bundle, path: Path) -> Int8Options:
+def sabotaged(built: Bundle, path: Path) -> dict[str, Any]:
     """The bundle's plan with one range 100 times too small."""
     plan = Plan.from_json(built.file("plan.json").read_text())
     tensor = "stages.1.blocks.0.ffn/gelu"
     largest = Ranges.from_json(built.read_json("calibration.json")).amax(tensor)
     path.write_text(replace(plan, ranges={tensor: largest / 100}).to_json())
-    return Int8Options(plan=str(path), calibration=str(built.file("calibration.json")))
+    return from_files(path, built.file("calibration.json"))
 
 
 def test_the_fallback_repairs_one_range_that_is_far_too_small(built: Bundle, data: Path, tmp_path: Path) -> None:
-    options = sabotaged(built, tmp_path / "plan.json")
     healthy = built.read_json("gate.json")["drop"]["high"]
-    gate = GateOptions(f"folder:{data}", max_drop=healthy + 1.0, min_images=8, fallback=False)
+    fields = sabotaged(built, tmp_path / "plan.json") | {"max_drop": healthy + 1.0}
     with pytest.raises(GateError, match="the mIoU may drop by"):
-        build_bundle(int8(data, int8=options, gate=gate), tmp_path / "broken.bundle")
-    report = build_bundle(int8(data, int8=options, gate=replace(gate, fallback=True)), tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "broken.bundle", **fields, fallback=False))
+    report = build_bundle(int8(data, tmp_path / "x.bundle", **fields))
     found = report.bundle.read_json("fallback.json")
     assert found["passed"] and found["reverted"] == ["stages.1.blocks.0.ffn"]
     assert max(found["harm"], key=found["harm"].get) == "stages.1.blocks.0.ffn"
@@ -241,26 +242,25 @@ def test_the_fallback_repairs_one_range_that_is_far_too_small(built: Bundle, dat
 
 
 def test_a_fallback_that_finds_nothing_says_what_was_the_best(data: Path, tmp_path: Path) -> None:
-    gate = GateOptions(f"folder:{data}", max_drop=50.0, min_images=8, min_agreement=1.0, max_evaluations=2)
     with pytest.raises(GateError, match=r"after 2 plans: \d+ parts in FP16 .* of the FLOPs, the mIoU may drop by"):
-        build_bundle(int8(data, gate=gate), tmp_path / "x.bundle")
+        build_bundle(int8(data, tmp_path / "x.bundle", min_agreement=1.0, max_evaluations=2))
     work = tmp_path / "x.bundle.work"
     assert {"plan.json", "calibration.json", "gate.json", "fallback.json"} <= {path.name for path in work.iterdir()}
     assert not (tmp_path / "x.bundle").exists()
 
 
 def test_a_search_goes_on_after_a_kill(built: Bundle, data: Path, tmp_path: Path) -> None:
-    gate = GateOptions(f"folder:{data}", max_drop=built.read_json("gate.json")["drop"]["high"] + 1.0, min_images=8)
-    options = int8(data, int8=sabotaged(built, tmp_path / "plan.json"), gate=gate)
+    most = built.read_json("gate.json")["drop"]["high"] + 1.0
+    request = int8(data, tmp_path / "x.bundle", **sabotaged(built, tmp_path / "plan.json"), max_drop=most)
 
     def kill(step: Step) -> None:
         if step.detail.startswith("plan 2 "):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_bundle(options, tmp_path / "x.bundle", progress=kill)
+        build_bundle(request, progress=kill)
     steps: list[Step] = []
-    build_bundle(options, tmp_path / "x.bundle", progress=steps.append)
+    build_bundle(request, progress=steps.append)
     assert not [step for step in steps if step.detail.startswith("sensitivity")]  # known already
     assert [step.detail for step in steps if step.detail.startswith("plan ")] == [
         "plan 2 of at most 16: 1 parts in FP16"

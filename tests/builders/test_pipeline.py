@@ -16,12 +16,13 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("tensorrt_rtx")
 
-from twins_trt.builders import build_options, pipeline, preflight
-from twins_trt.builders.build_options import BuildOptions, engines_for
+from twins_trt.builders import making, resolve, targets
 from twins_trt.builders.engine import BuiltEngine, EngineOptions, apart, read_header
-from twins_trt.builders.export import ExportOptions, Range
+from twins_trt.builders.export import Range
 from twins_trt.builders.layers import Layer
-from twins_trt.builders.pipeline import Step, build_bundle, plan_build
+from twins_trt.builders.pipeline import BuildReport, Progress, Step, plan_build
+from twins_trt.builders.pipeline import build_bundle as build
+from twins_trt.builders.targets import engines_for
 from twins_trt.errors import (
     BuildError,
     BundleError,
@@ -31,14 +32,24 @@ from twins_trt.errors import (
 )
 from twins_trt.models.checkpoint import read_checkpoint
 from twins_trt.runtime import open_bundle
+from twins_trt.verbs.build import BuildRequest
 
 MODEL = "twins_svt-s_fpn"
-SMALL = ExportOptions(64, 96, precision="fp16")
-RTX = engines_for(["sm_89"], flavours=["tensorrt_rtx"])
+RTX = {"targets": ("sm_89",), "flavour": ("tensorrt_rtx",)}
 
 
-def small(**fields: Any) -> BuildOptions:
-    return BuildOptions(**{"model": MODEL, "graph": SMALL, "engines": RTX, "seeded": True, "num_classes": 4, **fields})
+def small(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "size": (64, 96), **RTX, "seeded": True, "num_classes": 4, **fields}
+
+
+def build_bundle(
+    fields: dict[str, Any], out: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> BuildReport:
+    return build(BuildRequest(**fields, out=str(out), overwrite=overwrite), progress=progress)
+
+
+def plan(fields: dict[str, Any], out: Path) -> Any:
+    return plan_build(BuildRequest(**fields, out=str(out)))
 
 
 @pytest.fixture(autouse=True)
@@ -103,9 +114,10 @@ def test_weights_travel_where_asked_for(place: Path, compiler: Compiler) -> None
 
     compiler()
     options = small(with_weights=True)
-    assert "weights.pth" in plan_build(options, place / "x.bundle").files
+    assert "weights.pth" in plan(options, place / "x.bundle").files
     bundle = build_bundle(options, place / "x.bundle").bundle
-    assert bundle.manifest.rebuild.endswith("--with-weights --out " + str(place / "x.bundle"))
+    assert bundle.manifest.rebuild.endswith(" --with-weights")
+    assert f" --out {place / 'x.bundle'} " in bundle.manifest.rebuild
     saved = read_checkpoint(bundle.file("weights.pth"))
     assert saved.meta.classes == bundle.manifest.classes and saved.meta.palette == bundle.manifest.palette
     loaded = load_model(bundle).state_dict()
@@ -115,8 +127,7 @@ def test_weights_travel_where_asked_for(place: Path, compiler: Compiler) -> None
 
 def test_every_group_of_targets_gets_its_engine(place: Path, compiler: Compiler) -> None:
     asked = compiler()
-    engines = engines_for(["sm_86", "sm_75", "sm_120"], flavours=["tensorrt_rtx"])
-    build_bundle(small(engines=engines), place / "x.bundle")
+    build_bundle(small(targets=("sm_86", "sm_75", "sm_120")), place / "x.bundle")
     assert [options.targets for _, options in asked] == [("sm_86", "sm_120"), ("sm_75",)]
     opened = open_bundle(place / "x.bundle")
     files = ("engines/tensorrt_rtx-sm_86-sm_120.engine", "engines/tensorrt_rtx-sm_75.engine")
@@ -135,7 +146,7 @@ def test_an_unfused_attention_fails_the_build_and_shows_the_audit(
     compiler(fused=17, unfused=1)
     with caplog.at_level(logging.WARNING), pytest.raises(UnfusedAttentionError, match="1 of 18") as raised:
         build_bundle(small(), place / "x.bundle")
-    assert "--allow-unfused" in str(raised.value.fix)
+    assert "allow_unfused=True" in str(raised.value.fix)
     assert "attentions fused  17 of 18" in caplog.text
     assert list(place.iterdir()) == []
 
@@ -148,7 +159,7 @@ def test_an_unfused_attention_can_be_allowed_and_fp32_has_none(
     assert "(allowed)" in caplog.text
     manifest = open_bundle(place / "allowed.bundle").manifest
     assert "--allow-unfused" in manifest.rebuild
-    build_bundle(small(graph=ExportOptions(64, 96)), place / "fp32.bundle")
+    build_bundle(small(precision="fp32"), place / "fp32.bundle")
     audit = open_bundle(place / "fp32.bundle").read_json("audit.json")["engines"][0]["audit"]
     assert (audit["attentions"], len(audit["unfused_attentions"])) == (0, 18)
 
@@ -204,14 +215,14 @@ def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, monkeypatch: p
 
 
 def test_what_exists_is_refused_before_any_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load_weights", lambda *words, **names: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(making, "load_weights", lambda *words, **names: pytest.fail("weights were loaded"))
     (place / "bundle").mkdir()
     (place / "bundle" / "manifest.json").touch()
     (place / "folder").mkdir()
     (place / "file").touch()
     with pytest.raises(BundleError, match="bundle exists") as raised:
         build_bundle(small(), place / "bundle")
-    assert "--overwrite" in str(raised.value.fix)
+    assert "overwrite=True" in str(raised.value.fix)
     for name in ("folder", "file"):
         with pytest.raises(BundleError, match="is not a bundle"):
             build_bundle(small(), place / name, overwrite=True)
@@ -235,8 +246,9 @@ def test_one_that_appears_meanwhile_is_not_replaced(place: Path, compiler: Compi
 
 def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, compiler: Compiler) -> None:
     asked = compiler()
-    graph = ExportOptions(Range(64, 64, 128), Range(64, 96, 160), Range(1, 2, 4), precision="fp16", outputs=("logits",))
-    build_bundle(small(graph=graph, test_scale=(160, 64)), place / "x.bundle")
+    size = (Range(64, 64, 128), Range(64, 96, 160))
+    fields = small(size=size, batch=Range(1, 2, 4), outputs=("logits",), test_scale=(160, 64))
+    build_bundle(fields, place / "x.bundle")
     shapes = ((1, 64, 64, 3), (2, 64, 96, 3), (4, 128, 160, 3))
     assert asked[0][1].profile == {"image": shapes}
     manifest = open_bundle(place / "x.bundle").manifest
@@ -248,36 +260,38 @@ def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, c
 
 def test_float_input_puts_the_channels_first(place: Path, compiler: Compiler) -> None:
     asked = compiler()
-    graph = ExportOptions(64, 96, Range(1, 2, 4), precision="fp16", input="float32")
-    build_bundle(small(graph=graph), place / "x.bundle")
+    build_bundle(small(batch=Range(1, 2, 4), input="float32"), place / "x.bundle")
     assert asked[0][1].profile == {"image": ((1, 3, 64, 96), (2, 3, 64, 96), (4, 3, 64, 96))}
     assert open_bundle(place / "x.bundle").manifest.layout == "NCHW"
 
 
 def test_a_graph_alone_is_written_for_the_cpu(place: Path) -> None:
-    graph = ExportOptions(64, 96, forms="cpu")
-    report = build_bundle(small(graph=graph, engines=()), place / "x.bundle")
+    report = build_bundle(small(targets=("cpu",), flavour=None), place / "x.bundle")
     assert report.audits == {} and report.bundle.files == ("graph.onnx",)
     assert list(report.seconds) == ["weights", "graph", "bundle"]
     assert '"forms": "cpu"' in read_header(report.bundle.graph).metadata["twins_trt.info"]
-    assert " --target cpu " in report.bundle.manifest.rebuild
+    assert report.bundle.manifest.rebuild.endswith(" --target cpu")
 
 
 def test_a_plan_settles_targets_and_refuses_what_cannot_be(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_build(small(), place / "x.bundle")
-    assert plan.files == ("graph.onnx", "engines/tensorrt_rtx-sm_89.engine", "audit.json", "manifest.json")
-    assert plan.weights is None and plan.compilers[0].startswith("TensorRT-RTX ")
+    out = place / "x.bundle"
+    job = plan(small(), out)
+    assert job.files == ("graph.onnx", "engines/tensorrt_rtx-sm_89.engine", "audit.json", "manifest.json")
+    assert job.weights is None and job.engines[0].compiler.startswith("TensorRT-RTX ")
     with pytest.raises(UsageError, match="no target sm_87"):
-        plan_build(small(engines=engines_for(["87"], flavours=["tensorrt_rtx"])), place / "x.bundle")
+        plan(small(targets=("87",)), out)
+    twice = engines_for(["sm_89"], flavours=["tensorrt_rtx"]) * 2
+    monkeypatch.setattr(resolve, "engines_for", lambda *words, **names: twice)
     with pytest.raises(UsageError, match="name each of them once"):
-        plan_build(small(engines=RTX + RTX), place / "x.bundle")
-    monkeypatch.setattr(preflight, "current_device", lambda: None)
+        plan(small(), out)
+    monkeypatch.undo()
+    monkeypatch.setattr(resolve, "current_device", lambda: None)
     with pytest.raises(UsageError, match="there is no GPU here") as raised:
-        plan_build(small(engines=engines_for([], flavours=["tensorrt_rtx"])), place / "x.bundle")
+        plan(small(targets=()), out)
     assert "or cpu" in str(raised.value.fix)
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError):
-        plan_build(small(engines=engines_for([], flavours=["tensorrt"])), place / "x.bundle")
+        plan(small(targets=(), flavour=("tensorrt",)), out)
 
 
 def test_engines_of_targets() -> None:
@@ -308,15 +322,16 @@ def test_engines_of_targets() -> None:
 def test_auto_takes_the_flavour_that_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], flavour: str
 ) -> None:
-    monkeypatch.setattr(build_options, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(targets, "find_spec", lambda name: name if name in installed else None)
     assert engines_for(["sm_86"])[0].flavour == flavour
 
 
-def test_options_survive_json() -> None:
-    graph = ExportOptions(Range(64, 96, 128), Range(64, 96, 128), 2, "fp16", 19, outputs=("mask", "logits"))
-    options = BuildOptions(MODEL, graph, RTX, checkpoint="x.pth", test_scale=(2048, 512), padding="masked")
-    assert BuildOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+def test_requests_survive_json() -> None:
+    size = (Range(64, 96, 128), Range(64, 96, 128))
+    request = BuildRequest(MODEL, "x", checkpoint="x.pth", size=size, batch=2, opset=19, outputs=("mask", "logits"))
+    for asked in (request, BuildRequest(**small(test_scale=(2048, 512), smooth=0.5, fallback=False))):
+        assert BuildRequest.from_json(json.loads(json.dumps(asked.to_json()))) == asked
     with pytest.raises(UsageError, match="colour"):
-        BuildOptions.from_json({"model": MODEL, "colour": "red"})
-    with pytest.raises(UsageError, match=r"graph\.height|height"):
-        BuildOptions.from_json({"model": MODEL, "graph": {"height": "tall"}})
+        BuildRequest.from_json({"model": MODEL, "colour": "red"})
+    with pytest.raises(UsageError, match="batch"):
+        BuildRequest.from_json({"model": MODEL, "batch": "tall"})

@@ -16,16 +16,14 @@ from onnx import helper, numpy_helper
 pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 
-from twins_trt.builders.build_options import BuildOptions
-from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate import GateResult, Thresholds, gate_bundle
-from twins_trt.builders.int8_options import Int8Options
 from twins_trt.builders.pipeline import build_bundle
 from twins_trt.builders.weights import load_weights
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import write_scenes
 from twins_trt.models.zoo import DEMO
 from twins_trt.runtime import Bundle, write_bundle
+from twins_trt.verbs.build import BuildRequest
 
 CALIBRATION, GATE = range(300_000, 300_012), range(400_000, 400_032)  # scenes that nothing was trained on
 
@@ -39,9 +37,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def built(data: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    graph = ExportOptions(*DEMO.crop_size, opset=20, forms="cpu")
-    options = BuildOptions(DEMO.name, graph, int8=Int8Options(data=data, images=len(CALIBRATION)), no_gate=True)
-    return build_bundle(options, tmp_path_factory.mktemp("built") / "x.bundle").bundle
+    out = str(tmp_path_factory.mktemp("built") / "x.bundle")
+    calibration = {"calibrate_on": data, "calib_images": len(CALIBRATION)}
+    request = BuildRequest(DEMO.name, out, precision="int8", targets=("cpu",), no_gate=True, **calibration)
+    return build_bundle(request).bundle
 
 
 @pytest.fixture(scope="module")

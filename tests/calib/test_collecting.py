@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,32 @@ def test_a_state_of_something_else_is_refused(graph: Path, tmp_path: Path) -> No
         collect(other, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
     with pytest.raises(DataError, match="holds 2 images that are not among the 4 of this run"):
         collect(graph, photos(4, first=2), settings=SETTINGS, options=CollectOptions(state=state))
-    state.write_bytes(state.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: b"", lambda content: content[:-100], lambda content: bytes(500), lambda content: b"text"]
+)
+def test_a_damaged_state_is_named_and_collected_anew(
+    graph: Path, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    expected = collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
+    content = damage(state.read_bytes())
+    state.write_bytes(content)
     with pytest.raises(DataError, match="is no collection"):
-        collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
+        load_collection(state)
+    assert collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state)) == expected
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{state} is no collection: ")
+    assert caplog.messages[0].endswith("; collecting anew, and what was there is now state.damaged")
+    assert load_collection(state) == expected
+    assert (tmp_path / "state.damaged").read_bytes() == content  # a slip of the hand costs no file
+
+
+def test_a_state_that_cannot_be_one_stays(graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with pytest.raises(DataError, match="is no collection"):
+        collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=tmp_path / "state"))
+    assert [path.name for path in tmp_path.iterdir() if path != graph] == ["state"]
 
 
 def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:

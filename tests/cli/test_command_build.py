@@ -1,28 +1,27 @@
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import MODEL, SMALL, Ran, Twins, run_main
 
-from twins_trt.builders.build_options import BuildOptions, engines_for
-from twins_trt.builders.export import ExportOptions, Range
-from twins_trt.builders.int8_options import GateOptions, Int8Options
-from twins_trt.builders.rebuild import rebuild_command
-from twins_trt.calib import CalibrationSettings
-from twins_trt.cli.build import configure, read_options
+from twins_trt.builders import resolve as resolving
+from twins_trt.builders.export import Range
+from twins_trt.builders.resolve import resolve
 from twins_trt.cli.parsing import Parser
 from twins_trt.models.checkpoint import sha256_of
 from twins_trt.runtime import open_bundle
+from twins_trt.verbs.build import FLAGS, BuildRequest
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str]) -> BuildRequest:
     parser = Parser()
-    configure(parser)
-    return parser.parse_args(words)
+    FLAGS.add_to(parser)
+    return FLAGS.read(parser.parse_args(words))
 
 
 def test_a_bundle_holds_graph_engine_and_audit(bundle: Path, checkpoint: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_dry_run_checks_and_writes_nothing(twins: Twins, tmp_path: Path) -> No
     assert ran.code == 0, ran.err
     engines = ["engines/tensorrt_rtx-sm_86-sm_89.engine", "engines/tensorrt_rtx-sm_75.engine"]
     assert ran.json["files"] == ["graph.onnx", *engines, "audit.json", "manifest.json"]
-    assert BuildOptions.from_json(ran.json["options"]).engines[0].targets == ("sm_86", "sm_89")
+    assert BuildRequest.from_json(ran.json["request"]).targets == ("sm_86", "sm_89", "sm_75")
     assert all(file in twins(*words).out for file in engines)
     assert twins("build", MODEL, "--seeded", "--target", "sm_87", "--out", out, "--dry-run").code == 2
     assert not out.exists()
@@ -96,65 +95,93 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "options",
+    "request_",
     [
-        BuildOptions(MODEL, engines=engines_for(["sm_86", "sm_75"], flavours=["tensorrt_rtx"]), seeded=True),
-        BuildOptions(MODEL, engines=(), checkpoint="my weights/it's.pth", num_classes=11, padding="masked"),
-        BuildOptions(
+        BuildRequest(MODEL, targets=("sm_86", "sm_75"), flavour=("tensorrt_rtx",), seeded=True),
+        BuildRequest(MODEL, targets=("cpu",), checkpoint="my weights/it's.pth", num_classes=11, padding="masked"),
+        BuildRequest(
             "twins_pcpvt-l_upernet",
-            ExportOptions(360, 480, 4, "fp16", 18, "float32", ("mask", "logits"), "gpu", 2),
-            engines_for(
-                [],
-                flavours=["tensorrt"],
-                workspace_mib=512,
-                optimization_level=5,
-                timing_cache="a b.cache",
-                hardware_compatibility="ampere_plus",
-            ),
+            size=(360, 480),
+            batch=4,
+            precision="fp16",
+            opset=18,
+            input="float32",
+            outputs=("mask", "logits"),
+            upernet_levels=2,
+            flavour=("tensorrt",),
+            workspace=512,
+            optimization_level=5,
+            timing_cache="a b.cache",
+            hardware_compatibility="ampere_plus",
             seeded=True,
             allow_unfused=True,
         ),
-        BuildOptions(
+        BuildRequest(
             MODEL,
-            ExportOptions(Range(256, 512, 1024), Range(256, 512, 2048), Range(1, 4, 16), "fp32", forms="cpu"),
+            size=(Range(256, 512, 1024), Range(256, 512, 2048)),
+            batch=Range(1, 4, 16),
+            precision="fp32",
+            targets=("cpu",),
             seeded=True,
             test_scale=(2048, 512),
         ),
-        BuildOptions(MODEL, engines=engines_for(["89"], flavours=["tensorrt_rtx", "tensorrt"]), seeded=True),
-        BuildOptions(
+        BuildRequest(MODEL, targets=("89",), flavour=("tensorrt_rtx", "tensorrt"), seeded=True),
+        BuildRequest(
             MODEL,
-            ExportOptions(opset=20),
-            engines_for(["86"], flavours=["tensorrt_rtx"]),
+            precision="int8",
+            targets=("86",),
+            flavour=("tensorrt_rtx",),
             seeded=True,
-            int8=Int8Options("int8-attention", None, "camvid:my data", "trainval", 100, smooth=0.25),
-            gate=GateOptions("folder:x", "test", 50, 0.75, 40, 0.98, False, 5, 2),
+            level="int8-attention",
+            calibrate_on="camvid:my data",
+            calib_split="trainval",
+            calib_images=100,
+            smooth=0.25,
+            gate_on="folder:x",
+            gate_split="test",
+            gate_limit=50,
+            max_drop=0.75,
+            min_images=40,
+            min_agreement=0.98,
+            fallback=False,
+            max_evaluations=5,
+            threads=2,
         ),
-        BuildOptions(
+        BuildRequest(
             MODEL,
-            ExportOptions(opset=20),
-            engines=(),
+            precision="int8",
+            targets=("cpu",),
             seeded=True,
-            int8=Int8Options(
-                plan="plan.json",
-                data="folder:x",
-                calibration="ranges.json",
-                settings=CalibrationSettings(("entropy",), 99.9, 2048, 4, "letterbox"),
-                smooth="search",
-                bias_correction=True,
-            ),
+            plan="plan.json",
+            calibrate_on="folder:x",
+            calibration="ranges.json",
+            observers=("entropy",),
+            percentile=99.9,
+            bins=2048,
+            minimum=4,
+            fit="letterbox",
+            smooth="search",
+            bias_correction=True,
             no_gate=True,
         ),
     ],
 )
-def test_the_rebuild_command_builds_the_same_again(options: BuildOptions) -> None:
-    if not options.engines:
-        graph = {**vars(options.graph), "forms": "cpu"}
-        options = BuildOptions(**{**vars(options), "graph": ExportOptions(**graph)})
-    program, command, *words = shlex.split(rebuild_command(options, "some where/x.bundle"))
+def test_the_rebuild_command_builds_the_same_again(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Compilers stand in: TensorRT's own is on a device.
+    monkeypatch.setattr(resolving, "load", lambda flavour: flavour)
+    monkeypatch.setattr(resolving, "describe", lambda module, flavour: SimpleNamespace(name=f"{flavour} 1.2.3"))
+    monkeypatch.setattr(resolving, "settle_targets", lambda offer, engine, device: engine.targets or ("sm_87",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my weights").mkdir()
+    (tmp_path / "my weights" / "it's.pth").touch()
+    job = resolve(replace(request_, out="some where/x.bundle"))
+    program, command, *words = shlex.split(job.rebuild)
     assert (program, command) == ("twins-trt", "build")
-    arguments = parse(words)
-    assert arguments.out == "some where/x.bundle"
-    assert read_options(arguments) == options
+    again = resolve(parse(words))
+    assert again.request.out == "some where/x.bundle"
+    assert again == job
 
 
 def test_the_manifests_own_command_builds_the_same_files(cpu_bundle: Path, tmp_path: Path) -> None:

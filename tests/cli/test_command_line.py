@@ -18,8 +18,9 @@ from conftest import MODEL, SMALL, Twins
 
 import twins_trt.cli as cli
 from twins_trt.cli.console import Console, table
-from twins_trt.cli.parsing import new_parser, parse_batch, parse_size, parse_test_scale
+from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import GateError, UsageError
+from twins_trt.verbs.kinds import parse_batch, parse_size, parse_test_scale
 from twins_trt.version import __version__
 
 
@@ -260,7 +261,7 @@ def test_sizes() -> None:
     batch = parse_batch("1:4:16")
     assert (batch.min, batch.opt, batch.max) == (1, 4, 16)  # type: ignore[union-attr]
     assert parse_test_scale("512x2048") == parse_test_scale("2048x512") == (2048, 512)
-    assert parse_test_scale("none") is None
+    assert parse_test_scale("none") == "none"
 
 
 @pytest.mark.parametrize("text", ["", "x", "64x", "x64", "64x64x64", "-64x64", "6.4x64", "64:128x64", "1e3", "64x9999"])

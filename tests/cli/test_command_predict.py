@@ -8,9 +8,9 @@ from conftest import Twins, scene
 from PIL import Image
 from tiny_graphs import MakeBundle
 
-from twins_trt.cli.predict import plan_files, result_names
 from twins_trt.errors import UsageError
 from twins_trt.runtime import Segmenter, Tiles, open_bundle
+from twins_trt.verbs.predict import plan_files, result_names
 
 
 @pytest.fixture

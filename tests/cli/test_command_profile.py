@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import MODEL, Twins
 
 from twins_trt.cli import profile as command
-from twins_trt.profiling.results import PROFILE, Profile, read_profile
+from twins_trt.cli.parsing import new_parser
+from twins_trt.profiling.results import PROFILE, Profile, Settings, read_profile
 from twins_trt.runtime import open_bundle
+from twins_trt.verbs.profile import FLAGS, ProfilePlan
 
 QUICK = ("--rounds", "2", "--calls", "2", "--warm-up", "0", "--threads", "1", "--batches", "1,2", "--power", "none")
 
@@ -110,7 +114,7 @@ def test_an_interrupt_shows_and_writes_what_there_is(
         (("none.bundle",), "none.bundle does not exist"),
         (("none.bundle", "--engine", "cuda"), "there is no engine 'cuda'"),
         (("none.bundle", "--rounds", "0"), "--rounds is 0"),
-        (("none.bundle", "--batches", "1,x"), "--batches is '1,x'"),
+        (("none.bundle", "--batches", "1,x"), "--batches: '1,x' is no list"),
         (("none.bundle", "--warm-up", "nan"), "--warm-up is nan"),
         (("--torch", MODEL, "--seeded", "--power", "sun"), "there is no power meter 'sun'"),
         (("--torch", MODEL, "--seeded", "--out", "none/p.json"), "in a folder that does not exist"),
@@ -128,12 +132,11 @@ def test_wrong_words_are_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_is_written_down_without_defaults(twins: Twins) -> None:
-    from twins_trt.cli.parsing import new_parser
-
+def test_the_command_is_written_down_without_defaults() -> None:
     parser = new_parser("twins-trt profile", summary="", example="")
     command.configure(parser)
     words = ["a b.bundle", "--onnx", "c.onnx", "--onnx", "d.onnx", "--rounds", "20", "--threads", "2", "--no-layers"]
-    written = command.command_of(parser.parse_args([*words, "--save", "--json", "--out", "p.json"]))
-    expected = "twins-trt profile 'a b.bundle' --onnx c.onnx --onnx d.onnx --threads 2 --no-layers"
-    assert sorted(written.split()) == sorted(expected.split())
+    request = FLAGS.read(parser.parse_args([*words, "--save", "--json", "--out", "p.json"]))
+    written = ProfilePlan(request, Settings(), ()).command
+    assert written == "twins-trt profile 'a b.bundle' --onnx c.onnx --onnx d.onnx --threads 2 --no-layers"
+    assert FLAGS.read(parser.parse_args(shlex.split(written)[2:])) == replace(request, save=False, out=None)

@@ -21,6 +21,7 @@ from twins_trt.handoff import TARGETS, HandoffOptions, plan_handoff, write_hando
 from twins_trt.handoff.engines import capability, choose, one_plan, rebuild_with
 from twins_trt.handoff.folder import Handoff
 from twins_trt.handoff.prototext import Symbol, prototext
+from twins_trt.runtime import write_bundle
 
 
 def test_a_folder_is_recorded_and_only_one_of_ours_replaced(make_bundle: MakeBundle, tmp_path: Path) -> None:
@@ -46,6 +47,15 @@ def test_a_folder_is_whole_or_absent(make_bundle: MakeBundle, tmp_path: Path) ->
     assert list(out.parent.iterdir()) == []
     with pytest.raises(BundleError, match="not a plain path"):
         write_handoff(Handoff("x", make_bundle(), {"../a": b"a"}), out)
+
+
+def test_a_bundle_that_was_replaced_meanwhile_is_not_handed_over(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    handoff = Handoff("x", bundle, {"model.onnx": bundle.graph})
+    write_bundle(bundle.path, bundle.manifest, {"graph.onnx": b"of another build"}, overwrite=True)
+    with pytest.raises(BundleError, match="was replaced since it was opened"):
+        write_handoff(handoff, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [bundle.path.name]
 
 
 def test_which_engine_is_taken(make_bundle: MakeBundle) -> None:

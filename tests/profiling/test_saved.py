@@ -13,6 +13,7 @@ from twins_trt.files import sha256_of
 from twins_trt.profiling.results import PROFILE, Profile, read_profile
 from twins_trt.profiling.saved import save_profile
 from twins_trt.runtime import Bundle, Figure, open_bundle
+from twins_trt.runtime.bundle import amend_bundle
 
 
 def profile_of(bundle: Bundle, milliseconds: float) -> Profile:
@@ -35,6 +36,15 @@ def test_it_travels_with_the_bundle_and_can_be_replaced(make_bundle: MakeBundle)
             Figure("engine, median", milliseconds - 3, "ms", where, False),
         )
     assert set(again.files) == {"graph.onnx", "profile.json"}
+
+
+def test_what_was_added_since_the_bundle_was_opened_stays(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    amend_bundle(bundle, {"gate.json": b"{}"}, change=lambda manifest: replace(manifest, gate="passed"))
+    saved = save_profile(bundle, profile_of(open_bundle(bundle.path), 20.0))
+    assert saved == open_bundle(bundle.path)
+    assert saved.manifest.gate == "passed" and len(saved.manifest.figures) == 2
+    assert set(saved.files) == {"gate.json", "graph.onnx", "profile.json"}
 
 
 def test_another_bundles_profile_is_refused(make_bundle: MakeBundle) -> None:

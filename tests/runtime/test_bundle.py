@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_graphs import MakeBundle, tensors, tiny_manifest
 
+from twins_trt import folders
 from twins_trt.errors import BundleError
 from twins_trt.runtime import Bundle, EngineFile, Manifest, open_bundle, write_bundle
 
@@ -109,17 +110,20 @@ def test_overwriting_replaces_the_whole_bundle(tmp_path: Path, bundle: Bundle, m
     assert names(bundle.path) == ["graph.onnx", "manifest.json"]
 
 
+@pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_failed_overwrite_keeps_the_old_bundle(
-    tmp_path: Path, bundle: Bundle, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bundle: Bundle, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
-    rename = Path.rename
+    rename_new = folders.rename_new
 
-    def fail_for_the_new(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
+    def fail_for_the_new(source: Path, target: Path) -> None:
+        if source.name.endswith(".partial") and (can_exchange or not target.exists()):
             raise KeyboardInterrupt
-        return rename(self, target)
+        rename_new(source, target)
 
-    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    monkeypatch.setattr(folders, "rename_new", fail_for_the_new)
+    if not can_exchange:
+        monkeypatch.setattr(folders, "exchange", lambda first, second: False)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(bundle.path, manifest, {"graph.onnx": b"new", ENGINE: b"new"}, overwrite=True)
     assert open_bundle(bundle.path) == bundle

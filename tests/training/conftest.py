@@ -11,9 +11,9 @@ pytest.importorskip("cv2")
 
 import toy
 
-from twins_trt.training import TrainOptions
+from twins_trt.training import TrainRequest
 
-Options = Callable[..., TrainOptions]
+Options = Callable[..., TrainRequest]
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,9 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def options(blocks: str, tmp_path: Path) -> Options:
-    """Options of a short run of the toy model; fields can be overridden."""
+    """The request of a short run of the toy model; fields can be overridden."""
 
-    def make(**fields: Any) -> TrainOptions:
+    def make(**fields: Any) -> TrainRequest:
         usual: dict[str, Any] = {
             "model": toy.TOY,
             "data": blocks,
@@ -47,6 +47,6 @@ def options(blocks: str, tmp_path: Path) -> Options:
             "validate_every": 100,
             "threads": 1,
         }
-        return TrainOptions(**{**usual, **fields})
+        return TrainRequest(**{**usual, **fields})
 
     return make

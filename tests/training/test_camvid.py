@@ -11,7 +11,7 @@ import pytest
 from toy import assert_same, log_rows, weights
 
 from twins_trt.cli import main
-from twins_trt.training import TrainOptions, TrainStep, train
+from twins_trt.training import TrainRequest, TrainStep, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
@@ -19,7 +19,7 @@ MODEL = "twins_svt-s_fpn"
 
 
 def test_camvid(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = TrainOptions(
+    options = TrainRequest(
         model=MODEL,
         data=f"camvid:{camvid}",
         out=str(tmp_path / "run"),

@@ -13,21 +13,21 @@ import pytest
 from conftest import Options
 from toy import log_rows, weights
 
-from twins_trt.training import TrainOptions, train
+from twins_trt.training import TrainRequest, train
 
 PROCESS = """
-import sys
+import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import toy
 toy.register()
-from twins_trt.training import TrainOptions, train
-train(TrainOptions.from_json(Path(sys.argv[2]).read_text()))
+from twins_trt.training import TrainRequest, train
+train(TrainRequest.from_json(json.loads(Path(sys.argv[2]).read_text())))
 """
 
 
-def train_in_two_processes(options: TrainOptions, folder: Path) -> None:
-    (folder / "options.json").write_text(options.to_json())
+def train_in_two_processes(request: TrainRequest, folder: Path) -> None:
+    (folder / "request.json").write_text(json.dumps(request.to_json()))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +36,7 @@ def train_in_two_processes(options: TrainOptions, folder: Path) -> None:
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", PROCESS, here, str(folder / "options.json")]
+        command = [sys.executable, "-c", PROCESS, here, str(folder / "request.json")]
         running.append(subprocess.Popen(command, env={**os.environ, **place}, stderr=subprocess.PIPE, text=True))
     for process in running:
         _, said = process.communicate(timeout=300)

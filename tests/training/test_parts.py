@@ -17,7 +17,7 @@ from twins_trt.data import open_dataset
 from twins_trt.errors import CheckpointError, TwinsError, UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
-from twins_trt.training import TrainOptions, plan_training, train
+from twins_trt.training import TrainRequest, plan_training, resolve, train
 from twins_trt.training.augment import Augmentation, crop_place, distort_colours, random_size
 from twins_trt.training.batches import BatchReader, Draws
 from twins_trt.training.losses import SegmentationLoss, cross_entropy
@@ -110,10 +110,10 @@ def test_which_parameters_decay() -> None:
     assert "backbone.position_encodings.0.proj.weight" not in theirs
 
 
-def test_options_are_completed_with_mmsegs_numbers() -> None:
-    fpn = TrainOptions("twins_svt-s_fpn", "ade20k:x", "run").completed()
+def test_a_request_resolves_to_mmsegs_numbers() -> None:
+    fpn = resolve(TrainRequest("twins_svt-s_fpn", "ade20k:x", "run"))
     assert (fpn.iterations, fpn.lr, fpn.weight_decay, fpn.power, fpn.scale) == (80_000, 1e-4, 1e-4, 0.9, (2048, 512))
-    upernet = TrainOptions("twins_svt-l_upernet", "camvid:x", "run").completed()
+    upernet = resolve(TrainRequest("twins_svt-l_upernet", "camvid:x", "run"))
     assert (upernet.iterations, upernet.lr, upernet.weight_decay, upernet.power) == (160_000, 6e-5, 0.01, 1.0)
     assert (upernet.warmup, upernet.scale, upernet.drop_path, upernet.crop) == (1500, None, 0.3, (512, 512))
 

@@ -19,7 +19,7 @@ from twins_trt.errors import TrainingError, UsageError
 from twins_trt.evaluation import evaluate_model
 from twins_trt.models import build_model
 from twins_trt.models.checkpoint import identify, read_checkpoint
-from twins_trt.training import TrainOptions, TrainStep, load_options, loop, train
+from twins_trt.training import TrainOptions, TrainStep, load_options, loop, resolve, train
 from twins_trt.training.run import save_state
 
 
@@ -48,7 +48,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
     model = build_model(toy.TOY, 3, report.best)
     again = evaluate_model(model, open_dataset(chosen.data, split="val"))
     assert again.scores.miou == pytest.approx(report.best_miou, abs=1e-9)
-    assert load_options(chosen.out) == chosen.completed()
+    assert load_options(chosen.out) == resolve(chosen)
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema": 0.9, "clip_norm": 1.0}])
@@ -167,7 +167,7 @@ def test_torch_is_left_as_it_was(options: Options) -> None:
 
 
 def test_options_survive_json(options: Options) -> None:
-    chosen = options(ema=0.99).completed()
+    chosen = resolve(options(ema=0.99))
     assert TrainOptions.from_json(chosen.to_json()) == chosen
     with pytest.raises(UsageError, match="lr is 'fast', not a number"):
         TrainOptions.from_json(json.dumps({**json.loads(chosen.to_json()), "lr": "fast"}))

@@ -91,13 +91,16 @@ def _dispatch(words: list[str], console: Console) -> int:
         near = nearest(name, COMMANDS)
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"there is no {kind} {name!r}", f"use one of: {', '.join(near or COMMANDS)}")
+    from twins_trt.verbs.flags import on_command_line
+
     command = command_module(name)
     parser = new_parser(f"twins-trt {name}", summary=COMMANDS[name], example=command.EXAMPLE)
     command.configure(parser)
     arguments, extra = parser.parse_known_args(words[1:])
     if extra:
         raise unknown_options(parser, extra)
-    return int(command.run(arguments, console))
+    with on_command_line(getattr(command, "FLAGS", None)):
+        return int(command.run(arguments, console))
 
 
 def _overview() -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from twins_trt.cli.console import Console, table
+from twins_trt.verbs.demo import FLAGS
 
 if TYPE_CHECKING:
     from twins_trt.demo.run import DemoResult
@@ -21,31 +22,17 @@ EXAMPLE = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """--out, and how much of everything."""
-    parser.add_argument("--out", default="twins-trt-demo", metavar="DIR", help="a new folder; default: twins-trt-demo")
-    parser.add_argument("--calib-scenes", type=int, default=24, metavar="N", help="to calibrate on; default: 24")
-    parser.add_argument(
-        "--gate-scenes", type=int, default=48, metavar="N", help="to judge on; default: 48, at least 30"
-    )
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="of the profile, 5 calls each; default: 20")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: every core")
+    FLAGS.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the demo."""
-    from twins_trt.demo.run import DemoOptions, run_demo
-
-    options = DemoOptions(
-        out=arguments.out,
-        calibration=arguments.calib_scenes,
-        gate=arguments.gate_scenes,
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-    )
+    from twins_trt.demo.run import run_demo
 
     def progress(number: int, count: int, step: str, detail: str, share: float | None) -> None:
         console.progress(f"[{number}/{count}] {step}", detail, share)
 
-    result = run_demo(options, progress=progress)
+    result = run_demo(FLAGS.read(arguments), progress=progress)
     console.result({**asdict(result), "total_seconds": round(result.total, 1)}, _text(result))
     return 0
 

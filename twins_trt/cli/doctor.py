@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
-from twins_trt.cli.parsing import add_engine_option, check_engine
 from twins_trt.errors import MissingDependencyError, UsageError
+from twins_trt.verbs.doctor import FLAGS
 from twins_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -23,16 +23,7 @@ EXAMPLE = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """--for, --engine."""
-    from twins_trt.diagnosis.needs import NEEDS
-
-    parser.add_argument(
-        "--for",
-        dest="purpose",
-        default="predict",
-        metavar=f"{{{','.join(NEEDS)}}}",
-        help="the command that has to work here; default: predict",
-    )
-    add_engine_option(parser)
+    FLAGS.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -40,23 +31,26 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from twins_trt.diagnosis import commands, diagnose, gather
     from twins_trt.diagnosis.needs import NEEDS
     from twins_trt.runtime.codec import encode
+    from twins_trt.runtime.engines import check_kind
 
-    if arguments.purpose not in NEEDS:
-        raise UsageError(f"nothing special is needed for {arguments.purpose!r}", f"use one of: {', '.join(NEEDS)}")
-    check_engine(arguments.engine)
+    request = FLAGS.read(arguments)
+    purpose = request.purpose
+    if purpose not in NEEDS:
+        raise UsageError(f"nothing special is needed for {purpose!r}", f"use one of: {', '.join(NEEDS)}")
+    check_kind(request.engine)
     console.progress("doctor", "importing what is installed")
     facts = gather()
-    ready, findings = commands(facts, engine=arguments.engine), diagnose(facts)
-    absent = ready[arguments.purpose]
+    ready, findings = commands(facts, engine=request.engine), diagnose(facts)
+    absent = ready[purpose]
     value: dict[str, Any] = {
         "version": __version__,
-        "purpose": arguments.purpose,
+        "purpose": purpose,
         "ready": not absent,
         "commands": ready,
         "findings": encode(findings),
         "facts": {**encode(facts), "packages": [_package_json(state) for state in facts.packages]},
     }
-    console.result(value, _text(facts, ready, findings, arguments.purpose))
+    console.result(value, _text(facts, ready, findings, purpose))
     return MissingDependencyError.exit_code if absent else 0
 
 

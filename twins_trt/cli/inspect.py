@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
-from twins_trt.cli.parsing import add_engine_option, check_engine, parse_shapes, split_list
 from twins_trt.errors import BuildError, BundleError, UsageError
+from twins_trt.verbs.flags import spelled
+from twins_trt.verbs.inspect import FLAGS, InspectRequest
 
 if TYPE_CHECKING:
     from twins_trt.builders.layers import Layer
@@ -29,41 +30,33 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """PATH, --no-verify, --engine, and what to compile a graph for."""
-    parser.add_argument("path", metavar="PATH", help="a bundle, a graph (.onnx) or a checkpoint (.pth, .safetensors)")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare a bundle's files with their sha256")
-    add_engine_option(parser)
-    group = parser.add_argument_group("graphs")
-    group.add_argument("--target", metavar="SM,...", help="compile for these GPUs (sm_86,sm_89) and audit the result")
-    group.add_argument("--layers", action="store_true", help="list every kernel, with shapes and graph nodes")
-    group.add_argument(
-        "--shapes",
-        action="append",
-        metavar="NAME:MIN:OPT:MAX",
-        help="of a dynamic input, as image:1x512x512x3:4x512x512x3:8x512x512x3",
-    )
+    FLAGS.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Say what one path is."""
-    check_engine(arguments.engine)
-    path = Path(arguments.path)
+    from twins_trt.runtime.engines import check_kind
+
+    request = FLAGS.read(arguments)
+    check_kind(request.engine)
+    path = Path(request.path)
     if path.name == "manifest.json":
         path = path.parent
     is_graph = path.suffix.lower() == ".onnx"
-    compiles = bool(arguments.target or arguments.layers or arguments.shapes)
-    if compiles and not is_graph:
-        raise UsageError(f"{path} is no graph to compile", "name an .onnx file, or leave --target and --layers out")
+    if request.compiles and not is_graph:
+        names = f"{spelled('targets')} and {spelled('layers')}"
+        raise UsageError(f"{path} is no graph to compile", f"name an .onnx file, or leave {names} out")
     if path.is_dir() or path.suffix == ".bundle":
-        value, text = _bundle(path, verify=not arguments.no_verify, engine=arguments.engine)
+        value, text = _bundle(path, verify=request.verify, engine=request.engine)
     elif path.suffix.lower() in _ENGINE_SUFFIXES:
         raise UsageError(
             f"{path} is an engine, which only its compiler's runtime can read", "inspect the bundle that it lies in"
         )
     elif is_graph:
         value, text = _graph(path)
-        if compiles:
+        if request.compiles:
             console.progress("compile", str(path))
-            compiled, shown = _compiled(path, value["info"], arguments)
+            compiled, shown = _compiled(path, value["info"], request)
             value, text = {**value, **compiled}, f"{text}\n\n{shown}"
     else:
         value, text = _checkpoint(path)
@@ -153,21 +146,21 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
     return value, _rows(rows)
 
 
-def _compiled(path: Path, info: dict[str, Any] | None, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _compiled(path: Path, info: dict[str, Any] | None, request: InspectRequest) -> tuple[dict[str, Any], str]:
     """What the compiler makes of a graph. info: what the graph says about itself."""
     from twins_trt.builders.audit import audit_layers
     from twins_trt.builders.engine import EngineOptions, build_engine
     from twins_trt.runtime.codec import encode
 
-    profile = dict(map(parse_shapes, arguments.shapes or ())) or None
-    built = build_engine(path, EngineOptions(targets=split_list(arguments.target or ""), profile=profile))
+    options = EngineOptions(targets=request.targets, profile=dict(request.shapes) or None)
+    built = build_engine(path, options)
     audit = audit_layers(built.layers, expected_attentions=None if info is None else info["attentions"])
     peak = "" if built.peak_host_mib is None else f", {built.peak_host_mib:.0f} MiB at most"
     text = f"{audit.table()}\n{'plan':<17} {megabytes(len(built.plan))} in {built.seconds:.1f} s{peak}, "
     text += f"{built.flavour} {built.version}"
-    if arguments.layers:
+    if request.layers:
         text = "\n".join([*map(_layer, range(len(built.layers)), built.layers), "", text])
-    return {"audit": audit.to_json(), "layers": encode(built.layers) if arguments.layers else None}, text
+    return {"audit": audit.to_json(), "layers": encode(built.layers) if request.layers else None}, text
 
 
 def _layer(index: int, layer: Layer) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
-from twins_trt.cli.parsing import split_list
-from twins_trt.errors import UsageError
+from twins_trt.verbs.kernels import FLAGS
 
 if TYPE_CHECKING:
     from twins_trt.kernels.case import Case
@@ -23,55 +22,18 @@ EXAMPLE = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Which kernels, for which GPUs, and what to do with them."""
-    group = parser.add_argument_group("which", "by default all of them, for all targets")
-    group.add_argument("--target", default="", metavar="SM,...", help="GPUs, such as sm_87,sm_90")
-    group.add_argument("--kernels", default="", metavar="NAME,NAME", help="such as lsa_forward,resize_argmax")
-    group.add_argument("--dtypes", default="", metavar="{fp32,fp16,bf16}", help="one or several, with commas")
-    group.add_argument("--head-dims", default="", metavar="N,N", help="such as 32; kernels without one are always in")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="compile them and compare with what is recorded")
-    what.add_argument("--out", metavar="DIR", help="compile them and write cubins, PTX and kernels.json there")
-    parser.add_argument("--ptx-version", type=int, metavar="N", help="with --out: 85 for JetPack 6, 90 for JetPack 7.0")
-    parser.add_argument("--workers", type=int, metavar="N", help="with --check: processes; default: one a core")
+    FLAGS.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """List, check or write."""
-    if arguments.ptx_version is not None and not arguments.out:
-        raise UsageError("--ptx-version says how PTX is written", "give --out DIR too")
-    if arguments.workers is not None and (arguments.workers < 1 or not arguments.check):
-        raise UsageError("--workers is the number of processes that --check compiles on", "give --check --workers 2")
-    selected = _select(arguments)
-    if arguments.out:
-        return _write(Path(arguments.out), selected, arguments.ptx_version, console)
-    if arguments.check:
-        return _check(selected, arguments.workers or os.cpu_count() or 1, console)
+    request = FLAGS.read(arguments)
+    selected = request.select()
+    if request.out is not None:
+        return _write(Path(request.out), selected, request.ptx_version, console)
+    if request.check:
+        return _check(selected, request.workers or os.cpu_count() or 1, console)
     return _list(selected, console)
-
-
-def _select(arguments: argparse.Namespace) -> list[tuple[Case, str]]:
-    from twins_trt.kernels.case import DTYPES
-    from twins_trt.kernels.crosscompile import TARGETS, all_cases, select
-
-    dims = split_list(arguments.head_dims)
-    known = {
-        "--kernels": {case.name.split()[0] for target in TARGETS for case in all_cases(target)},
-        "--dtypes": set(DTYPES),
-        "--head-dims": {str(case.head_dim) for case in all_cases(TARGETS[0])} - {"0"},
-    }
-    for option, given in (
-        ("--kernels", split_list(arguments.kernels)),
-        ("--dtypes", split_list(arguments.dtypes)),
-        ("--head-dims", dims),
-    ):
-        if unknown := [word for word in given if word not in known[option]]:
-            raise UsageError(f"{option} has no {unknown[0]!r}", f"choose from {', '.join(sorted(known[option]))}")
-    return select(
-        split_list(arguments.target) or TARGETS,
-        kernels=split_list(arguments.kernels),
-        dtypes=split_list(arguments.dtypes),
-        head_dims=[int(dim) for dim in dims],
-    )
 
 
 def _list(selected: list[tuple[Case, str]], console: Console) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from twins_trt.cli.console import Console, megabytes
+from twins_trt.verbs.report import FLAGS
 
 EXAMPLE = (
     "twins-trt report x.bundle --profile profile.json --pictures worst/ --out report.html\n\n"
@@ -17,33 +18,23 @@ EXAMPLE = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """BUNDLE, --profile, --ladder, --pictures, --out, --markdown."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle to report on")
-    parser.add_argument(
-        "--profile",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="of twins-trt profile, beside the bundle's own; repeatable",
-    )
-    parser.add_argument("--ladder", metavar="FILE", help="results of several precisions on the same images")
-    parser.add_argument("--pictures", metavar="DIR", help="the folder that twins-trt gate --pictures filled")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the page to write, such as report.html")
-    parser.add_argument("--markdown", action="store_true", help="Markdown for a README, without charts and pictures")
+    FLAGS.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Write one report."""
     from twins_trt.report import write_report
 
-    out = Path(arguments.out)
-    console.progress("report", arguments.bundle)
+    request = FLAGS.read(arguments)
+    out = Path(request.out)
+    console.progress("report", request.bundle)
     page = write_report(
-        arguments.bundle,
+        request.bundle,
         out,
-        profiles=arguments.profile,
-        ladder=arguments.ladder,
-        pictures=arguments.pictures,
-        markdown=arguments.markdown,
+        profiles=request.profiles,
+        ladder=request.ladder,
+        pictures=request.pictures,
+        markdown=request.markdown,
     )
     size = out.stat().st_size
     sections = [section.title for section in page.sections]

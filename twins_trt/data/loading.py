@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from twins_trt.errors import DataError, UsageError
+from twins_trt.verbs.spelling import spelled
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,8 +21,10 @@ def load_in_order(read: Callable[[T], R], items: Sequence[T], *, workers: int = 
     closing the generator early drops what has not started. Raises UsageError for a negative `workers`, DataError if a
     worker dies.
     """
-    if workers < 0 or ahead < 1:
-        raise UsageError(f"workers={workers} and ahead={ahead} must be at least 0 and 1")
+    if workers < 0:
+        raise UsageError(f"{spelled('workers')} is {workers}", "give 0 or more")
+    if ahead < 1:
+        raise UsageError(f"ahead is {ahead}", "give 1 or more")
     if workers == 0 or len(items) <= 1:
         return map(read, items)
     return _read_ahead(read, items, min(workers, len(items)), ahead)
@@ -45,7 +48,7 @@ def _read_ahead(read: Callable[[T], R], items: Sequence[T], workers: int, ahead:
     except BrokenProcessPool as error:
         raise DataError(
             "a process that reads samples ended unexpectedly (killed, or started from a script without a main guard)",
-            'put the script\'s calls under `if __name__ == "__main__":`, or read with workers=0',
+            f'put the script\'s calls under `if __name__ == "__main__":`, or read with {spelled("workers", 0)}',
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

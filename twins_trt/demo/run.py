@@ -16,16 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from twins_trt.builders.build_options import BuildOptions, default_opset, engines_for
-from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate import gate_bundle
 from twins_trt.builders.gate.record import Gallery
-from twins_trt.builders.int8_options import GateOptions, Int8Options
 from twins_trt.builders.pipeline import BuildReport, Step, build_bundle
 from twins_trt.builders.weights import load_weights
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import draw_scene, write_scenes
 from twins_trt.errors import UsageError
+from twins_trt.files import whole_file
 from twins_trt.models.zoo import DEMO
 from twins_trt.profiling.candidates import bundle_candidate
 from twins_trt.profiling.measure import profile
@@ -33,6 +31,8 @@ from twins_trt.profiling.results import Settings
 from twins_trt.profiling.saved import save_profile
 from twins_trt.report import write_report
 from twins_trt.runtime import Bundle, EngineSettings, Segmenter
+from twins_trt.verbs.build import BuildRequest
+from twins_trt.verbs.demo import DemoRequest
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 """GPUs that one engine of TensorRT-RTX serves, built without any of them."""
@@ -46,18 +46,6 @@ ENLARGED = 2
 Progress = Callable[[int, int, str, str, float | None], None]
 
 _STEPS = ("scenes", "build", "pictures", "profile", "report", "overlay")
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """out: the folder to fill; new, or empty. calibration, gate: how many scenes; a gate needs 30. rounds: of the
-    profile, 5 calls each. threads: of the CPU, None for every core."""
-
-    out: str = "twins-trt-demo"
-    calibration: int = 24
-    gate: int = 48
-    rounds: int = 20
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class DemoResult:
         return sum(self.seconds.values())
 
 
-def run_demo(options: DemoOptions, *, progress: Progress | None = None) -> DemoResult:
+def run_demo(options: DemoRequest, *, progress: Progress | None = None) -> DemoResult:
     """Fills `options.out` with scenes, bundle, pictures, profile, report and overlay.
 
     Raises `UsageError` where that folder holds something, `GateError` where the gate fails and no fallback helps, and
@@ -124,7 +112,7 @@ def run_demo(options: DemoOptions, *, progress: Progress | None = None) -> DemoR
     )
 
 
-def _draw(options: DemoOptions, out: Path, clock: _Clock) -> str:
+def _draw(options: DemoRequest, out: Path, clock: _Clock) -> str:
     clock.begin("scenes")
     total = options.calibration + options.gate
     parts = (("train", FIRST_CALIBRATION_SCENE, options.calibration), ("val", FIRST_GATE_SCENE, options.gate))
@@ -140,46 +128,49 @@ def _draw(options: DemoOptions, out: Path, clock: _Clock) -> str:
     return data
 
 
-def _build(options: DemoOptions, out: Path, data: str, clock: _Clock) -> BuildReport:
+def _build(options: DemoRequest, out: Path, data: str, clock: _Clock) -> BuildReport:
     clock.begin("build")
     compiles = find_spec("tensorrt_rtx") is not None
-    height, width = DEMO.crop_size
-    wanted = BuildOptions(
-        model=DEMO.name,
-        graph=ExportOptions(
-            height=height, width=width, opset=default_opset("int8"), forms="gpu" if compiles else "cpu"
-        ),
-        engines=engines_for(TARGETS if compiles else ("cpu",), flavours=("tensorrt_rtx",)),
-        int8=Int8Options(data=data, images=options.calibration),
-        gate=GateOptions(data=data, threads=options.threads),
+    wanted = BuildRequest(
+        DEMO.name,
+        str(out / "demo.bundle"),
+        precision="int8",
+        targets=TARGETS if compiles else ("cpu",),
+        flavour=("tensorrt_rtx",) if compiles else None,
+        calibrate_on=data,
+        calib_images=options.calibration,
+        gate_on=data,
+        threads=options.threads,
     )
 
     def inside(step: Step) -> None:
         done = (step.number - 1 + (step.share or 0.0)) / step.count
         clock.inside(f"{step.name}{', ' if step.detail else ''}{step.detail}", done)
 
-    return build_bundle(wanted, out / "demo.bundle", progress=inside)
+    return build_bundle(wanted, progress=inside)
 
 
-def _draw_worst(options: DemoOptions, bundle: Bundle, data: str, folder: Path, clock: _Clock) -> Path:
+def _draw_worst(options: DemoRequest, bundle: Bundle, data: str, folder: Path, clock: _Clock) -> Path:
     """The pictures of `twins-trt gate --pictures`, of the images that the verdict in the bundle names."""
     clock.begin("pictures")
     model, _ = load_weights(DEMO.name)
     names = {each["name"] for each in bundle.read_json("gate.json")["worst"]}
     dataset = open_dataset(data, split="val")
     worst = replace(dataset, items=tuple(item for item in dataset.items if item.name in names))
+    gallery = Gallery(folder, bundle.manifest.palette)
     gate_bundle(
         bundle,
         model,
         worst,
         settings=EngineSettings(threads=options.threads),
         progress=lambda done, total, drop: clock.inside(f"{done} of {total}", done / total),
-        look=Gallery(folder, bundle.manifest.palette),
+        look=gallery,
     )
+    gallery.save()
     return folder
 
 
-def _profile(options: DemoOptions, bundle: Bundle, clock: _Clock) -> Bundle:
+def _profile(options: DemoRequest, bundle: Bundle, clock: _Clock) -> Bundle:
     """Latency, stages and layers, kept in the bundle."""
     clock.begin("profile")
     found = profile(
@@ -196,7 +187,8 @@ def _overlay(bundle: Bundle, path: Path, settings: EngineSettings) -> Path:
     scene = draw_scene(*DEMO.crop_size, seed=SHOWN_SCENE)
     with Segmenter(bundle, settings=settings) as segmenter:
         sheet = Image.fromarray(np.concatenate([scene.image, segmenter(scene.image).overlay()], axis=1))
-    sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.LANCZOS).save(path)
+    with whole_file(path, durable=False) as file:
+        sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.LANCZOS).save(file, "PNG")
     return path
 
 

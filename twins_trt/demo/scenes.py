@@ -29,6 +29,7 @@ from twins_trt.demo.drawing import (
     noise_field,
     shade,
 )
+from twins_trt.files import whole_file
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole")
 PALETTE: tuple[Colour, ...] = (
@@ -94,11 +95,13 @@ def write_scenes(
     root = Path(folder)
     for kind in ("images", "labels"):
         (root / split / kind).mkdir(parents=True, exist_ok=True)
-    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    with whole_file(root / "classes.txt", durable=False) as file:
+        file.write(("\n".join(CLASSES) + "\n").encode())
     for done, seed in enumerate(seeds, start=1):
         scene = draw_scene(*size, seed=seed)
-        Image.fromarray(scene.image).save(root / split / "images" / f"scene{seed:06}.png")
-        Image.fromarray(scene.label).save(root / split / "labels" / f"scene{seed:06}.png")
+        for kind, pixels in (("images", scene.image), ("labels", scene.label)):
+            with whole_file(root / split / kind / f"scene{seed:06}.png", durable=False) as file:
+                Image.fromarray(pixels).save(file, "PNG")
         if progress is not None:
             progress(done)
     return f"folder:{root}"

@@ -21,7 +21,7 @@ from twins_trt.demo.scenes import CLASSES, PALETTE, write_scenes
 from twins_trt.errors import TwinsError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.zoo import DEMO
-from twins_trt.training import TrainOptions, TrainStep, train
+from twins_trt.training import TrainRequest, TrainStep, train
 from twins_trt.training.run import LAST
 
 SEED = 0
@@ -53,7 +53,7 @@ def train_demo(
     )
     held_out = range(FIRST_HELD_OUT_SCENE, FIRST_HELD_OUT_SCENE + HELD_OUT_SCENES)
     write_scenes(folder / "scenes", "val", held_out, size=DEMO.crop_size)
-    options = TrainOptions(
+    request = TrainRequest(
         model=DEMO.name,
         data=data,
         out=str(folder / "run"),
@@ -81,7 +81,7 @@ def train_demo(
             raise _Stopped
 
     with contextlib.suppress(_Stopped):
-        train(options, resume=(folder / "run" / "options.json").is_file(), progress=watch)
+        train(request, resume=(folder / "run" / "options.json").is_file(), progress=watch)
     facts = {"scenes": scenes, "iterations": stop, "schedule": iterations, "batch": BATCH, "seed": SEED}
     command = f"python -m twins_trt.demo.train weights.pth --scenes {scenes} --iterations {iterations} --stop {stop}"
     return save_rounded(folder / "run" / LAST, out, data=data, facts={**facts, "command": command})

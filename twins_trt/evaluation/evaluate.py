@@ -17,6 +17,7 @@ from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import DataError, EngineError, missing
 from twins_trt.evaluation.inference import InferenceMode, Logits, PredictLogits, inference_mode, predict_mask
 from twins_trt.evaluation.metrics import ConfusionMatrix, Scores
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -239,7 +240,7 @@ def _class_count(dataset: Dataset, num_classes: int | None) -> int:
     if num_classes is not None and named and num_classes != named:
         raise DataError(
             f"the model has {num_classes} classes, {dataset.source} has {named}",
-            f"use a model trained on these classes (--num-classes {named})",
+            f"use a model trained on these classes ({spelled('num_classes', named)})",
         )
     return num_classes or named
 

@@ -27,6 +27,7 @@ from twins_trt.evaluation.logits import (
     zeros_of_size,
 )
 from twins_trt.evaluation.pipeline import image_size, normalise, resize_image, scaled_size
+from twins_trt.verbs.spelling import spelled
 
 Pixels = npt.NDArray[np.float32]
 PredictLogits = Callable[[Pixels], Logits]
@@ -198,6 +199,6 @@ def checked_logits(predict: PredictLogits, pixels: Pixels) -> Logits:
     if holds_nan(logits):
         raise EngineError(
             "the network returned NaN: its precision overflows, or its weights are broken",
-            "build with --precision fp32, or check the checkpoint",
+            f"build with {spelled('precision', 'fp32')}, or check the checkpoint",
         )
     return logits

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
 from twins_trt.runtime.manifest import GRAPH
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
@@ -61,12 +62,12 @@ def one_plan(bundle: Bundle, wanted: str, *, tool: str, plan: str) -> tuple[dict
     Raises as `choose` does, and where that leaves several engines or none is wanted.
     """
     if wanted == "onnxruntime":
-        raise BundleError(f"{tool} runs TensorRT engines only", "leave --engine out, or name a target")
+        raise BundleError(f"{tool} runs TensorRT engines only", f"leave {spelled('engine')} out, or name a target")
     chosen = choose(bundle, wanted, tool=tool)
     if len({engine.file for engine in chosen.engines.values()}) > 1:
         raise BundleError(
             f"{bundle.path} has engines for {', '.join(chosen.engines)}; {tool} takes one",
-            f"name one: --engine {next(iter(chosen.engines))}",
+            f"name one: {spelled('engine', next(iter(chosen.engines)))}",
         )
     if chosen.first is not None:
         return {plan: bundle.file(chosen.first.file)}, [
@@ -110,7 +111,7 @@ def _by_target(engines: list[EngineFile], bundle: Bundle) -> dict[str, EngineFil
             if target in found:
                 raise BundleError(
                     f"{bundle.path} has two engines for {target}: {found[target].file}, {engine.file}",
-                    f"name one: --engine {engine.file}",
+                    f"name one: {spelled('engine', engine.file)}",
                 )
             found[target] = engine
     return found

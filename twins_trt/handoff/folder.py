@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.files import whole_folder, write_hashed
+from twins_trt.files import write_hashed
+from twins_trt.folders import whole_folder
 from twins_trt.runtime.codec import encode
 from twins_trt.runtime.manifest import FileEntry, safe_path
+from twins_trt.verbs.spelling import spelled
 from twins_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class HandoffOptions:
         for name, least in (("max_batch", 1), ("instances", 1), ("queue_delay", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UsageError(f"{name} is {value}", f"give {least} or more")
+                raise UsageError(f"{spelled(name)} is {value}", f"give {least} or more")
         if self.name is not None and not (self.name.isascii() and self.name.replace("-", "_").isidentifier()):
             raise UsageError(f"{self.name!r} is no name for a model", "use letters, digits, - and _")
 
@@ -50,8 +53,7 @@ class HandoffOptions:
         """Raises UsageError if one of these was chosen, for `tool` has no such thing."""
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
-                option = f"--{field.name.replace('_', '-')}"
-                raise UsageError(f"{tool} has no {field.name.replace('_', ' ')}", f"leave {option} out")
+                raise UsageError(f"{tool} has no {field.name.replace('_', ' ')}", f"leave {spelled(field.name)} out")
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,25 @@ def write_handoff(handoff: Handoff, out: str | Path, *, overwrite: bool = False)
     """Write the folder `out`, with a record of what is in it, and return it.
 
     overwrite: replace an earlier hand-off that is there; anything else is never replaced. Raises BundleError if `out`
-    exists or the disk refuses.
+    exists, the bundle was replaced since it was opened, or the disk refuses.
     """
     target = Path(out)
     check_out(target, overwrite=overwrite)
     if bad := [name for name in handoff.files if not safe_path(name) or name == RECORD]:
         raise BundleError(f"{bad[0]!r} is not a plain path below {target}")
     try:
-        with whole_folder(target) as staging:
+        replacing = partial(check_out, target, overwrite=True) if overwrite else None
+        with whole_folder(target, replace=replacing) as staging:
             entries = []
             for name, content in handoff.files.items():
                 entries.append(FileEntry(name, *write_hashed(staging / name, content)))
                 if name.endswith(".sh"):
                     (staging / name).chmod(0o755)
             write_hashed(staging / RECORD, _record(handoff, entries))
-            check_out(target, overwrite=overwrite)  # again: copying took time
+            handoff.bundle.refuse_replaced()  # what was copied is of one bundle
     except OSError as error:
+        handoff.bundle.refuse_replaced()
+        check_out(target, overwrite=overwrite)  # it may have come since the check above
         raise BundleError(f"{target} cannot be written: {error}") from error
     return target
 
@@ -99,7 +104,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not overwrite:
-        raise BundleError(f"{out} exists", "choose another name, or ask to overwrite it")
+        raise BundleError(f"{out} exists", f"choose another name, or replace it: {spelled('overwrite', True)}")
     if out.is_symlink() or not (out / RECORD).is_file():
         raise BundleError(f"{out} exists and is no earlier hand-off, so it is not overwritten", "choose another name")
 

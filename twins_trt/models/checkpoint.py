@@ -18,6 +18,7 @@ from twins_trt.errors import CheckpointError, MissingDependencyError
 from twins_trt.files import sha256_of
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
 from twins_trt.models.zoo import known_specs
+from twins_trt.verbs.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 
@@ -144,7 +145,8 @@ def explain_misfit(
     found = identify(weights)
     if found and name and found[0] != name:
         return CheckpointError(
-            f"{path} holds {found[0]} with {found[1]} classes, not {name}", f"use {found[0]} --num-classes {found[1]}"
+            f"{path} holds {found[0]} with {found[1]} classes, not {name}",
+            f"use {found[0]} {spelled('num_classes', found[1])}",
         )
     official = any(re.match(r"(backbone\.)?blocks\.\d+\.\d+\.", key) for key in weights)
     if official:
@@ -164,7 +166,7 @@ def explain_misfit(
         if only_classes and found[1] != classes.shape[0]:
             return CheckpointError(
                 f"{path} was trained on {found[1]} classes, the model was asked for {classes.shape[0]}",
-                f"--num-classes {found[1]} (in Python: num_classes={found[1]})",
+                spelled("num_classes", found[1]),
             )
     fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
     return CheckpointError(f"{path} does not fit {name or 'the model'}: {list_misfits(weights, expected)}", fix)

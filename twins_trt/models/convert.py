@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.checkpoint import Checkpoint, identify, identify_backbone, list_misfits, read_checkpoint
+from twins_trt.verbs.spelling import spelled
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")
@@ -86,9 +87,13 @@ def convert_state_dict(
     named family or direction, or lack a tensor's counterpart (q without kv).
     """
     if family is not None and family not in FAMILIES:
-        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}", "use pcpvt or svt")
+        raise UsageError(
+            f"{spelled('family')} must be one of {', '.join(FAMILIES)}, not {family!r}", "use pcpvt or svt"
+        )
     if direction is not None and direction not in DIRECTIONS:
-        raise UsageError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}", "use to_mmseg")
+        raise UsageError(
+            f"{spelled('direction')} must be one of {', '.join(DIRECTIONS)}, not {direction!r}", "use to_mmseg"
+        )
     backbone, rest = _separate(state_dict)
     names = {found[1] for key in backbone if (found := _LAYER.fullmatch(key))}
     source = {frozenset({"blocks"}): "to_mmseg", frozenset({"layers"}): "to_official"}.get(frozenset(names))
@@ -142,7 +147,7 @@ def convert_file(
     """
     src, dst = Path(src), Path(dst)
     if dst.exists() and not overwrite:
-        raise UsageError(f"{dst} exists", "name another file, or overwrite it: --overwrite")
+        raise UsageError(f"{dst} exists", f"name another file, or overwrite it: {spelled('overwrite', True)}")
     if dst.is_dir():
         raise UsageError(f"{dst} is a directory", "name the file to write in it")
     checkpoint = read_checkpoint(src)

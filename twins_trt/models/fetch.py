@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import FetchError, UsageError
-from twins_trt.files import locked, sha256_of
+from twins_trt.files import locked, sha256_of, whole_file
 from twins_trt.models.zoo import get_spec
+from twins_trt.verbs.spelling import spelled
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")
@@ -76,7 +77,7 @@ def fetch(
     target = cached_path(name, cache_dir=cache_dir)
     source = spec.weights_url if url is None else url
     if not re.match(r"https?://[^/\s]", source):
-        raise UsageError(f"cannot download {source!r}: only http and https addresses", "check --url")
+        raise UsageError(f"cannot download {source!r}: only http and https addresses", f"check {spelled('url')}")
     job = _Job(source, target, spec.weights_sha256_prefix, name)
     try:
         if _is_there(job):  # before anything is written: the folder may be read-only
@@ -107,7 +108,7 @@ class _Job:
     def by_hand(self) -> str:
         return (
             f"download {self.url} on another machine and put it, as {self.target.name}, into {self.target.parent}; "
-            "or name any file with these weights: --checkpoint FILE"
+            f"or name any file with these weights: {spelled('checkpoint', 'FILE')}"
         )
 
 
@@ -209,7 +210,8 @@ def _receive(job: _Job, response: Any, start: int, progress: Progress | None) ->
     etag = response.headers.get("ETag", "")
     # Weak ETags are not allowed in If-Range (RFC 9110, section 13.1.5).
     validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-    job.notes.write_text(json.dumps({"url": job.url, "validator": validator, "total": total}), encoding="utf-8")
+    with whole_file(job.notes, durable=False) as notes:
+        notes.write(json.dumps({"url": job.url, "validator": validator, "total": total}).encode())
     _check_space(job, start, total)
     done = start
     with open(job.part, "ab" if start else "wb") as file:

@@ -13,7 +13,9 @@ from twins_trt.errors import UsageError
 from twins_trt.kernels.backend import BACKENDS
 from twins_trt.models.backbone import Backbone
 from twins_trt.models.heads import FPN, FCNHead, FPNHead, UPerHead
+from twins_trt.models.telling import tell_classes
 from twins_trt.models.zoo import ModelSpec, get_spec
+from twins_trt.verbs.flags import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.checkpoint import CheckpointMeta
@@ -60,7 +62,7 @@ class Segmentor(nn.Module):
 
 def build_model(
     name: str,
-    num_classes: int = 150,
+    num_classes: int | None = None,
     checkpoint: str | Path | None = None,
     *,
     padding: str = "parity",
@@ -68,7 +70,8 @@ def build_model(
 ) -> Segmentor:
     """A zoo model in eval mode, with random weights or those of an mmsegmentation checkpoint.
 
-    name: one of `list_models()`, or the demo's. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore").
+    name: one of `list_models()`, or the demo's. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore"); by default
+    the checkpoint's, and the zoo's without one.
     padding: `parity` computes LSA as mmsegmentation does, quirk included; `masked` always excludes padded keys.
     attention: which form of LSA and GSA runs, forward and backward: `triton`, `sdpa`, `reference`, or `auto`, which is
     the Triton kernels on a GPU that can run them, `sdpa` on one that cannot and the reference on a CPU.
@@ -80,8 +83,12 @@ def build_model(
         raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}", "use padding='parity'")
     if attention not in BACKENDS:
         raise UsageError(f"attention must be one of {', '.join(BACKENDS)}, not {attention!r}", "use attention='auto'")
+    if num_classes is None:
+        num_classes = tell_classes(spec, checkpoint)
     if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
-        raise UsageError(f"num_classes must be 1 to 255 (masks are uint8), not {num_classes!r}", "check --num-classes")
+        raise UsageError(
+            f"num_classes must be 1 to 255 (masks are uint8), not {num_classes!r}", f"check {spelled('num_classes')}"
+        )
     model = Segmentor(spec, int(num_classes), padding=padding, attention=attention).eval()
     if checkpoint is not None:
         from twins_trt.models.checkpoint import load_checkpoint

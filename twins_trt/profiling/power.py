@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from twins_trt.errors import ProfileError, UsageError, missing
 from twins_trt.profiling.machine import first_gpu
 from twins_trt.profiling.results import Energy
+from twins_trt.verbs.spelling import spelled
 
 READ_EVERY_S = 0.05
 IDLE_S = 2.0
@@ -103,7 +105,8 @@ class _Readings:
         self._watts: list[float] = []
         self._error: Exception | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="twins-trt power", daemon=True)
+        here = copy_context()  # for errors to be spelled as the caller spells
+        self._thread = threading.Thread(target=here.run, args=(self._read,), name="twins-trt power", daemon=True)
 
     def __enter__(self) -> _Readings:
         self._thread.start()
@@ -115,7 +118,7 @@ class _Readings:
 
     def mean(self) -> float:
         if self._error is not None:
-            raise ProfileError(f"{self._meter.source} stopped answering: {self._error}", "--power none")
+            raise ProfileError(f"{self._meter.source} stopped answering: {self._error}", spelled("power", "none"))
         return sum(self._watts) / len(self._watts)
 
     def _read(self) -> None:
@@ -156,7 +159,9 @@ class SensorMeter:
     def __init__(self, root: Path = Path("/")) -> None:
         rails = find_rails(root)
         if not rails:
-            raise ProfileError("this machine has no INA3221 power sensor", "--power nvml, or --power none")
+            raise ProfileError(
+                "this machine has no INA3221 power sensor", f"{spelled('power', 'nvml')}, or {spelled('power', 'none')}"
+            )
         self.rails = whole_board(rails)
         self.source = f"INA3221 ({' + '.join(rail.name for rail in self.rails)})"
 
@@ -205,13 +210,13 @@ class TegrastatsMeter:
 
     def __init__(self, command: Sequence[str] = ("tegrastats", "--interval", "100")) -> None:
         if shutil.which(command[0]) is None:
-            raise ProfileError(f"there is no {command[0]} on this machine", "--power none")
+            raise ProfileError(f"there is no {command[0]} on this machine", spelled("power", "none"))
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         first = parse_tegrastats(self._line())
         self.rails = tuple(rail.name for rail in whole_board([Rail(name) for name in first]))
         if not self.rails:
             self.close()
-            raise ProfileError(f"{command[0]} shows no power", "run it as root, or --power none")
+            raise ProfileError(f"{command[0]} shows no power", f"run it as root, or {spelled('power', 'none')}")
         self.source = f"tegrastats ({' + '.join(self.rails)})"
 
     def watts(self) -> float:
@@ -231,7 +236,7 @@ class TegrastatsMeter:
         assert self._process.stdout is not None  # a pipe
         line = self._process.stdout.readline()
         if not line:
-            raise ProfileError("tegrastats has ended", "run it by hand to see why, or --power none")
+            raise ProfileError("tegrastats has ended", f"run it by hand to see why, or {spelled('power', 'none')}")
         return line
 
 
@@ -257,7 +262,7 @@ class NvmlMeter:
             self.watts()
             self.source = f"NVML ({pynvml.nvmlDeviceGetName(self._device)})"
         except pynvml.NVMLError as error:
-            raise ProfileError(f"NVML reads no power here: {error}", "--power none") from error
+            raise ProfileError(f"NVML reads no power here: {error}", spelled("power", "none")) from error
 
     def watts(self) -> float:
         return self._nvml.nvmlDeviceGetPowerUsage(self._device) / 1e3

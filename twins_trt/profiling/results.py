@@ -13,6 +13,7 @@ from twins_trt.errors import ProfileError
 from twins_trt.files import whole_file
 from twins_trt.profiling.statistics import jitter, quantile
 from twins_trt.runtime.codec import decode, encode
+from twins_trt.verbs.spelling import spelled
 
 FORMAT_VERSION = 1
 PROFILE = "profile.json"
@@ -305,7 +306,7 @@ def write_profile(path: str | Path, profile: Profile) -> None:
         with whole_file(Path(path)) as file:
             file.write(dump_profile(profile))
     except OSError as error:
-        raise ProfileError(f"{path} cannot be written: {error}", "give another --out") from error
+        raise ProfileError(f"{path} cannot be written: {error}", f"give another {spelled('out')}") from error
 
 
 def dump_profile(profile: Profile) -> bytes:
@@ -323,10 +324,10 @@ def read_profile(path: str | Path) -> Profile:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(
-            f"{path} cannot be read: {error.strerror}", "give a file that profile --out wrote"
+            f"{path} cannot be read: {error.strerror}", "give a file that twins-trt profile wrote"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{path} is no JSON: {error}", "give a file that profile --out wrote") from error
+        raise ProfileError(f"{path} is no JSON: {error}", "give a file that twins-trt profile wrote") from error
     try:
         return Profile.from_json(values)
     except ProfileError as error:

@@ -8,22 +8,25 @@ from dataclasses import replace
 from twins_trt.errors import ProfileError
 from twins_trt.profiling.results import PROFILE, Measurement, Profile, dump_profile
 from twins_trt.runtime.bundle import Bundle, amend_bundle
-from twins_trt.runtime.manifest import GRAPH, Figure
+from twins_trt.runtime.manifest import GRAPH, Figure, Manifest
 
 
 def save_profile(bundle: Bundle, profile: Profile) -> Bundle:
     """The bundle with `profile`, whole, as its `profile.json`, in place of an earlier one; figures of its manifest that
     were measured on the same device are replaced. Raises ProfileError where the profile is not of this bundle's graph,
-    BundleError as `write_bundle` does."""
+    BundleError as `amend_bundle` does."""
     digest = next(entry.sha256 for entry in bundle.manifest.files if entry.path == GRAPH)
     measured = [m for m in profile.measurements if m.subject.kind == "bundle" and m.subject.graph_sha256 == digest]
     if not measured:
         raise ProfileError(f"{bundle.path} was not measured in this profile", f"twins-trt profile {bundle.path} --save")
     new = [figure for measurement in measured for figure in _figures(measurement)]
     names = {(figure.name, figure.measured_on) for figure in new}
-    kept = [figure for figure in bundle.manifest.figures if (figure.name, figure.measured_on) not in names]
-    manifest = replace(bundle.manifest, figures=(*kept, *new))
-    return amend_bundle(bundle, {PROFILE: dump_profile(profile)}, manifest=manifest)
+
+    def with_figures(manifest: Manifest) -> Manifest:
+        kept = [figure for figure in manifest.figures if (figure.name, figure.measured_on) not in names]
+        return replace(manifest, figures=(*kept, *new))
+
+    return amend_bundle(bundle, {PROFILE: dump_profile(profile)}, change=with_figures)
 
 
 def _figures(measurement: Measurement) -> Iterator[Figure]:

@@ -15,6 +15,7 @@ from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, read_i
 from twins_trt.report.markdown import render_markdown
 from twins_trt.report.speed import blocks_section, latency_section
 from twins_trt.report.verdict import gate_section, ladder_section, worst_section
+from twins_trt.verbs.spelling import spelled
 from twins_trt.version import __version__
 
 _VERDICTS: dict[str, tuple[str, Mood]] = {
@@ -47,7 +48,7 @@ def write_report(
         with whole_file(out) as file:
             file.write(content.encode("utf-8", "backslashreplace"))  # file names may hold what is no text
     except OSError as error:
-        raise ReportError(f"{out} cannot be written: {error.strerror}", "give another --out") from error
+        raise ReportError(f"{out} cannot be written: {error.strerror}", f"give another {spelled('out')}") from error
     return page
 
 

@@ -28,6 +28,7 @@ from twins_trt.report.blocks import (
 )
 from twins_trt.report.charts import Interval, intervals
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
+from twins_trt.verbs.spelling import spelled
 
 PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
 _WIDEST = 480  # pixels of a panel
@@ -185,7 +186,9 @@ def _panels(path: Path) -> tuple[Panel, ...]:
         with Image.open(path) as opened:
             sheet = opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise ReportError(f"{path} is no picture: {error}", "let the gate draw it again: --pictures DIR") from error
+        raise ReportError(
+            f"{path} is no picture: {error}", f"let the gate draw it again: {spelled('pictures', 'DIR')}"
+        ) from error
     pixels = np.asarray(sheet)
     if pixels.shape[1] % len(PANELS):
         raise ReportError(f"{path} has not the {len(PANELS)} panels of the gate's pictures", "remove it")

@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import BundleError
-from twins_trt.files import sha256_of, whole_folder, write_hashed
-from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, FileEntry, Manifest, safe_path
+from twins_trt.files import sha256_of, write_hashed
+from twins_trt.folders import restore, whole_folder
+from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, FileEntry, Manifest, safe_path
+
+TRIES = 100  # of reading a bundle that is replaced meanwhile: writing one takes longer than reading it
+_AGAIN = "open it again"
+
+_Version = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and what its manifest says."""
+    """An opened bundle: its folder and what its manifest says.
+
+    Another build may put a new one in its place. Then asking for a file raises BundleError, unless it is the same in
+    both: what the manifest says is not to be mixed with the files of another.
+    """
 
     path: Path
     manifest: Manifest
+    _version: _Version | None = field(default=None, repr=False, compare=False)  # None: not read from a folder
 
     @property
     def graph(self) -> Path:
         """The precision-complete ONNX graph."""
         return self.file(GRAPH)
 
+    @property
+    def replaced(self) -> bool:
+        """Whether what runs is no longer what was opened: graph, engines, weights. What a verdict or a profile adds
+        does not count."""
+        engines = [engine.file for engine in self.manifest.engines]
+        return self._differs(name for name in (GRAPH, WEIGHTS, *engines) if name in self.files)
+
+    def refuse_replaced(self) -> None:
+        """Raises BundleError where it is `replaced`: what was read of it since it was opened may be of two bundles."""
+        if self.replaced:
+            raise replaced_error(self.path)
+
     def file(self, name: str) -> Path:
-        """The file called `name` (`engines/x.engine`). Raises BundleError if the manifest does not list it."""
+        """The file called `name` (`engines/x.engine`). Raises BundleError if the manifest does not list it, or if it
+        was replaced since the bundle was opened."""
         if name not in self.files:
             raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(self.files)}", self.manifest.rebuild)
+        if self._differs([name]):
+            raise replaced_error(self.path / name)
         return self.path / name
 
     @property
@@ -41,33 +70,55 @@ class Bundle:
     def read_json(self, name: str) -> Any:
         """The content of `plan.json`, `calibration.json`, `audit.json` or `gate.json`; None if the bundle has none.
 
-        Raises BundleError if the file is not JSON.
+        Raises BundleError if the file is not JSON, or if it was replaced since the bundle was opened.
         """
         if name not in self.files:
             return None
         try:
-            return json.loads(self.file(name).read_text(encoding="utf-8"))
+            content = self.file(name).read_bytes()
+            self.file(name)  # again: it is not of another bundle that came meanwhile
+            return json.loads(content)
         except (OSError, ValueError) as error:
+            self.file(name)
             raise BundleError(f"{self.path / name} cannot be read: {error}", self.manifest.rebuild) from error
+
+    def _differs(self, names: Iterable[str]) -> bool:
+        """Whether one of these files is by now another, or none."""
+        if self._version is None or _version(self.path) == self._version:
+            return False
+        try:
+            now = _entries(open_bundle(self.path, verify=False).manifest)
+        except BundleError:
+            return True
+        then = _entries(self.manifest)
+        return any(now.get(name) != then[name] for name in names)
+
+
+def replaced_error(path: Path) -> BundleError:
+    """For a bundle that is still used where another has taken its place."""
+    return BundleError(f"{path} was replaced since it was opened", _AGAIN)
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """Open the bundle in the folder `path`.
 
     verify: read every file and compare its sha256; without, only the manifest and the files' presence and size are
-    checked. Files that the manifest does not list are refused when verifying.
-    Raises BundleError, naming what does not fit, both values, and the command that rebuilds.
+    checked. Files that the manifest does not list are refused when verifying. A bundle that is replaced meanwhile is
+    read again, and one whose replacement was cut off is brought back: what is returned is one bundle, never parts of
+    two. Raises BundleError, naming what does not fit, both values, and the command that rebuilds.
     """
     root = Path(path)
-    manifest = _read_manifest(root)
-    for i, entry in enumerate(manifest.files):
-        _check_file(root, entry, f"files[{i}]", manifest.rebuild, verify=verify)
-    if verify and (extra := sorted(_files_below(root) - {MANIFEST} - {entry.path for entry in manifest.files})):
-        raise BundleError(
-            f"{root} holds {', '.join(extra[:3])}, which {MANIFEST} does not list",
-            f"remove it, or rebuild: {manifest.rebuild}",
-        )
-    return Bundle(root, manifest)
+    for _ in range(TRIES):
+        version = _version(root)
+        try:
+            manifest = _read(root, verify=verify)
+        except BundleError:
+            if not _restored(root) and _version(root) == version:
+                raise
+        else:
+            if _version(root) == version:
+                return Bundle(root, manifest, version)
+    raise BundleError(f"{root} was replaced {TRIES} times while it was read", _AGAIN)
 
 
 def write_bundle(
@@ -77,34 +128,112 @@ def write_bundle(
 
     manifest: its `files` are set here, and `created` where it is empty. files: path below the bundle -> content, or the
     file to copy; `graph.onnx` and every engine the manifest names must be among them. Everything is written into a
-    hidden sibling that is renamed at the end. overwrite: replace a bundle that is there; anything else is never
-    replaced. Raises BundleError if `path` exists, a file is missing or badly named, or the disk refuses.
+    hidden sibling, which takes its name at the end. overwrite: replace a bundle that is there, in one step where the
+    system can; anything else is never replaced. Raises BundleError if `path` exists, a file is missing or badly named,
+    or the disk refuses.
     """
     target = Path(path)
-    if bad := [name for name in files if not safe_path(name)]:
-        raise BundleError(f"{bad[0]!r} is not a plain path below the bundle, or is the manifest itself")
-    _check_target(target, overwrite=overwrite)
-    try:
-        with whole_folder(target) as staging:
-            entries = tuple(FileEntry(name, *write_hashed(staging / name, files[name])) for name in sorted(files))
-            created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
-            manifest = replace(manifest, files=entries, created=created)
-            if not entries:  # the manifest itself cannot tell "none" from "not written yet"
-                raise BundleError(f"a bundle needs {GRAPH}", manifest.rebuild)
-            write_hashed(staging / MANIFEST, manifest.dumps().encode())
-            _check_target(target, overwrite=overwrite)  # again: copying took time
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written: {error}") from error
-    return Bundle(target, manifest)
+    _check_names(files)
+    with _writing(target, overwrite=overwrite) as staging:
+        manifest = _fill(staging, manifest, files)
+        version = _version(staging)
+    return Bundle(target, manifest, version)
 
 
-def amend_bundle(bundle: Bundle, files: Mapping[str, bytes | Path], *, manifest: Manifest | None = None) -> Bundle:
+def amend_bundle(
+    bundle: Bundle, files: Mapping[str, bytes | Path], *, change: Callable[[Manifest], Manifest] | None = None
+) -> Bundle:
     """The bundle with these files added, or put in place of those it has: all of it, or it stays as it was.
 
-    manifest: in place of its own. Raises BundleError as `write_bundle` does.
+    It is the bundle as it is by now that is amended, and one after another: what others have added since it was opened
+    stays. change: applied to its manifest. Raises BundleError where it holds another graph by now, where a file that it
+    keeps is damaged, and as `write_bundle` does.
     """
-    kept: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.files}
-    return write_bundle(bundle.path, manifest or bundle.manifest, {**kept, **files}, overwrite=True)
+    _check_names(files)
+    with _writing(bundle.path, overwrite=True) as staging:
+        current = open_bundle(bundle.path, verify=False)
+        if _entries(current.manifest).get(GRAPH) != _entries(bundle.manifest).get(GRAPH):
+            raise BundleError(
+                f"{bundle.path} holds another graph than when it was opened, which this is not about", _AGAIN
+            )
+        kept = {name: entry for name, entry in _entries(current.manifest).items() if name not in files}
+        content = {**{name: current.path / name for name in kept}, **files}
+        manifest = _fill(staging, current.manifest if change is None else change(current.manifest), content)
+        for name, entry in kept.items():
+            if (copied := _entries(manifest)[name]) != entry:
+                raise BundleError(
+                    f"{bundle.path}: sha256 of {name} is {entry.sha256}, the file has {copied.sha256}", manifest.rebuild
+                )
+        version = _version(staging)
+    return Bundle(bundle.path, manifest, version)
+
+
+def _check_names(files: Mapping[str, bytes | Path]) -> None:
+    if bad := [name for name in files if not safe_path(name)]:
+        raise BundleError(f"{bad[0]!r} is not a plain path below the bundle, or is the manifest itself")
+
+
+@contextmanager
+def _writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """The folder that becomes `target` at the end of the block; one that is there is locked meanwhile."""
+    _check_target(target, overwrite=overwrite)
+    try:
+        replacing = partial(_check_target, target, overwrite=True) if overwrite else None
+        with whole_folder(target, replace=replacing) as staging:
+            yield staging
+    except OSError as error:
+        _check_target(target, overwrite=overwrite)  # it may have come since the check above
+        raise BundleError(f"{target} cannot be written: {error}") from error
+
+
+def _fill(staging: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Manifest:
+    """Writes the files and the manifest that lists them, and returns it."""
+    entries = tuple(FileEntry(name, *write_hashed(staging / name, files[name])) for name in sorted(files))
+    created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
+    manifest = replace(manifest, files=entries, created=created)
+    if not entries:  # the manifest itself cannot tell "none" from "not written yet"
+        raise BundleError(f"a bundle needs {GRAPH}", manifest.rebuild)
+    write_hashed(staging / MANIFEST, manifest.dumps().encode())
+    return manifest
+
+
+def _entries(manifest: Manifest) -> dict[str, FileEntry]:
+    return {entry.path: entry for entry in manifest.files}
+
+
+def _version(root: Path) -> _Version | None:
+    """Tells a bundle from one that takes its place; None where there is none. By its manifest's file and content, for
+    the number of a file that is gone is given again at once, and clocks of file systems are coarse."""
+    try:
+        with open(root / MANIFEST, "rb") as file:
+            found = os.fstat(file.fileno())
+            return found.st_ino, found.st_mtime_ns, hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return None
+
+
+def _restored(root: Path) -> bool:
+    """Whether the bundle was away for a moment, or for good, because a replacement was cut off, and is back."""
+    try:
+        return restore(root)
+    except OSError as error:
+        raise BundleError(
+            f"{root} was about to be replaced by a process that was killed, and cannot be brought back: {error}",
+            f"rename {root.with_name(f'.{root.name}.*.old')} to {root.name}",
+        ) from error
+
+
+def _read(root: Path, *, verify: bool) -> Manifest:
+    """The manifest of the bundle in `root`, once everything fits it."""
+    manifest = _read_manifest(root)
+    for i, entry in enumerate(manifest.files):
+        _check_file(root, entry, f"files[{i}]", manifest.rebuild, verify=verify)
+    if verify and (extra := sorted(_files_below(root) - {MANIFEST} - {entry.path for entry in manifest.files})):
+        raise BundleError(
+            f"{root} holds {', '.join(extra[:3])}, which {MANIFEST} does not list",
+            f"remove it, or rebuild: {manifest.rebuild}",
+        )
+    return manifest
 
 
 def _read_manifest(root: Path) -> Manifest:
@@ -136,14 +265,14 @@ def _check_file(root: Path, entry: FileEntry, field: str, rebuild: str, *, verif
         raise BundleError(f"{root}: {field}.path is {entry.path}, which is a link, not a plain file", rebuild)
     if not file.is_file():
         raise BundleError(f"{root}: {field}.path is {entry.path}, which is missing", rebuild)
-    if (size := file.stat().st_size) != entry.size:
-        raise BundleError(f"{root}: {field}.size of {entry.path} is {entry.size}, the file has {size} bytes", rebuild)
-    if not verify:
-        return
     try:
-        found = sha256_of(file)
+        size, found = file.stat().st_size, entry.sha256
+        if verify and size == entry.size:
+            found = sha256_of(file)
     except OSError as error:
         raise BundleError(f"{root}: {entry.path} cannot be read: {error}", rebuild) from error
+    if size != entry.size:
+        raise BundleError(f"{root}: {field}.size of {entry.path} is {entry.size}, the file has {size} bytes", rebuild)
     if found != entry.sha256:
         raise BundleError(f"{root}: {field}.sha256 of {entry.path} is {entry.sha256}, the file has {found}", rebuild)
 

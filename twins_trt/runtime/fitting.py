@@ -14,6 +14,7 @@ from twins_trt.data.preprocessing import Size, input_size, normalised_planes, sc
 from twins_trt.data.resizing import FloatArray, resize_image, resize_mask, resize_plane
 from twins_trt.errors import EngineError
 from twins_trt.runtime.manifest import Manifest
+from twins_trt.verbs.spelling import spelled
 
 FitMode = Literal["stretch", "letterbox"]
 Limits = tuple[int, int | None]
@@ -86,7 +87,7 @@ def logits_to_mask(logits: npt.NDArray[np.floating], fit: Fit) -> UInt8Array:
     if not np.isfinite(best).all():
         raise EngineError(
             f"{np.count_nonzero(~np.isfinite(best))} of {best.size} pixels have no finite logit",
-            "the precision overflows: build with --precision fp32",
+            f"the precision overflows: build with {spelled('precision', 'fp32')}",
         )
     return mask
 

@@ -15,6 +15,7 @@ from twins_trt.evaluation.inference import INFERENCE_MODES, InferenceMode, predi
 from twins_trt.evaluation.logits import resize_logits
 from twins_trt.evaluation.tiling import Tiles, tiled_mask
 from twins_trt.runtime.manifest import Manifest
+from twins_trt.verbs.spelling import spelled
 
 Mode: TypeAlias = str | InferenceMode | Tiles
 MODES = (*INFERENCE_MODES, "tile")
@@ -43,14 +44,16 @@ class ModeRunner:
 
     def __init__(self, mode: InferenceMode | Tiles, manifest: Manifest, run: Callable[[Array], Array]) -> None:
         if manifest.output("logits") is None:
-            raise UsageError("only a bundle that gives logits can be run in parts", "build it with --outputs logits")
+            raise UsageError(
+                "only a bundle that gives logits can be run in parts", f"build it with {spelled('outputs', 'logits')}"
+            )
         self._mode, self._manifest, self._run = mode, manifest, run
         if isinstance(mode, Tiles):
             self._tile = self._tile_size(mode)
         elif manifest.size is not None and mode.augmented and mode.crop is None:
             raise UsageError(
                 f"{mode.name} runs an image at several sizes, this graph takes {manifest.image}",
-                "build it for a range: twins-trt build --size MIN:OPT:MAXxMIN:OPT:MAX",
+                f"build it for a range: {spelled('size', 'MIN:OPT:MAXxMIN:OPT:MAX')}",
             )
 
     def __call__(self, image: UInt8Array) -> UInt8Array:
@@ -84,7 +87,7 @@ class ModeRunner:
             if side < low or (high is not None and side > high):
                 raise UsageError(
                     f"tiles of {tiles.size[0]}x{tiles.size[1]} pixels do not fit {self._manifest.image}",
-                    "leave --tile out, or build with --size for them",
+                    f"leave {spelled('tile')} out, or build for them: {spelled('size', 'HxW')}",
                 )
         return tiles.size
 
@@ -128,6 +131,6 @@ class ModeRunner:
             if high is not None and side > high:
                 raise UsageError(
                     f"the mode runs {size[0]}x{size[1]} pixels at once, {self._manifest.image} takes less",
-                    "use --mode tile, or build with a larger --size",
+                    f"use {spelled('mode', 'tile')}, or build with a larger {spelled('size')}",
                 )
         return max(size[0], limits[0][0]), max(size[1], limits[1][0])

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.data.images import read_image, to_rgb
-from twins_trt.errors import EngineError, ImageError, UsageError
-from twins_trt.runtime.bundle import Bundle, open_bundle
+from twins_trt.errors import EngineError, ImageError, TwinsError, UsageError
+from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
 from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
 from twins_trt.runtime.engines.protocol import Pending, Pipelined, RunsOnDevice, observed
 from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
@@ -103,8 +103,9 @@ class Segmenter:
         >>> with Segmenter("x.bundle") as segmenter:             # doctest: +SKIP
         ...     segmenter("street.jpg").save("street_mask.png")
 
-    Raises BundleError for a bundle that does not fit its manifest, UsageError for an unknown engine, fit or mode,
-    MissingDependencyError where nothing can run the bundle, EngineError where the engine refuses it.
+    Raises BundleError for a bundle that does not fit its manifest, and for an opened one that was replaced since (a
+    folder is opened again), UsageError for an unknown engine, fit or mode, MissingDependencyError where nothing can run
+    the bundle, EngineError where the engine refuses it.
     """
 
     def __init__(
@@ -119,17 +120,23 @@ class Segmenter:
         if fit not in FITS:
             raise UsageError(f"there is no fit {fit!r}", f"use {' or '.join(FITS)}")
         parts = resolve_mode(mode)
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self.manifest = self.bundle.manifest
         self.fit: FitMode = fit
-        self._in_parts = None if parts is None else ModeRunner(parts, self.manifest, self._run_logits)
+        for _ in range(1 if isinstance(bundle, Bundle) else TRIES):
+            self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+            self.manifest = self.bundle.manifest
+            self._in_parts = None if parts is None else ModeRunner(parts, self.manifest, self._run_logits)
+            opened = _opened(self.bundle, engine, settings)
+            if opened is not None:
+                break
+        else:
+            raise replaced_error(self.bundle.path)
+        self.engine = opened
         if self.manifest.source.seeded:
             log.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
         if self.manifest.gate == "failed":
             log.warning("%s failed its accuracy gate", self.bundle.path)
         if self.manifest.precision == "int8" and self.manifest.gate == "ungated":
             log.warning("%s is INT8 and ungated: nobody has measured what it costs in mIoU", self.bundle.path)
-        self.engine = open_engine(self.bundle, engine, settings=settings) if isinstance(engine, str) else engine
         self._observe = None if settings is None else settings.observe
         self._turn: contextlib.AbstractContextManager[Any]
         self._turn = contextlib.nullcontext() if self.engine.concurrent else threading.Lock()
@@ -300,6 +307,22 @@ class Segmenter:
         has_mask, has_logits = (self.manifest.output(name) is not None for name in ("mask", "logits"))
         resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
         return "logits" if not has_mask or (has_logits and resized) else "mask"
+
+
+def _opened(bundle: Bundle, engine: str | Engine, settings: EngineSettings | None) -> Engine | None:
+    """The engine; None where another bundle has taken this one's place, so that it may be of either."""
+    if not isinstance(engine, str):
+        return engine
+    try:
+        opened = open_engine(bundle, engine, settings=settings)
+    except TwinsError:
+        if bundle.replaced:
+            return None
+        raise
+    if not bundle.replaced:
+        return opened
+    opened.close()
+    return None
 
 
 def _pixels(item: Any) -> UInt8Array:

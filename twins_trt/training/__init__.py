@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twins_trt.lazy import lazy_names
-from twins_trt.training.options import TrainOptions
+from twins_trt.training.options import TrainOptions, resolve
+from twins_trt.verbs.train import TrainRequest
 
 if TYPE_CHECKING:
     from twins_trt.training.loop import train
@@ -17,9 +18,11 @@ __all__ = [
     "TrainOptions",
     "TrainPlan",
     "TrainReport",
+    "TrainRequest",
     "TrainStep",
     "load_options",
     "plan_training",
+    "resolve",
     "train",
 ]
 

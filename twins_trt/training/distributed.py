@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from twins_trt.errors import MissingDependencyError, UsageError
+from twins_trt.verbs.flags import spelled
 
 PATIENCE = timedelta(hours=2)  # the first process validates while the others wait
 
@@ -83,7 +84,9 @@ def choose_device(name: str) -> torch.device:
     if name != "cuda":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise MissingDependencyError("PyTorch sees no CUDA device", "use --device cpu; twins-trt doctor says more")
+        raise MissingDependencyError(
+            "PyTorch sees no CUDA device", f"use {spelled('device', 'cpu')}; twins-trt doctor says more"
+        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UsageError(

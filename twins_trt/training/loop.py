@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -40,6 +39,7 @@ from twins_trt.training.run import (
 from twins_trt.training.start import Start, start_weights
 from twins_trt.training.stopping import StopRequest
 from twins_trt.training.trainer import Trainer, on_device
+from twins_trt.verbs.train import TrainRequest
 
 log = logging.getLogger("twins_trt")
 
@@ -47,19 +47,23 @@ OBSERVED_IMAGES = 64  # from which a quantised run without a range file takes it
 _SPEED_STEPS = 50  # the last ones, from which the time that is left is told
 
 
-def train(options: TrainOptions, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
-    """Trains a model and keeps everything in the folder `options.out`.
+def train(request: TrainRequest, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
+    """Trains a model and keeps everything in the folder `request.out`.
+
+        report = train(TrainRequest("twins_svt-s_fpn", "camvid:PATH", "runs/camvid", iterations=4000))
+        report = train(TrainRequest(out="runs/camvid"), resume=True)
 
     resume: go on with the run in that folder, bit for bit as if it had not stopped (on a CPU; some CUDA kernels add in
-    no fixed order). progress: called after every step and every validated image, in the first process.
+    no fixed order), with its own options where the request says nothing; what it says may differ in `CHANGEABLE` only.
+    progress: called after every step and every validated image, in the first process.
     Under `torchrun` every process calls this; the first one writes, validates and reports.
     Ctrl-C and SIGTERM end the running step, save the state, and only then take effect.
 
-    Raises `UsageError` for options that cannot be or are not the run's, `DataError` and `ImageError` for data that
+    Raises `UsageError` for a request that cannot be or is not the run's, `DataError` and `ImageError` for data that
     does not fit its layout, `CheckpointError` for weights that do not fit the model, `TrainingError` where the loss is
     no longer finite, the folder cannot be written, or holds another run, `MissingDependencyError` without OpenCV.
     """
-    plan = plan_training(options, resume=resume)
+    plan = plan_training(request, resume=resume)
     options, started = plan.options, time.perf_counter()
     with StopRequest() as stop, joined(options.device) as world, _own_randomness(options, world):
         run = _Run(plan, world, stop, progress, resume=resume)
@@ -133,7 +137,7 @@ class _Run:
     def finish(self) -> bool:
         """Trains to the end, or until a signal asks to stop: then False, and the state is saved."""
         with closing(Log(self.folder, iteration=self.iteration) if self._world.first else _NoLog()) as self._log:
-            batches = self._batches(self.iteration, cast(int, self.options.iterations))
+            batches = self._batches(self.iteration, self.options.iterations)
             try:
                 while True:
                     due = self._is_due(self.options.validate_every)
@@ -159,7 +163,7 @@ class _Run:
         if options.plan is None or path is None:
             return
         plan = read_plan(path, model=options.model)
-        quantised = attach(model, plan, size=cast(tuple[int, int], options.crop), amax=amax)
+        quantised = attach(model, plan, size=options.crop, amax=amax)
         if quantised.observing:
             model.to(self._world.device).eval()
             count = -(-OBSERVED_IMAGES // options.batch)
@@ -179,7 +183,7 @@ class _Run:
         self._seconds.append(seconds)
         point = self.iteration % self.options.log_every == 0 or self.iteration == self.options.iterations
         self._log.step(self.iteration, {**asdict(losses), "lr": rate, "seconds": round(seconds, 4)}, point=point)
-        self._report("train", self.iteration / cast(int, self.options.iterations))
+        self._report("train", self.iteration / self.options.iterations)
 
     def _validate(self) -> None:
         if self._world.first:
@@ -250,7 +254,7 @@ class _Run:
             world=self._world.size if share else 1,
         )
         augmentation = Augmentation(
-            crop=cast(tuple[int, int], options.crop),
+            crop=options.crop,
             scale=options.scale,
             ratios=options.ratios,
             cat_max_ratio=options.cat_max_ratio,
@@ -261,10 +265,10 @@ class _Run:
         read = replace(self._dataset, items=()).read
         return load_in_order(BatchReader(read, augmentation, options.seed), draws, workers=options.workers)
 
-    def _is_due(self, every: int | None) -> bool:
+    def _is_due(self, every: int) -> bool:
         """Whether what happens `every` so many iterations, and at the end, happens now."""
         now, last = self.iteration, self.options.iterations
-        return now > 0 and (now == last or now % cast(int, every) == 0)
+        return now > 0 and (now == last or now % every == 0)
 
     def _wants_to_stop(self) -> bool:
         """Whether any process was asked to: all stop behind the same iteration."""
@@ -274,7 +278,7 @@ class _Run:
     def _report(self, phase: str, share: float, *, miou: float | None = None) -> None:
         if self._progress is None or not self._world.first:
             return
-        iterations = cast(int, self.options.iterations)
+        iterations = self.options.iterations
         left = None
         if self._seconds:
             left = (iterations - self.iteration) * sum(self._seconds) / len(self._seconds)

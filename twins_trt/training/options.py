@@ -1,4 +1,4 @@
-"""What a training run is asked to do: one value that is saved with the run and describes it whole."""
+"""What a training run does: one value, saved with the run, that describes it whole; and how a request becomes one."""
 
 from __future__ import annotations
 
@@ -6,99 +6,97 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.codec import decode, encode
+from twins_trt.verbs.flags import on_command_line, spelled
+from twins_trt.verbs.train import (
+    ADE20K_SCALE,
+    AMP,
+    DECAY,
+    DEFAULTS,
+    DEVICES,
+    LONGEST_WARM_UP,
+    PADDINGS,
+    RECIPES,
+    TrainRequest,
+)
 
-AMP = ("off", "bf16", "fp16")
-DECAY = ("weights", "mmseg")
-DEVICES = ("auto", "cpu", "cuda")
+T = TypeVar("T")
+
 SMALLEST_CROP = 32  # one pixel of the last stage
-LONGEST_WARM_UP = 1500  # iterations: mmseg's, of 160,000
-ADE20K_SCALE = (2048, 512)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to train, on what, how, and where the run is kept.
+    """A training, complete: every number that a run needs. `resolve` makes it; fields are as `TrainRequest` says.
 
-    model: a name of the zoo. data: `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. out: the run's folder.
-    checkpoint: where the weights start: a whole model's, or a backbone's alone; None takes the published ones that
-        were fetched, unless scratch asks for random ones. A classifier of another number of classes starts anew.
-    split, val_split: of the data set; an empty val_split validates never.
-    iterations: steps of the optimiser; None is the schedule the zoo's weights were trained with.
-    batch: images of one step, over all processes. crop: (height, width), pixels; None is the zoo's.
-    scale: (long, short) side that an image is fitted into before `ratios` resize it at random, pixels; None is the
-        image's own size, and mmseg's 2048x512 for ADE20K. cat_max_ratio: crops with more of one class are drawn again.
-    flip: probability of mirroring. distort: change brightness, contrast, saturation and hue at random.
-    lr, weight_decay, power: None is what mmseg has for the model's head. warmup: iterations; None is a tenth of all, at
-        most 1500. min_lr: where the polynomial ends.
-    decay: `weights` decays neither norms nor biases nor position encodings; `mmseg` what mmseg's configuration decays.
-    clip_norm: largest norm of the gradient. aux_weight: of the auxiliary head's loss. drop_path: largest rate; None is
-        the zoo's. dropout: before the classifiers.
-    amp: `off`, `bf16`, or `fp16` with loss scaling (CUDA only). checkpointing: compute each block twice and keep less.
-    ema: decay of a running mean of the weights, which is then what is validated and saved; None keeps none.
-    validate_every, save_every: iterations; None is a tenth of all. val_limit: only the first images. log_every:
-        iterations between TensorBoard's points; the CSV has every iteration.
-    seed: of everything random. workers: processes that read ahead. threads: of the CPU; None is PyTorch's choice.
-    padding: as `build_model` takes it.
-    plan: a precision plan's file: train with its INT8 rounding in place. calibration: a range file for it, of a graph
-        of the crop's size; None observes the first pictures.
+    None is an answer, too. checkpoint: the published weights, or random ones with scratch. scale: the image's own size.
+    clip_norm: any norm. ema: no running mean. val_limit: all images. threads: PyTorch's choice. plan: no rounding.
+    calibration: ranges of the first pictures.
 
-    Raises `UsageError` for a value that cannot be.
+    Raises `UsageError` for a value that cannot be, or a combination that cannot.
     """
 
     model: str
     data: str
     out: str
-    checkpoint: str | None = None
-    scratch: bool = False
-    split: str = "train"
-    val_split: str = "val"
-    iterations: int | None = None
-    batch: int = 16
-    crop: tuple[int, int] | None = None
-    scale: tuple[int, int] | None = None
-    ratios: tuple[float, float] = (0.5, 2.0)
-    cat_max_ratio: float = 0.75
-    flip: float = 0.5
-    distort: bool = True
-    lr: float | None = None
-    weight_decay: float | None = None
-    power: float | None = None
-    warmup: int | None = None
-    min_lr: float = 0.0
-    decay: str = "weights"
-    clip_norm: float | None = None
-    aux_weight: float = 0.4
-    drop_path: float | None = None
-    dropout: float = 0.1
-    amp: str = "off"
-    checkpointing: bool = False
-    ema: float | None = None
-    validate_every: int | None = None
-    save_every: int | None = None
-    val_limit: int | None = None
-    log_every: int = 50
-    seed: int = 0
-    workers: int = 0
-    threads: int | None = None
-    device: str = "auto"
-    padding: str = "parity"
-    plan: str | None = None
-    calibration: str | None = None
+    checkpoint: str | None
+    scratch: bool
+    split: str
+    val_split: str
+    iterations: int
+    batch: int
+    crop: tuple[int, int]
+    scale: tuple[int, int] | None
+    ratios: tuple[float, float]
+    cat_max_ratio: float
+    flip: float
+    distort: bool
+    lr: float
+    weight_decay: float
+    power: float
+    warmup: int
+    min_lr: float
+    decay: str
+    clip_norm: float | None
+    aux_weight: float
+    drop_path: float
+    dropout: float
+    amp: str
+    checkpointing: bool
+    ema: float | None
+    validate_every: int
+    save_every: int
+    val_limit: int | None
+    log_every: int
+    seed: int
+    workers: int
+    threads: int | None
+    device: str
+    padding: str
+    plan: str | None
+    calibration: str | None
 
     def __post_init__(self) -> None:
-        get_spec(self.model)
-        for name, allowed in (("amp", AMP), ("decay", DECAY), ("device", DEVICES)):
+        spec = get_spec(self.model)
+        for name, allowed in (("amp", AMP), ("decay", DECAY), ("device", DEVICES), ("padding", PADDINGS)):
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} cannot be {getattr(self, name)!r}", f"use one of {', '.join(allowed)}")
+                raise UsageError(
+                    f"{spelled(name)} cannot be {getattr(self, name)!r}", f"use one of {', '.join(allowed)}"
+                )
         if self.checkpoint is not None and self.scratch:
-            raise UsageError("a checkpoint and training from scratch exclude each other", "give one of them")
+            raise UsageError(
+                "a checkpoint and training from scratch exclude each other",
+                f"give {spelled('checkpoint')} or {spelled('scratch')}, not both",
+            )
         if self.calibration is not None and self.plan is None:
-            raise UsageError("ranges are of no use without a precision plan", "give --plan, or leave --calibration out")
+            raise UsageError(
+                "ranges are of no use without a precision plan",
+                f"give {spelled('plan', 'FILE')}, or leave {spelled('calibration')} out",
+            )
         for name in ("iterations", "batch", "validate_every", "save_every", "val_limit", "log_every", "threads"):
             self._check(name, least=1)
         for name in ("warmup", "workers", "seed", "weight_decay", "min_lr", "aux_weight"):
@@ -109,37 +107,21 @@ class TrainOptions:
             self._check(name, least=0, most=1)
         for name in ("drop_path", "dropout", "ema"):
             self._check(name, least=0, below=1)
-        if self.crop is not None and min(self.crop) < SMALLEST_CROP:
-            raise UsageError(f"a crop of {_size(self.crop)}", f"give sides of {SMALLEST_CROP} pixels or more")
+        if min(self.crop) < SMALLEST_CROP:
+            raise UsageError(
+                f"a crop of {_size(self.crop)}", f"give {spelled('crop')} sides of {SMALLEST_CROP} pixels or more"
+            )
         if self.scale is not None and min(self.scale) < 1:
-            raise UsageError(f"a scale of {_size(self.scale)}", "give LONGxSHORT in pixels")
+            raise UsageError(f"a scale of {_size(self.scale)}", f"give {spelled('scale')} as LONGxSHORT in pixels")
         if not 0 < self.ratios[0] <= self.ratios[1] or not math.isfinite(self.ratios[1]):
-            raise UsageError(f"ratios from {self.ratios[0]} to {self.ratios[1]}", "give MIN:MAX, such as 0.5:2.0")
-
-    def completed(self) -> TrainOptions:
-        """The same options with every None that stands for a number of the recipe replaced by it.
-
-        mmsegmentation's numbers (configs/twins): FPN trains with AdamW, lr 1e-4, weight decay 1e-4, power 0.9; UPerNet
-        with lr 6e-5, weight decay 0.01, power 1 and 1500 iterations of warm-up. Its FPN configurations also inherit a
-        smallest rate of 1e-4, which makes the rate a constant: `min_lr=1e-4` does so here.
-        """
-        spec = get_spec(self.model)
-        fpn = spec.head == "fpn"
-        iterations = self.iterations or spec.schedule_iterations
-        tenth = max(1, iterations // 10)
-        return replace(
-            self,
-            iterations=iterations,
-            crop=_first(self.crop, spec.crop_size),
-            scale=_first(self.scale, ADE20K_SCALE if self.data.startswith("ade20k:") else None),
-            lr=_first(self.lr, 1e-4 if fpn else 6e-5),
-            weight_decay=_first(self.weight_decay, 1e-4 if fpn else 1e-2),
-            power=_first(self.power, 0.9 if fpn else 1.0),
-            warmup=_first(self.warmup, min(LONGEST_WARM_UP, iterations // 10)),
-            drop_path=_first(self.drop_path, spec.drop_path_rate),
-            validate_every=_first(self.validate_every, tenth),
-            save_every=_first(self.save_every, tenth),
-        )
+            raise UsageError(
+                f"ratios from {self.ratios[0]} to {self.ratios[1]}",
+                f"give {spelled('ratios')} as MIN:MAX, such as 0.5:2.0",
+            )
+        if spec.head == "upernet" and self.batch == 1:
+            raise UsageError(
+                "UPerNet normalises over a batch, and one picture is none", f"give {spelled('batch', 2)} or more"
+            )
 
     def to_json(self) -> str:
         """The options as indented JSON text, one line each."""
@@ -149,7 +131,8 @@ class TrainOptions:
     def from_json(cls, text: str) -> TrainOptions:
         """The inverse of `to_json`. Raises `UsageError` with the field that does not fit."""
         try:
-            return decode(cls, json.loads(text))
+            with on_command_line(None):  # a file has fields, whoever reads it
+                return decode(cls, json.loads(text))
         except UsageError:
             raise
         except ValueError as error:
@@ -171,7 +154,77 @@ class TrainOptions:
         if not fits or not math.isfinite(value):
             start = f"more than {least}" if open_end else f"at least {least}"
             end = f", at most {most}" if most < math.inf else f", below {below}" if below < math.inf else ""
-            raise UsageError(f"{name} is {value}", f"give {start}{end}")
+            raise UsageError(f"{spelled(name)} is {value}", f"give {start}{end}")
+
+
+def resolve(request: TrainRequest) -> TrainOptions:
+    """The training that a request asks for: every default decided, every combination checked.
+
+    mmsegmentation's numbers (configs/twins): FPN trains with AdamW, lr 1e-4, weight decay 1e-4, power 0.9; UPerNet
+    with lr 6e-5, weight decay 0.01, power 1 and 1500 iterations of warm-up. Its FPN configurations also inherit a
+    smallest rate of 1e-4, which makes the rate a constant: `min_lr=1e-4` does so here.
+
+    Raises `UsageError` where model, data or out is missing, for an unknown model, and as `TrainOptions` does.
+    """
+    model, data, out = request.model, request.data, request.out
+    if model is None or data is None or out is None:
+        missing = "model" if model is None else "data" if data is None else "out"
+        wanted = spelled("model", "NAME"), spelled("data", "KIND:PATH"), spelled("out", "DIR")
+        raise UsageError(f"{spelled(missing)} is missing", f"a new run needs {wanted[0]}, {wanted[1]} and {wanted[2]}")
+    spec = get_spec(model)
+    recipe = RECIPES[spec.head]
+    iterations = _or(request.iterations, spec.schedule_iterations)
+    tenth = max(1, iterations // 10)
+    scale = _or(request.scale, ADE20K_SCALE if data.startswith("ade20k:") else "none")
+    return TrainOptions(
+        model=model,
+        data=data,
+        out=out,
+        checkpoint=request.checkpoint,
+        scratch=_or(request.scratch, DEFAULTS.scratch),
+        split=_or(request.split, DEFAULTS.split),
+        val_split=_or(request.val_split, DEFAULTS.val_split),
+        iterations=iterations,
+        batch=_or(request.batch, DEFAULTS.batch),
+        crop=_or(request.crop, spec.crop_size),
+        scale=None if isinstance(scale, str) else scale,
+        ratios=_or(request.ratios, DEFAULTS.ratios),
+        cat_max_ratio=_or(request.cat_max_ratio, DEFAULTS.cat_max_ratio),
+        flip=_or(request.flip, DEFAULTS.flip),
+        distort=_or(request.distort, DEFAULTS.distort),
+        lr=_or(request.lr, recipe.lr),
+        weight_decay=_or(request.weight_decay, recipe.weight_decay),
+        power=_or(request.power, recipe.power),
+        warmup=_or(request.warmup, min(LONGEST_WARM_UP, iterations // 10)),
+        min_lr=_or(request.min_lr, DEFAULTS.min_lr),
+        decay=_or(request.decay, DEFAULTS.decay),
+        clip_norm=request.clip_norm,
+        aux_weight=_or(request.aux_weight, DEFAULTS.aux_weight),
+        drop_path=_or(request.drop_path, spec.drop_path_rate),
+        dropout=_or(request.dropout, DEFAULTS.dropout),
+        amp=_or(request.amp, DEFAULTS.amp),
+        checkpointing=_or(request.checkpointing, DEFAULTS.checkpointing),
+        ema=request.ema,
+        validate_every=_or(request.validate_every, tenth),
+        save_every=_or(request.save_every, tenth),
+        val_limit=request.val_limit,
+        log_every=_or(request.log_every, DEFAULTS.log_every),
+        seed=_or(request.seed, DEFAULTS.seed),
+        workers=_or(request.workers, DEFAULTS.workers),
+        threads=request.threads,
+        device=_or(request.device, DEFAULTS.device),
+        padding=_or(request.padding, DEFAULTS.padding),
+        plan=request.plan,
+        calibration=request.calibration,
+    )
+
+
+def changed(options: TrainOptions, request: TrainRequest) -> TrainOptions:
+    """The same training with what the request says in place. Raises as `TrainOptions` does."""
+    said = request.given()
+    if said.get("scale") == "none":
+        said["scale"] = None
+    return replace(options, **said)
 
 
 def differing(options: TrainOptions, others: TrainOptions) -> tuple[str, ...]:
@@ -185,7 +238,8 @@ def as_mapping(options: TrainOptions) -> Mapping[str, Any]:
     return plain
 
 
-def _first(value: Any, default: Any) -> Any:
+def _or(value: T | None, default: T) -> T:
+    """`default` where nothing was said: False, 0 and an empty text are answers."""
     return default if value is None else value
 
 

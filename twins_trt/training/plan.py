@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import DataError, UsageError
-from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.codec import encode
 from twins_trt.training.distributed import choose_device, process_rank, world_size
-from twins_trt.training.options import TrainOptions
+from twins_trt.training.options import TrainOptions, resolve
 from twins_trt.training.qat import read_plan
-from twins_trt.training.run import check_folder
+from twins_trt.training.run import check_new, resumed
 from twins_trt.training.start import weights_file
+from twins_trt.verbs.flags import spelled
+from twins_trt.verbs.train import TrainRequest
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run would do. options: completed. weights: the file it starts from, None where start is another.
+    """What a run would do. weights: the file it starts from, None where start is another.
 
     start: `checkpoint`, `scratch` or `resumed`. rank: which of the processes this is.
     """
@@ -37,7 +38,7 @@ class TrainPlan:
     @property
     def epochs(self) -> float:
         """How often each image is seen."""
-        return cast(int, self.options.iterations) * self.options.batch / self.images
+        return self.options.iterations * self.options.batch / self.images
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -45,13 +46,16 @@ class TrainPlan:
         return {**encode(self), "weights": weights, "epochs": round(self.epochs, 2)}
 
 
-def plan_training(options: TrainOptions, *, resume: bool = False) -> TrainPlan:
-    """Checks a training and fills its options in, without reading weights or pictures.
+def plan_training(request: TrainRequest, *, resume: bool = False) -> TrainPlan:
+    """Checks a training and decides what its request leaves open, without reading weights or pictures.
 
     Raises as `train` does for everything that shows beforehand.
     """
-    options = options.completed()
-    check_folder(options, resume=resume)
+    if resume:
+        options = resumed(request)
+    else:
+        options = resolve(request)
+        check_new(options.out)
     weights = None if resume else weights_file(options)
     if options.plan is not None and not resume:
         read_plan(options.plan, model=options.model)
@@ -59,11 +63,9 @@ def plan_training(options: TrainOptions, *, resume: bool = False) -> TrainPlan:
     processes = world_size()
     if options.batch % processes:
         raise UsageError(f"a batch of {options.batch} over {processes} processes", "give a multiple of their number")
-    if get_spec(options.model).head == "upernet" and options.batch == 1:
-        raise UsageError("UPerNet normalises over a batch, and one picture is none", "give --batch 2 or more")
     device = choose_device(options.device).type
     if options.amp == "fp16" and device != "cuda":
-        raise UsageError("float16 trains on CUDA only", "use --amp bf16, or off")
+        raise UsageError("float16 trains on CUDA only", f"use {spelled('amp', 'bf16')}, or off")
     return TrainPlan(
         options=options,
         start="resumed" if resume else "checkpoint" if weights else "scratch",

@@ -1,6 +1,6 @@
 """A run's folder: its options, the state to go on from, the log of every iteration, and checkpoints in mmseg's format.
 
-options.json   TrainOptions, completed
+options.json   TrainOptions
 log.csv        one line an iteration; validation.csv: one line a validation
 tensorboard/   the same for TensorBoard, where it is installed
 state.pth      what `resume` goes on from
@@ -22,7 +22,9 @@ from torch import Tensor
 from twins_trt.data.datasets import Dataset
 from twins_trt.errors import TrainingError, UsageError
 from twins_trt.files import whole_file
-from twins_trt.training.options import TrainOptions, as_mapping, differing
+from twins_trt.training.options import TrainOptions, as_mapping, changed, differing
+from twins_trt.verbs.flags import spelled
+from twins_trt.verbs.train import CHANGEABLE, TrainRequest
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")
@@ -32,28 +34,36 @@ LOG, VALIDATION, CURVES = "log.csv", "validation.csv", "tensorboard"
 PLAN = "plan.json"
 STATE_VERSION = 1
 
-# What may be different when a run goes on: where and how fast it computes, not what.
-FREE = ("out", "device", "workers", "threads", "log_every", "save_every")
+
+def check_new(out: str) -> None:
+    """Raises `TrainingError` where a new run cannot be kept: there is one already, or a file."""
+    folder = Path(out)
+    _check_folder(folder)
+    if (folder / OPTIONS).exists():
+        raise TrainingError(
+            f"{folder} holds a training run",
+            f"twins-trt train --resume {folder}, or choose another {spelled('out')}",
+        )
 
 
-def check_folder(options: TrainOptions, *, resume: bool) -> None:
-    """Raises `TrainingError` where there is a run already, or none to go on with; `UsageError` where it is another."""
-    folder = Path(options.out)
-    if folder.exists() and not folder.is_dir():
-        raise TrainingError(f"{folder} is not a folder", "choose another --out")
-    if not resume:
-        if (folder / OPTIONS).exists():
-            raise TrainingError(
-                f"{folder} holds a training run", f"twins-trt train --resume {folder}, or choose another --out"
-            )
-        return
+def resumed(request: TrainRequest) -> TrainOptions:
+    """The options that the run in the folder `request.out` goes on with: its own where the request says nothing.
+
+    Raises `TrainingError` where there is no run, `UsageError` where the request says what the run was not started with.
+    """
+    if request.out is None:
+        raise UsageError(f"{spelled('out')} is missing", f"name the run's folder: {spelled('out', 'DIR')}")
+    folder = Path(request.out)
+    _check_folder(folder)
     saved = load_options(folder)
-    if different := [name for name in differing(options, saved) if name not in FREE]:
+    options = changed(saved, request)
+    if different := [name for name in differing(options, saved) if name not in ("out", *CHANGEABLE)]:
         name = different[0]
         raise UsageError(
-            f"{folder} was started with {name} {getattr(saved, name)!r}, not {getattr(options, name)!r}",
+            f"{folder} was started with {spelled(name)} {getattr(saved, name)!r}, not {getattr(options, name)!r}",
             f"go on as it was started: twins-trt train --resume {folder}",
         )
+    return options
 
 
 def load_options(folder: str | Path) -> TrainOptions:
@@ -161,6 +171,11 @@ class Log:
             for name, value in values.items():
                 if math.isfinite(value):
                     self._curves.add_scalar(f"{group}/{name}", value, iteration)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder", f"choose another {spelled('out')}")
 
 
 def _opened(path: Path, columns: Sequence[str], iteration: int) -> Any:

@@ -26,6 +26,7 @@ from twins_trt.training.ema import Ema
 from twins_trt.training.losses import SegmentationLoss
 from twins_trt.training.options import TrainOptions
 from twins_trt.training.schedule import learning_rate, parameter_groups
+from twins_trt.verbs.flags import spelled
 
 BETAS = (0.9, 0.999)
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +43,7 @@ class StepLosses:
 
 
 class Trainer:
-    """A model under training. options: completed. model: with its first weights; it is moved and changed.
+    """A model under training. model: with its first weights; it is moved and changed.
 
     `iteration` counts the steps taken. With a precision plan BatchNorm keeps its statistics, as the graph does.
     """
@@ -52,7 +53,7 @@ class Trainer:
         self.world = world
         self.iteration = 0
         self.model = model.to(world.device)
-        set_regularisation(model, drop_path=cast(float, options.drop_path), dropout=options.dropout)
+        set_regularisation(model, drop_path=options.drop_path, dropout=options.dropout)
         if world.size > 1:
             sync_batch_norms(model)
         if options.checkpointing:
@@ -61,11 +62,11 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             parameter_groups(
                 model,
-                weight_decay=cast(float, options.weight_decay),
+                weight_decay=options.weight_decay,
                 decay=options.decay,
                 norms_decay=model.spec.head == "fpn",
             ),
-            lr=cast(float, options.lr),
+            lr=options.lr,
             betas=BETAS,
         )
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
@@ -80,10 +81,10 @@ class Trainer:
         options = self.options
         return learning_rate(
             self.iteration,
-            lr=cast(float, options.lr),
-            iterations=cast(int, options.iterations),
-            warmup=cast(int, options.warmup),
-            power=cast(float, options.power),
+            lr=options.lr,
+            iterations=options.iterations,
+            warmup=options.warmup,
+            power=options.power,
             min_lr=options.min_lr,
         )
 
@@ -110,8 +111,8 @@ class Trainer:
         if not math.isfinite(said.loss):
             raise TrainingError(
                 f"the loss of iteration {self.iteration + 1} is {said.loss}",
-                "train with a smaller --lr, a longer --warmup or --clip-norm 1"
-                + (", or --amp bf16" if self.options.amp == "fp16" else ""),
+                f"train with a smaller {spelled('lr')}, a longer {spelled('warmup')} or {spelled('clip_norm', 1.0)}"
+                + (f", or {spelled('amp', 'bf16')}" if self.options.amp == "fp16" else ""),
             )
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(losses["loss"]).backward()

@@ -20,6 +20,7 @@ from twins_trt.runtime.engines.protocol import (
     wanted_outputs,
 )
 from twins_trt.runtime.tensors import TensorSpec
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,7 +50,8 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> OpenVinoEngine:
     Raises BundleError if graph and manifest disagree about inputs or outputs, EngineError for a graph in FP16.
     """
     if find_spec("openvino") and (reason := why_not(bundle)):
-        raise EngineError(f"{bundle.path}: {reason}", "take --engine onnxruntime, or build with --target cpu")
+        fix = f"take {spelled('engine', 'onnxruntime')}, or build with {spelled('targets', 'cpu')}"
+        raise EngineError(f"{bundle.path}: {reason}", fix)
     engine = OpenVinoEngine(bundle.graph, settings=settings, owner=str(bundle.path))
     match_manifest(bundle, engine.inputs, engine.outputs, what=bundle.graph.name)
     engine.inputs = bundle.manifest.inputs  # they know the profile's limits, the graph does not

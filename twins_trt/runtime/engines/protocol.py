@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from twins_trt.errors import BundleError, EngineError, UsageError
 from twins_trt.runtime.tensors import Described, TensorSpec, describe
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,9 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads is {self.threads}", "give 1 or more, or None for every core")
+            raise UsageError(
+                f"{spelled('threads')} is {self.threads}", "give 1 or more, or leave it out for every core"
+            )
         if self.contexts < 1:
             raise UsageError(f"contexts is {self.contexts}", "give 1 or more")
 
@@ -242,7 +245,8 @@ def check_input(spec: TensorSpec, image: Described, *, owner: str) -> None:
     if str(image.dtype) != spec.dtype or not spec.fits(image.shape):
         raise EngineError(
             f"{owner} accepts {spec}, not {describe(image)}",
-            "resize or convert it (a Segmenter does), or build for this size: twins-trt build --size HxW --batch N",
+            "resize or convert it (a Segmenter does), or build for it: "
+            f"{spelled('size', 'HxW')}, {spelled('batch', 'N')}",
         )
 
 

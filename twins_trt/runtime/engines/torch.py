@@ -19,6 +19,7 @@ from twins_trt.errors import BundleError, EngineError, missing
 from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
 from twins_trt.runtime.engines.protocol import EngineSettings, check_input, check_out, observed, wanted_outputs
 from twins_trt.runtime.manifest import WEIGHTS
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,13 +34,11 @@ if TYPE_CHECKING:
 NAME = "torch"
 MAX_CAPTURES = 8  # shapes; each holds the activations of one call
 
-_NO_WEIGHTS = f"the bundle holds no {WEIGHTS}: build it with --with-weights"
-
 
 def why_not(bundle: Bundle) -> str | None:
     """Why this kind cannot run `bundle` here, or None if it can. Torch is not imported for that."""
     if not _has_weights(bundle):
-        return _NO_WEIGHTS
+        return f"the bundle holds no {WEIGHTS}: build it with {spelled('with_weights', True)}"
     if find_spec("torch") is None:
         return 'torch is not installed: pip install "twins-trt[build,triton]"'
     return None if current_device() else "there is no CUDA GPU"
@@ -59,7 +58,9 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> TorchEngine:
         raise missing("torch", extra="build", purpose="the torch engine") from error
     if not torch.cuda.is_available():
         cause = "there is none here" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
-        raise EngineError(f"the torch engine needs a CUDA GPU; {cause}", "use --engine onnxruntime on a CPU")
+        raise EngineError(
+            f"the torch engine needs a CUDA GPU; {cause}", f"use {spelled('engine', 'onnxruntime')} on a CPU"
+        )
     return TorchEngine(load_model(bundle), bundle.manifest, settings=settings, owner=str(bundle.path))
 
 

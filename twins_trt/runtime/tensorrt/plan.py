@@ -14,6 +14,7 @@ from twins_trt.bindings import NAMES, members, process_logger, said
 from twins_trt.compiler_cache import CompilerCache
 from twins_trt.errors import EngineError
 from twins_trt.runtime.tensors import DType, TensorSpec
+from twins_trt.verbs.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 
@@ -124,7 +125,7 @@ class Plan:
             raise EngineError(
                 f"{self.name} makes no context for {self._owner}, which needs {self.scratch >> 20} MiB: "
                 f"{said(self._module)}",
-                "close other programs on the GPU, or build with a smaller --size or --batch",
+                f"close other programs on the GPU, or build with a smaller {spelled('size')} or {spelled('batch')}",
             )
         return Context(made, self._module, self._owner, tuple(spec.name for spec in self.outputs))
 

@@ -10,6 +10,7 @@ from twins_trt.bindings import NAMES, load_bindings
 from twins_trt.device import Device, current_device
 from twins_trt.errors import BundleError, EngineError, TwinsError
 from twins_trt.runtime.memory import PACKAGES, installed
+from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
@@ -37,7 +38,8 @@ def here() -> Device:
     device = current_device()
     if device is None:
         raise EngineError(
-            "there is no CUDA device or driver here", "twins-trt doctor says more; --engine onnxruntime needs none"
+            "there is no CUDA device or driver here",
+            f"twins-trt doctor says more; {spelled('engine', 'onnxruntime')} needs none",
         )
     return device
 

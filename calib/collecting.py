@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -60,7 +61,8 @@ class CollectOptions:
     """How a collection runs; nothing here changes what is collected.
 
     state: a file that holds the work so far, written every few images; with it a run that was killed goes on where it
-    was, given the same images in any order. It stays at the end (it is the collection, see `load_collection`).
+    was, given the same images in any order. It stays at the end (it is the collection, see `load_collection`). One that
+    is damaged is named in the log and put aside, and the work begins anew.
     progress: called after every image. total: how many images there are, for the ETA; known of lists and tuples.
     names: what errors call the images, in order. device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per
     core. memory_mib: activations held at once; tensors that need more are collected in several runs of the graph.
@@ -168,7 +170,16 @@ def collect(
 
 
 def _resumed(state: Path, fresh: Collection) -> Collection:
-    stored = load_collection(state)
+    """What an earlier run has left, or `fresh` where that is damaged."""
+    try:
+        stored = load_collection(state)
+    except DataError as error:
+        if isinstance(error.__cause__, (PermissionError, IsADirectoryError)):  # nothing to mend by collecting again
+            raise
+        aside = state.with_name(f"{state.name}.damaged")  # not removed: it may be something else that was named here
+        os.replace(state, aside)
+        log.warning("%s; collecting anew, and what was there is now %s", error.cause, aside.name)
+        return fresh
     if stored.key != fresh.key or list(stored.histograms) != list(fresh.histograms):
         raise DataError(
             f"{state} is of another graph or other settings: its key is {stored.key}, wanted is {fresh.key}",

@@ -1,0 +1,78 @@
+"""Renames that `os.rename` does not have: two folders for each other, and to a name that nothing may have yet.
+
+Both are Linux's renameat2 (man 2 rename), which few file systems lack.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
+_SYSCALL = {"x86_64": 316, "aarch64": 276}  # for a C library older than the call
+# What kernels and file systems without it say; EPERM is what old container runtimes say of a call they do not know.
+_UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Gives each the other's name, in one step. False where system or file system cannot, and then nothing is done.
+
+    Raises OSError as renaming does.
+    """
+    return _renameat2(first, second, _EXCHANGE)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Renames to a name that nothing has. Raises FileExistsError where something has it, OSError as renaming does."""
+    if _renameat2(source, target, _NOREPLACE):
+        return
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> bool:
+    call = _system_call()
+    if call is None:
+        return False
+    number = call(os.fsencode(source), os.fsencode(target), flags)
+    if number in _UNKNOWN:
+        return False
+    if number:
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+    return True
+
+
+@functools.cache
+def _system_call() -> Callable[[bytes, bytes, int], int] | None:
+    """The call, which returns an error number or 0; None where there is none."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+    except OSError:
+        return None
+    at = ctypes.c_long(_AT_FDCWD)  # a long, like all that `syscall` takes, serves where an int is wanted
+    try:
+        rename = functools.partial(library.renameat2, at)
+    except AttributeError:
+        if platform.machine() not in _SYSCALL:
+            return None
+        rename = functools.partial(library.syscall, ctypes.c_long(_SYSCALL[platform.machine()]), at)
+
+    def call(source: bytes, target: bytes, flags: int) -> int:
+        return ctypes.get_errno() if rename(source, at, target, ctypes.c_long(flags)) else 0
+
+    return call

@@ -1,0 +1,52 @@
+"""What a checkpoint tells, so that nobody has to say it: which model it is of, and how many classes it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.models.zoo import ModelSpec, get_spec, is_model
+from twins_trt.verbs.flags import spelled
+
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
+"""Suffixes of files that may stand in a model's place."""
+
+
+def tell_model(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:
+    """A model's name, and the checkpoint if one was named.
+
+    model: a name of the zoo; or the checkpoint, in its place; None where the checkpoint is to tell.
+    Raises `UsageError` where neither is given or the checkpoint is named twice, `CheckpointError` where it cannot be
+    read or is of none of our models.
+    """
+    if model is not None and not is_model(model) and (Path(model).suffix in CHECKPOINTS or Path(model).is_file()):
+        if checkpoint is not None:
+            raise UsageError(
+                f"two checkpoints are named, {model} and {checkpoint}", f"leave {spelled('checkpoint')} out"
+            )
+        model, checkpoint = None, model
+    if model is not None:
+        return get_spec(model).name, checkpoint
+    if checkpoint is None:
+        raise UsageError(
+            "no model is named", f"name one that twins-trt models lists, or {spelled('checkpoint', 'FILE')}"
+        )
+    from twins_trt.models.checkpoint import identify, read_checkpoint
+
+    found = identify(read_checkpoint(checkpoint).state_dict)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint} does not tell which model it is of", "name the model, one that twins-trt models lists"
+        )
+    return found[0], checkpoint
+
+
+def tell_classes(spec: ModelSpec, checkpoint: str | Path | None) -> int:
+    """The class count of a checkpoint of this very model; the zoo's where there is none, or it is another model's,
+    which would only blur the error that loading is about to raise. Raises as `read_checkpoint` does."""
+    if checkpoint is None:
+        return spec.num_classes
+    from twins_trt.models.checkpoint import identify, read_checkpoint
+
+    found = identify(read_checkpoint(checkpoint).state_dict)
+    return found[1] if found and found[0] == spec.name else spec.num_classes

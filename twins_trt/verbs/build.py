@@ -1,0 +1,403 @@
+"""`build`: what a bundle is asked to be, every default of it, its flags, and the call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+from twins_trt.builders.export.options import ExportOptions, Range
+from twins_trt.builders.levels import LEVELS
+from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.errors import UsageError
+from twins_trt.runtime.codec import decode, encode
+from twins_trt.verbs.flags import Flag, FlagTable, settle
+from twins_trt.verbs.gate import MIN_IMAGES, threshold_flags
+from twins_trt.verbs.groups import TEST_SCALE_FLAG, WEIGHTS_GROUP, graph_flags, range_flags, weights_flags
+from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE, Kind
+
+if TYPE_CHECKING:
+    from twins_trt.builders.pipeline import BuildReport
+    from twins_trt.builders.progress import Progress
+
+SEARCH = "search"  # of SmoothQuant's strength
+
+Extent = int | Range
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is asked of a build; None where nothing is said. `DEFAULTS` has what then holds.
+
+    model: a name of the zoo; where it is None, the checkpoint's own. It may be the checkpoint itself.
+    out: the bundle, a new folder. overwrite: replace a bundle that is there.
+
+    checkpoint: an mmsegmentation checkpoint; by default the published one, if it was fetched. seeded: random weights.
+    num_classes: the checkpoint's. padding: `parity`, mmsegmentation's treatment of padded keys, or `masked`.
+
+    size: (height, width) in pixels, each a number or a `Range`; by default what the model was trained at. batch: images
+    at once, a number or a `Range`. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs, fp32 for the CPU. opset: of
+    ONNX, 17 to 20; 17, for INT8 20. input: `uint8` [N, H, W, 3] RGB, or normalised `float32` [N, 3, H, W].
+    outputs: `mask`, `logits` or both. upernet_levels: coarse levels that UPerNet convolves at their own size, 0 to 3.
+    test_scale: (long, short) side that an image is fitted into before a graph of dynamic size, pixels.
+
+    targets: compute capabilities, `sm_86`; the GPU of this machine; or `cpu` alone, for no engine. flavour:
+    `tensorrt_rtx`, `tensorrt`, both, or `auto`. workspace: most scratch memory of a layer, MiB. optimization_level,
+    timing_cache, hardware_compatibility: as in `EngineOptions`. allow_unfused: take engines with unfused attentions.
+    with_weights: add `weights.pth`, which the torch engine runs.
+
+    level: what runs in INT8, of `builders.levels.LEVELS`. plan: a plan file to build instead. calibrate_on: images,
+    `camvid:PATH`, `ade20k:PATH` or `folder:PATH`, with calib_split and calib_images (0: all). calibration: a range file
+    instead. smooth: SmoothQuant's strength 0 to 1, `search` or `none`. bias_correction: put the mean shift of every
+    quantised product into its bias. observers, percentile, bins, minimum, fit: as in `CalibrationSettings`.
+
+    gate_on: labelled images to judge the build on, with gate_split and gate_limit. max_drop: points of mIoU.
+    min_images: fewer fail. min_agreement: share of equal pixels. no_gate: leave INT8 unjudged, and marked so.
+    fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge. threads: of the CPU.
+
+    A value may be given as its text on a command line, too (`size="360x480"`, `targets="sm_86,sm_89"`).
+    Raises `UsageError` for a value that is none of its field's kind.
+    """
+
+    model: str | None = None
+    out: str | None = None
+    overwrite: bool | None = None
+    checkpoint: str | None = None
+    seeded: bool | None = None
+    num_classes: int | None = None
+    padding: str | None = None
+    size: tuple[Extent, Extent] | None = None
+    batch: Extent | None = None
+    precision: str | None = None
+    opset: int | None = None
+    input: str | None = None
+    outputs: tuple[str, ...] | None = None
+    upernet_levels: int | None = None
+    test_scale: tuple[int, int] | Literal["none"] | None = None
+    targets: tuple[str, ...] | None = None
+    flavour: tuple[str, ...] | None = None
+    workspace: int | None = None
+    optimization_level: int | None = None
+    timing_cache: str | None = None
+    hardware_compatibility: str | None = None
+    allow_unfused: bool | None = None
+    with_weights: bool | None = None
+    level: str | None = None
+    plan: str | None = None
+    calibrate_on: str | None = None
+    calib_split: str | None = None
+    calib_images: int | None = None
+    calibration: str | None = None
+    smooth: float | str | None = None
+    bias_correction: bool | None = None
+    observers: tuple[str, ...] | None = None
+    percentile: float | None = None
+    bins: int | None = None
+    minimum: int | None = None
+    fit: str | None = None
+    gate_on: str | None = None
+    gate_split: str | None = None
+    gate_limit: int | None = None
+    max_drop: float | None = None
+    min_images: int | None = None
+    min_agreement: float | None = None
+    no_gate: bool | None = None
+    fallback: bool | None = None
+    max_evaluations: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that say something."""
+        return {
+            each.name: value for each in dataclasses.fields(self) if (value := getattr(self, each.name)) is not None
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        plain: dict[str, Any] = encode(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BuildRequest:
+        """The inverse of `to_json`. Raises UsageError with the field that does not fit."""
+        try:
+            return decode(cls, dict(values))
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"build request: {error}") from error
+
+
+def _strength(value: Any) -> float | str:
+    """`none`, `search`, or a number."""
+    if value in ("none", SEARCH):
+        return str(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a SmoothQuant strength of {value}", "give none, search, or 0 to 1") from error
+
+
+WEIGHTS, GRAPH, ENGINES = "weights", "graph", "engines"
+INT8, RANGES, GATE = "INT8 (--precision int8)", "ranges", "gate"
+
+TABLE: tuple[Flag, ...] = (
+    Flag("MODEL", "model", "a name that twins-trt models lists, or a checkpoint that tells it", nargs="?"),
+    Flag("--out", "out", "the folder to write, such as x.bundle", metavar="BUNDLE"),
+    Flag("--overwrite", "overwrite", "replace a bundle that is there", SWITCH, sets=True),
+    *weights_flags(WEIGHTS),
+    *graph_flags(GRAPH, precisions=("fp32", "fp16", "int8")),
+    Flag(
+        "--target",
+        "targets",
+        "GPUs to build for: sm_86,sm_89,sm_120, in one engine; default: the GPU of this machine. "
+        "cpu: the graph alone, for ONNX Runtime",
+        NAMES,
+        "SM,...",
+        group=ENGINES,
+    ),
+    Flag(
+        "--flavour",
+        "flavour",
+        "tensorrt_rtx needs no GPU, tensorrt builds for the GPU it runs on; both with a comma; "
+        "default: {default}, tensorrt_rtx if it is installed",
+        NAMES,
+        "{tensorrt_rtx,tensorrt}",
+        group=ENGINES,
+    ),
+    Flag(
+        "--workspace",
+        "workspace",
+        "most scratch memory of a layer; default: no limit",
+        WHOLE,
+        "MIB",
+        group=ENGINES,
+    ),
+    Flag(
+        "--optimization-level",
+        "optimization_level",
+        "how long to search; default: 3",
+        WHOLE,
+        "{0..5}",
+        group=ENGINES,
+    ),
+    Flag(
+        "--timing-cache",
+        "timing_cache",
+        "keeps measurements between builds (tensorrt only)",
+        metavar="FILE",
+        group=ENGINES,
+    ),
+    Flag(
+        "--hardware-compatibility",
+        "hardware_compatibility",
+        "other GPUs that the engine shall run on (tensorrt only)",
+        metavar="{none,same_compute_capability,ampere_plus}",
+        group=ENGINES,
+    ),
+    Flag(
+        "--allow-unfused",
+        "allow_unfused",
+        "take an FP16 engine even if an attention in it is not fused",
+        SWITCH,
+        sets=True,
+        group=ENGINES,
+    ),
+    Flag(
+        "--with-weights",
+        "with_weights",
+        "add weights.pth, which predict --engine torch runs on a GPU",
+        SWITCH,
+        sets=True,
+        group=ENGINES,
+    ),
+    Flag(
+        "--level",
+        "level",
+        "what runs in INT8; default: {default}",
+        metavar=f"{{{','.join(name for name in LEVELS if name != 'fp16')}}}",
+        group=INT8,
+    ),
+    Flag(
+        "--plan",
+        "plan",
+        "build this plan (a bundle's plan.json, perhaps edited), whatever --level, --smooth and --observer say",
+        metavar="FILE",
+        group=INT8,
+    ),
+    Flag(
+        "--calib-data",
+        "calibrate_on",
+        "images to calibrate on; labels are not read",
+        metavar="KIND:PATH",
+        group=INT8,
+    ),
+    Flag("--calib-split", "calib_split", "default: {default}", metavar="SPLIT", group=INT8),
+    Flag(
+        "--calib-images",
+        "calib_images",
+        "how many, spread over the set; default: {default}, 0: all",
+        WHOLE,
+        "N",
+        group=INT8,
+    ),
+    Flag(
+        "--calibration",
+        "calibration",
+        "take the ranges that twins-trt calibrate wrote instead",
+        metavar="FILE",
+        group=INT8,
+    ),
+    Flag(
+        "--smooth",
+        "smooth",
+        "SmoothQuant's strength; default: {default}",
+        Kind(_strength),
+        "{none,search,0..1}",
+        group=INT8,
+    ),
+    Flag(
+        "--bias-correction",
+        "bias_correction",
+        "put the mean shift of every quantised product into its bias",
+        SWITCH,
+        sets=True,
+        group=INT8,
+    ),
+    *range_flags(RANGES),
+    Flag("--gate-data", "gate_on", "labelled images to judge the build on", metavar="KIND:PATH", group=GATE),
+    Flag("--gate-split", "gate_split", "default: {default}", metavar="SPLIT", group=GATE),
+    Flag("--gate-limit", "gate_limit", "only the first N images", WHOLE, "N", group=GATE),
+    *threshold_flags(GATE),
+    Flag(
+        "--no-gate",
+        "no_gate",
+        "do not judge INT8: the bundle says so wherever shown",
+        SWITCH,
+        sets=True,
+        group=GATE,
+    ),
+    Flag(
+        "--no-fallback",
+        "fallback",
+        "fail at once instead of reverting blocks to FP16",
+        SWITCH,
+        sets=False,
+        group=GATE,
+    ),
+    Flag(
+        "--max-evaluations",
+        "max_evaluations",
+        "plans that the fallback may judge; default: {default}",
+        WHOLE,
+        "N",
+        group=GATE,
+    ),
+    Flag("--threads", "threads", "CPU threads; default: every core", WHOLE, "N"),
+    TEST_SCALE_FLAG,
+)
+
+_GRAPH, _RANGES = ExportOptions(), CalibrationSettings()
+
+
+@dataclass(frozen=True)
+class BuildDefaults:
+    """What holds where a request says nothing. What depends on other fields, `builders.resolve` decides: model, size,
+    precision, opset, targets."""
+
+    overwrite: bool = False
+    seeded: bool = False
+    padding: str = "parity"
+    batch: Extent = _GRAPH.batch
+    input: str = _GRAPH.input
+    outputs: tuple[str, ...] = _GRAPH.outputs
+    flavour: tuple[str, ...] = ("auto",)
+    hardware_compatibility: str = "none"
+    allow_unfused: bool = False
+    with_weights: bool = False
+    level: str = "int8-linear+conv"
+    calib_split: str = "train"
+    calib_images: int = 64
+    smooth: float | str = "none"
+    bias_correction: bool = False
+    observers: tuple[str, ...] = _RANGES.observers
+    percentile: float = _RANGES.percentile
+    bins: int = _RANGES.bins
+    minimum: int = _RANGES.minimum
+    fit: str = _RANGES.fit
+    gate_split: str = "val"
+    min_images: int = MIN_IMAGES
+    no_gate: bool = False
+    fallback: bool = True
+    max_evaluations: int = 16
+
+
+DEFAULTS = BuildDefaults()
+
+INT8_OPSET = 20
+"""Of an INT8 graph: the latest that TensorRT 10.3 reads."""
+
+FLAGS = FlagTable(
+    BuildRequest,
+    TABLE,
+    defaults=DEFAULTS,
+    groups={GATE: "INT8 needs one, other precisions may have one"} | WEIGHTS_GROUP,
+)
+
+
+def build(
+    model: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    seeded: bool | None = None,
+    num_classes: int | None = None,
+    size: int | str | tuple[Extent, Extent] | None = None,
+    batch: Extent | str | None = None,
+    outputs: str | Sequence[str] | None = None,
+    precision: str | None = None,
+    targets: str | Sequence[str] | None = None,
+    calibrate_on: str | None = None,
+    gate_on: str | None = None,
+    threads: int | None = None,
+    overwrite: bool | None = None,
+    more: BuildRequest | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Builds a bundle: weights to graph, INT8 where that is asked for, engines, audit, verdict; all of it or nothing.
+
+        report = twins_trt.build("twins_svt-s_fpn", "x.bundle", checkpoint="F.pth", size=(360, 480), targets=["sm_86"])
+
+    more: everything else that can be asked for, such as `BuildRequest(level="int8-linear")`; it may not say again what
+    is given here. progress: called at every step, and while one lasts. The rest is as in `BuildRequest`.
+    Returns the report: `bundle`, `audits`, `gate`, `plan`, `fallback`, `seconds`.
+    Raises `UsageError` for what does not fit together, `CheckpointError` for weights that do not fit the model,
+    `DataError` for images that are none, `ExportError` and `BuildError` where graph or engine cannot be made,
+    `UnfusedAttentionError` where an engine leaves an attention unfused, `GateError` where the build fails its gate,
+    `BundleError` where `out` exists or cannot be written, `MissingDependencyError` where a compiler is not there.
+    """
+    from twins_trt.builders.pipeline import build_bundle
+
+    request = FLAGS.ask(
+        more,
+        model=model,
+        out=out,
+        checkpoint=checkpoint,
+        seeded=seeded,
+        num_classes=num_classes,
+        size=size,
+        batch=batch,
+        outputs=outputs,
+        precision=precision,
+        targets=targets,
+        calibrate_on=calibrate_on,
+        gate_on=gate_on,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    return build_bundle(request, progress=progress)

@@ -1,0 +1,306 @@
+"""`calibrate`: the ranges of a graph's activations over images; what is asked of it, its flags, and the call."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twins_trt.builders.export.options import ExportOptions, Range
+from twins_trt.calib.collecting import MEMORY_MIB
+from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
+from twins_trt.errors import DataError, UsageError
+from twins_trt.models.zoo import get_spec, is_model
+from twins_trt.verbs import Progress
+from twins_trt.verbs.build import INT8_OPSET, Extent
+from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.verbs.groups import (
+    DATA_KINDS,
+    THREADS_FLAG,
+    WEIGHTS_GROUP,
+    WORKERS_FLAG,
+    graph_flags,
+    range_flags,
+    weights_flags,
+)
+from twins_trt.verbs.kinds import SWITCH, TEST_SCALE, WHOLE
+from twins_trt.verbs.meanings import check_new_file, export_options, fit_of, nothing_called, scale_of
+
+if TYPE_CHECKING:
+    from twins_trt.calib import CalibrationStep, Ranges
+    from twins_trt.data import Dataset
+
+_GRAPH, _RANGES = ExportOptions(), CalibrationSettings()
+
+log = logging.getLogger("twins_trt")
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What is asked of a calibration.
+
+    what: an FP32 graph's file; a name of the zoo, whose graph is exported first; or a checkpoint that tells it.
+    data: images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`; labels are not read. split: which of them. images: how
+    many, spread over the split; 0 for all. out: the range file to write; None writes none. overwrite: replace one that
+    is there.
+
+    forms: `gpu` or `cpu`, what a model's graph is built for. observers, percentile, bins, minimum, fit: as in
+    `CalibrationSettings`. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
+    pixels, or `none`; by default mmsegmentation's for ade20k. device: of ONNX Runtime, `auto`, `cpu` or `cuda`.
+    threads: of the CPU. workers: processes that read images ahead. memory: MiB of activations held at once.
+
+    checkpoint, seeded, num_classes, padding, size, batch, precision, opset, input, outputs, upernet_levels: of a
+    model, as in `BuildRequest`; a build with the same takes the ranges.
+    Raises `UsageError` for a value that is none of its field's kind.
+    """
+
+    what: str = ""
+    data: str = ""
+    split: str = "train"
+    images: int = 64
+    out: str | None = None
+    overwrite: bool = False
+    forms: str = _GRAPH.forms
+    observers: tuple[str, ...] = _RANGES.observers
+    percentile: float = _RANGES.percentile
+    bins: int = _RANGES.bins
+    minimum: int = _RANGES.minimum
+    fit: str = _RANGES.fit
+    test_scale: tuple[int, int] | str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    workers: int = 0
+    memory: int = MEMORY_MIB
+    checkpoint: str | None = None
+    seeded: bool = False
+    num_classes: int | None = None
+    padding: str = "parity"
+    size: tuple[int | Range, int | Range] | None = None
+    batch: int | Range = _GRAPH.batch
+    precision: str | None = None
+    opset: int | None = None
+    input: str = _GRAPH.input
+    outputs: tuple[str, ...] = _GRAPH.outputs
+    upernet_levels: int | None = None
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+
+RUNNING = "how it runs"
+
+TABLE: tuple[Flag, ...] = (
+    Flag("GRAPH|MODEL", "what", "an FP32 graph, a name that twins-trt models lists, or a checkpoint that tells it"),
+    Flag("--data", "data", DATA_KINDS, metavar="KIND:PATH", required=True),
+    Flag("--split", "split", "default: {default}"),
+    Flag("--images", "images", "how many, spread over the set; default: {default}, 0: all", WHOLE, "N"),
+    Flag("--out", "out", "the range file to write", metavar="FILE", required=True),
+    Flag("--overwrite", "overwrite", "replace FILE if it is there", SWITCH, sets=True),
+    Flag("--forms", "forms", "of a model's graph: what it is built for; default: {default}", metavar="{gpu,cpu}"),
+    *range_flags("ranges"),
+    Flag(
+        "--test-scale",
+        "test_scale",
+        f"for a graph of dynamic size; default: {TEST_SCALE.show(ADE20K_TEST.test_scale)} for ade20k",
+        TEST_SCALE,
+        "LONGxSHORT",
+    ),
+    Flag("--device", "device", "of ONNX Runtime; default: {default}", metavar="{auto,cpu,cuda}", group=RUNNING),
+    replace(THREADS_FLAG, group=RUNNING),
+    replace(WORKERS_FLAG, group=RUNNING),
+    Flag("--memory", "memory", "activations at once; default: {default}", WHOLE, "MIB", group=RUNNING),
+    *weights_flags("weights"),
+    *graph_flags("graph"),
+)
+
+FLAGS = FlagTable(CalibrateRequest, TABLE, groups=WEIGHTS_GROUP)
+
+
+def calibrate(
+    what: str | PathLike[str],
+    data: str,
+    *,
+    out: str | PathLike[str] | None = None,
+    split: str | None = None,
+    images: int | None = None,
+    observers: str | Sequence[str] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    seeded: bool | None = None,
+    size: int | str | tuple[Extent, Extent] | None = None,
+    threads: int | None = None,
+    overwrite: bool | None = None,
+    more: CalibrateRequest | None = None,
+    progress: Progress | None = None,
+) -> Ranges:
+    """Collects the ranges of an FP32 graph's activations over images, for INT8.
+
+        ranges = twins_trt.calibrate("graph.onnx", "camvid:PATH", images=64, out="calibration.json")
+
+    what: a graph's file, a name of the zoo, whose graph is exported first, or a checkpoint that tells it. data: the
+    images; labels are not read. out: the range file to write; what was done so far is kept in `out`.partial, and the
+    same call goes on after a kill. more: everything else that can be asked for, such as
+    `CalibrateRequest(percentile=99.9)`; it may not say again what is given here. The rest is as in `CalibrateRequest`.
+    progress: called at every step, and after every image.
+    Returns the ranges: `amax(tensor)`, `observers`, `key`.
+    Raises `UsageError` for what does not fit together and for a graph that is not FP32; `DataError` for images that
+    are none, too few, blank or noise, and where `out` cannot be written; `CheckpointError` for weights that do not fit
+    the model; `EngineError` where ONNX Runtime refuses the graph; `MissingDependencyError` without onnx or onnxruntime.
+    """
+    request = FLAGS.ask(
+        more,
+        what=what,
+        data=data,
+        out=out,
+        split=split,
+        images=images,
+        observers=observers,
+        checkpoint=checkpoint,
+        seeded=seeded,
+        size=size,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    return collect_ranges(plan_calibration(request), progress=progress)
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A graph that is exported first. model: a name of the zoo. checkpoint: of it; None as `find_weights` takes it."""
+
+    model: str
+    checkpoint: str | None
+    options: ExportOptions
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """What a calibration will do, all of it checked that can be checked beforehand. graph: its file, or the model's."""
+
+    request: CalibrateRequest
+    graph: Path | ModelGraph
+    dataset: Dataset
+    settings: CalibrationSettings
+
+    @property
+    def out(self) -> Path | None:
+        return None if self.request.out is None else Path(self.request.out)
+
+    @property
+    def state(self) -> Path | None:
+        """What keeps the work so far, for a run that goes on after a kill."""
+        return None if self.out is None else self.out.with_name(f"{self.out.name}.partial")
+
+    @property
+    def tensors(self) -> int | None:
+        """How many are observed; None where the graph is not exported yet. Raises as reading the graph does."""
+        from twins_trt.calib import observed_tensors
+
+        return None if isinstance(self.graph, ModelGraph) else len(observed_tensors(self.graph))
+
+
+def plan_calibration(request: CalibrateRequest) -> CalibrationPlan:
+    """The plan of a request. No image is read, nothing is exported or written. Raises as `calibrate` does."""
+    from twins_trt.builders.job import CalibrationImages
+
+    test_scale = scale_of(request.data, request.test_scale)
+    settings = CalibrationSettings(
+        observers=request.observers,
+        percentile=request.percentile,
+        bins=request.bins,
+        minimum=request.minimum,
+        fit=fit_of(request.fit),
+        preprocessing=Preprocessing(test_scale=test_scale),
+    )
+    graph = _graph(request)
+    if request.images < 0:
+        raise UsageError(f"{spelled('images')} is {request.images}", "give how many, or 0 for all")
+    dataset = CalibrationImages(request.data, request.split, request.images).open()
+    plan = CalibrationPlan(request, graph, dataset, settings)
+    if plan.out is not None:
+        check_new_file(plan.out, overwrite=request.overwrite, such_as="calibration.json", error=DataError)
+    return plan
+
+
+def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -> Ranges:
+    """What the plan says; the ranges, written where it names a file. Raises as `calibrate` does."""
+    from twins_trt.calib import CollectOptions, calibrate, save_ranges
+
+    request, total = plan.request, len(plan.dataset)
+    say = progress or (lambda step, detail, share: None)
+
+    def count(step: CalibrationStep) -> None:
+        left = "" if step.eta is None else f", {step.eta:.0f} s left"
+        say("calibrate", f"{step.done} of {total} images{left}", step.done / total)
+
+    options = CollectOptions(
+        state=plan.state,
+        progress=count,
+        total=total,
+        names=[str(item.image) for item in plan.dataset.items],
+        device=request.device,
+        threads=request.threads,
+        memory_mib=request.memory,
+    )
+    with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
+        graph = plan.graph
+        if isinstance(graph, ModelGraph):
+            say("export", graph.model, None)
+            graph = _export(request, graph, Path(folder))
+        images = (sample.image for sample in plan.dataset.load(workers=request.workers))
+        ranges = calibrate(graph, images, settings=plan.settings, options=options)
+    if plan.out is not None:
+        save_ranges(ranges, plan.out)
+    if plan.state is not None:
+        plan.state.unlink(missing_ok=True)
+    return ranges
+
+
+def _graph(request: CalibrateRequest) -> Path | ModelGraph:
+    """The graph's file; or the model's, whose weights are there."""
+    from twins_trt.builders.weights import find_weights
+    from twins_trt.models.telling import CHECKPOINTS, tell_model
+
+    path = Path(request.what)
+    if request.what and path.is_dir():
+        raise UsageError(f"{path} is a folder", "name an FP32 graph: twins-trt export MODEL --precision fp32")
+    if path.is_file() and path.suffix not in CHECKPOINTS:
+        if request.checkpoint is not None or request.seeded or request.num_classes is not None:
+            names = ", ".join(map(spelled, ("checkpoint", "seeded")))
+            raise UsageError("a graph has its weights inside", f"leave {names} and {spelled('num_classes')} out")
+        return path
+    if not path.is_file() and not is_model(request.what):
+        raise nothing_called(request.what, no="graph", fix="twins-trt models lists the models")
+    model, checkpoint = tell_model(request.what, request.checkpoint)
+    find_weights(model, checkpoint=checkpoint, seeded=request.seeded)
+    options = export_options(
+        request, forms=request.forms, precision="fp32", crop_size=get_spec(model).crop_size, opset=INT8_OPSET
+    )
+    if options.precision != "fp32":
+        raise UsageError(
+            f"{spelled('precision')} is {options.precision}; ranges are collected on the FP32 graph", "leave it out"
+        )
+    return ModelGraph(model, checkpoint, options)
+
+
+def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
+    """The model's FP32 graph, byte for byte what an INT8 build with the same options quantises."""
+    from twins_trt.builders.export import export_graph
+    from twins_trt.builders.weights import load_weights
+
+    model, _ = load_weights(
+        graph.model,
+        checkpoint=graph.checkpoint,
+        seeded=request.seeded,
+        num_classes=request.num_classes,
+        padding=request.padding,
+    )
+    if request.seeded:
+        log.warning("random weights: the ranges mean nothing")
+    path = folder / "graph.onnx"
+    export_graph(model, path, graph.options, to_quantise=True)
+    return path

@@ -1,0 +1,33 @@
+"""`convert`: what is asked of a conversion of weights, its defaults and its flags; `convert_file` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twins_trt.verbs.flags import Flag, FlagTable, settle
+from twins_trt.verbs.kinds import SWITCH
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What is asked of a conversion; the fields are as `models.convert.convert_file` takes them."""
+
+    src: str = ""
+    dst: str = ""
+    family: str | None = None
+    direction: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+
+TABLE: tuple[Flag, ...] = (
+    Flag("SRC", "src", "a checkpoint, of classification or of segmentation"),
+    Flag("DST", "dst", "the file to write"),
+    Flag("--family", "family", "default: told by the weights", metavar="{pcpvt,svt}"),
+    Flag("--direction", "direction", "default: told by the weights", metavar="{to_mmseg,to_official}"),
+    Flag("--overwrite", "overwrite", "replace DST if it is there", SWITCH, sets=True),
+)
+
+FLAGS = FlagTable(ConvertRequest, TABLE)

@@ -1,0 +1,360 @@
+"""`evaluate`: the scores of a bundle or a model on a data set; what is asked of it, its flags, and the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
+from twins_trt.errors import UsageError
+from twins_trt.models.zoo import is_model
+from twins_trt.runtime.codec import encode
+from twins_trt.verbs import Progress
+from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.verbs.groups import (
+    ENGINE_FLAG,
+    MODES_GROUP,
+    THREADS_FLAG,
+    WEIGHTS_GROUP,
+    WORKERS_FLAG,
+    data_flags,
+    mode_flags,
+    weights_flags,
+)
+from twins_trt.verbs.kinds import TEST_SCALE
+from twins_trt.verbs.meanings import fit_of, labelled_images, mode_of, nothing_called, scale_of, torch_device
+
+if TYPE_CHECKING:
+    from twins_trt.data import Dataset
+    from twins_trt.evaluation import EvalResult, Scores, Walk
+    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.runtime import Bundle, Source
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What is asked of an evaluation.
+
+    what: a bundle's folder; a name of the zoo, which runs in PyTorch; or a checkpoint that tells it. data: labelled
+    images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split, limit: which of them; limit None for all.
+    workers: processes that read images ahead. threads: of the CPU.
+
+    engine: what runs a bundle, of `runtime.engines.KINDS`, or `auto`. device: where PyTorch runs, `auto`, `cpu` or
+    `cuda`. fit: how images meet a bundle of fixed size, `stretch` or `letterbox`. test_scale: (long, short) side that
+    an image is fitted into first, pixels, or `none`; by default mmsegmentation's for ade20k, else the bundle's own.
+    mode: `whole`, `slide`, `ms_flip`, `slide_ms_flip`, or `tile` for bundles. tile: (height, width) of a tile, pixels.
+    overlap: pixels that tiles share.
+
+    checkpoint, seeded, num_classes, padding: of a model, as in `BuildRequest`.
+    Raises `UsageError` for a value that is none of its field's kind.
+    """
+
+    what: str = ""
+    data: str = ""
+    split: str = "val"
+    limit: int | None = None
+    workers: int = 0
+    engine: str = "auto"
+    threads: int | None = None
+    test_scale: tuple[int, int] | str | None = None
+    device: str = "auto"
+    fit: str = "stretch"
+    mode: str | None = None
+    tile: tuple[int, int] | None = None
+    overlap: int | None = None
+    checkpoint: str | None = None
+    seeded: bool = False
+    num_classes: int | None = None
+    padding: str = "parity"
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+
+TABLE: tuple[Flag, ...] = (
+    Flag("BUNDLE|MODEL", "what", "a bundle, a name that twins-trt models lists, or a checkpoint that tells it"),
+    *data_flags(),
+    WORKERS_FLAG,
+    ENGINE_FLAG,
+    THREADS_FLAG,
+    Flag(
+        "--test-scale",
+        "test_scale",
+        f"fit images into this first, or none; default: {TEST_SCALE.show(ADE20K_TEST.test_scale)} for ade20k",
+        TEST_SCALE,
+        "LONGxSHORT",
+    ),
+    Flag("--device", "device", "where a PyTorch model runs; default: {default}", metavar="{auto,cpu,cuda}"),
+    Flag("--fit", "fit", "into a bundle of fixed size; default: {default}", metavar="{stretch,letterbox}"),
+    *mode_flags("large images"),
+    *weights_flags("weights"),
+)
+
+FLAGS = FlagTable(EvaluateRequest, TABLE, groups=MODES_GROUP | WEIGHTS_GROUP)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores and how they came about.
+
+    engine: the kind that ran, `pytorch` for a model. device: where that ran, None for a bundle. model, precision,
+    padding, source: of what was scored. resized: how many images did not have the graph's size; None for a model, which
+    takes any. exact: whether the masks are what mmsegmentation's test pipeline gives; if not, `notes` says why.
+    """
+
+    result: EvalResult
+    engine: str
+    device: str | None
+    model: str
+    precision: str
+    padding: str
+    source: Source
+    resized: int | None
+    exact: bool
+    notes: tuple[str, ...]
+
+    @property
+    def scores(self) -> Scores:
+        """mIoU, accuracies and IoU of every class, in percent."""
+        return self.result.scores
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`: the result's, and beside them how it came about."""
+        plain: dict[str, Any] = {name: getattr(self, name) for name in ("engine", "device", "model", "precision")}
+        plain |= {"padding": self.padding, "source": encode(self.source), "resized_images": self.resized}
+        return {**self.result.to_json(), **plain, "exact": self.exact, "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_json`."""
+        from twins_trt.evaluation import EvalResult
+        from twins_trt.runtime import Source
+
+        plain = dict(values)
+        result = EvalResult.from_json({name: plain.pop(name) for name in EvalResult.__dataclass_fields__})
+        plain["source"], plain["notes"] = Source(**plain["source"]), tuple(plain["notes"])
+        return cls(result, resized=plain.pop("resized_images"), **plain)
+
+    def table(self) -> str:
+        """The scores of every class, and the notes below."""
+        return "\n".join([self.result.table(), *(f"note: {note}" for note in self.notes)])
+
+
+def evaluate(
+    what: str | PathLike[str] | Bundle,
+    data: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    engine: str | None = None,
+    mode: str | None = None,
+    test_scale: str | tuple[int, int] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    seeded: bool | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    more: EvaluateRequest | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores a bundle, or a model in PyTorch, on labelled images as mmsegmentation does: mIoU, accuracy, IoU per class.
+
+        print(twins_trt.evaluate("x.bundle", "camvid:PATH").scores.miou)
+
+    what: a bundle's folder, an opened bundle, a name of the zoo, or a checkpoint that tells it. data: labelled images.
+    more: everything else that can be asked for, such as `EvaluateRequest(fit="letterbox")`; it may not say again what
+    is given here. The rest is as in `EvaluateRequest`. progress: called at every step, and after every image.
+    Returns the scores and how they came about.
+    Raises `UsageError` for what does not fit together, `BundleError` for a bundle that is damaged, `CheckpointError`
+    for weights that do not fit the model, `DataError` for images without labels or with other classes, `ImageError` for
+    one that cannot be decoded, `EngineError` where an engine refuses the bundle, `MissingDependencyError` where no
+    engine can run here.
+    """
+    opened = None if isinstance(what, (str, PathLike)) else what
+    request = FLAGS.ask(
+        more,
+        what=fspath(what) if isinstance(what, (str, PathLike)) else str(what.path),
+        data=data,
+        split=split,
+        limit=limit,
+        engine=engine,
+        mode=mode,
+        test_scale=test_scale,
+        checkpoint=checkpoint,
+        seeded=seeded,
+        device=device,
+        threads=threads,
+    )
+    return score(plan_evaluation(request, opened), progress=progress)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to score. name: of the zoo. checkpoint: of it; None as `find_weights` takes it. weights: the file, None
+    for seeded ones."""
+
+    name: str
+    checkpoint: str | None
+    weights: Path | None
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation will do, all of it checked that can be checked beforehand."""
+
+    request: EvaluateRequest
+    scored: Bundle | ModelSource
+    dataset: Dataset
+    mode: str | Tiles
+
+    @property
+    def weights(self) -> Path | None:
+        """The file that a model's come from; None for seeded ones, and for a bundle."""
+        return self.scored.weights if isinstance(self.scored, ModelSource) else None
+
+    @property
+    def mode_name(self) -> str:
+        """The mode in a word."""
+        return self.mode if isinstance(self.mode, str) else "tile"
+
+
+def plan_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> EvaluationPlan:
+    """The plan of a request. bundle: what it names, where that is open. Raises as `evaluate` does."""
+    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.runtime.engines import check_kind
+
+    check_kind(request.engine)
+    in_pytorch = bundle is None and _is_model(request.what)
+    dataset = labelled_images(request.data, split=request.split, limit=request.limit)
+    mode = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
+    if not in_pytorch:
+        return EvaluationPlan(request, _bundle(request, bundle), dataset, mode)
+    if isinstance(mode, Tiles) or mode == "tile":
+        raise UsageError("a PyTorch model is not run in tiles", f"use {spelled('mode', 'slide')}, or build a bundle")
+    return EvaluationPlan(request, _model(request), dataset, mode)
+
+
+def score(plan: EvaluationPlan, *, progress: Progress | None = None) -> Evaluation:
+    """What the plan says. Raises as `evaluate` does."""
+    from twins_trt.evaluation import Walk
+
+    say = progress or (lambda step, detail, share: None)
+
+    def count(done: int, total: int, miou: float) -> None:
+        say("eval", f"{done} of {total} images, mIoU {miou:.2f}", done / total)
+
+    walk = Walk(workers=plan.request.workers, progress=count)
+    if isinstance(plan.scored, ModelSource):
+        return _score_model(plan, plan.scored, walk, say)
+    return _score_bundle(plan, plan.scored, walk)
+
+
+def _is_model(what: str) -> bool:
+    """Whether it is a model's name or checkpoint, not a bundle."""
+    from twins_trt.models.telling import CHECKPOINTS
+
+    path = Path(what)
+    if (path / "manifest.json").is_file():
+        return False
+    if is_model(what) or (path.is_file() and path.suffix in CHECKPOINTS):
+        return True
+    if (what and path.exists()) or what.endswith(".bundle"):
+        return False
+    raise nothing_called(what, no="bundle", fix="twins-trt models lists the models, twins-trt build makes bundles")
+
+
+def _model(request: EvaluateRequest) -> ModelSource:
+    from twins_trt.builders.weights import find_weights
+    from twins_trt.models.telling import tell_model
+
+    name, checkpoint = tell_model(request.what, request.checkpoint)
+    return ModelSource(name, checkpoint, find_weights(name, checkpoint=checkpoint, seeded=request.seeded))
+
+
+def _bundle(request: EvaluateRequest, bundle: Bundle | None) -> Bundle:
+    from twins_trt.runtime import open_bundle
+
+    if request.checkpoint is not None or request.seeded:
+        raise UsageError(
+            "a bundle has its weights inside", f"leave {spelled('checkpoint')} and {spelled('seeded')} out"
+        )
+    bundle = bundle or open_bundle(request.what)
+    classes = bundle.manifest.num_classes
+    if request.num_classes not in (None, classes):
+        raise UsageError(
+            f"{spelled('num_classes')} is {request.num_classes}, {bundle.path} has {classes} classes",
+            f"leave {spelled('num_classes')} out",
+        )
+    return bundle
+
+
+def _score_model(plan: EvaluationPlan, source: ModelSource, walk: Walk, say: Progress) -> Evaluation:
+    import torch
+
+    from twins_trt.builders.weights import load_weights
+    from twins_trt.evaluation import evaluate_model
+
+    request = plan.request
+    device = torch_device(request.device)
+    if request.threads is not None:
+        torch.set_num_threads(max(1, request.threads))
+    say("load", "seeded" if source.weights is None else str(source.weights), None)
+    model, facts = load_weights(
+        source.name,
+        checkpoint=source.checkpoint,
+        seeded=request.seeded,
+        num_classes=request.num_classes,
+        padding=request.padding,
+    )
+    assert isinstance(plan.mode, str)  # the plan saw to it
+    scale = scale_of(request.data, request.test_scale)
+    result = evaluate_model(
+        model.to(device), plan.dataset, mode=plan.mode, preprocessing=Preprocessing(test_scale=scale), walk=walk
+    )
+    return Evaluation(
+        result,
+        engine="pytorch",
+        device=device,
+        model=source.name,
+        precision="fp32",
+        padding=request.padding,
+        source=facts.source,
+        resized=None,
+        exact=True,
+        notes=("random weights: the scores mean nothing",) if facts.source.seeded else (),
+    )
+
+
+def _score_bundle(plan: EvaluationPlan, bundle: Bundle, walk: Walk) -> Evaluation:
+    from twins_trt.builders.scoring import score_bundle
+    from twins_trt.runtime import EngineSettings
+
+    request, manifest = plan.request, bundle.manifest
+    preprocessing = manifest.preprocessing
+    scale = scale_of(request.data, request.test_scale)
+    if request.test_scale is not None or scale is not None:
+        preprocessing = replace(preprocessing, test_scale=scale)
+    found = score_bundle(
+        bundle,
+        plan.dataset,
+        engine=request.engine,
+        fit=fit_of(request.fit),
+        mode=plan.mode,
+        preprocessing=preprocessing,
+        settings=EngineSettings(threads=request.threads),
+        walk=walk,
+    )
+    return Evaluation(
+        found.result,
+        engine=found.engine,
+        device=None,
+        model=manifest.model,
+        precision=manifest.precision,
+        padding=manifest.padding,
+        source=manifest.source,
+        resized=found.resized,
+        exact=found.exact,
+        notes=found.notes,
+    )

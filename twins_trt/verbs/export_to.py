@@ -1,0 +1,72 @@
+"""`export-to`: what is asked of a hand-off to another program, its defaults and its flags; `twins_trt.handoff` does
+it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twins_trt.handoff import TARGETS, HandoffOptions
+from twins_trt.verbs.flags import Flag, FlagTable, settle
+from twins_trt.verbs.kinds import SWITCH, WHOLE
+
+_USUAL = HandoffOptions()
+
+
+@dataclass(frozen=True)
+class ExportToRequest:
+    """What is asked of a hand-off. target: of `handoff.TARGETS`. bundle: a folder. out: the folder to write. overwrite:
+    replace an earlier hand-off that is there. The rest is as in `HandoffOptions`."""
+
+    target: str = ""
+    bundle: str = ""
+    out: str = ""
+    overwrite: bool = False
+    engine: str = _USUAL.engine
+    max_batch: int | None = _USUAL.max_batch
+    name: str | None = _USUAL.name
+    instances: int = _USUAL.instances
+    queue_delay: int = _USUAL.queue_delay
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+    @property
+    def options(self) -> HandoffOptions:
+        """What the hand-off leaves open. Raises UsageError as `HandoffOptions` does."""
+        return HandoffOptions(
+            engine=self.engine,
+            name=self.name,
+            max_batch=self.max_batch,
+            instances=self.instances,
+            queue_delay=self.queue_delay,
+        )
+
+
+TRITON = "Triton"
+
+TABLE: tuple[Flag, ...] = (
+    Flag(f"{{{','.join(TARGETS)}}}", "target", "the program that shall run the bundle"),
+    Flag("BUNDLE", "bundle", "a folder that twins-trt build wrote"),
+    Flag("--out", "out", "the folder to write", metavar="DIR", required=True),
+    Flag("--overwrite", "overwrite", "replace an earlier hand-off that is there", SWITCH, sets=True),
+    Flag(
+        "--engine",
+        "engine",
+        "what it runs: the bundle's TensorRT engines, else the graph (auto); the graph; or one engine; "
+        "default: {default}",
+        metavar="{auto,onnxruntime,sm_NN,FILE}",
+    ),
+    Flag("--max-batch", "max_batch", "images at once at most; default: the graph's limit", WHOLE, "N"),
+    Flag("--name", "name", "the model's name in requests; default: the model's own", metavar="NAME", group=TRITON),
+    Flag("--instances", "instances", "copies of the model; default: {default}", WHOLE, "N", group=TRITON),
+    Flag(
+        "--queue-delay",
+        "queue_delay",
+        "a request waits so long for others; default: {default}",
+        WHOLE,
+        "US",
+        group=TRITON,
+    ),
+)
+
+FLAGS = FlagTable(ExportToRequest, TABLE)

@@ -1,0 +1,188 @@
+"""`gate`: the verdict on a bundle's accuracy; what is asked of it, every default, its flags, and the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twins_trt.verbs import Progress
+from twins_trt.verbs.flags import Flag, FlagTable, settle
+from twins_trt.verbs.groups import ENGINE_FLAG, THREADS_FLAG, WEIGHTS_GROUP, checkpoint_flags, data_flags
+from twins_trt.verbs.kinds import NUMBER, WHOLE
+from twins_trt.verbs.meanings import labelled_images
+
+if TYPE_CHECKING:
+    from twins_trt.builders.gate import GateResult, Thresholds
+    from twins_trt.data import Dataset
+    from twins_trt.runtime import Bundle
+
+MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}
+"""Points of mIoU that a precision may lose."""
+
+MIN_IMAGES = 30
+"""A bootstrap over few images is too sure of itself (one image: an interval of no width), so fewer fail outright."""
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """What is asked of a gate.
+
+    bundle: the folder to judge. data: labelled images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split, limit:
+    which of them; limit None for all. max_drop: points of mIoU that may be lost; None takes `MAX_DROP`'s of the
+    bundle's precision. min_images: fewer fail. min_agreement: share of pixels that must equal the reference's, or None.
+
+    engine: what runs the bundle, of `runtime.engines.KINDS` but torch, or `auto`. threads: of the CPU. pictures: the
+    folder for overlays and difference maps of the worst images. checkpoint, seeded: the reference's weights, which must
+    be those that the bundle was built from.
+    Raises `UsageError` for a value that is none of its field's kind.
+    """
+
+    bundle: str = ""
+    data: str = ""
+    split: str = "val"
+    limit: int | None = None
+    max_drop: float | None = None
+    min_images: int = MIN_IMAGES
+    min_agreement: float | None = None
+    engine: str = "auto"
+    threads: int | None = None
+    pictures: str | None = None
+    checkpoint: str | None = None
+    seeded: bool = False
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+
+def threshold_flags(group: str = "") -> tuple[Flag, ...]:
+    """What a build must keep."""
+    drops = ", ".join(f"{points:g} for {precision}" for precision, points in MAX_DROP.items())
+    return (
+        Flag("--max-drop", "max_drop", f"of mIoU; default: {drops}", NUMBER, "POINTS", group=group),
+        Flag("--min-images", "min_images", "fewer fail; default: {default}", WHOLE, "N", group=group),
+        Flag(
+            "--min-agreement",
+            "min_agreement",
+            "of pixels that must equal the reference's",
+            NUMBER,
+            "SHARE",
+            group=group,
+        ),
+    )
+
+
+TABLE: tuple[Flag, ...] = (
+    Flag("BUNDLE", "bundle", "the bundle to judge"),
+    *data_flags(),
+    *threshold_flags(),
+    ENGINE_FLAG,
+    THREADS_FLAG,
+    Flag("--pictures", "pictures", "overlays and difference maps of the worst images go here", metavar="DIR"),
+    *checkpoint_flags("weights"),
+)
+
+FLAGS = FlagTable(GateRequest, TABLE, groups=WEIGHTS_GROUP)
+
+
+def gate(
+    bundle: str | PathLike[str] | Bundle,
+    data: str,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    seeded: bool | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    max_drop: float | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    pictures: str | PathLike[str] | None = None,
+    record: bool = True,
+    more: GateRequest | None = None,
+    progress: Progress | None = None,
+) -> GateResult:
+    """Judges a bundle's engine against the PyTorch float32 model that it was built from, on the same labelled images.
+
+        passed = twins_trt.gate("x.bundle", "camvid:PATH", checkpoint="F.pth").passed
+
+    bundle: its folder, or an opened one. record: write the verdict into it (`gate.json`, and its manifest), before any
+    picture, so that a full disk costs none. more: everything else that can be asked for, such as
+    `GateRequest(min_agreement=0.99)`; it may not say again what is given here. The rest is as in `GateRequest`.
+    progress: called at every step, and after every image.
+    Returns the verdict, passed or not, and everything that it rests on.
+    Raises `UsageError` for what does not fit together, `BundleError` for a bundle that is damaged or was replaced
+    meanwhile, `CheckpointError` for weights that are not the bundle's, `DataError` for images without labels,
+    `ImageError` for one that cannot be decoded or written, `EngineError` where an engine refuses the bundle,
+    `MissingDependencyError` where no engine can run here.
+    """
+    opened = None if isinstance(bundle, (str, PathLike)) else bundle
+    request = FLAGS.ask(
+        more,
+        bundle=fspath(bundle) if isinstance(bundle, (str, PathLike)) else str(bundle.path),
+        data=data,
+        checkpoint=checkpoint,
+        seeded=seeded,
+        split=split,
+        limit=limit,
+        max_drop=max_drop,
+        engine=engine,
+        threads=threads,
+        pictures=pictures,
+    )
+    return judge(plan_gate(request, opened), record=record, progress=progress)
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """What a gate will do, all of it checked that can be checked without the weights."""
+
+    request: GateRequest
+    bundle: Bundle
+    thresholds: Thresholds
+    dataset: Dataset
+
+
+def plan_gate(request: GateRequest, bundle: Bundle | None = None) -> GatePlan:
+    """The plan of a request. bundle: the one it names, where that is open. Raises as `gate` does."""
+    from twins_trt.builders.gate import Thresholds
+    from twins_trt.runtime import open_bundle
+    from twins_trt.runtime.engines import check_kind
+
+    check_kind(request.engine)
+    bundle = bundle or open_bundle(request.bundle)
+    thresholds = Thresholds.of(
+        bundle.manifest.precision,
+        max_drop=request.max_drop,
+        min_images=request.min_images,
+        min_agreement=request.min_agreement,
+    )
+    dataset = labelled_images(request.data, split=request.split, limit=request.limit)
+    return GatePlan(request, bundle, thresholds, dataset)
+
+
+def judge(plan: GatePlan, *, record: bool = True, progress: Progress | None = None) -> GateResult:
+    """What the plan says. record: write the verdict into the bundle. Raises as `gate` does."""
+    from twins_trt.builders import gate as gates
+    from twins_trt.runtime import EngineSettings
+
+    request, bundle = plan.request, plan.bundle
+    say = progress or (lambda step, detail, share: None)
+    say("load", "the reference", None)
+    model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
+    gallery = gates.Gallery(Path(request.pictures), bundle.manifest.palette) if request.pictures else None
+    result = gates.gate_bundle(
+        bundle,
+        model,
+        plan.dataset,
+        thresholds=plan.thresholds,
+        engine=request.engine,
+        settings=EngineSettings(threads=request.threads),
+        progress=lambda done, total, drop: say("gate", f"{done} of {total} images, drop {drop:+.3f}", done / total),
+        look=gallery,
+    )
+    if record:
+        gates.record(bundle, result)
+    if gallery is not None:
+        gallery.save()
+    return result

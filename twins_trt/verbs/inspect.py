@@ -1,0 +1,88 @@
+"""`inspect`: what is asked about a bundle, a graph or a checkpoint, its defaults and its flags."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from twins_trt.errors import UsageError
+from twins_trt.verbs.flags import Flag, FlagTable, settle
+from twins_trt.verbs.groups import ENGINE_FLAG
+from twins_trt.verbs.kinds import NAMES, SWITCH, Kind
+
+Shape = tuple[int, ...]
+Shapes = tuple[str, tuple[Shape, Shape, Shape]]
+
+
+@dataclass(frozen=True)
+class InspectRequest:
+    """What is asked.
+
+    path: a bundle, a graph or a checkpoint. verify: compare a bundle's files with their sha256. engine: which kinds to
+    ask whether they run it here, one of `runtime.engines.KINDS`, or `auto` for all. targets: GPUs to compile a graph
+    for, and audit the result. layers: list every kernel. shapes: the input and smallest, usual and largest shape of
+    each dynamic input, or its text `image:1x512x512x3:4x512x512x3:8x512x512x3`.
+    Raises `UsageError` for a value that is none of its field's kind.
+    """
+
+    path: str = ""
+    verify: bool = True
+    engine: str = "auto"
+    targets: tuple[str, ...] = ()
+    layers: bool = False
+    shapes: tuple[Shapes, ...] = ()
+
+    def __post_init__(self) -> None:
+        settle(self, TABLE)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a graph is to be compiled."""
+        return bool(self.targets or self.layers or self.shapes)
+
+
+def parse_shapes(value: Any) -> Shapes:
+    """The input and its three shapes of `image:1x512x512x3:4x512x512x3:8x512x512x3`. Raises `UsageError`."""
+    if not isinstance(value, str):
+        name, shapes = value
+        return name, shapes
+    name, *texts = value.split(":")
+    sizes = [text.split("x") for text in texts]
+    if not name or len(sizes) != 3 or not all(re.fullmatch(r"\d{1,9}", size) for shape in sizes for size in shape):
+        raise UsageError(f"{value!r} is no profile", "write NAME:MIN:OPT:MAX, each shape as 1x512x512x3")
+    low, usual, high = (tuple(map(int, shape)) for shape in sizes)
+    return name, (low, usual, high)
+
+
+def _show_shapes(value: Shapes) -> str:
+    return ":".join([value[0], *("x".join(map(str, shape)) for shape in value[1])])
+
+
+GRAPHS = "graphs"
+
+TABLE: tuple[Flag, ...] = (
+    Flag("PATH", "path", "a bundle, a graph (.onnx) or a checkpoint (.pth, .safetensors)"),
+    Flag("--no-verify", "verify", "do not compare a bundle's files with their sha256", SWITCH, sets=False),
+    ENGINE_FLAG,
+    Flag(
+        "--target",
+        "targets",
+        "compile for these GPUs (sm_86,sm_89) and audit the result",
+        NAMES,
+        "SM,...",
+        group=GRAPHS,
+    ),
+    Flag("--layers", "layers", "list every kernel, with shapes and graph nodes", SWITCH, sets=True, group=GRAPHS),
+    Flag(
+        "--shapes",
+        "shapes",
+        "of a dynamic input, as image:1x512x512x3:4x512x512x3:8x512x512x3",
+        Kind(parse_shapes, _show_shapes),
+        "NAME:MIN:OPT:MAX",
+        group=GRAPHS,
+        repeated=True,
+    ),
+)
+
+FLAGS = FlagTable(InspectRequest, TABLE)
