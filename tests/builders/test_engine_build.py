@@ -149,7 +149,7 @@ def test_an_opset_beyond_the_version_is_named_when_parsing_fails(
     )
     assert words in caught.value.cause
     # Exports stop at 20, the last opset without the Attention operator in sight.
-    assert caught.value.fix == (f"export again with --opset {fix}" if fix else "export the graph again at opset 17")
+    assert caught.value.fix == (f"export again with opset={fix}" if fix else "export the graph again at opset 17")
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.13.3.9"])

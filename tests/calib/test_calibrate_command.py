@@ -14,8 +14,10 @@ import pytest
 from calib_graphs import OBSERVED, photo, photos
 from PIL import Image
 
+import twins_trt
 from twins_trt.calib import CalibrationSettings, calibrate, collect, load_ranges, save_collection
 from twins_trt.cli import main
+from twins_trt.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,21 @@ def test_a_graph(graph: Path, data: Path, tmp_path: Path) -> None:
     assert f"{len(OBSERVED)} tensors over 10 images" in ran.out and expected.key[:12] in ran.out
     assert "most clipped" in ran.out and "calibrate  10 %  1 of 10 images" in ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json"]
+
+
+def test_from_python(graph: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[tuple[str, str, float | None]] = []
+    asked: dict[str, Any] = {"images": 10, "observers": "entropy,minmax"}
+    ranges = twins_trt.calibrate(graph, f"folder:{data}", **asked, progress=lambda *step: seen.append(step))
+    settings = CalibrationSettings(observers=("entropy", "minmax"))
+    assert ranges == calibrate(graph, photos(20)[::2], settings=settings)
+    assert [share for _, _, share in seen] == [pytest.approx(done / 10) for done in range(1, 11)]
+    assert not list(tmp_path.iterdir())
+    out = tmp_path / "calibration.json"
+    assert twins_trt.calibrate(graph, f"folder:{data}", out=out, **asked) == ranges == load_ranges(out, graph=graph)
+    with pytest.raises(DataError, match=r"exists\n.*overwrite=True"):
+        twins_trt.calibrate(graph, f"folder:{data}", out=out, **asked)
 
 
 def test_json_and_all_images(graph: Path, data: Path, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import UsageError
 from twins_trt.evaluation import EvalResult
 from twins_trt.runtime import open_bundle
-from twins_trt.verbs.calibrate import CalibrateRequest
+from twins_trt.verbs.calibrate import CalibrateRequest, ModelGraph, plan_calibration
 from twins_trt.verbs.evaluate import Evaluation
+from twins_trt.verbs.export import ExportRequest, plan_export
 from twins_trt.verbs.flags import FlagTable
 from twins_trt.verbs.gate import GateRequest
 from twins_trt.verbs.profile import ProfileRequest
@@ -53,12 +54,11 @@ def test_the_command_line_sets_no_default(source: Path) -> None:
         assert called != "set_defaults" and not (called == "add_argument" and keywords & {"default", None}), call.lineno
 
 
-def test_commands_with_defaults_have_a_table() -> None:
-    assert set(cli.COMMANDS) - set(TABLES) == {"models", "fetch"}
-    for name in ("models", "fetch"):
-        parser = new_parser("twins-trt", summary="", example="")
-        cli.command_module(name).configure(parser)
-        assert all(not action.default or action.default == argparse.SUPPRESS for action in parser._actions)
+def test_every_command_with_options_has_a_table() -> None:
+    assert set(cli.COMMANDS) - set(TABLES) == {"models"}
+    parser = new_parser("twins-trt", summary="", example="")
+    cli.command_module("models").configure(parser)
+    assert {option for action in parser._actions for option in action.option_strings} <= set(EVERY)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -148,6 +148,14 @@ def test_a_bundle_and_a_model_give_one_kind_of_result(cpu_bundle: Path, checkpoi
     for found in (ours, model):
         assert isinstance(found.result, EvalResult) and found.source.checkpoint == checkpoint.name
         assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_checkpoint_tells_its_model(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
+    calibration = plan_calibration(CalibrateRequest(what=str(checkpoint), data=f"folder:{scenes}", split="val"))
+    assert isinstance(calibration.graph, ModelGraph)
+    assert (calibration.graph.model, calibration.graph.checkpoint) == (MODEL, str(checkpoint))
+    export = plan_export(ExportRequest(str(checkpoint), str(tmp_path / "graph.onnx")))
+    assert (export.model, export.weights) == (MODEL, checkpoint)
 
 
 def test_a_gate_returns_its_verdict_and_writes_it_where_it_may(

@@ -70,5 +70,5 @@ def test_a_worker_that_dies_is_a_typed_error(tmp_path: Path) -> None:
 
 
 def test_a_negative_number_of_workers_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="workers=-1"):
+    with pytest.raises(UsageError, match="workers is -1"):
         load_in_order(Reader(tmp_path), [1], workers=-1)

@@ -17,6 +17,8 @@ from twins_trt.models import convert as module
 from twins_trt.models.checkpoint import identify, load_checkpoint, read_checkpoint
 from twins_trt.models.convert import ConvertedState, convert_file, convert_state_dict, load_backbone
 from twins_trt.models.segmentor import Segmentor
+from twins_trt.verbs.convert import FLAGS
+from twins_trt.verbs.spelling import on_command_line
 
 BACKBONES = ["pcpvt-s", "pcpvt-b", "pcpvt-l", "svt-s", "svt-b", "svt-l"]
 Shapes = dict[str, tuple[int, ...]]
@@ -271,7 +273,10 @@ def test_an_existing_file_is_kept_unless_told(models: dict[str, Segmentor], tmp_
     (tmp_path / "b.pth").write_text("mine")
     with pytest.raises(UsageError, match="exists") as raised:
         convert_file(tmp_path / "a.pth", tmp_path / "b.pth")
-    assert "--overwrite" in (raised.value.fix or "") and (tmp_path / "b.pth").read_text() == "mine"
+    assert "overwrite=True" in (raised.value.fix or "") and (tmp_path / "b.pth").read_text() == "mine"
+    with on_command_line(FLAGS), pytest.raises(UsageError, match="overwrite it: --overwrite"):
+        convert_file(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert (tmp_path / "b.pth").read_text() == "mine"
     convert_file(tmp_path / "a.pth", tmp_path / "b.pth", overwrite=True)
     assert "blocks.0.0.attn.qkv.weight" in read_checkpoint(tmp_path / "b.pth").state_dict
     with pytest.raises(UsageError, match="is a directory"):

@@ -23,6 +23,8 @@ import pytest
 from twins_trt.errors import FetchError, UsageError
 from twins_trt.models import get_spec, list_models
 from twins_trt.models.fetch import cached_path, default_cache_dir, fetch
+from twins_trt.verbs.build import FLAGS
+from twins_trt.verbs.spelling import on_command_line
 
 module = importlib.import_module("twins_trt.models.fetch")
 
@@ -292,7 +294,10 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     spec = get_spec("twins_pcpvt-l_upernet")
     fix = raised.value.fix or ""
     assert "offline" in raised.value.cause
-    assert all(text in fix for text in (spec.weights_url, spec.weights_file, str(tmp_path), "--checkpoint FILE"))
+    assert all(text in fix for text in (spec.weights_url, spec.weights_file, str(tmp_path), 'checkpoint="FILE"'))
+    with on_command_line(FLAGS), pytest.raises(FetchError) as raised:
+        fetch("twins_pcpvt-l_upernet", cache_dir=tmp_path)
+    assert str(raised.value.fix).endswith("any file with these weights: --checkpoint FILE")
     assert _files(tmp_path) == set()
 
 

@@ -13,6 +13,8 @@ from tiny_graphs import MakeBundle, UInt8Array
 from twins_trt.errors import UsageError
 from twins_trt.evaluation import InferenceMode, predict_mask
 from twins_trt.runtime import Preprocessing, Segmenter, Tiles
+from twins_trt.verbs.predict import FLAGS
+from twins_trt.verbs.spelling import on_command_line
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)
@@ -100,12 +102,25 @@ def test_what_cannot_be_is_refused_with_the_way_out(make_bundle: MakeBundle, pic
         Segmenter(logits, mode="whale")
     with pytest.raises(UsageError, match="gives logits can be run in parts") as caught:
         Segmenter(make_bundle(), mode="tile")
-    assert caught.value.fix == "build it with --outputs logits"
-    with pytest.raises(UsageError, match="ms_flip runs an image at several sizes"):
+    assert caught.value.fix == 'build it with outputs="logits"'
+    with pytest.raises(UsageError, match="ms_flip runs an image at several sizes") as caught:
         Segmenter(logits, mode="ms_flip")
-    with pytest.raises(UsageError, match="tiles of 64x64 pixels do not fit image uint8"):
+    assert caught.value.fix == 'build it for a range: size="MIN:OPT:MAXxMIN:OPT:MAX"'
+    with pytest.raises(UsageError, match="tiles of 64x64 pixels do not fit image uint8") as caught:
         Segmenter(logits, mode=Tiles((64, 64)))
+    assert caught.value.fix == 'leave tile out, or build for them: size="HxW"'
     with pytest.raises(UsageError, match="overlap by 24"):
         Segmenter(logits, mode=Tiles(overlap=24))
-    with pytest.raises(UsageError, match="the mode runs 80x64 pixels at once"):
+    with pytest.raises(UsageError, match="the mode runs 80x64 pixels at once") as caught:
         Segmenter(logits, mode="slide")(picture(80, 64))
+    assert caught.value.fix == 'use mode="tile", or build with a larger size'
+    with on_command_line(FLAGS):  # of predict, which has no outputs: those are of build
+        with pytest.raises(UsageError) as caught:
+            Segmenter(make_bundle(), mode="tile")
+        assert caught.value.fix == "build it with --outputs logits"
+        with pytest.raises(UsageError) as caught:
+            Segmenter(logits, mode=Tiles((64, 64)))
+        assert caught.value.fix == "leave --tile out, or build for them: --size HxW"
+        with pytest.raises(UsageError) as caught:
+            Segmenter(logits, mode="slide")(picture(80, 64))
+        assert caught.value.fix == "use --mode tile, or build with a larger --size"

@@ -19,6 +19,8 @@ from twins_trt.runtime import Engine, EngineSettings, Segmenter, TensorSpec, ope
 from twins_trt.runtime.engines import ProfilesLayers
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.openvino import OpenVinoEngine
+from twins_trt.verbs.predict import FLAGS
+from twins_trt.verbs.spelling import on_command_line
 
 Draw = Callable[[int, int], UInt8Array]
 
@@ -140,7 +142,10 @@ def test_a_graph_in_fp16_is_left_to_onnxruntime(make_bundle: MakeBundle) -> None
     half = replace(bundle, manifest=replace(bundle.manifest, precision="fp16"))
     with pytest.raises(EngineError, match="computes FP16 in float32") as caught:
         open_engine(half, "openvino")
-    assert "--engine onnxruntime" in (caught.value.fix or "")
+    assert caught.value.fix == 'take engine="onnxruntime", or build with targets="cpu"'
+    with on_command_line(FLAGS), pytest.raises(EngineError) as caught:
+        open_engine(half, "openvino")
+    assert caught.value.fix == "take --engine onnxruntime, or build with --target cpu"
     assert open_engine(half).name == "onnxruntime"
 
 

@@ -19,6 +19,8 @@ from twins_trt.builders.layers import parse_inspector
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime import Segmenter
 from twins_trt.runtime.engines.protocol import Engine, HoldsDeviceMemory, InspectsLayers, Pipelined, ProfilesLayers
+from twins_trt.verbs.predict import FLAGS
+from twins_trt.verbs.spelling import on_command_line
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)
@@ -241,7 +243,10 @@ def test_no_room_for_the_first_context_is_an_error(machine: Machine) -> None:
     machine.install(faults=Faults(contexts=0))
     with pytest.raises(EngineError, match=r"makes no context for .*: OutOfMemory") as caught:
         machine.engine()
-    assert caught.value.fix is not None and "smaller --size" in caught.value.fix
+    assert str(caught.value.fix).endswith("build with a smaller size or batch")
+    with on_command_line(FLAGS), pytest.raises(EngineError) as caught:
+        machine.engine()
+    assert str(caught.value.fix).endswith("build with a smaller --size or --batch")
 
 
 def test_no_room_for_a_second_context_makes_one_do(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,11 +11,11 @@ from twins_trt.builders.export.options import ExportOptions, Range
 from twins_trt.builders.levels import LEVELS
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.errors import UsageError
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.gate import MIN_IMAGES, threshold_flags
 from twins_trt.verbs.groups import TEST_SCALE_FLAG, WEIGHTS_GROUP, graph_flags, range_flags, weights_flags
 from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE, Kind
+from twins_trt.verbs.request import Request
 
 if TYPE_CHECKING:
     from twins_trt.builders.pipeline import BuildReport
@@ -28,7 +27,7 @@ Extent = int | Range
 
 
 @dataclass(frozen=True)
-class BuildRequest:
+class BuildRequest(Request):
     """What is asked of a build; None where nothing is said. `DEFAULTS` has what then holds.
 
     model: a name of the zoo; where it is None, the checkpoint's own. It may be the checkpoint itself.
@@ -110,27 +109,6 @@ class BuildRequest:
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
-
-    def given(self) -> dict[str, Any]:
-        """The fields that say something."""
-        return {
-            each.name: value for each in dataclasses.fields(self) if (value := getattr(self, each.name)) is not None
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`."""
-        plain: dict[str, Any] = encode(self)
-        return plain
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> BuildRequest:
-        """The inverse of `to_json`. Raises UsageError with the field that does not fit."""
-        try:
-            return decode(cls, dict(values))
-        except UsageError:
-            raise
-        except ValueError as error:
-            raise UsageError(f"build request: {error}") from error
 
 
 def _strength(value: Any) -> float | str:

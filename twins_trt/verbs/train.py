@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
 from twins_trt.verbs.groups import DATA_KINDS
 from twins_trt.verbs.kinds import FIXED_SIZE, NUMBER, SWITCH, TEST_SCALE, WHOLE, Kind
+from twins_trt.verbs.request import Request
 
 CHANGEABLE = ("device", "workers", "threads", "save_every", "log_every")
 """What may be different when a run goes on: where and how fast it computes, not what."""
 
 
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainRequest(Request):
     """What to train, on what, how, and where the run is kept; None where nothing is said.
 
     `DEFAULTS` has what then holds, and `RECIPES` what depends on the model: mmsegmentation's numbers for its head.
@@ -94,27 +93,6 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
-
-    def given(self) -> dict[str, Any]:
-        """The fields that say something."""
-        return {
-            each.name: value for each in dataclasses.fields(self) if (value := getattr(self, each.name)) is not None
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`."""
-        plain: dict[str, Any] = encode(self)
-        return plain
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainRequest:
-        """The inverse of `to_json`. Raises UsageError with the field that does not fit."""
-        try:
-            return decode(cls, dict(values))
-        except UsageError:
-            raise
-        except ValueError as error:
-            raise UsageError(f"training request: {error}") from error
 
 
 @dataclass(frozen=True)
