@@ -65,12 +65,10 @@ def flags() -> str:
         table_of = import_module(f"twins_trt.verbs.{verb}").FLAGS
         rows = []
         for flag in table_of.flags:
-            default = table_of.default_of(flag.field)
-            shown = "" if default in (None, "", ()) or flag.sets is not None else f"`{flag.kind.show(default)}`"
-            asked = f"{flag.field}={flag.sets}" if flag.sets is not None else flag.field
-            rows.append((f"`{asked}`", f"`{flag.option}`", shown, table_of.help_of(flag).replace("|", "\\|")))
-        head = (f"`{verb}`", f"`twins-trt {command}`", "default", "")
-        parts.append(table(head, rows, align="llll"))
+            asked = flag.field if flag.sets is None else f"{flag.field}={flag.sets}"
+            cells = (f"`{asked}`", f"`{flag.option}`", table_of.help_of(flag))
+            rows.append(tuple(cell.replace("|", "\\|") for cell in cells))
+        parts.append(table((f"`{verb}`", f"`twins-trt {command}`", ""), rows, align="lll"))
     return "\n\n".join(parts)
 
 

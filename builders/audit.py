@@ -15,7 +15,7 @@ from typing import Any
 
 from twins_trt.builders.layers import Layer
 from twins_trt.errors import UnfusedAttentionError
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 # A fused attention is one kernel; the compiler's name for it stands in the layer's name and in its tactic.
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")

@@ -17,7 +17,7 @@ from twins_trt.builders.sites import Site
 from twins_trt.calib import CalibrationStep, CollectOptions, Ranges, calibrate, load_ranges
 from twins_trt.data import Dataset
 from twins_trt.errors import UsageError
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 STRENGTHS = (0.25, 0.5, 0.75)  # of SmoothQuant; beside none at all, what a search tries
 SEARCHED = 4  # calibration images that SmoothQuant's strength is searched on

@@ -28,7 +28,7 @@ from twins_trt.files import whole_file
 from twins_trt.runtime import write_bundle
 from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.manifest import GRAPH, Manifest
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from twins_trt.builders.job import BuildJob
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.folders import restore
 from twins_trt.runtime.manifest import MANIFEST
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 
 def check(job: BuildJob) -> BuildJob:

@@ -21,9 +21,9 @@ from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.models.telling import tell_model
 from twins_trt.models.zoo import get_spec
+from twins_trt.spelling import spelled
 from twins_trt.verbs import build as verb
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
-from twins_trt.verbs.flags import spelled
 from twins_trt.verbs.gate import MAX_DROP
 from twins_trt.verbs.meanings import fit_of
 

@@ -16,6 +16,7 @@ from twins_trt.runtime.engines import EngineSettings
 from twins_trt.runtime.fitting import FitMode, fit_size
 from twins_trt.runtime.modes import Mode, resolve_mode
 from twins_trt.runtime.segmenter import Segmenter
+from twins_trt.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,6 @@ def _notes(bundle: Bundle, resized: int, outside: int, fit: FitMode) -> tuple[tu
         exact = False
         notes.append(
             "masks were resized to the images by the nearest pixel, where mmsegmentation resizes logits: "
-            "a bundle built with --outputs logits is scored as mmsegmentation scores"
+            f"a bundle built with {spelled('outputs', 'logits')} is scored as mmsegmentation scores"
         )
     return tuple(notes), exact

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from twins_trt.builders.engine import EngineOptions, group_targets, parse_target
 from twins_trt.errors import UsageError
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 CPU = "cpu"
 """The target that stands for no engine at all: the graph itself, on ONNX Runtime."""

@@ -17,7 +17,7 @@ from twins_trt.models.fetch import cached_path
 from twins_trt.models.telling import tell_classes
 from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.manifest import Source
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.checkpoint import CheckpointMeta

@@ -17,7 +17,7 @@ from typing import Any
 from twins_trt.errors import BundleError
 from twins_trt.files import whole_file
 from twins_trt.folders import held
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 KEY, HOLDER = "key.json", "holder.json"
 REFERENCE = "reference"  # masks whose names change with all they depend on, so any build may have them

@@ -31,6 +31,7 @@ from twins_trt.calib.tensors import (
     with_shapes,
 )
 from twins_trt.errors import DataError, EngineError, MissingDependencyError, UsageError, missing
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     import onnx
@@ -157,7 +158,7 @@ def collect(
     if pending:
         raise DataError(
             f"the graph takes {runner.fitter.batch} images at once, and {len(pending)} are left over",
-            f"give a multiple of {runner.fitter.batch} images, or export with --batch 1",
+            f"give a multiple of {runner.fitter.batch} images, or a graph exported with {spelled('batch', 1)}",
         )
     if strangers := sum(waiting.values()):
         raise DataError(

@@ -15,7 +15,7 @@ from twins_trt.errors import DataError, ImageError, UsageError
 from twins_trt.runtime.fitting import FitMode, fit_size, place
 from twins_trt.runtime.manifest import Manifest, Source
 from twins_trt.runtime.tensors import Dim, TensorSpec
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 UInt8Array = npt.NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from twins_trt.calib.tensors import graph_sha256
 from twins_trt.errors import DataError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.runtime.codec import decode, encode
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 VERSION = 1
 _AGAIN = "calibrate again: twins-trt calibrate GRAPH --data KIND:PATH --out {path}"

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from twins_trt.errors import MissingDependencyError, missing
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 

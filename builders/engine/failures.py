@@ -10,7 +10,7 @@ from pathlib import Path
 from twins_trt.builders.engine.header import GraphHeader
 from twins_trt.builders.engine.versions import Offer
 from twins_trt.errors import BuildError
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 _ATTENTION = "export at opset 17 to 20, where attention is MatMul, Softmax, MatMul and fuses by itself"
 

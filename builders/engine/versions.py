@@ -17,7 +17,7 @@ from twins_trt.builders.engine.header import GraphHeader
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 # The highest ONNX opset of a version's parser, by the support matrices; not something a module tells.
 _OPSETS = {(8, 6): 17, (10, 3): 20, (10, 13): 24, (11, 0): 25}

@@ -23,7 +23,7 @@ from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 from twins_trt.errors import UsageError
-from twins_trt.verbs.spelling import on_command_line, spelled
+from twins_trt.spelling import speaking, spelled
 
 PRECISIONS = ("fp32", "fp16")
 OPSETS = (17, 18, 19, 20)
@@ -113,7 +113,7 @@ class GraphInfo:
             if isinstance(options[name], dict):
                 options[name] = Range(**options[name])
         options["outputs"] = tuple(options["outputs"])
-        with on_command_line(None):  # a file has fields, whoever reads it
+        with speaking(None):  # a file has fields, whoever reads it
             return GraphInfo(**fields, options=ExportOptions(**options))
 
 

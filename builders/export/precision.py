@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from twins_trt.errors import ExportError
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _KEEPS_FLOAT32_INPUTS = {"Resize": (1, 2)}  # roi and scales are float32 by the operator's definition

@@ -18,6 +18,7 @@ from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.evaluation import predict_mask
 from twins_trt.files import whole_file
 from twins_trt.runtime import Bundle
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -89,8 +90,8 @@ def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> S
     manifest = bundle.manifest
     if manifest.source.seeded != seeded:
         has = "seeded weights" if manifest.source.seeded else f"the weights of {manifest.source.checkpoint}"
-        fix = "give --seeded" if manifest.source.seeded else "give --checkpoint FILE"
-        raise UsageError(f"{bundle.path} has {has}", fix)
+        fix = spelled("seeded", True) if manifest.source.seeded else spelled("checkpoint", "FILE")
+        raise UsageError(f"{bundle.path} has {has}", f"give {fix}")
     model, facts = load_weights(
         manifest.model,
         checkpoint=checkpoint,
@@ -102,7 +103,7 @@ def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> S
         raise CheckpointError(
             f"{checkpoint} (sha256 {facts.source.sha256}) is not what {bundle.path} was built from "
             f"({manifest.source.checkpoint}, sha256 {manifest.source.sha256})",
-            "give the bundle's own checkpoint with --checkpoint",
+            f"give the bundle's own: {spelled('checkpoint', 'FILE')}",
         )
     return model
 

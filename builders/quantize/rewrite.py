@@ -29,7 +29,7 @@ from twins_trt.builders.quantize.insert import Inserter, checked_ranges
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.builders.sites import Site, block_of, source_of
 from twins_trt.errors import UsageError
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 RESTS = ("fp16", "fp32")
 

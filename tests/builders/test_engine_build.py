@@ -15,10 +15,13 @@ from onnx import helper
 
 from twins_trt.bindings import process_logger
 from twins_trt.builders.engine import EngineOptions, build, build_engine
+from twins_trt.builders.engine.apart import build_apart
 from twins_trt.builders.engine.log import capture
 from twins_trt.compiler_cache import CacheKey, CompilerCache
 from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
+from twins_trt.verbs.build import FLAGS
+from twins_trt.verbs.command_line import on_command_line
 
 ON_DEVICE = ("8.6.1", "10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106")
 ORIN = Device("Orin", "sm_87", integrated=True)
@@ -177,7 +180,7 @@ def test_the_attention_operator_is_tried_where_it_is_known(version: str, tmp_pat
             "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] Cannot compile operation "
             "'/qkv/MatMul' for Turing (SM75): FP32 GEMM is not supported. In compileGraph at /_src/a.cpp:2012)",
             "sm_75 has no FP32 matrix product, and the graph asks for one at /qkv/MatMul",
-            "--precision fp16",
+            'export with precision="fp16", or leave sm_75 out of targets',
         ),
         (
             "Attention operation was not supported by a dedicated kernel. (See ...)",
@@ -189,8 +192,8 @@ def test_the_attention_operator_is_tried_where_it_is_known(version: str, tmp_pat
             "mixes data types",
             "precision pass",
         ),
-        ("Error Code 2: OutOfMemory (Requested size was 8 GiB)", "not enough memory", "workspace_mib"),
-        ("Could not find any implementation for node {ForeignNode[a...b]}.", "no kernel fits", "raise workspace_mib"),
+        ("Error Code 2: OutOfMemory (Requested size was 8 GiB)", "not enough memory", "lower workspace, close"),
+        ("Could not find any implementation for node {ForeignNode[a...b]}.", "no kernel fits", "raise workspace or"),
         (
             "CUDA driver version is insufficient for CUDA runtime version",
             "the CUDA driver does not serve",
@@ -208,6 +211,21 @@ def test_a_failed_build_says_why_and_what_mends_it(
     assert cause in caught.value.cause and caught.value.cause.startswith("TensorRT 10.3.0 cannot build graph.onnx")
     assert "_src" not in caught.value.cause
     assert (fix or "") in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("build_", [build_engine, lambda *given: build_apart(*given, lambda *_: None)])
+def test_an_error_of_the_compilers_thread_speaks_as_its_caller(build_: Any, graph: Path, install: Any) -> None:
+    message = "Could not find any implementation for node {ForeignNode[a...b]}."
+    install("10.3.0", Script(plan=None, messages=(("ERROR", message),)))
+    for table, fix in ((None, "raise workspace or leave it out"), (FLAGS, "raise --workspace or leave it out")):
+        with on_command_line(table), pytest.raises(BuildError) as caught:
+            build_(graph, EngineOptions(flavour="tensorrt"))
+        assert caught.value.fix == fix
+    install("10.3.0", Script(parse_errors=(("no importer", "block/gelu", "Gelu"),)))
+    newer = attention(graph.with_name("newer.onnx"), opset=21)
+    with on_command_line(FLAGS), pytest.raises(BuildError) as caught:
+        build_(newer, EngineOptions(flavour="tensorrt"))
+    assert caught.value.fix == "export again with --opset 20"
 
 
 def test_errors_of_a_build_that_succeeds_are_passed_on(

@@ -15,6 +15,8 @@ from twins_trt.builders.engine import versions
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
+from twins_trt.verbs.build import FLAGS
+from twins_trt.verbs.command_line import on_command_line
 
 RTX = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 LEVELS = ("ampere_plus", "same_compute_capability")
@@ -81,7 +83,7 @@ def test_rtx_takes_targets_and_no_hardware_compatibility() -> None:
     assert calls == [(capability.SM86, 0), (capability.SM120, 1)]
     with pytest.raises(BuildError) as caught:
         versions.configure(module, offer, config, EngineOptions(hardware_compatibility="ampere_plus"), ("sm_86",))
-    assert caught.value.fix == "list the GPUs as targets instead"
+    assert caught.value.fix == "list the GPUs in targets instead"
 
 
 def test_targets_of_an_ahead_of_time_build() -> None:
@@ -101,8 +103,13 @@ def test_targets_of_a_build_on_the_device() -> None:
     offer, orin = offer_of("10.3.0"), Device("Orin", "sm_87")
     for targets in ((), ("sm_87",)):
         assert versions.settle_targets(offer, EngineOptions(flavour="tensorrt", targets=targets), orin) == ("sm_87",)
-    with pytest.raises(UsageError, match=r"Orin \(sm_87\), not for sm_89"):
-        versions.settle_targets(offer, EngineOptions(flavour="tensorrt", targets=("sm_89",)), orin)
+    other = EngineOptions(flavour="tensorrt", targets=("sm_89",))
+    with pytest.raises(UsageError, match=r"Orin \(sm_87\), not for sm_89") as refused:
+        versions.settle_targets(offer, other, orin)
+    assert refused.value.fix == 'leave targets out, build on the other device, or choose flavour="tensorrt_rtx"'
+    with on_command_line(FLAGS), pytest.raises(UsageError) as refused:
+        versions.settle_targets(offer, other, orin)
+    assert refused.value.fix == "leave --target out, build on the other device, or choose --flavour tensorrt_rtx"
     with pytest.raises(MissingDependencyError, match="no CUDA device or driver"):
         versions.settle_targets(offer, EngineOptions(flavour="tensorrt"), None)
 

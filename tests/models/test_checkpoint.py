@@ -27,7 +27,7 @@ from twins_trt.models import build_model, get_spec, list_models
 from twins_trt.models.checkpoint import CheckpointMeta, identify, identify_backbone, load_checkpoint, read_checkpoint
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.verbs.build import FLAGS
-from twins_trt.verbs.spelling import on_command_line
+from twins_trt.verbs.command_line import on_command_line
 
 CLASSES = ["road", "tree", "sky"]
 PALETTE = [[128, 64, 128], [0, 128, 0], [0, 0, 255]]
@@ -483,10 +483,10 @@ def test_a_zoo_model_loads_through_build_model(svt_s_file: Path) -> None:
 
 def test_another_number_of_classes_is_named(svt_s_file: Path) -> None:
     with pytest.raises(CheckpointError, match="trained on 3 classes, the model was asked for 150") as raised:
-        build_model("twins_svt-s_fpn", checkpoint=svt_s_file)
+        build_model("twins_svt-s_fpn", 150, svt_s_file)
     assert raised.value.fix == "num_classes=3"
     with on_command_line(FLAGS), pytest.raises(CheckpointError) as raised:
-        build_model("twins_svt-s_fpn", checkpoint=svt_s_file)
+        build_model("twins_svt-s_fpn", 150, svt_s_file)
     assert raised.value.fix == "--num-classes 3"
 
 

@@ -17,8 +17,8 @@ from twins_trt.models import convert as module
 from twins_trt.models.checkpoint import identify, load_checkpoint, read_checkpoint
 from twins_trt.models.convert import ConvertedState, convert_file, convert_state_dict, load_backbone
 from twins_trt.models.segmentor import Segmentor
+from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.convert import FLAGS
-from twins_trt.verbs.spelling import on_command_line
 
 BACKBONES = ["pcpvt-s", "pcpvt-b", "pcpvt-l", "svt-s", "svt-b", "svt-l"]
 Shapes = dict[str, tuple[int, ...]]

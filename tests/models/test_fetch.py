@@ -24,7 +24,7 @@ from twins_trt.errors import FetchError, UsageError
 from twins_trt.models import get_spec, list_models
 from twins_trt.models.fetch import cached_path, default_cache_dir, fetch
 from twins_trt.verbs.build import FLAGS
-from twins_trt.verbs.spelling import on_command_line
+from twins_trt.verbs.command_line import on_command_line
 
 module = importlib.import_module("twins_trt.models.fetch")
 

@@ -23,6 +23,8 @@ from twins_trt.profiling.power import (
     open_meter,
     parse_tegrastats,
 )
+from twins_trt.verbs.command_line import on_command_line
+from twins_trt.verbs.profile import FLAGS
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,12 @@ def test_something_runs_even_without_time() -> None:
 
 
 def test_a_sensor_that_fails_is_a_typed_error() -> None:
-    with pytest.raises(ProfileError, match="stopped answering: the bus is gone"):
+    with pytest.raises(ProfileError, match="stopped answering: the bus is gone") as caught:
         measure_energy(Clock(fails=True), pictures, seconds=0.0)
+    assert caught.value.fix == 'power="none"'
+    with on_command_line(FLAGS), pytest.raises(ProfileError) as caught:
+        measure_energy(Clock(fails=True), pictures, seconds=0.0)
+    assert caught.value.fix == "--power none"
 
 
 ORIN_LINE = (

@@ -13,8 +13,8 @@ from tiny_graphs import MakeBundle, UInt8Array
 from twins_trt.errors import UsageError
 from twins_trt.evaluation import InferenceMode, predict_mask
 from twins_trt.runtime import Preprocessing, Segmenter, Tiles
+from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.predict import FLAGS
-from twins_trt.verbs.spelling import on_command_line
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)

@@ -19,8 +19,8 @@ from twins_trt.runtime import Engine, EngineSettings, Segmenter, TensorSpec, ope
 from twins_trt.runtime.engines import ProfilesLayers
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.openvino import OpenVinoEngine
+from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.predict import FLAGS
-from twins_trt.verbs.spelling import on_command_line
 
 Draw = Callable[[int, int], UInt8Array]
 

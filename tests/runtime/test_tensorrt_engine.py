@@ -19,8 +19,8 @@ from twins_trt.builders.layers import parse_inspector
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime import Segmenter
 from twins_trt.runtime.engines.protocol import Engine, HoldsDeviceMemory, InspectsLayers, Pipelined, ProfilesLayers
+from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.predict import FLAGS
-from twins_trt.verbs.spelling import on_command_line
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)

@@ -22,8 +22,8 @@ from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Sourc
 from twins_trt.runtime.engines import torch as engine_module
 from twins_trt.runtime.engines.torch import TorchEngine, load_model, open_engine, why_not
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
+from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.predict import FLAGS
-from twins_trt.verbs.spelling import on_command_line
 
 MODEL = "twins_svt-demo_fpn"  # small, so that it is quick
 CLASSES = 5

@@ -19,7 +19,7 @@ from twins_trt.cli import train as command
 from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import UsageError
 from twins_trt.training import TrainOptions, TrainRequest, load_options, plan_training, resolve, train
-from twins_trt.verbs.flags import on_command_line
+from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.train import CHANGEABLE, FLAGS, TABLE, TrainDefaults, going_on
 
 NAMES = tuple(field.name for field in dataclasses.fields(TrainRequest))

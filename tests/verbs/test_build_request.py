@@ -22,7 +22,7 @@ from twins_trt.builders.resolve import resolve
 from twins_trt.cli.parsing import Parser
 from twins_trt.errors import TwinsError, UsageError
 from twins_trt.verbs.build import DEFAULTS, FLAGS, TABLE, BuildDefaults, BuildRequest
-from twins_trt.verbs.flags import on_command_line
+from twins_trt.verbs.command_line import on_command_line
 
 # By field: what Python gives, and the words of a command line that ask for the same.
 SAID: dict[str, list[tuple[Any, list[str]]]] = {

@@ -91,7 +91,7 @@ def _dispatch(words: list[str], console: Console) -> int:
         near = nearest(name, COMMANDS)
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"there is no {kind} {name!r}", f"use one of: {', '.join(near or COMMANDS)}")
-    from twins_trt.verbs.flags import on_command_line
+    from twins_trt.verbs.command_line import on_command_line
 
     command = command_module(name)
     parser = new_parser(f"twins-trt {name}", summary=COMMANDS[name], example=command.EXAMPLE)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
 from twins_trt.errors import BuildError, BundleError, UsageError
+from twins_trt.spelling import spelled
 from twins_trt.verbs.inspect import FLAGS, InspectRequest
-from twins_trt.verbs.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.builders.layers import Layer

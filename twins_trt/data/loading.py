@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from twins_trt.errors import DataError, UsageError
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -31,6 +31,7 @@ from twins_trt.profiling.results import Settings
 from twins_trt.profiling.saved import save_profile
 from twins_trt.report import write_report
 from twins_trt.runtime import Bundle, EngineSettings, Segmenter
+from twins_trt.spelling import spelled
 from twins_trt.verbs.build import BuildRequest
 from twins_trt.verbs.demo import DemoRequest
 
@@ -80,7 +81,7 @@ def run_demo(options: DemoRequest, *, progress: Progress | None = None) -> DemoR
     """
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already", "name a new folder: --out DIR")
+        raise UsageError(f"{out} is there already", f"name a new folder: {spelled('out', 'DIR')}")
     out.mkdir(parents=True, exist_ok=True)
     clock = _Clock(progress)
     data = _draw(options, out, clock)

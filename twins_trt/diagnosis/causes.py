@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from twins_trt.diagnosis.facts import Facts, version_key
+from twins_trt.spelling import spelled
 
 LOW_DISK = 2_000_000_000  # bytes: a bundle of the largest model with two engines, twice (written, then renamed)
 OLDEST_CUDA = 12
@@ -134,13 +135,17 @@ def _rtx(facts: Facts) -> Iterator[Finding]:
         return
     if facts.jetson is not None:
         cause = "TensorRT-RTX is not for Jetson"
-        yield Finding("rtx-on-jetson", cause, "pip uninstall tensorrt-rtx-cu13; build with --flavour tensorrt")
+        yield Finding(
+            "rtx-on-jetson", cause, f"pip uninstall tensorrt-rtx-cu13; build with {spelled('flavour', 'tensorrt')}"
+        )
     elif facts.driver is not None and facts.driver.cuda is None:
         cause = "TensorRT-RTX builds engines here but cannot run them: there is no CUDA driver"
         yield Finding("rtx-without-driver", cause, "nothing, unless there is a GPU: bundles run on the CPU")
     elif facts.gpu is not None and found.targets and facts.gpu.target not in found.targets:
         cause = f"TensorRT-RTX does not build for this GPU ({facts.gpu.target}), only for {', '.join(found.targets)}"
-        yield Finding("rtx-target", cause, 'pip install "twins-trt[tensorrt]"; build with --flavour tensorrt')
+        yield Finding(
+            "rtx-target", cause, f'pip install "twins-trt[tensorrt]"; build with {spelled("flavour", "tensorrt")}'
+        )
 
 
 def _places(facts: Facts) -> Iterator[Finding]:

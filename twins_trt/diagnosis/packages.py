@@ -37,7 +37,7 @@ PACKAGES = (
     Package("numpy", "numpy", None, "everything"),
     Package("PIL", "pillow", None, "reading and writing pictures"),
     Package("onnxruntime", "onnxruntime", "cpu", "predict and eval of bundles on the CPU"),
-    Package("openvino", "openvino", "openvino", "--engine openvino: bundles on the CPU"),
+    Package("openvino", "openvino", "openvino", "the engine openvino: bundles on the CPU"),
     Package("torch", "torch", "build", "export, build, convert, eval of models, inspect of checkpoints"),
     Package("onnx", "onnx", "build", "export, build"),
     Package("onnx_graphsurgeon", "onnx-graphsurgeon", "build", "export, build"),

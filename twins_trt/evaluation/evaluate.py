@@ -17,7 +17,7 @@ from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import DataError, EngineError, missing
 from twins_trt.evaluation.inference import InferenceMode, Logits, PredictLogits, inference_mode, predict_mask
 from twins_trt.evaluation.metrics import ConfusionMatrix, Scores
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from torch import nn

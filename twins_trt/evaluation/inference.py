@@ -27,7 +27,7 @@ from twins_trt.evaluation.logits import (
     zeros_of_size,
 )
 from twins_trt.evaluation.pipeline import image_size, normalise, resize_image, scaled_size
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 Pixels = npt.NDArray[np.float32]
 PredictLogits = Callable[[Pixels], Logits]

@@ -142,7 +142,7 @@ def _scale_note(manifest: Manifest) -> str:
         return "normalisation is exact: the channels share one deviation"
     return (
         f"net-scale-factor is one number for three channels, up to {100 * worst:.1f} % off the graph's normalisation; "
-        "--input uint8 when building the bundle is exact"
+        "a bundle built to take uint8 is exact"
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
 from twins_trt.runtime.manifest import GRAPH
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle

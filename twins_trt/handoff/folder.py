@@ -14,7 +14,7 @@ from twins_trt.files import write_hashed
 from twins_trt.folders import whole_folder
 from twins_trt.runtime.codec import encode
 from twins_trt.runtime.manifest import FileEntry, safe_path
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from twins_trt.errors import CheckpointError, MissingDependencyError
 from twins_trt.files import sha256_of
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
 from twins_trt.models.zoo import known_specs
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.checkpoint import Checkpoint, identify, identify_backbone, list_misfits, read_checkpoint
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")

@@ -23,7 +23,7 @@ from typing import Any
 from twins_trt.errors import FetchError, UsageError
 from twins_trt.files import locked, sha256_of, whole_file
 from twins_trt.models.zoo import get_spec
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
 log = logging.getLogger("twins_trt")

@@ -15,7 +15,7 @@ from twins_trt.models.backbone import Backbone
 from twins_trt.models.heads import FPN, FCNHead, FPNHead, UPerHead
 from twins_trt.models.telling import tell_classes
 from twins_trt.models.zoo import ModelSpec, get_spec
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.checkpoint import CheckpointMeta
@@ -80,14 +80,18 @@ def build_model(
     """
     spec = get_spec(name)
     if padding not in PADDINGS:
-        raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}", "use padding='parity'")
+        raise UsageError(
+            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {padding!r}",
+            f"use {spelled('padding', 'parity')}",
+        )
     if attention not in BACKENDS:
         raise UsageError(f"attention must be one of {', '.join(BACKENDS)}, not {attention!r}", "use attention='auto'")
     if num_classes is None:
         num_classes = tell_classes(spec, checkpoint)
     if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
         raise UsageError(
-            f"num_classes must be 1 to 255 (masks are uint8), not {num_classes!r}", f"check {spelled('num_classes')}"
+            f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {num_classes!r}",
+            f"check {spelled('num_classes')}",
         )
     model = Segmentor(spec, int(num_classes), padding=padding, attention=attention).eval()
     if checkpoint is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.models.zoo import ModelSpec, get_spec, is_model
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 """Suffixes of files that may stand in a model's place."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from twins_trt.errors import ProfileError, UsageError, missing
 from twins_trt.profiling.machine import first_gpu
 from twins_trt.profiling.results import Energy
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 READ_EVERY_S = 0.05
 IDLE_S = 2.0

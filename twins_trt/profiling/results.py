@@ -13,7 +13,7 @@ from twins_trt.errors import ProfileError
 from twins_trt.files import whole_file
 from twins_trt.profiling.statistics import jitter, quantile
 from twins_trt.runtime.codec import decode, encode
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 FORMAT_VERSION = 1
 PROFILE = "profile.json"

@@ -15,7 +15,7 @@ from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, read_i
 from twins_trt.report.markdown import render_markdown
 from twins_trt.report.speed import blocks_section, latency_section
 from twins_trt.report.verdict import gate_section, ladder_section, worst_section
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
 _VERDICTS: dict[str, tuple[str, Mood]] = {

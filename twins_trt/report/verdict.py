@@ -28,7 +28,7 @@ from twins_trt.report.blocks import (
 )
 from twins_trt.report.charts import Interval, intervals
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
 _WIDEST = 480  # pixels of a panel

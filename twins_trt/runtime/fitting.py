@@ -14,7 +14,7 @@ from twins_trt.data.preprocessing import Size, input_size, normalised_planes, sc
 from twins_trt.data.resizing import FloatArray, resize_image, resize_mask, resize_plane
 from twins_trt.errors import EngineError
 from twins_trt.runtime.manifest import Manifest
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 FitMode = Literal["stretch", "letterbox"]
 Limits = tuple[int, int | None]

@@ -15,7 +15,7 @@ from twins_trt.evaluation.inference import INFERENCE_MODES, InferenceMode, predi
 from twins_trt.evaluation.logits import resize_logits
 from twins_trt.evaluation.tiling import Tiles, tiled_mask
 from twins_trt.runtime.manifest import Manifest
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 Mode: TypeAlias = str | InferenceMode | Tiles
 MODES = (*INFERENCE_MODES, "tile")

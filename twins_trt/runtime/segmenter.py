@@ -24,6 +24,7 @@ from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, pl
 from twins_trt.runtime.modes import Mode, ModeRunner, resolve_mode
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -207,7 +208,7 @@ class Segmenter:
         if not isinstance(self.engine, RunsOnDevice):
             raise UsageError(f"the engine {self.engine.name} cannot take arrays on a GPU", "use a TensorRT engine")
         if self.manifest.output("mask") is None:
-            raise UsageError(f"{self.bundle.path} gives no mask", "build it with --outputs mask")
+            raise UsageError(f"{self.bundle.path} gives no mask", f"build it with {spelled('outputs', 'mask')}")
         given = None if out is None else {"mask": out}
         return self.engine.run_on_device(images, outputs=("mask",), out=given, stream=stream)["mask"]
 

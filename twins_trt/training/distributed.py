@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from twins_trt.errors import MissingDependencyError, UsageError
-from twins_trt.verbs.flags import spelled
+from twins_trt.spelling import spelled
 
 PATIENCE = timedelta(hours=2)  # the first process validates while the others wait
 

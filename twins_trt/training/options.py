@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.codec import decode, encode
-from twins_trt.verbs.flags import on_command_line, spelled
+from twins_trt.spelling import speaking, spelled
 from twins_trt.verbs.train import (
     ADE20K_SCALE,
     AMP,
@@ -131,7 +131,7 @@ class TrainOptions:
     def from_json(cls, text: str) -> TrainOptions:
         """The inverse of `to_json`. Raises `UsageError` with the field that does not fit."""
         try:
-            with on_command_line(None):  # a file has fields, whoever reads it
+            with speaking(None):  # a file has fields, whoever reads it
                 return decode(cls, json.loads(text))
         except UsageError:
             raise

@@ -9,12 +9,12 @@ from typing import Any
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import DataError, UsageError
 from twins_trt.runtime.codec import encode
+from twins_trt.spelling import spelled
 from twins_trt.training.distributed import choose_device, process_rank, world_size
 from twins_trt.training.options import TrainOptions, resolve
 from twins_trt.training.qat import read_plan
 from twins_trt.training.run import check_new, resumed
 from twins_trt.training.start import weights_file
-from twins_trt.verbs.flags import spelled
 from twins_trt.verbs.train import TrainRequest
 
 

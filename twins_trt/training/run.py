@@ -22,8 +22,8 @@ from torch import Tensor
 from twins_trt.data.datasets import Dataset
 from twins_trt.errors import TrainingError, UsageError
 from twins_trt.files import whole_file
+from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions, as_mapping, changed, differing
-from twins_trt.verbs.flags import spelled
 from twins_trt.verbs.train import CHANGEABLE, TrainRequest
 from twins_trt.version import __version__
 

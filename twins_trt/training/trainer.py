@@ -20,13 +20,13 @@ from twins_trt.errors import TrainingError
 from twins_trt.models.backbone import DropPath
 from twins_trt.models.heads import Classifier
 from twins_trt.models.segmentor import Segmentor
+from twins_trt.spelling import spelled
 from twins_trt.training.batches import Batch
 from twins_trt.training.distributed import World, sync_batch_norms
 from twins_trt.training.ema import Ema
 from twins_trt.training.losses import SegmentationLoss
 from twins_trt.training.options import TrainOptions
 from twins_trt.training.schedule import learning_rate, parameter_groups
-from twins_trt.verbs.flags import spelled
 
 BETAS = (0.9, 0.999)
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}

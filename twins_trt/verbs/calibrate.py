@@ -16,9 +16,10 @@ from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.zoo import get_spec, is_model
+from twins_trt.spelling import spelled
 from twins_trt.verbs import Progress
 from twins_trt.verbs.build import INT8_OPSET, Extent
-from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     DATA_KINDS,
     THREADS_FLAG,

@@ -12,8 +12,9 @@ from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import is_model
 from twins_trt.runtime.codec import encode
+from twins_trt.spelling import spelled
 from twins_trt.verbs import Progress
-from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     ENGINE_FLAG,
     MODES_GROUP,

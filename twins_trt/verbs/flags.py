@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from twins_trt.errors import UsageError
+from twins_trt.spelling import spelled
 from twins_trt.verbs.kinds import TEXT, Kind
-from twins_trt.verbs.spelling import on_command_line, spelled
-
-__all__ = ["Flag", "FlagTable", "on_command_line", "settle", "spelled"]
 
 R = TypeVar("R")
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import UsageError
-from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.spelling import spelled
+from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from twins_trt.builders.export.options import ExportOptions, Range
 from twins_trt.data.preprocessing import ADE20K_TEST
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
 from twins_trt.models.zoo import list_models
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.errors import ImageError, TwinsError, UsageError
+from twins_trt.spelling import spelled
 from twins_trt.verbs import Progress
-from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import ENGINE_FLAG, MODES_GROUP, THREADS_FLAG, mode_flags
 from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
 from twins_trt.verbs.meanings import fit_of, mode_of

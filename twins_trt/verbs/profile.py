@@ -13,8 +13,9 @@ from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 from twins_trt.profiling.power import KINDS as METERS
 from twins_trt.profiling.results import Settings
+from twins_trt.spelling import spelled
 from twins_trt.verbs import Progress
-from twins_trt.verbs.flags import Flag, FlagTable, settle, spelled
+from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import THREADS_FLAG, WEIGHTS_GROUP, weights_flags
 from twins_trt.verbs.kinds import COUNTS, FIXED_SIZE, NAMES, NUMBER, SWITCH, WHOLE
 from twins_trt.verbs.meanings import torch_device

@@ -20,7 +20,7 @@ from twins_trt.runtime.engines.protocol import (
     wanted_outputs,
 )
 from twins_trt.runtime.tensors import TensorSpec
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from twins_trt.errors import BundleError, EngineError, UsageError
 from twins_trt.runtime.tensors import Described, TensorSpec, describe
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy as np

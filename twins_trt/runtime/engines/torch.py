@@ -19,7 +19,7 @@ from twins_trt.errors import BundleError, EngineError, missing
 from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
 from twins_trt.runtime.engines.protocol import EngineSettings, check_input, check_out, observed, wanted_outputs
 from twins_trt.runtime.manifest import WEIGHTS
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy.typing as npt

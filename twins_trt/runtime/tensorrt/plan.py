@@ -14,7 +14,7 @@ from twins_trt.bindings import NAMES, members, process_logger, said
 from twins_trt.compiler_cache import CompilerCache
 from twins_trt.errors import EngineError
 from twins_trt.runtime.tensors import DType, TensorSpec
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 

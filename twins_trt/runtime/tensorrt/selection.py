@@ -10,7 +10,7 @@ from twins_trt.bindings import NAMES, load_bindings
 from twins_trt.device import Device, current_device
 from twins_trt.errors import BundleError, EngineError, TwinsError
 from twins_trt.runtime.memory import PACKAGES, installed
-from twins_trt.verbs.spelling import spelled
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
