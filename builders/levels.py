@@ -12,3 +12,7 @@ LEVELS: dict[str, frozenset[str]] = {
 
 FIRST_OPSET = 19
 """Of ONNX from which on the scales of INT8, and what is dequantised, may be float16."""
+
+INT8_OPSET = 20
+"""Of an INT8 graph, and of the FP32 graph whose ranges it takes, where none is asked for: the latest that TensorRT 10.3
+reads."""

@@ -12,7 +12,7 @@ from twins_trt.builders.engine.versions import settle_targets
 from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate import Thresholds
 from twins_trt.builders.job import BuildJob, CalibrationImages, EngineJob, GateJob, Int8Job
-from twins_trt.builders.levels import FIRST_OPSET, LEVELS
+from twins_trt.builders.levels import FIRST_OPSET, INT8_OPSET, LEVELS
 from twins_trt.builders.shapes import profile
 from twins_trt.builders.targets import CPU, engines_for
 from twins_trt.builders.weights import find_weights
@@ -58,7 +58,7 @@ def resolve(asked: BuildRequest) -> BuildJob:
         width=width,
         batch=_or(asked.batch, DEFAULTS.batch),
         precision="fp32" if quantised else precision,
-        opset=_or(asked.opset, verb.INT8_OPSET if quantised else ExportOptions.opset),
+        opset=_or(asked.opset, INT8_OPSET if quantised else ExportOptions.opset),
         input=_or(asked.input, DEFAULTS.input),
         outputs=_or(asked.outputs, DEFAULTS.outputs),
         forms="gpu" if engines else "cpu",

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from twins_trt.builders.engine import EngineOptions, group_targets, parse_target
 from twins_trt.errors import UsageError
 from twins_trt.spelling import spelled
+from twins_trt.verbs.build import DEFAULTS
 
 CPU = "cpu"
 """The target that stands for no engine at all: the graph itself, on ONNX Runtime."""
@@ -16,11 +17,11 @@ CPU = "cpu"
 def engines_for(
     targets: Sequence[str],
     *,
-    flavours: Sequence[str] = ("auto",),
+    flavours: Sequence[str] = DEFAULTS.flavour,
     workspace_mib: int | None = None,
     optimization_level: int | None = None,
     timing_cache: str | None = None,
-    hardware_compatibility: str = "none",
+    hardware_compatibility: str = DEFAULTS.hardware_compatibility,
 ) -> tuple[EngineOptions, ...]:
     """The engines for `targets`: as few as cost none of the targets anything (SM75 gets one of its own).
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-from twins_trt.builders.export.options import ExportOptions, Range
+from twins_trt.builders.engine.options import EngineOptions
+from twins_trt.builders.export.options import ExportOptions
 from twins_trt.builders.levels import LEVELS
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.errors import UsageError
+from twins_trt.verbs.calibrate import CalibrateRequest
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.gate import MIN_IMAGES, threshold_flags
+from twins_trt.verbs.gate import GateRequest, threshold_flags
 from twins_trt.verbs.groups import TEST_SCALE_FLAG, WEIGHTS_GROUP, graph_flags, range_flags, weights_flags
-from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE, Kind
+from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE, Extent, Kind
 from twins_trt.verbs.request import Request
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from twins_trt.builders.progress import Progress
 
 SEARCH = "search"  # of SmoothQuant's strength
-
-Extent = int | Range
 
 
 @dataclass(frozen=True)
@@ -295,12 +295,12 @@ class BuildDefaults:
     input: str = _GRAPH.input
     outputs: tuple[str, ...] = _GRAPH.outputs
     flavour: tuple[str, ...] = ("auto",)
-    hardware_compatibility: str = "none"
+    hardware_compatibility: str = EngineOptions.hardware_compatibility
     allow_unfused: bool = False
     with_weights: bool = False
     level: str = "int8-linear+conv"
-    calib_split: str = "train"
-    calib_images: int = 64
+    calib_split: str = CalibrateRequest.split
+    calib_images: int = CalibrateRequest.images
     smooth: float | str = "none"
     bias_correction: bool = False
     observers: tuple[str, ...] = _RANGES.observers
@@ -308,17 +308,14 @@ class BuildDefaults:
     bins: int = _RANGES.bins
     minimum: int = _RANGES.minimum
     fit: str = _RANGES.fit
-    gate_split: str = "val"
-    min_images: int = MIN_IMAGES
+    gate_split: str = GateRequest.split
+    min_images: int = GateRequest.min_images
     no_gate: bool = False
     fallback: bool = True
     max_evaluations: int = 16
 
 
 DEFAULTS = BuildDefaults()
-
-INT8_OPSET = 20
-"""Of an INT8 graph: the latest that TensorRT 10.3 reads."""
 
 FLAGS = FlagTable(
     BuildRequest,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.builders.export.options import ExportOptions, Range
+from twins_trt.builders.levels import INT8_OPSET
 from twins_trt.calib.collecting import MEMORY_MIB
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
@@ -18,7 +19,6 @@ from twins_trt.errors import DataError, UsageError
 from twins_trt.models.zoo import get_spec, is_model
 from twins_trt.spelling import spelled
 from twins_trt.verbs import Progress
-from twins_trt.verbs.build import INT8_OPSET, Extent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     DATA_KINDS,
@@ -29,7 +29,7 @@ from twins_trt.verbs.groups import (
     range_flags,
     weights_flags,
 )
-from twins_trt.verbs.kinds import SWITCH, TEST_SCALE, WHOLE
+from twins_trt.verbs.kinds import SWITCH, TEST_SCALE, WHOLE, Extent
 from twins_trt.verbs.meanings import check_new_file, export_options, fit_of, nothing_called, scale_of
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from twins_trt.builders.export.options import ExportOptions
+from twins_trt.builders.levels import INT8_OPSET
 from twins_trt.runtime.engines import KINDS
 from twins_trt.verbs.flags import Flag
 from twins_trt.verbs.kinds import BATCH, FIXED_SIZE, NAMES, NUMBER, SIZE, SWITCH, TEST_SCALE, WHOLE
@@ -112,7 +114,7 @@ def graph_flags(group: str, *, precisions: Sequence[str] = ("fp32", "fp16")) -> 
         Flag(
             "--opset",
             "opset",
-            "ONNX operator set; default: 17, for INT8 and its calibration 20",
+            f"ONNX operator set; default: {ExportOptions.opset}, for INT8 and its calibration {INT8_OPSET}",
             WHOLE,
             "{17..20}",
             group=group,

@@ -11,6 +11,9 @@ from typing import Any
 from twins_trt.builders.export.options import Range
 from twins_trt.errors import UsageError
 
+Extent = int | Range
+"""A side of an image or a batch: fixed, or within a range."""
+
 LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
 
 
