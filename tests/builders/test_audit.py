@@ -68,7 +68,7 @@ def test_softmax_outside_of_a_fused_attention_is_named_once_per_block() -> None:
     with pytest.raises(UnfusedAttentionError) as caught:
         check_fused(audit)
     assert caught.value.cause == "3 of 4 attentions are not fused: a.attn, b.attn, __myl_MaxrSubExpSumDiv_4"
-    assert "--allow-unfused" in str(caught.value.fix)
+    assert "allow_unfused=True" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,11 @@ def test_a_failed_build_says_why_and_what_mends_it(
 def test_an_error_of_the_compilers_thread_speaks_as_its_caller(build_: Any, graph: Path, install: Any) -> None:
     message = "Could not find any implementation for node {ForeignNode[a...b]}."
     install("10.3.0", Script(plan=None, messages=(("ERROR", message),)))
-    for table, fix in ((None, "raise workspace or leave it out"), (FLAGS, "raise --workspace or leave it out")):
-        with on_command_line(table), pytest.raises(BuildError) as caught:
+    for speaker, fix in (
+        (nullcontext(), "raise workspace or leave it out"),
+        (on_command_line(FLAGS), "raise --workspace or leave it out"),
+    ):
+        with speaker, pytest.raises(BuildError) as caught:
             build_(graph, EngineOptions(flavour="tensorrt"))
         assert caught.value.fix == fix
     install("10.3.0", Script(parse_errors=(("no importer", "block/gelu", "Gelu"),)))
