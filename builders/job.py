@@ -95,8 +95,9 @@ class BuildJob:
     """A build, every default of it decided.
 
     request: what was asked, with what was decided of model, size, precision and targets said in it.
-    weights: their file, None for seeded ones. num_classes: None takes the checkpoint's. graph: of an INT8 build the
-    FP32 graph that is calibrated. engines: none for a graph that ONNX Runtime runs. int8, gate: None for neither.
+    weights: their file, None for seeded ones. published: they are the zoo's own, which are checked. num_classes: None
+    takes the checkpoint's. graph: of an INT8 build the FP32 graph that is calibrated. engines: none for a graph that
+    ONNX Runtime runs. int8, gate: None for neither.
     """
 
     request: BuildRequest
@@ -104,6 +105,7 @@ class BuildJob:
     overwrite: bool
     model: str
     weights: Path | None
+    published: bool
     num_classes: int | None
     padding: str
     graph: ExportOptions
@@ -154,11 +156,16 @@ class BuildJob:
 
     @property
     def key(self) -> str:
-        """sha256 of all that was decided and of the weights: builds of one key make the same files."""
-        decided = self._decided()
-        decided["weights"] = None if self.weights is None else sha256_of(self.weights)
-        decided["version"] = __version__
-        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        """sha256 of the weights and of all that ranges depend on: what a build has collected serves others of its key.
+        Plans and verdicts have keys of their own (`fallback.search_key`)."""
+        parts = {
+            "version": __version__,
+            "weights": None if self.weights is None else sha256_of(self.weights),
+            "model": [self.model, self.num_classes, self.padding],
+            "graph": encode(self.graph),
+            "ranges": None if self.int8 is None else encode([self.int8.ranges, self.int8.settings]),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""

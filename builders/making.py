@@ -54,7 +54,7 @@ def open_bench(job: BuildJob, folder: Path, clock: Clock) -> Bench:
     clock.begin("seeded" if job.weights is None else str(job.weights))
     model, facts = load_weights(
         job.model,
-        checkpoint=job.weights if job.request.checkpoint is not None else None,
+        checkpoint=None if job.published else job.weights,
         seeded=job.weights is None,
         num_classes=job.num_classes,
         padding=job.padding,

@@ -11,7 +11,7 @@ from twins_trt.builders.preflight import check
 from twins_trt.builders.progress import Clock, Progress, Step
 from twins_trt.builders.resolve import resolve
 from twins_trt.builders.shipping import BuildReport, Product, ship
-from twins_trt.builders.workspace import workspace
+from twins_trt.builders.workspace import temporary, workspace
 from twins_trt.verbs.build import BuildRequest
 
 __all__ = ["BuildReport", "Progress", "Step", "build_bundle", "plan_build"]
@@ -29,7 +29,7 @@ def build_bundle(request: BuildRequest, *, progress: Progress | None = None) -> 
     """
     job = plan_build(request)
     clock = Clock(job.steps, progress)
-    with workspace(job.work, job.key) as folder:
+    with temporary() if job.work is None else workspace(job.work, job.key) as folder:
         return ship(job, make(job, folder, clock), folder, clock)
 
 
@@ -40,7 +40,9 @@ def plan_build(request: BuildRequest) -> BuildJob:
     there are no weights, `BundleError` where the bundle's place is taken or cannot be written,
     `MissingDependencyError` where a compiler, or the GPU it needs, is not there.
     """
-    return check(resolve(request))
+    job = resolve(request)
+    check(job)
+    return job
 
 
 def make(job: BuildJob, folder: Path, clock: Clock) -> Product:

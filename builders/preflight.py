@@ -13,8 +13,8 @@ from twins_trt.runtime.manifest import MANIFEST
 from twins_trt.spelling import spelled
 
 
-def check(job: BuildJob) -> BuildJob:
-    """The job again, its place, data and files seen to be there.
+def check(job: BuildJob) -> None:
+    """Sees that a job's place is free, and that its data and files are there.
 
     Raises `BundleError` where `out` exists or cannot be written, `DataError` and `UsageError` for data and files.
     """
@@ -22,14 +22,13 @@ def check(job: BuildJob) -> BuildJob:
     if job.gate is not None:
         job.gate.open()
     if job.int8 is None:
-        return job
+        return
     if job.int8.images is not None:
         job.int8.images.open()
     if job.int8.plan is not None:
         read_plan(job.int8.plan)
     if isinstance(job.int8.ranges, str) and not Path(job.int8.ranges).is_file():
         raise UsageError(f"there is no range file {job.int8.ranges}", "twins-trt calibrate writes one")
-    return job
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:

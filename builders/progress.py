@@ -17,6 +17,10 @@ class Step:
     detail: str = ""
     share: float | None = None
 
+    def said(self) -> tuple[str, str, float | None]:
+        """The step, its detail and its share, as a command line shows them."""
+        return f"[{self.number}/{self.count}] {self.name}", self.detail, self.share
+
 
 Progress = Callable[[Step], None]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from twins_trt.builders.engine import EngineOptions, current_device, describe, load
 from twins_trt.builders.engine.versions import settle_targets
@@ -20,14 +19,12 @@ from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.models.telling import tell_model
-from twins_trt.models.zoo import get_spec
+from twins_trt.models.zoo import PADDINGS, get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs import build as verb
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
-from twins_trt.verbs.gate import MAX_DROP
 from twins_trt.verbs.meanings import fit_of
-
-T = TypeVar("T")
+from twins_trt.verbs.request import either
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -42,25 +39,35 @@ def resolve(asked: BuildRequest) -> BuildJob:
         raise UsageError("no bundle is named to write", f"name one: {spelled('out', 'x.bundle')}")
     if asked.threads is not None and asked.threads < 1:
         raise UsageError(f"{spelled('threads')} is {asked.threads}", "give at least 1, or leave it out")
+    if not Path(asked.out).name:
+        raise UsageError(f"{asked.out} is not a name for a bundle", "give a new folder, such as x.bundle")
+    padding = either(asked.padding, DEFAULTS.padding)
+    if padding not in PADDINGS:
+        raise UsageError(f"{spelled('padding')} cannot be {padding!r}", f"use one of {', '.join(PADDINGS)}")
+    if asked.num_classes is not None and not 1 <= asked.num_classes <= 255:
+        raise UsageError(
+            f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {asked.num_classes}",
+            f"check {spelled('num_classes')}",
+        )
     model, checkpoint = tell_model(asked.model, asked.checkpoint)
     spec = get_spec(model)
-    seeded = _or(asked.seeded, DEFAULTS.seeded)
+    seeded = either(asked.seeded, DEFAULTS.seeded)
     weights = find_weights(model, checkpoint=checkpoint, seeded=seeded)
     engines = _engines(asked)
-    precision = asked.precision or ("fp16" if engines else "fp32")
+    precision = either(asked.precision, "fp16" if engines else "fp32")
     if precision not in PRECISIONS:
         raise UsageError(f"{spelled('precision')} cannot be {precision!r}", f"use one of {', '.join(PRECISIONS)}")
     _refuse_idle(asked, precision, engines)
     quantised = precision == "int8"
-    height, width = _or(asked.size, spec.crop_size)
+    height, width = either(asked.size, spec.crop_size)
     graph = ExportOptions(
         height=height,
         width=width,
-        batch=_or(asked.batch, DEFAULTS.batch),
+        batch=either(asked.batch, DEFAULTS.batch),
         precision="fp32" if quantised else precision,
-        opset=_or(asked.opset, INT8_OPSET if quantised else ExportOptions.opset),
-        input=_or(asked.input, DEFAULTS.input),
-        outputs=_or(asked.outputs, DEFAULTS.outputs),
+        opset=either(asked.opset, INT8_OPSET if quantised else ExportOptions.opset),
+        input=either(asked.input, DEFAULTS.input),
+        outputs=either(asked.outputs, DEFAULTS.outputs),
         forms="gpu" if engines else "cpu",
         upernet_levels=asked.upernet_levels,
     )
@@ -78,24 +85,21 @@ def resolve(asked: BuildRequest) -> BuildJob:
     return BuildJob(
         request=_with_decisions(asked, model, checkpoint, graph, precision, settled),
         out=Path(asked.out),
-        overwrite=_or(asked.overwrite, DEFAULTS.overwrite),
+        overwrite=either(asked.overwrite, DEFAULTS.overwrite),
         model=model,
         weights=weights,
+        published=weights is not None and checkpoint is None,
         num_classes=asked.num_classes,
-        padding=_or(asked.padding, DEFAULTS.padding),
+        padding=padding,
         graph=graph,
         test_scale=test_scale,
         engines=settled,
-        allow_unfused=_or(asked.allow_unfused, DEFAULTS.allow_unfused),
-        with_weights=_or(asked.with_weights, DEFAULTS.with_weights),
+        allow_unfused=either(asked.allow_unfused, DEFAULTS.allow_unfused),
+        with_weights=either(asked.with_weights, DEFAULTS.with_weights),
         int8=_int8(asked, test_scale) if quantised else None,
         gate=_gate(asked, precision),
         threads=asked.threads,
     )
-
-
-def _or(said: T | None, default: T) -> T:
-    return default if said is None else said
 
 
 def _refuse_idle(asked: BuildRequest, precision: str, engines: tuple[EngineOptions, ...]) -> None:
@@ -116,6 +120,12 @@ def _refuse_idle(asked: BuildRequest, precision: str, engines: tuple[EngineOptio
         raise UsageError(
             f"{spelled(idle)} is of INT8 builds alone", f"add {spelled('precision', 'int8')}, or leave it out"
         )
+    if precision != "int8" and (idle := said(("fallback", "max_evaluations"))):
+        raise UsageError(f"{spelled(idle)} is of INT8 builds alone", "leave it out")
+    if asked.calibration is not None and (idle := said(("percentile", "bins", "minimum", "fit"))):
+        raise UsageError(
+            f"{spelled(idle)} is of calibrating, and {spelled('calibration')} has its ranges", "leave it out"
+        )
     gating = [name for name in of(verb.GATE) if name not in ("gate_on", "no_gate")]
     if asked.gate_on is None and (idle := said(gating)):
         raise UsageError(f"{spelled(idle)} needs images to judge on", f"name some: {spelled('gate_on', 'KIND:PATH')}")
@@ -131,12 +141,12 @@ def _refuse_idle(asked: BuildRequest, precision: str, engines: tuple[EngineOptio
 
 def _engines(asked: BuildRequest) -> tuple[EngineOptions, ...]:
     return engines_for(
-        _or(asked.targets, ()),
-        flavours=_or(asked.flavour, DEFAULTS.flavour),
+        either(asked.targets, ()),
+        flavours=either(asked.flavour, DEFAULTS.flavour),
         workspace_mib=asked.workspace,
         optimization_level=asked.optimization_level,
         timing_cache=asked.timing_cache,
-        hardware_compatibility=_or(asked.hardware_compatibility, DEFAULTS.hardware_compatibility),
+        hardware_compatibility=either(asked.hardware_compatibility, DEFAULTS.hardware_compatibility),
     )
 
 
@@ -159,7 +169,7 @@ def _settled(engines: tuple[EngineOptions, ...], graph: ExportOptions) -> tuple[
 
 
 def _int8(asked: BuildRequest, test_scale: tuple[int, int] | None) -> Int8Job:
-    level = _or(asked.level, DEFAULTS.level)
+    level = either(asked.level, DEFAULTS.level)
     if level not in LEVELS:
         raise UsageError(f"unknown precision level {level!r}", f"use one of {', '.join(LEVELS)}")
     if not asked.no_gate and asked.gate_on is None:
@@ -170,18 +180,18 @@ def _int8(asked: BuildRequest, test_scale: tuple[int, int] | None) -> Int8Job:
         )
     images = None
     if asked.calibrate_on is not None:
-        count = _or(asked.calib_images, DEFAULTS.calib_images)
+        count = either(asked.calib_images, DEFAULTS.calib_images)
         if count < 0:
             raise UsageError(f"{count} calibration images", "give how many, or 0 for all")
-        images = CalibrationImages(asked.calibrate_on, _or(asked.calib_split, DEFAULTS.calib_split), count)
-    ranges = asked.calibration or images
+        images = CalibrationImages(asked.calibrate_on, either(asked.calib_split, DEFAULTS.calib_split), count)
+    ranges = images if asked.calibration is None else asked.calibration
     if ranges is None:
         raise UsageError(
             "INT8 needs the ranges of the activations",
             f"name images to calibrate on: {spelled('calibrate_on', 'KIND:PATH')}, "
             f"or a range file: {spelled('calibration', 'FILE')}",
         )
-    corrects = _or(asked.bias_correction, DEFAULTS.bias_correction)
+    corrects = either(asked.bias_correction, DEFAULTS.bias_correction)
     if corrects and images is None:
         raise _no_images("biases are corrected")
     return Int8Job(
@@ -190,14 +200,14 @@ def _int8(asked: BuildRequest, test_scale: tuple[int, int] | None) -> Int8Job:
         ranges=ranges,
         images=images,
         settings=CalibrationSettings(
-            observers=_or(asked.observers, DEFAULTS.observers),
-            percentile=_or(asked.percentile, DEFAULTS.percentile),
-            bins=_or(asked.bins, DEFAULTS.bins),
-            minimum=_or(asked.minimum, DEFAULTS.minimum),
-            fit=fit_of(_or(asked.fit, DEFAULTS.fit)),
+            observers=either(asked.observers, DEFAULTS.observers),
+            percentile=either(asked.percentile, DEFAULTS.percentile),
+            bins=either(asked.bins, DEFAULTS.bins),
+            minimum=either(asked.minimum, DEFAULTS.minimum),
+            fit=fit_of(either(asked.fit, DEFAULTS.fit)),
             preprocessing=Preprocessing(test_scale=test_scale),
         ),
-        smooth=_smooth(_or(asked.smooth, DEFAULTS.smooth), images),
+        smooth=_smooth(either(asked.smooth, DEFAULTS.smooth), images),
         bias_correction=corrects,
     )
 
@@ -228,17 +238,20 @@ def _gate(asked: BuildRequest, precision: str) -> GateJob | None:
         )
     if asked.gate_limit is not None and asked.gate_limit < 1:
         raise UsageError(f"a gate on {asked.gate_limit} images", "give a limit of at least 1")
-    evaluations = _or(asked.max_evaluations, DEFAULTS.max_evaluations)
+    evaluations = either(asked.max_evaluations, DEFAULTS.max_evaluations)
     if evaluations < 1:
         raise UsageError(f"at most {evaluations} evaluations", "give 1 or more")
     return GateJob(
         data=asked.gate_on,
-        split=_or(asked.gate_split, DEFAULTS.gate_split),
+        split=either(asked.gate_split, DEFAULTS.gate_split),
         limit=asked.gate_limit,
-        thresholds=Thresholds(
-            _or(asked.max_drop, MAX_DROP[precision]), _or(asked.min_images, DEFAULTS.min_images), asked.min_agreement
+        thresholds=Thresholds.of(
+            precision,
+            max_drop=asked.max_drop,
+            min_images=either(asked.min_images, DEFAULTS.min_images),
+            min_agreement=asked.min_agreement,
         ),
-        fallback=_or(asked.fallback, DEFAULTS.fallback),
+        fallback=either(asked.fallback, DEFAULTS.fallback),
         max_evaluations=evaluations,
     )
 

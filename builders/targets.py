@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from twins_trt.builders.engine import EngineOptions, group_targets, parse_target
+from twins_trt.builders.engine import FLAVOURS, EngineOptions, group_targets, parse_target
 from twins_trt.errors import UsageError
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS
@@ -39,6 +39,8 @@ def engines_for(
                 f"build two bundles, one of them with {spelled('targets', CPU)}",
             )
         return ()
+    if not flavours:
+        raise UsageError(f"{spelled('flavour')} names none", f"use one of {', '.join(FLAVOURS)}, or auto")
     if "auto" in flavours:
         flavours = ("tensorrt" if find_spec("tensorrt_rtx") is None and find_spec("tensorrt") else "tensorrt_rtx",)
     flavours = tuple(dict.fromkeys(flavours))

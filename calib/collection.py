@@ -19,6 +19,7 @@ from twins_trt.calib.ranges import Ranges, TensorRange, range_key, write_atomica
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.errors import DataError
 from twins_trt.runtime.codec import decode, encode
+from twins_trt.spelling import speaking
 
 _FORMAT = 2
 
@@ -130,7 +131,8 @@ def load_collection(path: str | Path) -> Collection:
             counts = stored["counts"]
         if facts["format"] != _FORMAT:
             raise ValueError(f"it is of format {facts['format']}, this twins-trt reads {_FORMAT}")
-        settings = decode(CalibrationSettings, facts["settings"], "settings")
+        with speaking(None):  # a file has fields, whoever reads it
+            settings = decode(CalibrationSettings, facts["settings"], "settings")
         if counts.shape != (len(facts["histograms"]), settings.bins) or counts.dtype != np.int64:
             raise ValueError(f"its counts are {counts.dtype} {list(counts.shape)}")
         histograms = {

@@ -18,7 +18,7 @@ from twins_trt.calib.tensors import graph_sha256
 from twins_trt.errors import DataError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.runtime.codec import decode, encode
-from twins_trt.spelling import spelled
+from twins_trt.spelling import speaking, spelled
 
 VERSION = 1
 _AGAIN = "calibrate again: twins-trt calibrate GRAPH --data KIND:PATH --out {path}"
@@ -97,7 +97,8 @@ class Ranges:
                 f"{name}: version is {version!r}, this twins-trt reads {VERSION}", "pip install --upgrade twins-trt"
             )
         try:
-            ranges = decode(cls, fields)
+            with speaking(None):  # a file has fields, whoever reads it
+                ranges = decode(cls, fields)
         except ValueError as error:  # UsageError of the settings' own checks included
             cause = error.cause if isinstance(error, UsageError) else str(error)
             raise DataError(f"{name}: {cause}", _AGAIN.format(path=name)) from error

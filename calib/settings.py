@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.runtime.fitting import FitMode
+from twins_trt.spelling import spelled
 
 # The default first. Entropy, TensorRT's default, clips GELU and softmax outputs, most of whose values are near 0, to a
 # tenth of what they reach: of the four it agrees least with the FP32 model.
@@ -35,14 +36,14 @@ class CalibrationSettings:
         unknown = [name for name in self.observers if name not in OBSERVERS]
         if unknown or not self.observers or len(set(self.observers)) < len(self.observers):
             raise UsageError(
-                f"observers cannot be {', '.join(map(str, self.observers)) or 'none'}",
+                f"{spelled('observers')} cannot be {', '.join(map(str, self.observers)) or 'none'}",
                 f"use some of {', '.join(OBSERVERS)}, each once",
             )
         if not 50 <= self.percentile <= 100:
-            raise UsageError(f"percentile is {self.percentile}", "give one from 50 to 100, such as 99.99")
+            raise UsageError(f"{spelled('percentile')} is {self.percentile}", "give one from 50 to 100, such as 99.99")
         if not MIN_BINS <= self.bins <= MAX_BINS or self.bins & (self.bins - 1):
-            raise UsageError(f"bins is {self.bins}", f"give a power of two from {MIN_BINS} to {MAX_BINS}")
+            raise UsageError(f"{spelled('bins')} is {self.bins}", f"give a power of two from {MIN_BINS} to {MAX_BINS}")
         if self.minimum < 1:
-            raise UsageError(f"minimum is {self.minimum}", "give at least 1")
+            raise UsageError(f"{spelled('minimum')} is {self.minimum}", "give at least 1")
         if self.fit not in ("stretch", "letterbox"):
             raise UsageError(f"there is no fit {self.fit!r}", "use stretch or letterbox")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ class Thresholds:
     min_agreement: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_drop < 0:
+        if not 0 <= self.max_drop < math.inf:  # nor NaN
             raise UsageError(f"a drop of {self.max_drop} points cannot be demanded", "give 0 or more")
         if self.min_images < 1:
             raise UsageError(f"at least {self.min_images} images is no bound", "give 1 or more")

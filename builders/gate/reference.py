@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,12 @@ class ReferenceMasks:
             return self._compute(image)
         name = hashlib.sha256(self._key + digest(image)).hexdigest()
         path = self._folder / f"{name}.npz"
-        if path.is_file():
+        if path.exists():
             try:
                 return _load_mask(path, image.shape[:2])
             except Exception as error:  # zip, zlib and npy each raise their own
                 log.warning("%s is damaged (%s): the mask is computed again", path, error)
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         mask = self._compute(image)
         with whole_file(path, durable=False) as file:
             np.savez_compressed(file, mask=mask)

@@ -265,3 +265,30 @@ def test_a_search_goes_on_after_a_kill(built: Bundle, data: Path, tmp_path: Path
     assert [step.detail for step in steps if step.detail.startswith("plan ")] == [
         "plan 2 of at most 16: 1 parts in FP16"
     ]
+
+
+def test_more_evaluations_go_on_from_the_search_that_ran_out_of_them(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the error that ends it says."""
+    strict = {"min_agreement": 1.0, "max_drop": 0.0}
+    with pytest.raises(GateError, match="after 1 plans") as raised:
+        build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=1))
+    assert "try more plans (max_evaluations)" in str(raised.value.fix)
+    steps: list[Step] = []
+    with caplog.at_level(logging.INFO), pytest.raises(GateError, match="after 2 plans"):
+        build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=2), progress=steps.append)
+    assert "going on after 8 images" in caplog.text and "dropped" not in caplog.text
+    assert not [step for step in steps if step.detail.startswith("sensitivity")]  # known already
+
+
+def test_a_plan_that_is_built_from_the_work_folder_keeps_its_ranges(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(GateError):
+        build_bundle(int8(data, tmp_path / "x.bundle", min_images=9, fallback=False))
+    plan = str(tmp_path / "x.bundle.work" / "plan.json")
+    with caplog.at_level(logging.INFO):
+        build_bundle(int8(data, tmp_path / "x.bundle", plan=plan))
+    assert "going on after 8 images" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from twins_trt.builders.workspace import HOLDER, KEY, REFERENCE, RESULTS, workspace
+from twins_trt.builders.workspace import HOLDER, KEY, REFERENCE, RESULTS, STATE, temporary, workspace
 from twins_trt.errors import BundleError, GateError
 from twins_trt.folders import held
 
@@ -54,23 +54,22 @@ def test_it_vanishes_after_success_and_stays_after_an_error(tmp_path: Path) -> N
 
 def test_a_temporary_one_never_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with workspace(None, "key") as work:
+    with temporary() as work:
         fill(work)
         assert work.parent == tmp_path and work.name.startswith("twins-trt-")
-    with pytest.raises(KeyboardInterrupt), workspace(None, "key"):
+    with pytest.raises(KeyboardInterrupt), temporary():
         raise KeyboardInterrupt
     assert names(tmp_path) == set()
 
 
-def test_the_same_key_goes_on_with_all_but_what_is_half_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_same_key_goes_on_with_its_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is made anew anyway, or half-written, goes without a word."""
     folder = tmp_path / "x.work"
     cut_off(folder, "key")
-    before = names(folder)
+    assert {"fp32.onnx", "candidate.bundle", ".fp32.onnx.0123abcd.partial"} < names(folder)
     with workspace(folder, "key"):
-        assert names(folder) - {HOLDER} == {name for name in before if not name.startswith(".")}
-        assert "fp32.onnx" in before and not caplog.messages
+        assert names(folder) == {KEY, HOLDER, REFERENCE, *STATE, *RESULTS}
+        assert not caplog.messages
 
 
 @pytest.mark.parametrize("spoilt", [None, b"", b"\x00" * 40, b'{"format": 1, "key": "ke', b"[1]", b'{"format": 2}'])
@@ -80,6 +79,7 @@ def test_another_key_keeps_results_and_masks_alone(
     """As does a file of the key that is damaged."""
     folder = tmp_path / "x.work"
     cut_off(folder, "key")
+    why = "is of a build with other ranges" if spoilt is None else "does not say whose it is (key.json is damaged)"
     if spoilt is not None:
         (folder / KEY).write_bytes(spoilt)
     with workspace(folder, "key" if spoilt is not None else "other"):
@@ -87,10 +87,7 @@ def test_another_key_keeps_results_and_masks_alone(
         assert (folder / REFERENCE / "file").read_text() == REFERENCE
         assert all((folder / name).read_text() == name for name in RESULTS)
         assert json.loads((folder / KEY).read_text())["key"] == ("key" if spoilt is not None else "other")
-    assert caplog.messages == [
-        f"{folder} is of another build: calibration.partial, candidate.bundle, fp32.onnx, search.json cannot be used, "
-        "and is dropped"
-    ]
+    assert caplog.messages == [f"{folder} {why}: calibration.partial, search.json cannot be used, and is dropped"]
 
 
 def test_a_second_build_is_refused_by_name(tmp_path: Path) -> None:
@@ -120,7 +117,7 @@ def test_a_killed_build_holds_nothing(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from twins_trt.builders.workspace import workspace\n"
         "with workspace(Path(sys.argv[1]), 'key') as work:\n"
-        "    (work / 'fp32.onnx').touch(); print('there', flush=True); time.sleep(60)"
+        "    (work / 'search.json').touch(); print('there', flush=True); time.sleep(60)"
     )
     folder = tmp_path / "x.work"
     running = subprocess.Popen([sys.executable, "-c", script, folder], stdout=subprocess.PIPE, text=True)
@@ -130,7 +127,7 @@ def test_a_killed_build_holds_nothing(tmp_path: Path) -> None:
     running.send_signal(signal.SIGKILL)
     running.wait()
     with workspace(folder, "key"):
-        assert names(folder) == {KEY, HOLDER, "fp32.onnx"}
+        assert names(folder) == {KEY, HOLDER, "search.json"}
         assert json.loads((folder / HOLDER).read_text())["pid"] == os.getpid()
 
 
@@ -169,9 +166,9 @@ def test_many_builds_one_after_another(tmp_path: Path) -> None:
             try:
                 with workspace(folder, f"key {number % 2}"):
                     inside.append(number)
-                    (folder / "mine").write_text(str(number))
+                    (folder / "fp32.onnx").write_text(str(number))
                     time.sleep(0.001)
-                    if inside != [number] or (folder / "mine").read_text() != str(number):
+                    if inside != [number] or (folder / "fp32.onnx").read_text() != str(number):
                         wrong.append(f"{number} among {inside}")
                     inside.remove(number)
                     counts["done"] += 1
@@ -197,3 +194,72 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "x.work", tmp_path / "link"):
         with pytest.raises(BundleError, match="cannot be made"), workspace(folder, "key"):
             pass
+
+
+def test_a_folder_that_merely_has_the_name_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "mine.work"
+    (folder / "thesis").mkdir(parents=True)
+    (folder / "thesis" / "chapter.tex").write_text("text")
+    with pytest.raises(BundleError, match="holds thesis, which no build made there"), workspace(folder, "key"):
+        pass
+    assert names(folder) == {"thesis"} and (folder / "thesis" / "chapter.tex").read_text() == "text"
+
+
+def test_what_a_user_puts_beside_the_results_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "x.work"
+    cut_off(folder, "key")
+    (folder / "my plan.json").write_text("mine")
+    for key in ("key", "other"):
+        with workspace(folder, key):
+            assert (folder / "my plan.json").read_text() == "mine"
+            (folder / "fp32.onnx").touch()
+        assert names(folder) == {"my plan.json"}
+        (folder / KEY).write_text("{}")  # as a build leaves one
+
+
+@pytest.mark.parametrize("name", [KEY, HOLDER, REFERENCE, "fp32.onnx", "candidate.bundle", *STATE, *RESULTS])
+@pytest.mark.parametrize("damage", ["another kind", "a dangling link"])
+def test_whatever_stands_in_the_place_of_a_part_stops_no_build(tmp_path: Path, name: str, damage: str) -> None:
+    folder = tmp_path / "x.work"
+    cut_off(folder, "key")
+    place = folder / name
+    folders = place.is_dir()
+    shutil.rmtree(place) if folders else place.unlink(missing_ok=True)
+    if damage == "a dangling link":
+        place.symlink_to("nowhere")
+    elif folders:
+        place.write_text("a file")
+    else:
+        (place / "inside").mkdir(parents=True)
+    with workspace(folder, "key"):
+        fresh = {KEY, HOLDER} if name == KEY else {KEY, HOLDER, *STATE}
+        assert names(folder) == (fresh | {REFERENCE, *RESULTS}) - ({name} - {KEY, HOLDER})
+        assert (folder / KEY).is_file() and (folder / HOLDER).is_file()
+    assert names(tmp_path) == set()
+
+
+def test_where_a_folder_cannot_be_locked_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS: flock wants a descriptor that is open for writing."""
+    real, inside = fcntl.flock, []
+
+    def flock(descriptor: object, operation: int) -> None:
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()  # type: ignore[attr-defined]
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        real(number, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    def build(number: int) -> None:
+        with workspace(tmp_path / "x.work", "key"):
+            inside.append(number)
+            time.sleep(0.05)
+            assert inside[-1] == number
+            inside.append(-number)
+
+    threads = [threading.Thread(target=build, args=(number,)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [first + second for first, second in zip(inside[::2], inside[1::2], strict=True)] == [0, 0, 0]

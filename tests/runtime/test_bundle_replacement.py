@@ -19,7 +19,7 @@ from tiny_graphs import MakeBundle, tensors, tiny_manifest
 
 from twins_trt import exchange
 from twins_trt.errors import BundleError
-from twins_trt.runtime import Bundle, Manifest, Segmenter, open_bundle, write_bundle
+from twins_trt.runtime import Bundle, EngineFile, Manifest, Segmenter, open_bundle, write_bundle
 from twins_trt.runtime import segmenter as segmenter_module
 from twins_trt.runtime.bundle import amend_bundle
 
@@ -245,10 +245,23 @@ def test_amenders_queue_and_lose_nothing(tmp_path: Path, manifest: Manifest, way
 def test_an_amendment_is_to_the_graph_it_is_about(tmp_path: Path, manifest: Manifest) -> None:
     opened = write(tmp_path / "x.bundle", manifest, "old")
     write(opened.path, manifest, "new")
-    with pytest.raises(BundleError, match=r"x\.bundle holds another graph than when it was opened"):
+    with pytest.raises(BundleError, match=r"x\.bundle holds another graph or other engines than when it was opened"):
         amend_bundle(opened, {"gate.json": b"{}"})
     assert name_of(open_bundle(opened.path)) == "new"
     assert [each.name for each in tmp_path.iterdir()] == ["x.bundle"]
+
+
+def test_an_amendment_is_to_the_engines_it_is_about(tmp_path: Path, manifest: Manifest) -> None:
+    """The same graph, compiled anew: a verdict on the first engine is none on the second."""
+    engine = EngineFile("engines/x.engine", "tensorrt", "10.3.0", ("sm_87",))
+    named = replace(manifest, engines=(engine,))
+    files = {"graph.onnx": b"graph", engine.file: b"one"}
+    opened = write_bundle(tmp_path / "x.bundle", named, files)
+    write_bundle(opened.path, named, {**files, engine.file: b"two"}, overwrite=True)
+    assert opened.replaced
+    with pytest.raises(BundleError, match="holds another graph or other engines than when it was opened"):
+        amend_bundle(opened, {"gate.json": b"{}"}, change=lambda now: replace(now, gate="passed"))
+    assert open_bundle(opened.path).manifest.gate == "ungated"
 
 
 def test_an_amendment_is_to_the_bundle_as_it_is_by_now(tmp_path: Path, manifest: Manifest) -> None:

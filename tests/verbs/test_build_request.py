@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -148,6 +150,10 @@ def from_command_line(words: list[str]) -> Any:
         try:
             return resolve(FLAGS.read(parser.parse_args(words)))
         except TwinsError as error:
+            said = str(error)
+            for flag in TABLE:
+                if "_" in flag.field or flag.field == "observers":  # the others are words of English, too
+                    assert not re.search(rf"\b{flag.field}\b", said), said
             return type(error), as_python(error.cause)
 
 
@@ -221,3 +227,60 @@ def test_help_says_the_defaults_of_the_table() -> None:
         flag = FLAGS.of(name)
         assert flag is not None and shown in FLAGS.help_of(flag)
     assert FLAGS.default_of("observers") == DEFAULTS.observers
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("targets", 86),
+        ("outputs", 3),
+        ("observers", 5),
+        ("test_scale", 5),
+        ("size", b"64x96"),
+        ("size", (360.0, 480)),
+        ("batch", 2.0),
+        ("smooth", True),
+        ("threads", True),
+        ("seeded", 1),
+        ("max_drop", "0.5"),
+        ("out", 3),
+        ("checkpoint", "a\0b"),
+    ],
+)
+def test_a_value_of_another_kind_is_a_usage_error_that_names_its_field(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"^{field}"):
+        BuildRequest(**{field: value})
+
+
+def test_values_may_be_of_numpy_and_pathlib() -> None:
+    asked = BuildRequest(
+        out=Path("x.bundle"),  # type: ignore[arg-type]
+        size=np.array([64, 96]),  # type: ignore[arg-type]
+        threads=np.int64(2),  # type: ignore[arg-type]
+        targets=["86"],  # type: ignore[arg-type]
+    )
+    assert (asked.out, asked.size, asked.threads, asked.targets) == ("x.bundle", (64, 96), 2, ("86",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"out": "."}, "is not a name for a bundle"),
+        ({"padding": "none"}, "padding cannot be 'none'"),
+        ({"num_classes": 999}, "num_classes must be 1 to 255"),
+        ({"precision": ""}, "precision cannot be ''"),
+        ({"flavour": ()}, "flavour names none"),
+        ({"threads": 0}, "threads is 0"),
+        ({"precision": "fp16", "gate_on": "folder:x", "max_drop": float("nan")}, "a drop of nan points"),
+        ({"precision": "fp16", "gate_on": "folder:x", "max_drop": float("inf")}, "a drop of inf points"),
+        ({"precision": "fp16", "gate_on": "folder:x", "fallback": False}, "fallback is of INT8 builds alone"),
+    ],
+)
+def test_what_cannot_be_shows_before_any_work(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(BuildRequest(**{"model": "twins_svt-demo_fpn", "out": "x.bundle", **asked}))
+
+
+def test_more_must_be_a_request() -> None:
+    with pytest.raises(UsageError, match="give a BuildRequest"):
+        FLAGS.ask({"opset": 18}, size=64)  # type: ignore[arg-type]

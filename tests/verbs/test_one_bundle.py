@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
@@ -19,6 +23,7 @@ from twins_trt.demo.scenes import write_scenes
 from twins_trt.models.zoo import DEMO
 from twins_trt.runtime import open_bundle
 
+ROOT = Path(__file__).resolve().parents[2]
 DATES = {"manifest.json": ("created",), "gate.json": ("created", "seconds")}
 
 
@@ -76,24 +81,34 @@ def test_an_int8_build_of_the_demos_model(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_the_readmes_example_on_camvid(
+def test_the_readmes_example_on_camvid_and_its_twin(
     camvid: Path, camvid_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the first page has it, on fewer images."""
-    monkeypatch.chdir(tmp_path)
-    few = twins_trt.BuildRequest(calib_images=8, gate_limit=30)
-    report = twins_trt.build(
-        "twins_svt-s_fpn",
-        "road.bundle",
-        checkpoint=camvid_checkpoint,
-        size=(360, 480),
-        precision="int8",
-        targets=["sm_86", "sm_89"],
-        calibrate_on=f"camvid:{camvid}",
-        gate_on=f"camvid:{camvid}",
-        more=few,
-    )
-    assert report.gate is not None and report.gate.passed and report.gate.images == 30
-    assert "gate          passed" in report.gate.table()
-    assert report.bundle.manifest.num_classes == 11 and report.bundle.manifest.classes[0] == "sky"
-    assert all(audit.attentions == audit.expected_attentions == 18 for audit in report.audits.values())
+    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    data, few = f"camvid:{camvid}", "more=twins_trt.BuildRequest(calib_images=8, gate_limit=30), threads=2)"
+    example = found[1].replace('gate_on="camvid:PATH")', f'gate_on="camvid:PATH", {few}').replace("camvid:PATH", data)
+    assert example.count(data) == 2 and few in example
+    for place in ("python", "line"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "road.pth").symlink_to(camvid_checkpoint)
+    monkeypatch.chdir(tmp_path / "python")
+    shutil.copy(ROOT / "docs" / "images" / "street.jpg", "street.jpg")
+    shown: list[str] = []
+    names: dict[str, Any] = {"print": shown.append}
+    exec(example, names)
+    assert shown[0].startswith("gate          passed") and names["report"].gate.images == 30
+    with Image.open("mask.png") as mask, Image.open("street.jpg") as picture:
+        assert mask.size == picture.size and len(set(np.asarray(mask).flat)) >= 4
+    bundle = names["report"].bundle
+    assert bundle.manifest.num_classes == 11 and bundle.manifest.classes[0] == "sky"
+    assert [audit.attentions for audit in names["report"].audits.values()] == [18]
+    monkeypatch.chdir(tmp_path / "line")
+    words = ["build", "twins_svt-s_fpn", "--checkpoint", "road.pth", "--size", "360x480", "--precision", "int8"]
+    words += ["--target", "sm_86,sm_89", "--calib-data", data, "--gate-data", data]
+    words += ["--calib-images", "8", "--gate-limit", "30", "--threads", "2"]
+    assert main([*words, "--out", "road.bundle"]) == 0
+    ours, theirs = content(tmp_path / "python" / "road.bundle"), content(tmp_path / "line" / "road.bundle")
+    assert set(ours) == set(theirs)
+    assert [name for name in sorted(ours) if ours[name] != theirs[name]] == []

@@ -10,7 +10,7 @@ from twins_trt.verbs.build import FLAGS
 
 if TYPE_CHECKING:
     from twins_trt.builders.job import BuildJob
-    from twins_trt.builders.pipeline import BuildReport, Step
+    from twins_trt.builders.pipeline import BuildReport
 
 EXAMPLE = (
     "twins-trt build F.pth --size 360x480 --target sm_86,sm_89,sm_120 --out x.bundle\n"
@@ -39,10 +39,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.result({"dry_run": True, **job.to_json()}, _job_text(job))
         return 0
 
-    def progress(step: Step) -> None:
-        console.progress(f"[{step.number}/{step.count}] {step.name}", step.detail, step.share)
-
-    report = build_bundle(request, progress=progress)
+    report = build_bundle(request, progress=lambda step: console.progress(*step.said()))
     console.result(report.to_json(), _report_text(report))
     return 0
 

@@ -13,14 +13,12 @@ from twins_trt.errors import UsageError
 from twins_trt.kernels.backend import BACKENDS
 from twins_trt.models.backbone import Backbone
 from twins_trt.models.heads import FPN, FCNHead, FPNHead, UPerHead
-from twins_trt.models.telling import tell_classes
-from twins_trt.models.zoo import ModelSpec, get_spec
+from twins_trt.models.telling import tell_classes, tell_model
+from twins_trt.models.zoo import PADDINGS, ModelSpec, get_spec
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.checkpoint import CheckpointMeta
-
-PADDINGS = ("parity", "masked")
 
 
 class Segmentor(nn.Module):
@@ -61,7 +59,7 @@ class Segmentor(nn.Module):
 
 
 def build_model(
-    name: str,
+    name: str | None = None,
     num_classes: int | None = None,
     checkpoint: str | Path | None = None,
     *,
@@ -70,14 +68,15 @@ def build_model(
 ) -> Segmentor:
     """A zoo model in eval mode, with random weights or those of an mmsegmentation checkpoint.
 
-    name: one of `list_models()`, or the demo's. num_classes: 1 to 255 (masks are uint8 and 255 is "ignore"); by default
-    the checkpoint's, and the zoo's without one.
+    name: one of `list_models()`, or the demo's; where it is None, the checkpoint's own. num_classes: 1 to 255 (masks
+    are uint8 and 255 is "ignore"); by default the checkpoint's, and the zoo's without one.
     padding: `parity` computes LSA as mmsegmentation does, quirk included; `masked` always excludes padded keys.
     attention: which form of LSA and GSA runs, forward and backward: `triton`, `sdpa`, `reference`, or `auto`, which is
     the Triton kernels on a GPU that can run them, `sdpa` on one that cannot and the reference on a CPU.
     Raises `UsageError` for an unknown name, padding, attention or class count, `CheckpointError` for a checkpoint that
     does not fit (nothing is loaded then).
     """
+    name, path = tell_model(name, None if checkpoint is None else str(checkpoint))
     spec = get_spec(name)
     if padding not in PADDINGS:
         raise UsageError(
@@ -87,15 +86,15 @@ def build_model(
     if attention not in BACKENDS:
         raise UsageError(f"attention must be one of {', '.join(BACKENDS)}, not {attention!r}", "use attention='auto'")
     if num_classes is None:
-        num_classes = tell_classes(spec, checkpoint)
+        num_classes = tell_classes(spec, path)
     if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
         raise UsageError(
             f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {num_classes!r}",
             f"check {spelled('num_classes')}",
         )
     model = Segmentor(spec, int(num_classes), padding=padding, attention=attention).eval()
-    if checkpoint is not None:
+    if path is not None:
         from twins_trt.models.checkpoint import load_checkpoint
 
-        model.meta = load_checkpoint(model, checkpoint).meta
+        model.meta = load_checkpoint(model, path).meta
     return model

@@ -17,6 +17,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Per-channel mean of the network's input, RGB, on the 0-255 scale."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Per-channel standard deviation of the network's input, RGB, on the 0-255 scale."""
+PADDINGS = ("parity", "masked")
+"""What becomes of keys outside the map in LSA: mmsegmentation's treatment, or none of them ever takes part."""
 MIN_SIDE = 29
 """Smallest height and width of an input, pixels: stage 1 sub-samples its keys by 8, and ceil(29 / 4) is 8."""
 

@@ -18,6 +18,7 @@ from twins_trt.errors import BundleError
 from twins_trt.files import sha256_of, write_hashed
 from twins_trt.folders import restore, whole_folder
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, FileEntry, Manifest, safe_path
+from twins_trt.spelling import spelled
 
 TRIES = 100  # of reading a bundle that is replaced meanwhile: writing one takes longer than reading it
 _AGAIN = "open it again"
@@ -46,8 +47,7 @@ class Bundle:
     def replaced(self) -> bool:
         """Whether what runs is no longer what was opened: graph, engines, weights. What a verdict or a profile adds
         does not count."""
-        engines = [engine.file for engine in self.manifest.engines]
-        return self._differs(name for name in (GRAPH, WEIGHTS, *engines) if name in self.files)
+        return self._differs(_runs(self.manifest))
 
     def refuse_replaced(self) -> None:
         """Raises BundleError where it is `replaced`: what was read of it since it was opened may be of two bundles."""
@@ -146,15 +146,16 @@ def amend_bundle(
     """The bundle with these files added, or put in place of those it has: all of it, or it stays as it was.
 
     It is the bundle as it is by now that is amended, and one after another: what others have added since it was opened
-    stays. change: applied to its manifest. Raises BundleError where it holds another graph by now, where a file that it
-    keeps is damaged, and as `write_bundle` does.
+    stays. change: applied to its manifest. Raises BundleError where it holds another graph or other engines by now,
+    where a file that it keeps is damaged, and as `write_bundle` does.
     """
     _check_names(files)
     with _writing(bundle.path, overwrite=True) as staging:
         current = open_bundle(bundle.path, verify=False)
-        if _entries(current.manifest).get(GRAPH) != _entries(bundle.manifest).get(GRAPH):
+        if _runs(current.manifest) != _runs(bundle.manifest):
             raise BundleError(
-                f"{bundle.path} holds another graph than when it was opened, which this is not about", _AGAIN
+                f"{bundle.path} holds another graph or other engines than when it was opened, which this is not about",
+                _AGAIN,
             )
         kept = {name: entry for name, entry in _entries(current.manifest).items() if name not in files}
         content = {**{name: current.path / name for name in kept}, **files}
@@ -195,6 +196,12 @@ def _fill(staging: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) 
         raise BundleError(f"a bundle needs {GRAPH}", manifest.rebuild)
     write_hashed(staging / MANIFEST, manifest.dumps().encode())
     return manifest
+
+
+def _runs(manifest: Manifest) -> dict[str, FileEntry]:
+    """What runs: graph, engines, weights."""
+    names = {GRAPH, WEIGHTS, *(engine.file for engine in manifest.engines)}
+    return {name: entry for name, entry in _entries(manifest).items() if name in names}
 
 
 def _entries(manifest: Manifest) -> dict[str, FileEntry]:
@@ -296,6 +303,6 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     if not (target.exists() or target.is_symlink()):
         return
     if not overwrite:
-        raise BundleError(f"{target} exists", "choose another name, or ask to overwrite it")
+        raise BundleError(f"{target} exists", f"choose another name, or replace it: {spelled('overwrite', True)}")
     if target.is_symlink() or not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is not a bundle, so it is not overwritten", "choose another name")

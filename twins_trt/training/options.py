@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import get_spec
+from twins_trt.models.telling import tell_model
+from twins_trt.models.zoo import PADDINGS, get_spec
 from twins_trt.runtime.codec import decode, encode
 from twins_trt.spelling import speaking, spelled
+from twins_trt.verbs.request import either
 from twins_trt.verbs.train import (
     ADE20K_SCALE,
     AMP,
@@ -19,12 +21,9 @@ from twins_trt.verbs.train import (
     DEFAULTS,
     DEVICES,
     LONGEST_WARM_UP,
-    PADDINGS,
     RECIPES,
     TrainRequest,
 )
-
-T = TypeVar("T")
 
 SMALLEST_CROP = 32  # one pixel of the last stage
 
@@ -166,54 +165,56 @@ def resolve(request: TrainRequest) -> TrainOptions:
 
     Raises `UsageError` where model, data or out is missing, for an unknown model, and as `TrainOptions` does.
     """
-    model, data, out = request.model, request.data, request.out
+    model, checkpoint, data, out = request.model, request.checkpoint, request.data, request.out
+    if model is not None or checkpoint is not None:
+        model, checkpoint = tell_model(model, checkpoint)
     if model is None or data is None or out is None:
         missing = "model" if model is None else "data" if data is None else "out"
         wanted = spelled("model", "NAME"), spelled("data", "KIND:PATH"), spelled("out", "DIR")
         raise UsageError(f"{spelled(missing)} is missing", f"a new run needs {wanted[0]}, {wanted[1]} and {wanted[2]}")
     spec = get_spec(model)
     recipe = RECIPES[spec.head]
-    iterations = _or(request.iterations, spec.schedule_iterations)
+    iterations = either(request.iterations, spec.schedule_iterations)
     tenth = max(1, iterations // 10)
-    scale = _or(request.scale, ADE20K_SCALE if data.startswith("ade20k:") else "none")
+    scale = either(request.scale, ADE20K_SCALE if data.startswith("ade20k:") else "none")
     return TrainOptions(
         model=model,
         data=data,
         out=out,
-        checkpoint=request.checkpoint,
-        scratch=_or(request.scratch, DEFAULTS.scratch),
-        split=_or(request.split, DEFAULTS.split),
-        val_split=_or(request.val_split, DEFAULTS.val_split),
+        checkpoint=checkpoint,
+        scratch=either(request.scratch, DEFAULTS.scratch),
+        split=either(request.split, DEFAULTS.split),
+        val_split=either(request.val_split, DEFAULTS.val_split),
         iterations=iterations,
-        batch=_or(request.batch, DEFAULTS.batch),
-        crop=_or(request.crop, spec.crop_size),
+        batch=either(request.batch, DEFAULTS.batch),
+        crop=either(request.crop, spec.crop_size),
         scale=None if isinstance(scale, str) else scale,
-        ratios=_or(request.ratios, DEFAULTS.ratios),
-        cat_max_ratio=_or(request.cat_max_ratio, DEFAULTS.cat_max_ratio),
-        flip=_or(request.flip, DEFAULTS.flip),
-        distort=_or(request.distort, DEFAULTS.distort),
-        lr=_or(request.lr, recipe.lr),
-        weight_decay=_or(request.weight_decay, recipe.weight_decay),
-        power=_or(request.power, recipe.power),
-        warmup=_or(request.warmup, min(LONGEST_WARM_UP, iterations // 10)),
-        min_lr=_or(request.min_lr, DEFAULTS.min_lr),
-        decay=_or(request.decay, DEFAULTS.decay),
+        ratios=either(request.ratios, DEFAULTS.ratios),
+        cat_max_ratio=either(request.cat_max_ratio, DEFAULTS.cat_max_ratio),
+        flip=either(request.flip, DEFAULTS.flip),
+        distort=either(request.distort, DEFAULTS.distort),
+        lr=either(request.lr, recipe.lr),
+        weight_decay=either(request.weight_decay, recipe.weight_decay),
+        power=either(request.power, recipe.power),
+        warmup=either(request.warmup, min(LONGEST_WARM_UP, iterations // 10)),
+        min_lr=either(request.min_lr, DEFAULTS.min_lr),
+        decay=either(request.decay, DEFAULTS.decay),
         clip_norm=request.clip_norm,
-        aux_weight=_or(request.aux_weight, DEFAULTS.aux_weight),
-        drop_path=_or(request.drop_path, spec.drop_path_rate),
-        dropout=_or(request.dropout, DEFAULTS.dropout),
-        amp=_or(request.amp, DEFAULTS.amp),
-        checkpointing=_or(request.checkpointing, DEFAULTS.checkpointing),
+        aux_weight=either(request.aux_weight, DEFAULTS.aux_weight),
+        drop_path=either(request.drop_path, spec.drop_path_rate),
+        dropout=either(request.dropout, DEFAULTS.dropout),
+        amp=either(request.amp, DEFAULTS.amp),
+        checkpointing=either(request.checkpointing, DEFAULTS.checkpointing),
         ema=request.ema,
-        validate_every=_or(request.validate_every, tenth),
-        save_every=_or(request.save_every, tenth),
+        validate_every=either(request.validate_every, tenth),
+        save_every=either(request.save_every, tenth),
         val_limit=request.val_limit,
-        log_every=_or(request.log_every, DEFAULTS.log_every),
-        seed=_or(request.seed, DEFAULTS.seed),
-        workers=_or(request.workers, DEFAULTS.workers),
+        log_every=either(request.log_every, DEFAULTS.log_every),
+        seed=either(request.seed, DEFAULTS.seed),
+        workers=either(request.workers, DEFAULTS.workers),
         threads=request.threads,
-        device=_or(request.device, DEFAULTS.device),
-        padding=_or(request.padding, DEFAULTS.padding),
+        device=either(request.device, DEFAULTS.device),
+        padding=either(request.padding, DEFAULTS.padding),
         plan=request.plan,
         calibration=request.calibration,
     )
@@ -236,11 +237,6 @@ def as_mapping(options: TrainOptions) -> Mapping[str, Any]:
     """Plain values by name."""
     plain: Mapping[str, Any] = encode(options)
     return plain
-
-
-def _or(value: T | None, default: T) -> T:
-    """`default` where nothing was said: False, 0 and an empty text are answers."""
-    return default if value is None else value
 
 
 def _size(size: tuple[int, int]) -> str:

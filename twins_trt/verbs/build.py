@@ -12,6 +12,7 @@ from twins_trt.builders.export.options import ExportOptions
 from twins_trt.builders.levels import LEVELS
 from twins_trt.calib.settings import CalibrationSettings
 from twins_trt.errors import UsageError
+from twins_trt.verbs import Progress
 from twins_trt.verbs.calibrate import CalibrateRequest
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.gate import GateRequest, threshold_flags
@@ -21,7 +22,6 @@ from twins_trt.verbs.request import Request
 
 if TYPE_CHECKING:
     from twins_trt.builders.pipeline import BuildReport
-    from twins_trt.builders.progress import Progress
 
 SEARCH = "search"  # of SmoothQuant's strength
 
@@ -56,7 +56,7 @@ class BuildRequest(Request):
     min_images: fewer fail. min_agreement: share of equal pixels. no_gate: leave INT8 unjudged, and marked so.
     fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge. threads: of the CPU.
 
-    A value may be given as its text on a command line, too (`size="360x480"`, `targets="sm_86,sm_89"`).
+    Sizes, batches and lists may be given as their text on a command line (`size="360x480"`, `targets="sm_86,sm_89"`).
     Raises `UsageError` for a value that is none of its field's kind.
     """
 
@@ -113,8 +113,10 @@ class BuildRequest(Request):
 
 def _strength(value: Any) -> float | str:
     """`none`, `search`, or a number."""
-    if value in ("none", SEARCH):
-        return str(value)
+    if isinstance(value, str) and value in ("none", SEARCH):
+        return value
+    if isinstance(value, bool):
+        raise UsageError(f"a SmoothQuant strength of {value}", "give none, search, or 0 to 1")
     try:
         return float(value)
     except (TypeError, ValueError) as error:
@@ -349,7 +351,8 @@ def build(
         report = twins_trt.build("twins_svt-s_fpn", "x.bundle", checkpoint="F.pth", size=(360, 480), targets=["sm_86"])
 
     more: everything else that can be asked for, such as `BuildRequest(level="int8-linear")`; it may not say again what
-    is given here. progress: called at every step, and while one lasts. The rest is as in `BuildRequest`.
+    is given here. progress: called with step, detail and share at every step, and while one lasts. The rest is as in
+    `BuildRequest`.
     Returns the report: `bundle`, `audits`, `gate`, `plan`, `fallback`, `seconds`.
     Raises `UsageError` for what does not fit together, `CheckpointError` for weights that do not fit the model,
     `DataError` for images that are none, `ExportError` and `BuildError` where graph or engine cannot be made,
@@ -375,4 +378,4 @@ def build(
         threads=threads,
         overwrite=overwrite,
     )
-    return build_bundle(request, progress=progress)
+    return build_bundle(request, progress=None if progress is None else lambda step: progress(*step.said()))

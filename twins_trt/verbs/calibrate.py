@@ -116,7 +116,7 @@ TABLE: tuple[Flag, ...] = (
     replace(WORKERS_FLAG, group=RUNNING),
     Flag("--memory", "memory", "activations at once; default: {default}", WHOLE, "MIB", group=RUNNING),
     *weights_flags("weights"),
-    *graph_flags("graph"),
+    *graph_flags("graph", precisions=("fp32",)),
 )
 
 FLAGS = FlagTable(CalibrateRequest, TABLE, groups=WEIGHTS_GROUP)
@@ -264,12 +264,12 @@ def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -
 def _graph(request: CalibrateRequest) -> Path | ModelGraph:
     """The graph's file; or the model's, whose weights are there."""
     from twins_trt.builders.weights import find_weights
-    from twins_trt.models.telling import CHECKPOINTS, tell_model
+    from twins_trt.models.telling import tell_model
 
     path = Path(request.what)
     if request.what and path.is_dir():
         raise UsageError(f"{path} is a folder", "name an FP32 graph: twins-trt export MODEL --precision fp32")
-    if path.is_file() and path.suffix not in CHECKPOINTS:
+    if path.is_file() and path.suffix not in (".pth", ".pt", ".safetensors"):
         if request.checkpoint is not None or request.seeded or request.num_classes is not None:
             names = ", ".join(map(spelled, ("checkpoint", "seeded")))
             raise UsageError("a graph has its weights inside", f"leave {names} and {spelled('num_classes')} out")

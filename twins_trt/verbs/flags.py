@@ -122,6 +122,8 @@ class FlagTable(Generic[R]):
         Raises `UsageError` where both say one, or a value is none of its kind.
         """
         given = {name: value for name, value in fields.items() if value is not None}
+        if more is not None and not isinstance(more, self.request):
+            raise UsageError(f"more is {more!r}", f"give a {self.request.__name__}")
         if more is None:
             return self.request(**given)
         said = {flag.field for flag in self.flags if getattr(more, flag.field) != self._silent(flag.field)}
@@ -172,4 +174,6 @@ def settle(request: object, flags: Iterable[Flag]) -> None:
             taken = tuple(map(flag.kind.take, value)) if flag.several else flag.kind.take(value)
         except UsageError as error:
             raise UsageError(f"{spelled(flag.field)}: {error.cause}", error.fix) from error
+        except (TypeError, ValueError, AttributeError) as error:  # of another type than a kind looks for
+            raise UsageError(f"{spelled(flag.field)} cannot be {value!r}", "give a value of its kind") from error
         object.__setattr__(request, flag.field, taken)

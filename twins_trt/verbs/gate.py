@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twins_trt.errors import BundleError
 from twins_trt.verbs import Progress
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import ENGINE_FLAG, THREADS_FLAG, WEIGHTS_GROUP, checkpoint_flags, data_flags
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from twins_trt.builders.gate import GateResult, Thresholds
     from twins_trt.data import Dataset
     from twins_trt.runtime import Bundle
+
+log = logging.getLogger("twins_trt")
 
 MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}
 """Points of mIoU that a precision may lose."""
@@ -182,7 +186,11 @@ def judge(plan: GatePlan, *, record: bool = True, progress: Progress | None = No
         look=gallery,
     )
     if record:
-        gates.record(bundle, result)
+        try:
+            gates.record(bundle, result)
+        except BundleError:
+            log.warning("verdict that could not be written:\n%s", result.table())
+            raise
     if gallery is not None:
         gallery.save()
     return result

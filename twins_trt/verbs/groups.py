@@ -94,6 +94,7 @@ def weights_flags(group: str) -> tuple[Flag, ...]:
 
 def graph_flags(group: str, *, precisions: Sequence[str] = ("fp32", "fp16")) -> tuple[Flag, ...]:
     """What graph. precisions: those that the help names."""
+    usual = "default: fp16 for GPUs, fp32 for the CPU" if len(precisions) > 1 else f"always {precisions[0]}"
     return (
         Flag(
             "--size",
@@ -107,7 +108,7 @@ def graph_flags(group: str, *, precisions: Sequence[str] = ("fp32", "fp16")) -> 
         Flag(
             "--precision",
             "precision",
-            "default: fp16 for GPUs, fp32 for the CPU",
+            usual,
             metavar=f"{{{','.join(precisions)}}}",
             group=group,
         ),

@@ -33,7 +33,10 @@ class Kind:
 def _text(value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{value!r} is no text", "give a text or a path")
-    return os.fspath(value)
+    text = os.fspath(value)
+    if "\0" in text:
+        raise UsageError(f"{text!r} holds a NUL", "give a text without one")
+    return text
 
 
 def _whole(value: Any) -> int:
@@ -91,7 +94,7 @@ def parse_size(value: Any) -> tuple[int | Range, int | Range]:
 
     Raises `UsageError`.
     """
-    if isinstance(value, (tuple, list)):
+    if hasattr(value, "__iter__") and not isinstance(value, (str, bytes)):
         parts = list(value)
     else:
         parts = re.split("[x×]", value.strip().lower()) if isinstance(value, str) else [value]

@@ -40,8 +40,9 @@ def mode_of(mode: str | None, *, tile: tuple[int, int] | None, overlap: int | No
     from twins_trt.runtime.modes import resolve_mode
 
     if tile is None and overlap is None:
-        resolve_mode(mode or "whole")
-        return mode or "whole"
+        whole = mode or "whole"
+        resolve_mode(whole)
+        return whole
     if mode not in (None, "tile"):
         raise UsageError(
             f"{spelled('tile')} and {spelled('overlap')} are of {spelled('mode', 'tile')}, not {mode}",

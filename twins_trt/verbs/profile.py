@@ -190,6 +190,7 @@ class ProfilePlan:
     request: ProfileRequest
     settings: Settings
     candidates: tuple[Candidate, ...]
+    bundles: tuple[Bundle, ...]
 
     @property
     def command(self) -> str:
@@ -200,7 +201,12 @@ class ProfilePlan:
 
 def plan_profile(request: ProfileRequest) -> ProfilePlan:
     """The plan of a request. Raises as `profile` does."""
-    plan = ProfilePlan(request, _settings(request), tuple(_candidates(request)))
+    from twins_trt.runtime import open_bundle
+
+    candidates = tuple(_candidates(request))
+    # As they are measured: what takes their place meanwhile gets no profile.
+    bundles = tuple(open_bundle(path, verify=False) for path in dict.fromkeys(request.bundles))
+    plan = ProfilePlan(request, _settings(request), candidates, bundles)
     if request.out is not None and not Path(request.out).absolute().parent.is_dir():
         raise UsageError(f"{spelled('out')} is {request.out}, in a folder that does not exist", "make it first")
     return plan
@@ -212,7 +218,6 @@ def measure(plan: ProfilePlan, *, progress: Progress | None = None) -> Profile:
     from twins_trt.profiling.power import open_meter
     from twins_trt.profiling.results import write_profile
     from twins_trt.profiling.saved import save_profile
-    from twins_trt.runtime import open_bundle
 
     request = plan.request
     meter = open_meter(request.power)
@@ -232,8 +237,8 @@ def measure(plan: ProfilePlan, *, progress: Progress | None = None) -> Profile:
     if request.out is not None:
         write_profile(request.out, found)
     if request.save and not found.interrupted:  # half of a run must not take the place of a whole one
-        for path in dict.fromkeys(request.bundles):
-            save_profile(open_bundle(path), found)
+        for bundle in plan.bundles:
+            save_profile(bundle, found)
     return found
 
 
@@ -289,11 +294,13 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
 
 def _torch(request: ProfileRequest, name: str) -> Candidate:
     from twins_trt.builders.weights import find_weights, load_weights
+    from twins_trt.models.telling import tell_model
     from twins_trt.profiling.candidates import torch_candidate, usual_size
     from twins_trt.runtime import open_bundle
 
+    name, checkpoint = tell_model(name, request.checkpoint)
     spec = get_spec(name)
-    find_weights(name, checkpoint=request.checkpoint, seeded=request.seeded)
+    find_weights(name, checkpoint=checkpoint, seeded=request.seeded)
     first = open_bundle(request.bundles[0], verify=False).manifest if request.bundles else None
     size = request.size or (None if first is None else usual_size(first)) or spec.crop_size
     classes = request.num_classes
@@ -303,7 +310,7 @@ def _torch(request: ProfileRequest, name: str) -> Candidate:
     def load() -> tuple[Segmentor, Source]:
         model, facts = load_weights(
             name,
-            checkpoint=request.checkpoint,
+            checkpoint=checkpoint,
             seeded=request.seeded,
             num_classes=classes,
             padding=request.padding,

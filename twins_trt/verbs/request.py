@@ -10,6 +10,12 @@ from twins_trt.errors import UsageError
 from twins_trt.runtime.codec import decode, encode
 
 R = TypeVar("R", bound="Request")
+T = TypeVar("T")
+
+
+def either(said: T | None, default: T) -> T:
+    """What a request says, or the default where it says nothing."""
+    return default if said is None else said
 
 
 class Request:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import get_spec
+from twins_trt.models.zoo import PADDINGS, get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import DATA_KINDS
@@ -48,7 +48,7 @@ class TrainRequest(Request):
     plan: a precision plan's file: train with its INT8 rounding in place. calibration: a range file for it, of a graph
         of the crop's size; by default the first pictures are observed.
 
-    A value may be given as its text on a command line, too (`crop="512x512"`, `ratios="0.5:2.0"`).
+    Sizes and ratios may be given as their text on a command line (`crop="512x512"`, `ratios="0.5:2.0"`).
     Raises `UsageError` for a value that is none of its field's kind.
     """
 
@@ -148,7 +148,6 @@ DEFAULTS = TrainDefaults()
 AMP = ("off", "bf16", "fp16")
 DECAY = ("weights", "mmseg")
 DEVICES = ("auto", "cpu", "cuda")
-PADDINGS = ("parity", "masked")  # of `models.segmentor`, which imports torch
 
 
 def _ratios(value: Any) -> tuple[float, float]:
