@@ -43,7 +43,10 @@ def resolve(asked: BuildRequest) -> BuildJob:
         raise UsageError(f"{asked.out} is not a name for a bundle", "give a new folder, such as x.bundle")
     padding = either(asked.padding, DEFAULTS.padding)
     if padding not in PADDINGS:
-        raise UsageError(f"{spelled('padding')} cannot be {padding!r}", f"use one of {', '.join(PADDINGS)}")
+        raise UsageError(
+            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {padding!r}",
+            f"use {spelled('padding', 'parity')}",
+        )
     if asked.num_classes is not None and not 1 <= asked.num_classes <= 255:
         raise UsageError(
             f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {asked.num_classes}",

@@ -150,8 +150,8 @@ TABLE = [
     (f"{SEEDED} --input float16", "UsageError", 2, r"input cannot be 'float16'"),
     (f"{SEEDED} --padding reflect", "UsageError", 2, r"padding must be one of parity, masked"),
     (f"{SEEDED} --upernet-levels 2", "UsageError", 2, r"needs a UPerNet head"),
-    (f"{SEEDED} --num-classes 0", "UsageError", 2, r"num_classes must be 1 to 255"),
-    (f"{SEEDED} --num-classes 256", "UsageError", 2, r"num_classes must be 1 to 255"),
+    (f"{SEEDED} --num-classes 0", "UsageError", 2, r"--num-classes must be 1 to 255"),
+    (f"{SEEDED} --num-classes 256", "UsageError", 2, r"--num-classes must be 1 to 255"),
     (f"export {MODEL} --seeded --forms npu --out OUT", "UsageError", 2, r"forms cannot be 'npu'"),
     ("doctor --for dinner", "UsageError", 2, r"use one of: predict, eval"),
     # output

@@ -137,6 +137,6 @@ def test_the_command_is_written_down_without_defaults() -> None:
     command.configure(parser)
     words = ["a b.bundle", "--onnx", "c.onnx", "--onnx", "d.onnx", "--rounds", "20", "--threads", "2", "--no-layers"]
     request = FLAGS.read(parser.parse_args([*words, "--save", "--json", "--out", "p.json"]))
-    written = ProfilePlan(request, Settings(), ()).command
+    written = ProfilePlan(request, Settings(), (), ()).command
     assert written == "twins-trt profile 'a b.bundle' --onnx c.onnx --onnx d.onnx --threads 2 --no-layers"
     assert FLAGS.read(parser.parse_args(shlex.split(written)[2:])) == replace(request, save=False, out=None)

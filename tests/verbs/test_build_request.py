@@ -266,7 +266,7 @@ def test_values_may_be_of_numpy_and_pathlib() -> None:
     ("asked", "message"),
     [
         ({"out": "."}, "is not a name for a bundle"),
-        ({"padding": "none"}, "padding cannot be 'none'"),
+        ({"padding": "none"}, "padding must be one of parity, masked, not 'none'"),
         ({"num_classes": 999}, "num_classes must be 1 to 255"),
         ({"precision": ""}, "precision cannot be ''"),
         ({"flavour": ()}, "flavour names none"),

@@ -203,10 +203,10 @@ def plan_profile(request: ProfileRequest) -> ProfilePlan:
     """The plan of a request. Raises as `profile` does."""
     from twins_trt.runtime import open_bundle
 
-    candidates = tuple(_candidates(request))
+    settings, candidates = _settings(request), tuple(_candidates(request))
     # As they are measured: what takes their place meanwhile gets no profile.
     bundles = tuple(open_bundle(path, verify=False) for path in dict.fromkeys(request.bundles))
-    plan = ProfilePlan(request, _settings(request), candidates, bundles)
+    plan = ProfilePlan(request, settings, candidates, bundles)
     if request.out is not None and not Path(request.out).absolute().parent.is_dir():
         raise UsageError(f"{spelled('out')} is {request.out}, in a folder that does not exist", "make it first")
     return plan
