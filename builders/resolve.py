@@ -35,16 +35,52 @@ def resolve(asked: BuildRequest) -> BuildJob:
     Raises `UsageError` for what does not fit together or would do nothing, `CheckpointError` and `UsageError` where
     there are no weights, `MissingDependencyError` where a compiler, or the GPU it needs, is not there.
     """
-    if asked.out is None:
+    out = _out(asked.out)
+    _refuse_impossible(asked)
+    model, checkpoint = tell_model(asked.model, asked.checkpoint)
+    weights = find_weights(model, checkpoint=checkpoint, seeded=either(asked.seeded, DEFAULTS.seeded))
+    engines = _engines(asked)
+    precision = either(asked.precision, "fp16" if engines else "fp32")
+    _refuse_idle(asked, precision, engines)
+    graph = _graph(asked, engines, precision, crop_size=get_spec(model).crop_size)
+    test_scale = _test_scale(asked, graph)
+    settled = _settled(engines, graph)
+    return BuildJob(
+        request=_with_decisions(asked, model, checkpoint, graph, precision, settled),
+        out=out,
+        overwrite=either(asked.overwrite, DEFAULTS.overwrite),
+        model=model,
+        weights=weights,
+        published=weights is not None and checkpoint is None,
+        num_classes=asked.num_classes,
+        padding=either(asked.padding, DEFAULTS.padding),
+        graph=graph,
+        test_scale=test_scale,
+        engines=settled,
+        allow_unfused=either(asked.allow_unfused, DEFAULTS.allow_unfused),
+        with_weights=either(asked.with_weights, DEFAULTS.with_weights),
+        int8=_int8(asked, test_scale) if precision == "int8" else None,
+        gate=_gate(asked, precision),
+        threads=asked.threads,
+    )
+
+
+def _out(asked: str | None) -> Path:
+    if asked is None:
         raise UsageError("no bundle is named to write", f"name one: {spelled('out', 'x.bundle')}")
+    out = Path(asked)
+    if not out.name:
+        raise UsageError(f"{asked} is not a name for a bundle", "give a new folder, such as x.bundle")
+    return out
+
+
+def _refuse_impossible(asked: BuildRequest) -> None:
+    """Values that fit nothing, whatever the rest says."""
     if asked.threads is not None and asked.threads < 1:
         raise UsageError(f"{spelled('threads')} is {asked.threads}", "give at least 1, or leave it out")
-    if not Path(asked.out).name:
-        raise UsageError(f"{asked.out} is not a name for a bundle", "give a new folder, such as x.bundle")
-    padding = either(asked.padding, DEFAULTS.padding)
-    if padding not in PADDINGS:
+    if asked.padding not in (None, *PADDINGS):
         raise UsageError(
-            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {padding!r}",
+            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {asked.padding!r}",
             f"use {spelled('padding', 'parity')}",
         )
     if asked.num_classes is not None and not 1 <= asked.num_classes <= 255:
@@ -52,57 +88,8 @@ def resolve(asked: BuildRequest) -> BuildJob:
             f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {asked.num_classes}",
             f"check {spelled('num_classes')}",
         )
-    model, checkpoint = tell_model(asked.model, asked.checkpoint)
-    spec = get_spec(model)
-    seeded = either(asked.seeded, DEFAULTS.seeded)
-    weights = find_weights(model, checkpoint=checkpoint, seeded=seeded)
-    engines = _engines(asked)
-    precision = either(asked.precision, "fp16" if engines else "fp32")
-    if precision not in PRECISIONS:
-        raise UsageError(f"{spelled('precision')} cannot be {precision!r}", f"use one of {', '.join(PRECISIONS)}")
-    _refuse_idle(asked, precision, engines)
-    quantised = precision == "int8"
-    height, width = either(asked.size, spec.crop_size)
-    graph = ExportOptions(
-        height=height,
-        width=width,
-        batch=either(asked.batch, DEFAULTS.batch),
-        precision="fp32" if quantised else precision,
-        opset=either(asked.opset, INT8_OPSET if quantised else ExportOptions.opset),
-        input=either(asked.input, DEFAULTS.input),
-        outputs=either(asked.outputs, DEFAULTS.outputs),
-        forms="gpu" if engines else "cpu",
-        upernet_levels=asked.upernet_levels,
-    )
-    if quantised and engines and graph.opset < FIRST_OPSET:
-        raise UsageError(
-            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, not {graph.opset}", f"leave {spelled('opset')} out"
-        )
-    test_scale = None if isinstance(asked.test_scale, str) else asked.test_scale
-    if test_scale is not None and not graph.dynamic_size:
-        raise UsageError(
-            "a test scale needs a graph of dynamic size: one of fixed size sees every image at that size",
-            f"leave {spelled('test_scale')} out, or give the size as MIN:OPT:MAXxMIN:OPT:MAX",
-        )
-    settled = _settled(engines, graph)
-    return BuildJob(
-        request=_with_decisions(asked, model, checkpoint, graph, precision, settled),
-        out=Path(asked.out),
-        overwrite=either(asked.overwrite, DEFAULTS.overwrite),
-        model=model,
-        weights=weights,
-        published=weights is not None and checkpoint is None,
-        num_classes=asked.num_classes,
-        padding=padding,
-        graph=graph,
-        test_scale=test_scale,
-        engines=settled,
-        allow_unfused=either(asked.allow_unfused, DEFAULTS.allow_unfused),
-        with_weights=either(asked.with_weights, DEFAULTS.with_weights),
-        int8=_int8(asked, test_scale) if quantised else None,
-        gate=_gate(asked, precision),
-        threads=asked.threads,
-    )
+    if asked.precision not in (None, *PRECISIONS):
+        raise UsageError(f"{spelled('precision')} cannot be {asked.precision!r}", f"use one of {', '.join(PRECISIONS)}")
 
 
 def _refuse_idle(asked: BuildRequest, precision: str, engines: tuple[EngineOptions, ...]) -> None:
@@ -140,6 +127,41 @@ def _refuse_idle(asked: BuildRequest, precision: str, engines: tuple[EngineOptio
         raise UsageError(
             f"{spelled(idle)} is of engines, and the target {CPU} has none", "leave it out, or name GPUs as targets"
         )
+
+
+def _graph(
+    asked: BuildRequest, engines: tuple[EngineOptions, ...], precision: str, *, crop_size: tuple[int, int]
+) -> ExportOptions:
+    """How the graph is written; of an INT8 build the FP32 graph that is calibrated."""
+    quantised = precision == "int8"
+    height, width = either(asked.size, crop_size)
+    graph = ExportOptions(
+        height=height,
+        width=width,
+        batch=either(asked.batch, DEFAULTS.batch),
+        precision="fp32" if quantised else precision,
+        opset=either(asked.opset, INT8_OPSET if quantised else ExportOptions.opset),
+        input=either(asked.input, DEFAULTS.input),
+        outputs=either(asked.outputs, DEFAULTS.outputs),
+        forms="gpu" if engines else "cpu",
+        upernet_levels=asked.upernet_levels,
+    )
+    if quantised and engines and graph.opset < FIRST_OPSET:
+        raise UsageError(
+            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, not {graph.opset}", f"leave {spelled('opset')} out"
+        )
+    return graph
+
+
+def _test_scale(asked: BuildRequest, graph: ExportOptions) -> tuple[int, int] | None:
+    if asked.test_scale is None or isinstance(asked.test_scale, str):
+        return None
+    if not graph.dynamic_size:
+        raise UsageError(
+            "a test scale needs a graph of dynamic size: one of fixed size sees every image at that size",
+            f"leave {spelled('test_scale')} out, or give the size as MIN:OPT:MAXxMIN:OPT:MAX",
+        )
+    return asked.test_scale
 
 
 def _engines(asked: BuildRequest) -> tuple[EngineOptions, ...]:
