@@ -82,7 +82,7 @@ class CollectOptions:
         if self.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"there is no device {self.device!r}", "use auto, cpu or cuda")
         if self.memory_mib < 1:
-            raise UsageError(f"{self.memory_mib} MiB of memory", "give at least 1")
+            raise UsageError(f"memory_mib is {self.memory_mib}", "give at least 1")
 
 
 def calibrate(

@@ -126,9 +126,10 @@ def test_what_is_refused(graph: Path, data: Path, tmp_path: Path) -> None:
     for words, code, said in (
         ((graph, "--data", source, "--images", 3, "--out", out), 1, "3 different images are too few"),
         ((graph, "--data", f"folder:{blank}", "--out", out), 1, f"{blank / '4.png'} has the value 0 everywhere"),
-        ((graph, "--data", source, "--observer", "kl", "--out", out), 2, "observers cannot be kl"),
+        ((graph, "--data", source, "--observer", "kl", "--out", out), 2, "--observer cannot be kl"),
         ((graph, "--data", source, "--seeded", "--out", out), 2, "a graph has its weights inside"),
         ((graph, "--data", source, "--images", -1, "--out", out), 2, "--images is -1"),
+        ((graph, "--data", source, "--memory", 0, "--out", out), 2, "--memory is 0"),
         (("twins_svt-s_fp", "--data", source, "--out", out), 2, "twins_svt-s_fpn"),
         ((tmp_path, "--data", source, "--out", out), 2, "is a folder"),
         ((graph, "--data", source, "--out", tmp_path), 1, "is a folder"),

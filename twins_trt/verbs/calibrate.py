@@ -220,6 +220,8 @@ def plan_calibration(request: CalibrateRequest) -> CalibrationPlan:
     graph = _graph(request)
     if request.images < 0:
         raise UsageError(f"{spelled('images')} is {request.images}", "give how many, or 0 for all")
+    if request.memory < 1:
+        raise UsageError(f"{spelled('memory')} is {request.memory}", "give at least 1")
     dataset = CalibrationImages(request.data, request.split, request.images).open()
     plan = CalibrationPlan(request, graph, dataset, settings)
     if plan.out is not None:
