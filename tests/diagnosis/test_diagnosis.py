@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Facts, str, str]] = {
         "want the library of TensorRT 10; the system's is 8.6.2",
         "pip install --force-reinstall tensorrt",
     ),
-    "rtx-on-jetson": (with_package(JETSON, RTX), "not for Jetson", "--flavour tensorrt"),
+    "rtx-on-jetson": (with_package(JETSON, RTX), "not for Jetson", 'flavour="tensorrt"'),
     "rtx-without-driver": (
         replace(DESKTOP, driver=Driver(None), gpu=None),
         "builds engines here but cannot run them",
@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Facts, str, str]] = {
     "rtx-target": (
         replace(DESKTOP, gpu=Device("H100", "sm_90")),
         r"does not build for this GPU (sm_90), only for sm_86, sm_89",
-        "--flavour tensorrt",
+        'flavour="tensorrt"',
     ),
     "read-only": (
         replace(DESKTOP, places=(Place("weights", "/cache", 10**12, False),)),

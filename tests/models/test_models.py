@@ -78,7 +78,7 @@ def test_the_demo_is_no_published_model() -> None:
         (lambda: build_model("twins_svt-s_fpn", 0), "num_classes"),
         (lambda: build_model("twins_svt-s_fpn", 256), "num_classes"),
         (lambda: build_model("twins_svt-s_fpn", "19"), "num_classes"),
-        (lambda: build_model(None), "no model called None"),
+        (lambda: build_model(None), "no model is named"),
         (lambda: build_model("twins_svt-s_fpn", padding="zero"), "padding"),
         (lambda: twins_trt.build_model("segformer"), "no model called"),
     ],
