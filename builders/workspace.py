@@ -66,7 +66,7 @@ def workspace(folder: Path, key: str) -> Iterator[Path]:
         except BaseException:
             (folder / HOLDER).unlink(missing_ok=True)
             raise
-        for child in _ours(folder):
+        for child in filter(_is_ours, list(folder.iterdir())):
             _remove(child)
         with suppress(OSError):  # something of the user's is in it
             folder.rmdir()  # still locked: who waits for it finds that it has gone
@@ -92,7 +92,7 @@ def _take(folder: Path, lock: ExitStack) -> None:
 
 def _refuse_strangers(folder: Path) -> None:
     """A folder that merely has this name is left alone."""
-    strange = [child.name for child in folder.iterdir() if child not in _ours(folder)]
+    strange = [child.name for child in folder.iterdir() if not _is_ours(child)]
     if strange and not (folder / KEY).exists():
         raise BundleError(
             f"{folder} holds {strange[0]}, which no build made there", f"move it, or choose another {spelled('out')}"
@@ -107,7 +107,7 @@ def _drop(folder: Path, key: str) -> None:
     elif states := [name for name in STATE if (folder / name).exists()]:
         why = "is of a build with other ranges" if _key(folder) else f"does not say whose it is ({KEY} is damaged)"
         log.warning("%s %s: %s cannot be used, and is dropped", folder, why, ", ".join(states))
-    for child in _ours(folder):
+    for child in filter(_is_ours, list(folder.iterdir())):
         sound = child.is_dir() if child.name == REFERENCE else child.is_file()
         if child.name in kept and sound and not child.is_symlink():
             continue
@@ -116,9 +116,9 @@ def _drop(folder: Path, key: str) -> None:
         _remove(child)
 
 
-def _ours(folder: Path) -> list[Path]:
-    """What a build makes in its folder."""
-    return [child for child in folder.iterdir() if child.name in _OURS or _STAGED.fullmatch(child.name)]
+def _is_ours(child: Path) -> bool:
+    """Whether it is what a build makes in its folder."""
+    return child.name in _OURS or _STAGED.fullmatch(child.name) is not None
 
 
 def _remove(path: Path) -> None:

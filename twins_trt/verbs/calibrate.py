@@ -18,7 +18,7 @@ from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.zoo import get_spec, is_model
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress
+from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     DATA_KINDS,
@@ -30,7 +30,7 @@ from twins_trt.verbs.groups import (
     weights_flags,
 )
 from twins_trt.verbs.kinds import SWITCH, TEST_SCALE, WHOLE, Extent
-from twins_trt.verbs.meanings import check_new_file, export_options, fit_of, nothing_called, scale_of
+from twins_trt.verbs.meanings import check_new_file, export_options, fit_of, load_asked, nothing_called, scale_of
 
 if TYPE_CHECKING:
     from twins_trt.calib import CalibrationStep, Ranges
@@ -234,7 +234,7 @@ def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -
     from twins_trt.calib import CollectOptions, calibrate, save_ranges
 
     request, total = plan.request, len(plan.dataset)
-    say = progress or (lambda step, detail, share: None)
+    say = progress or silent
 
     def count(step: CalibrationStep) -> None:
         left = "" if step.eta is None else f", {step.eta:.0f} s left"
@@ -266,12 +266,12 @@ def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -
 def _graph(request: CalibrateRequest) -> Path | ModelGraph:
     """The graph's file; or the model's, whose weights are there."""
     from twins_trt.builders.weights import find_weights
-    from twins_trt.models.telling import tell_model
+    from twins_trt.models.telling import CHECKPOINTS, tell_model
 
     path = Path(request.what)
     if request.what and path.is_dir():
         raise UsageError(f"{path} is a folder", "name an FP32 graph: twins-trt export MODEL --precision fp32")
-    if path.is_file() and path.suffix not in (".pth", ".pt", ".safetensors"):
+    if path.is_file() and (path.suffix not in CHECKPOINTS or path.suffix == ".bin"):  # an ONNX file may be called so
         if request.checkpoint is not None or request.seeded or request.num_classes is not None:
             names = ", ".join(map(spelled, ("checkpoint", "seeded")))
             raise UsageError("a graph has its weights inside", f"leave {names} and {spelled('num_classes')} out")
@@ -293,15 +293,8 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
 def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
     """The model's FP32 graph, byte for byte what an INT8 build with the same options quantises."""
     from twins_trt.builders.export import export_graph
-    from twins_trt.builders.weights import load_weights
 
-    model, _ = load_weights(
-        graph.model,
-        checkpoint=graph.checkpoint,
-        seeded=request.seeded,
-        num_classes=request.num_classes,
-        padding=request.padding,
-    )
+    model, _ = load_asked(request, graph.model, graph.checkpoint)
     if request.seeded:
         log.warning("random weights: the ranges mean nothing")
     path = folder / "graph.onnx"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from twins_trt.errors import UsageError
 from twins_trt.models.zoo import is_model
 from twins_trt.runtime.codec import encode
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress
+from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     ENGINE_FLAG,
@@ -26,7 +26,16 @@ from twins_trt.verbs.groups import (
     weights_flags,
 )
 from twins_trt.verbs.kinds import TEST_SCALE
-from twins_trt.verbs.meanings import fit_of, labelled_images, mode_of, nothing_called, scale_of, torch_device
+from twins_trt.verbs.meanings import (
+    fit_of,
+    labelled_images,
+    load_asked,
+    mode_of,
+    nothing_called,
+    place_of,
+    scale_of,
+    torch_device,
+)
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset
@@ -176,7 +185,7 @@ def evaluate(
     opened = None if isinstance(what, (str, PathLike)) else what
     request = FLAGS.ask(
         more,
-        what=fspath(what) if isinstance(what, (str, PathLike)) else str(what.path),
+        what=place_of(what),
         data=data,
         split=split,
         limit=limit,
@@ -241,7 +250,7 @@ def score(plan: EvaluationPlan, *, progress: Progress | None = None) -> Evaluati
     """What the plan says. Raises as `evaluate` does."""
     from twins_trt.evaluation import Walk
 
-    say = progress or (lambda step, detail, share: None)
+    say = progress or silent
 
     def count(done: int, total: int, miou: float) -> None:
         say("eval", f"{done} of {total} images, mIoU {miou:.2f}", done / total)
@@ -294,7 +303,6 @@ def _bundle(request: EvaluateRequest, bundle: Bundle | None) -> Bundle:
 def _score_model(plan: EvaluationPlan, source: ModelSource, walk: Walk, say: Progress) -> Evaluation:
     import torch
 
-    from twins_trt.builders.weights import load_weights
     from twins_trt.evaluation import evaluate_model
 
     request = plan.request
@@ -302,13 +310,7 @@ def _score_model(plan: EvaluationPlan, source: ModelSource, walk: Walk, say: Pro
     if request.threads is not None:
         torch.set_num_threads(max(1, request.threads))
     say("load", "seeded" if source.weights is None else str(source.weights), None)
-    model, facts = load_weights(
-        source.name,
-        checkpoint=source.checkpoint,
-        seeded=request.seeded,
-        num_classes=request.num_classes,
-        padding=request.padding,
-    )
+    model, facts = load_asked(request, source.name, source.checkpoint)
     assert isinstance(plan.mode, str)  # the plan saw to it
     scale = scale_of(request.data, request.test_scale)
     result = evaluate_model(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from twins_trt.builders.export.options import ExportOptions, Range
 from twins_trt.errors import ExportError
 from twins_trt.models.zoo import get_spec
-from twins_trt.verbs import Progress
+from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import WEIGHTS_GROUP, graph_flags, weights_flags
 from twins_trt.verbs.kinds import SWITCH
-from twins_trt.verbs.meanings import check_new_file, export_options
+from twins_trt.verbs.meanings import check_new_file, export_options, load_asked
 
 if TYPE_CHECKING:
     from twins_trt.builders.export import GraphInfo
@@ -117,17 +117,10 @@ def export(plan: ExportPlan, *, progress: Progress | None = None) -> tuple[Graph
     onnx.
     """
     from twins_trt.builders.export import export_graph
-    from twins_trt.builders.weights import load_weights
 
     request = plan.request
-    say = progress or (lambda step, detail, share: None)
+    say = progress or silent
     say("[1/2] weights", "seeded" if plan.weights is None else str(plan.weights), None)
-    model, facts = load_weights(
-        plan.model,
-        checkpoint=plan.checkpoint,
-        seeded=request.seeded,
-        num_classes=request.num_classes,
-        padding=request.padding,
-    )
+    model, facts = load_asked(request, plan.model, plan.checkpoint)
     say("[2/2] graph", request.out, None)
     return export_graph(model, plan.out, plan.options), facts.source

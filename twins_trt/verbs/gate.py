@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
-from twins_trt.verbs import Progress
+from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import ENGINE_FLAG, THREADS_FLAG, WEIGHTS_GROUP, checkpoint_flags, data_flags
 from twins_trt.verbs.kinds import NUMBER, WHOLE
-from twins_trt.verbs.meanings import labelled_images
+from twins_trt.verbs.meanings import labelled_images, place_of
 
 if TYPE_CHECKING:
     from twins_trt.builders.gate import GateResult, Thresholds
@@ -123,7 +123,7 @@ def gate(
     opened = None if isinstance(bundle, (str, PathLike)) else bundle
     request = FLAGS.ask(
         more,
-        bundle=fspath(bundle) if isinstance(bundle, (str, PathLike)) else str(bundle.path),
+        bundle=place_of(bundle),
         data=data,
         checkpoint=checkpoint,
         seeded=seeded,
@@ -171,7 +171,7 @@ def judge(plan: GatePlan, *, record: bool = True, progress: Progress | None = No
     from twins_trt.runtime import EngineSettings
 
     request, bundle = plan.request, plan.bundle
-    say = progress or (lambda step, detail, share: None)
+    say = progress or silent
     say("load", "the reference", None)
     model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
     gallery = gates.Gallery(Path(request.pictures), bundle.manifest.palette) if request.pictures else None

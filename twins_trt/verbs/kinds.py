@@ -150,17 +150,6 @@ def _by_x(value: Any) -> str:
     return value if isinstance(value, str) else "x".join(map(_show_extent, value))
 
 
-def one_of(*words: str) -> Kind:
-    """A word out of a few. Raises UsageError with them for another."""
-
-    def take(value: Any) -> str:
-        if value not in words:
-            raise UsageError(f"there is no {value!r}", f"use one of {', '.join(words)}")
-        return str(value)
-
-    return Kind(take)
-
-
 TEXT = Kind(_text)
 WHOLE = Kind(_whole, read=int)
 NUMBER = Kind(_number, lambda value: repr(value).removesuffix(".0"), read=float)

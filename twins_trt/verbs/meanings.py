@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,8 +14,11 @@ from twins_trt.models.zoo import list_models
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
+    from twins_trt.builders.weights import ModelFacts
     from twins_trt.data import Dataset
     from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.models.segmentor import Segmentor
+    from twins_trt.runtime import Bundle
     from twins_trt.runtime.fitting import FitMode
 
 
@@ -58,6 +62,34 @@ def fit_of(fit: str) -> FitMode:
     if fit == "letterbox":
         return "letterbox"
     raise UsageError(f"there is no fit {fit!r}", "use stretch or letterbox")
+
+
+def place_of(bundle: str | PathLike[str] | Bundle) -> str:
+    """The folder of a bundle that may be open already."""
+    return fspath(bundle) if isinstance(bundle, (str, PathLike)) else str(bundle.path)
+
+
+class AsksForWeights(Protocol):
+    """A request with the fields of `weights_flags`, its checkpoint aside, which may have stood in the model's place."""
+
+    @property
+    def seeded(self) -> bool: ...
+    @property
+    def num_classes(self) -> int | None: ...
+    @property
+    def padding(self) -> str: ...
+
+
+def load_asked(asked: AsksForWeights, model: str, checkpoint: str | None) -> tuple[Segmentor, ModelFacts]:
+    """The model that a request asks for, with its weights. model, checkpoint: as `tell_model` gives them.
+
+    Raises as `load_weights` does.
+    """
+    from twins_trt.builders.weights import load_weights
+
+    return load_weights(
+        model, checkpoint=checkpoint, seeded=asked.seeded, num_classes=asked.num_classes, padding=asked.padding
+    )
 
 
 class AsksForGraph(Protocol):

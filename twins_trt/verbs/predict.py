@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twins_trt.errors import ImageError, TwinsError, UsageError
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress
+from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import ENGINE_FLAG, MODES_GROUP, THREADS_FLAG, mode_flags
 from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
@@ -149,7 +149,7 @@ def predict(plan: PredictPlan, *, progress: Progress | None = None) -> Iterator[
     from twins_trt.runtime import EngineSettings, Segmenter
 
     request = plan.request
-    say = progress or (lambda step, detail, share: None)
+    say = progress or silent
     settings = EngineSettings(threads=request.threads)
     say("load", str(plan.bundle.path), None)
     with Segmenter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from twins_trt.verbs import Progress
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import THREADS_FLAG, WEIGHTS_GROUP, weights_flags
 from twins_trt.verbs.kinds import COUNTS, FIXED_SIZE, NAMES, NUMBER, SWITCH, WHOLE
-from twins_trt.verbs.meanings import torch_device
+from twins_trt.verbs.meanings import place_of, torch_device
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -165,7 +165,7 @@ def profile(
     for weights that do not fit the model, `EngineError` where an engine refuses a candidate, `ProfileError` where power
     cannot be read or results cannot be written, `MissingDependencyError` where no engine can run here.
     """
-    paths = [fspath(each) if isinstance(each, (str, PathLike)) else str(each.path) for each in bundles]
+    paths = list(map(place_of, bundles))
     request = FLAGS.ask(
         more,
         bundles=paths or None,
