@@ -34,18 +34,18 @@ TOLERANCE = 1e-4  # of the largest logit; float32 rounding gives about 1e-6
 def variants(name: str) -> dict[str, dict[str, Any]]:
     """Label -> export options: what `twins-trt build --target cpu` writes, then what else it could have written."""
     chosen: dict[str, dict[str, Any]] = {
-        "default, mask": {"forms": "cpu"},
-        "default, logits": {"forms": "cpu", "outputs": ("logits",)},
+        "default, mask": {"target": "cpu"},
+        "default, logits": {"target": "cpu", "outputs": ("logits",)},
     }
     if name.endswith("upernet"):
         for levels in range(3):  # the default is 3
-            chosen[f"{levels} levels, logits"] = {"forms": "cpu", "upernet_levels": levels, "outputs": ("logits",)}
-    chosen["GPU forms, logits"] = {"forms": "gpu", "outputs": ("logits",)}
+            chosen[f"{levels} levels, logits"] = {"target": "cpu", "upernet_levels": levels, "outputs": ("logits",)}
+    chosen["GPU target, logits"] = {"target": "gpu", "outputs": ("logits",)}
     return chosen
 
 
 def inputs(seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A picture, uint8 [1, H, W, 3], and the same as mmsegmentation's graph wants it, normalised [1, 3, H, W].
+    """A picture, uint8 [1, H, W, 3], and the same as mmsegmentation's graph wants it, normalized [1, 3, H, W].
 
     Blocks of colour with noise, because calibration refuses noise alone.
     """
@@ -126,7 +126,7 @@ def print_profiles(name: str, python: str, folder: Path, *, baselines: Path, thr
 
     image, planes = inputs()
     ours = folder / "ours.onnx"
-    export_graph(seeded_model(name), ours, ExportOptions(height=SIZE[0], width=SIZE[1], forms="cpu"))
+    export_graph(seeded_model(name), ours, ExportOptions(height=SIZE[0], width=SIZE[1], target="cpu"))
     theirs = export_baseline(python, name, baselines, size=SIZE)
     for label, path, feed in (("mmseg", theirs, planes), ("twins-trt", ours, image)):
         times = profile(path, feed, threads=threads)
@@ -137,11 +137,11 @@ def print_profiles(name: str, python: str, folder: Path, *, baselines: Path, thr
 
 def profile(path: Path, feed: NDArray[Any], *, threads: int) -> dict[str, float]:
     """Milliseconds per run of each operator type, largest first."""
-    from twins_trt.runtime import EngineSettings
+    from twins_trt.runtime import RuntimeOptions
     from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
     total: dict[str, float] = defaultdict(float)
-    for layer in OnnxRuntimeEngine(path, settings=EngineSettings(threads=threads)).profile_layers(feed, runs=3):
+    for layer in OnnxRuntimeEngine(path, options=RuntimeOptions(threads=threads)).profile_layers(feed, runs=3):
         total[layer.operator] += layer.milliseconds
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 

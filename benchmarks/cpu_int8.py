@@ -3,8 +3,8 @@
     python -m benchmarks.cpu_int8 --mmseg-python PATH [--rounds 7] [--threads 2] [--baselines DIR]
 
 writes results/cpu_int8.json. Every row computes the logits of SVT-S FPN at 512x512 from seeded weights: their accuracy
-says nothing, so ranges come from a few blocks of colour, the same for both quantised graphs. mmsegmentation's export is
-quantised by ONNX Runtime's own tool (`quantize_static`, QDQ, uint8 activations, int8 weights with a scale for each
+says nothing, so ranges come from a few blocks of colour, the same for both quantized graphs. mmsegmentation's export is
+quantized by ONNX Runtime's own tool (`quantize_static`, QDQ, uint8 activations, int8 weights with a scale for each
 output channel), and that is what OpenVINO reads, too.
 """
 
@@ -39,23 +39,23 @@ LARGEST_INT8_ERROR = 0.7  # root mean square, of the logits' spread: beyond, a g
 def write_ours(folder: Path) -> dict[str, Path]:
     """Our float32 graph, and the same in INT8 with a float32 rest."""
     from twins_trt.builders.export import ExportOptions, export_graph
-    from twins_trt.builders.plan import uniform_plan
+    from twins_trt.builders.plan.precision_plan import uniform_plan
     from twins_trt.builders.quantize import QuantizedGraphs
-    from twins_trt.calib import CalibrationSettings, calibrate
+    from twins_trt.calib import CalibrationOptions, calibrate
 
     model = seeded_model(MODEL)
-    options = ExportOptions(*SIZE, forms="cpu", opset=20, outputs=("logits",))
+    options = ExportOptions(*SIZE, target="cpu", opset=20, outputs=("logits",))
     paths = {"FP32": folder / "ours.onnx", "INT8": folder / "ours.int8.onnx"}
     export_graph(model, paths["FP32"], options)
-    export_graph(model, folder / "calibrated.onnx", options, to_quantise=True)
-    settings = CalibrationSettings(observers=("minmax",), minimum=PICTURES)
-    ranges = calibrate(folder / "calibrated.onnx", [inputs(seed)[0][0] for seed in range(PICTURES)], settings=settings)
-    graphs = QuantizedGraphs(model, options, ranges, rest="fp32")
+    export_graph(model, folder / "calibrated.onnx", options, to_quantize=True)
+    settings = CalibrationOptions(observers=("minmax",), minimum=PICTURES)
+    ranges = calibrate(folder / "calibrated.onnx", [inputs(seed)[0][0] for seed in range(PICTURES)], options=settings)
+    graphs = QuantizedGraphs(model, options, ranges, float_precision="fp32")
     graphs.write(uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL), paths["INT8"])
     return paths
 
 
-def quantise_baseline(float32: Path, folder: Path) -> Path:
+def quantize_baseline(float32: Path, folder: Path) -> Path:
     """mmsegmentation's export in INT8, as ONNX Runtime's tool makes it."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -109,22 +109,22 @@ def eager(python: str, folder: Path, *, threads: int) -> Iterator[Run]:
 
 def measure(python: str, folder: Path, *, baselines: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
     """Rows of results: milliseconds, how many times as fast as our float32 graph, seconds to open."""
-    from twins_trt.runtime import EngineSettings
+    from twins_trt.runtime import RuntimeOptions
     from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
     from twins_trt.runtime.engines.openvino import OpenVinoEngine
 
     theirs = export_baseline(python, MODEL, baselines, size=SIZE)
-    graphs = {("mmseg", "FP32"): theirs, ("mmseg", "INT8"): quantise_baseline(theirs, folder)}
+    graphs = {("mmseg", "FP32"): theirs, ("mmseg", "INT8"): quantize_baseline(theirs, folder)}
     graphs |= {("ours", precision): path for precision, path in write_ours(folder).items()}
     feeds: dict[str, NDArray[Any]] = dict(zip(("ours", "mmseg"), inputs(), strict=True))
-    settings = EngineSettings(threads=threads)
+    settings = RuntimeOptions(threads=threads)
     runs: dict[str, Run] = {}
     rows: dict[str, dict[str, Any]] = {}
     wanted = None
     for kind in (OnnxRuntimeEngine, OpenVinoEngine):
         for (whose, precision), path in graphs.items():
             start = time.perf_counter()
-            engine = kind(path, settings=settings)
+            engine = kind(path, options=settings)
             opened = time.perf_counter() - start
             label = f"{whose} {precision}, {kind.name}"
             logits = engine(feeds[whose])["logits"]

@@ -26,11 +26,11 @@ def build_int8(
     name: str, level: str, *, size: tuple[int, int] = SIZE, targets: tuple[str, ...] = TARGETS
 ) -> dict[str, Any]:
     """One row: a uniform plan of `level`, uint8 image in, uint8 mask out, batch 1."""
-    from twins_trt.builders.audit import audit_layers
     from twins_trt.builders.engine import EngineOptions, build_engine
+    from twins_trt.builders.engine.audit import audit_layers
     from twins_trt.builders.export import ExportOptions
     from twins_trt.builders.export.export import build_graph, write_graph
-    from twins_trt.builders.plan import uniform_plan
+    from twins_trt.builders.plan.precision_plan import uniform_plan
     from twins_trt.builders.quantize import check_int8, quantize
 
     graph, info = build_graph(seeded_model(name), ExportOptions(*size, opset=20))
@@ -51,7 +51,7 @@ def build_int8(
         "expected_attentions": info.attentions,
         "unfused_attentions": list(audit.unfused_attentions),
         "bytes_moved": audit.bytes_moved,
-        "plan_bytes": len(built.plan),
+        "plan_bytes": len(built.serialized),
         "compiler": f"{built.flavour} {built.version}",
     }
 

@@ -41,7 +41,7 @@ def build_ours(name: str, targets: tuple[str, ...] = TARGETS) -> dict[str, Any]:
 
 
 def build_mmseg(name: str, graph: Path, opset: int, targets: tuple[str, ...] = TARGETS) -> dict[str, Any]:
-    """One row for mmsegmentation's plain FP16 export: normalised float image in, logits out."""
+    """One row for mmsegmentation's plain FP16 export: normalized float image in, logits out."""
     from twins_trt.models import get_spec
 
     row = build_row(graph, targets, expected=get_spec(name).attentions)
@@ -50,8 +50,8 @@ def build_mmseg(name: str, graph: Path, opset: int, targets: tuple[str, ...] = T
 
 def build_row(graph: Path, targets: tuple[str, ...], *, expected: int) -> dict[str, Any]:
     """Builds a graph and counts."""
-    from twins_trt.builders.audit import audit_layers
     from twins_trt.builders.engine import EngineOptions, build_engine
+    from twins_trt.builders.engine.audit import audit_layers
 
     built = build_engine(graph, EngineOptions(targets=targets))
     audit = audit_layers(built.layers, expected_attentions=expected)
@@ -66,7 +66,7 @@ def build_row(graph: Path, targets: tuple[str, ...], *, expected: int) -> dict[s
         "float32_kernels": len(audit.float32),
         "by_type": audit.by_type,
         "build_seconds": round(built.seconds, 1),
-        "plan_bytes": len(built.plan),
+        "plan_bytes": len(built.serialized),
         "peak_host_mib": None if built.peak_host_mib is None else round(built.peak_host_mib),
         "compiler": f"{built.flavour} {built.version}",
     }

@@ -24,22 +24,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write_results
-from twins_trt.builders.assembly import manifest
-from twins_trt.builders.audit import audit_layers
-from twins_trt.builders.calibration import collect_ranges, pixels, refine
-from twins_trt.builders.engine import EngineOptions, build_apart
+from twins_trt.builders.bundle.judge import Judge
+from twins_trt.builders.bundle.manifest import manifest
+from twins_trt.builders.bundle.resolve import resolve
+from twins_trt.builders.engine import EngineOptions, build_in_thread
+from twins_trt.builders.engine.audit import audit_layers
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
 from twins_trt.builders.gate import GateResult
-from twins_trt.builders.job import Int8Job
-from twins_trt.builders.judging import Judge
-from twins_trt.builders.plan import Plan, uniform_plan
+from twins_trt.builders.plan.precision_plan import PrecisionPlan, uniform_plan
 from twins_trt.builders.quantize import QuantizedGraphs, check_int8, sites_of
-from twins_trt.builders.resolve import resolve
-from twins_trt.builders.weights import load_weights
+from twins_trt.builders.quantize.calibration import collect_ranges, pixels, refine
+from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.calib import OBSERVERS, Ranges, load_ranges, save_ranges
 from twins_trt.data import open_dataset
-from twins_trt.runtime.engines import EngineSettings
+from twins_trt.models.weights import load_weights
+from twins_trt.runtime.engines import RuntimeOptions
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.verbs.build import SEARCH, BuildRequest
 from twins_trt.verbs.gate import MAX_DROP
@@ -52,12 +52,12 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Rung:
-    """One row. plan: None for a graph that is not quantised, of `precision`. as_built: FP16 as it ships. engine:
+    """One row. plan: None for a graph that is not quantized, of `precision`. as_built: FP16 as it ships. engine:
     whether one is built. cpu: the graph for the CPU, which is timed."""
 
     name: str
     precision: str
-    plan: Plan | None = None
+    plan: PrecisionPlan | None = None
     as_built: bool = True
     engine: bool = False
     cpu: bool = False
@@ -86,32 +86,36 @@ class Ladder:
         )
         self.job = job = resolve(asked)
         assert job.int8 is not None and job.gate is not None  # as asked
-        self.exports: dict[str, ExportOptions] = {forms: replace(job.graph, forms=forms) for forms in ("gpu", "cpu")}
-        self.int8: Int8Job = job.int8
+        self.exports: dict[str, ExportOptions] = {
+            target: replace(job.graph, target=target) for target in ("gpu", "cpu")
+        }
+        self.int8: Int8Options = job.int8
         self.judge = Judge(self.model, job.gate, threads=arguments.threads, folder=work)
-        self._quantisers: dict[str, QuantizedGraphs] = {}
+        self._quantizers: dict[str, QuantizedGraphs] = {}
         self.searched: float | None = None  # SmoothQuant's strength, once `rungs` has searched it
 
-    def quantiser(self, forms: str) -> QuantizedGraphs:
-        """Of the graph in these forms, calibrated when it is first asked for."""
-        if forms not in self._quantisers:
-            ranges = self._ranges(forms)
-            rest = "fp16" if forms == "gpu" else "fp32"
-            self._quantisers[forms] = QuantizedGraphs(self.model, self.exports[forms], ranges, rest=rest)
-        return self._quantisers[forms]
+    def quantizer(self, target: str) -> QuantizedGraphs:
+        """Of the graph for this target, calibrated when it is first asked for."""
+        if target not in self._quantizers:
+            ranges = self._ranges(target)
+            float_precision = "fp16" if target == "gpu" else "fp32"
+            self._quantizers[target] = QuantizedGraphs(
+                self.model, self.exports[target], ranges, float_precision=float_precision
+            )
+        return self._quantizers[target]
 
-    def _ranges(self, forms: str) -> Ranges:
-        graph = self.work / f"{forms}.onnx"
-        export_graph(self.model, graph, self.exports[forms], to_quantise=True)
-        file = self.work / f"{forms}.calibration.json"
+    def _ranges(self, target: str) -> Ranges:
+        graph = self.work / f"{target}.onnx"
+        export_graph(self.model, graph, self.exports[target], to_quantize=True)
+        file = self.work / f"{target}.calibration.json"
         if not file.is_file():
-            state = self.work / f"{forms}.calibration.partial"
+            state = self.work / f"{target}.calibration.partial"
             save_ranges(collect_ranges(self.int8, graph, state=state, threads=self.arguments.threads, report=say), file)
         return load_ranges(file, graph=graph)
 
     def rungs(self) -> list[Rung]:
         """All rows, in the table's order."""
-        graphs = self.quantiser("gpu")
+        graphs = self.quantizer("gpu")
         plans = {level: uniform_plan(graphs.sites, level, model=self.arguments.model) for level in LEVELS}
         full = plans[FULL]
         searched = kept(
@@ -138,9 +142,9 @@ class Ladder:
     def climb(self, rung: Rung) -> dict[str, Any]:
         """The row of one rung."""
         graph = self.work / "graph.onnx"
-        forms = "cpu" if rung.cpu else "gpu"
-        info, _ = self._write(rung, self.quantiser(forms), graph)
-        written = replace(self.exports[forms], precision="fp32" if rung.plan else rung.precision)
+        target = "cpu" if rung.cpu else "gpu"
+        info, _ = self._write(rung, self.quantizer(target), graph)
+        written = replace(self.exports[target], precision="fp32" if rung.plan else rung.precision)
         job = replace(self.job, graph=written, int8=self.int8 if rung.plan else None)
         unjudged = manifest(job, graph, info, self.facts, {})
         self.judge.thresholds = replace(self.judge.thresholds, max_drop=MAX_DROP[job.precision])
@@ -166,11 +170,11 @@ class Ladder:
     def _engine(self, rung: Rung) -> dict[str, Any]:
         """Of the graph that ships: kernels, fused attentions, size; and the places that are not INT8 as planned."""
         graph = self.work / "engine.onnx"
-        info, done = self._write(replace(rung, as_built=True), self.quantiser("gpu"), graph)
-        built = build_apart(graph, EngineOptions(targets=TARGETS), lambda *_: None)
+        info, done = self._write(replace(rung, as_built=True), self.quantizer("gpu"), graph)
+        built = build_in_thread(graph, EngineOptions(targets=TARGETS), lambda *_: None)
         audit = audit_layers(built.layers, expected_attentions=info.attentions)
         return {
-            "engine_bytes": len(built.plan),
+            "engine_bytes": len(built.serialized),
             "kernels": audit.kernels,
             "attentions": audit.attentions,
             "expected_attentions": audit.expected_attentions,
@@ -194,9 +198,9 @@ class Ladder:
     def time_cpu(self) -> dict[str, float]:
         """Median milliseconds of an image by precision, both graphs for the CPU taking turns."""
         image = next(iter(open_dataset(self.arguments.data, split="val"))).image[None]
-        settings = EngineSettings(threads=self.arguments.threads)
+        settings = RuntimeOptions(threads=self.arguments.threads)
         files = {name: self.work / f"{name}.cpu.onnx" for name in ("fp32", "int8")}
-        engines = {name: OnnxRuntimeEngine(file, settings=settings) for name, file in files.items()}
+        engines = {name: OnnxRuntimeEngine(file, options=settings) for name, file in files.items()}
         taken: dict[str, list[float]] = {name: [] for name in engines}
         for turn in range(ROUNDS + 1):
             for name, engine in engines.items():
@@ -239,7 +243,7 @@ def main() -> int:
         ladder = Ladder(arguments, work)
         rows: list[dict[str, Any]] = []
         for rung in ladder.rungs():
-            key = f"{rung} {ladder.quantiser('cpu' if rung.cpu else 'gpu').ranges.key} {arguments.limit}"
+            key = f"{rung} {ladder.quantizer('cpu' if rung.cpu else 'gpu').ranges.key} {arguments.limit}"
             rows.append(kept(work, key, partial(ladder.climb, rung)))
             print({name: value for name, value in rows[-1].items() if name != "not_int8"}, flush=True)
         timed = kept(work, f"time {[row['name'] for row in rows]}", ladder.time_cpu) if arguments.time else {}

@@ -17,7 +17,7 @@ from mmseg_export import Logits, build_mmseg
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("model", help="for example twins_svt-s_fpn")
-    parser.add_argument("image", type=Path, help=".npy file, float32 [1, 3, H, W], normalised")
+    parser.add_argument("image", type=Path, help=".npy file, float32 [1, 3, H, W], normalized")
     parser.add_argument("--num-classes", type=int, default=150)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@ Runs in a virtual environment of its own, because mmsegmentation pins old compan
     pip install torch mmsegmentation==1.2.2 mmcv-lite==2.1.0 mmengine timm ftfy regex onnx onnxscript
     python benchmarks/mmseg_export.py twins_svt-s_fpn --size 512x512 --out baseline
 
-writes `baseline/twins_svt-s_fpn.onnx` (float32) and `baseline/twins_svt-s_fpn.fp16.onnx`. Input `image`: normalised
+writes `baseline/twins_svt-s_fpn.onnx` (float32) and `baseline/twins_svt-s_fpn.fp16.onnx`. Input `image`: normalized
 RGB [1, 3, H, W]; output `logits` [1, classes, H/4, W/4].
 
 The exporter matters. torch's dynamo exporter is the default, since the TorchScript one refuses UPerNet's adaptive pools
@@ -65,7 +65,7 @@ def allow_cpu_only_install() -> None:
 
 
 def build_mmseg(name: str, num_classes: int) -> torch.nn.Module:
-    """mmsegmentation's segmentor for one of our model names, randomly initialised (seed 0), in eval mode."""
+    """mmsegmentation's segmentor for one of our model names, randomly initialized (seed 0), in eval mode."""
     allow_cpu_only_install()
     import mmseg
     from mmengine import Config

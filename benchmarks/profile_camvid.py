@@ -34,8 +34,8 @@ ROUNDS, CALLS = 12, 4  # of the Segmenter and the bare session in turn, as a pro
 
 def build(arguments: argparse.Namespace) -> None:
     """Bundles of all precisions and mmsegmentation's export, unless they are there."""
-    from twins_trt.builders.weights import load_weights
     from twins_trt.cli import main as twins
+    from twins_trt.models.weights import load_weights
 
     size = "x".join(map(str, SIZE))
     for precision in PRECISIONS:
@@ -52,7 +52,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 
 def candidates(arguments: argparse.Namespace) -> list[Any]:
-    from twins_trt.builders.weights import load_weights
+    from twins_trt.models.weights import load_weights
     from twins_trt.profiling.candidates import bundle_candidate, onnx_candidate, torch_candidate
 
     def load() -> Any:
@@ -66,11 +66,11 @@ def candidates(arguments: argparse.Namespace) -> list[Any]:
 
 def check(found: Sequence[Any], picture: Path, *, threads: int) -> list[dict[str, Any]]:
     """Rows with each candidate's agreement with PyTorch's mask. Raises SystemExit where one is too low."""
-    from twins_trt.runtime import EngineSettings
+    from twins_trt.runtime import RuntimeOptions
 
     rows, reference = [], None
     for candidate in found:
-        segmenter, _ = candidate.open(EngineSettings(threads=threads))
+        segmenter, _ = candidate.open(RuntimeOptions(threads=threads))
         with segmenter:
             mask = segmenter(picture).mask
         reference = mask if candidate.label == EAGER else reference
@@ -86,14 +86,14 @@ def overhead(bundle: Path, *, threads: int) -> dict[str, Any]:
     import onnxruntime
 
     from twins_trt.profiling.statistics import ratio_of_medians
-    from twins_trt.runtime import EngineSettings, Segmenter
+    from twins_trt.runtime import RuntimeOptions, Segmenter
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(bundle / "graph.onnx"), options, providers=["CPUExecutionProvider"])
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     batch = image[None]
-    with Segmenter(bundle, "onnxruntime", settings=EngineSettings(threads=threads)) as segmenter:
+    with Segmenter(bundle, "onnxruntime", options=RuntimeOptions(threads=threads)) as segmenter:
         calls = {"bare": lambda: session.run(None, {"image": batch}), "whole": lambda: segmenter(image)}
         times: dict[str, list[list[float]]] = {"bare": [], "whole": []}
         for number in range(ROUNDS):

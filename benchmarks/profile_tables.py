@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.markdown import how, table
 from benchmarks.results import RESULTS, read_results
+from twins_trt.codec import encode
 from twins_trt.profiling import tables
 from twins_trt.profiling.results import Profile, read_profile
-from twins_trt.runtime.codec import encode
 
 
 def profile_camvid() -> str:

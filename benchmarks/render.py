@@ -151,7 +151,7 @@ def kernels() -> str:
         )
     head = ("model", "kernels", "mmseg", "attentions fused", "mmseg", "copies", "mmseg", "MB moved", "mmseg")
     note = (
-        "Ours take a uint8 image and give a uint8 mask at full size; mmsegmentation's export takes normalised floats "
+        "Ours take a uint8 image and give a uint8 mask at full size; mmsegmentation's export takes normalized floats "
         "and stops at quarter-size logits, so it has less to do. Its better opset of "
         f"{' and '.join(map(str, _opsets(results)))} is shown."
     )

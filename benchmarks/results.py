@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from twins_trt.codec import encode
 from twins_trt.profiling import machine
-from twins_trt.runtime.codec import encode
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,1 +1,1 @@
-"""From checkpoint to bundle: export, precision plan, quantisation, engines, audit and gate. Nothing heavy is loaded."""
+"""From checkpoint to bundle: export, precision plan, quantization, engines, audit and gate. Nothing heavy is loaded."""

@@ -15,20 +15,19 @@ from twins_trt.lazy import lazy_names
 
 if TYPE_CHECKING:
     from twins_trt.calib.calibrator import DeviceMemory, tensorrt_calibrator
-    from twins_trt.calib.collecting import CalibrationStep, CollectOptions, calibrate, collect
+    from twins_trt.calib.collecting import CollectRun, calibrate, collect
     from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
     from twins_trt.calib.images import data_key
     from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
-    from twins_trt.calib.settings import OBSERVERS, CalibrationSettings
+    from twins_trt.calib.settings import OBSERVERS, CalibrationOptions
     from twins_trt.calib.tensorrt_cache import CalibrationCache, cache_of
     from twins_trt.calib.tensors import observed_tensors
 
 __all__ = [
     "OBSERVERS",
     "CalibrationCache",
-    "CalibrationSettings",
-    "CalibrationStep",
-    "CollectOptions",
+    "CalibrationOptions",
+    "CollectRun",
     "Collection",
     "DeviceMemory",
     "Ranges",
@@ -50,11 +49,11 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "twins_trt.calib.calibrator": ["DeviceMemory", "tensorrt_calibrator"],
-        "twins_trt.calib.collecting": ["CalibrationStep", "CollectOptions", "calibrate", "collect"],
+        "twins_trt.calib.collecting": ["CollectRun", "calibrate", "collect"],
         "twins_trt.calib.collection": ["Collection", "load_collection", "merge", "save_collection"],
         "twins_trt.calib.images": ["data_key"],
         "twins_trt.calib.ranges": ["Ranges", "TensorRange", "load_ranges", "save_ranges"],
-        "twins_trt.calib.settings": ["OBSERVERS", "CalibrationSettings"],
+        "twins_trt.calib.settings": ["OBSERVERS", "CalibrationOptions"],
         "twins_trt.calib.tensorrt_cache": ["CalibrationCache", "cache_of"],
         "twins_trt.calib.tensors": ["observed_tensors"],
     },

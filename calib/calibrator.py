@@ -1,6 +1,6 @@
 """TensorRT's own INT8 calibrators (8.6 to 10.x) over the stream of images that `calibrate` takes.
 
-They are what TensorRT calls implicit quantisation: deprecated in 10.1, removed in 11. Whatever is built with explicit
+They are what TensorRT calls implicit quantization: deprecated in 10.1, removed in 11. Whatever is built with explicit
 Q/DQ needs none of this.
 """
 
@@ -26,7 +26,7 @@ from twins_trt.calib.images import (
     unbatched,
 )
 from twins_trt.calib.ranges import write_atomically
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.calib.tensorrt_cache import ALGORITHMS, CalibrationCache, version_number
 from twins_trt.calib.tensors import input_ports, read_graph
 from twins_trt.errors import BuildError, DataError, TwinsError, UsageError, missing
@@ -66,7 +66,7 @@ def tensorrt_calibrator(
     memory: DeviceMemory,
     algorithm: str = "entropy",
     cache: str | Path | None = None,
-    settings: CalibrationSettings | None = None,
+    settings: CalibrationOptions | None = None,
     module: ModuleType | None = None,
 ) -> Calibrator:
     """A calibrator of TensorRT's own class for an FP32 graph, fed with what a `Segmenter` would feed.
@@ -89,10 +89,10 @@ def tensorrt_calibrator(
     if base is None:
         name = "TensorRT-RTX" if "rtx" in module.__name__ else "TensorRT"
         raise BuildError(
-            f"{name} {module.__version__} has no INT8 calibrators: it quantises what the graph says, and nothing else",
+            f"{name} {module.__version__} has no INT8 calibrators: it quantizes what the graph says, and nothing else",
             "put the ranges of twins-trt calibrate into the graph as Q/DQ: twins-trt build --precision int8",
         )
-    settings = settings or CalibrationSettings()
+    settings = settings or CalibrationOptions()
     model = read_graph(graph)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     fitter = Fitter(input_ports(model), metadata, fit=settings.fit, preprocessing=settings.preprocessing)

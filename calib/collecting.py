@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from twins_trt.calib.collection import Collection, load_collection, save_collect
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.images import Fitter, UInt8Array, digest, is_noise, refuse_blank, refuse_noise, unbatched
 from twins_trt.calib.ranges import Ranges
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.calib.tensors import (
     channelled_tensors,
     graph_sha256,
@@ -31,6 +31,7 @@ from twins_trt.calib.tensors import (
     with_shapes,
 )
 from twins_trt.errors import DataError, EngineError, MissingDependencyError, UsageError, missing
+from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -44,21 +45,7 @@ _SAVE_SECONDS = 20.0  # or so much time, if images are slow
 
 
 @dataclass(frozen=True)
-class CalibrationStep:
-    """Where a calibration is. done: images counted, those of an earlier run included. total: None where the stream does
-    not tell. seconds: of this run. eta: seconds left; None without a total, and before the first image."""
-
-    done: int
-    total: int | None
-    seconds: float
-    eta: float | None
-
-
-Progress = Callable[[CalibrationStep], None]
-
-
-@dataclass(frozen=True)
-class CollectOptions:
+class CollectRun:
     """How a collection runs; nothing here changes what is collected.
 
     state: a file that holds the work so far, written every few images; with it a run that was killed goes on where it
@@ -71,7 +58,7 @@ class CollectOptions:
     """
 
     state: str | Path | None = None
-    progress: Progress | None = None
+    progress: Progress = silent
     total: int | None = None
     names: Sequence[str] | None = None
     device: str = "auto"
@@ -89,38 +76,38 @@ def calibrate(
     graph: str | Path,
     images: Iterable[UInt8Array],
     *,
-    settings: CalibrationSettings | None = None,
-    options: CollectOptions | None = None,
+    options: CalibrationOptions | None = None,
+    run: CollectRun | None = None,
 ) -> Ranges:
     """The ranges of a graph's activations over a stream of images: `collect`, then what every observer chooses.
 
     The arguments are those of `collect`. Raises as it does, and DataError for an empty or too small set.
     """
-    return collect(graph, images, settings=settings, options=options).ranges()
+    return collect(graph, images, options=options, run=run).ranges()
 
 
 def collect(
     graph: str | Path,
     images: Iterable[UInt8Array],
     *,
-    settings: CalibrationSettings | None = None,
-    options: CollectOptions | None = None,
+    options: CalibrationOptions | None = None,
+    run: CollectRun | None = None,
 ) -> Collection:
     """Counts the activations of an FP32 graph over images, one batch at a time.
 
     graph: an ONNX file. images: any iterable of uint8 [H, W, 3] RGB or batches uint8 [N, H, W, 3], of any sizes; each
-    is fitted to the graph as `Segmenter` does it. settings: what is collected and how ranges are chosen. options: how
-    it runs.
+    is fitted to the graph as `Segmenter` does it. options: what is collected and how ranges are chosen. run: how it
+    runs.
 
     Raises DataError for blank images, for a set of noise, for a graph whose activations are not finite, and for a state
-    of something else; ImageError for what is no image; UsageError for an FP16 or quantised graph; EngineError where
+    of something else; ImageError for what is no image; UsageError for an FP16 or quantized graph; EngineError where
     ONNX Runtime refuses it; MissingDependencyError without onnx or onnxruntime.
     """
-    settings, options = settings or CalibrationSettings(), options or CollectOptions()
-    runner = _Runner(graph, settings, options)
-    collection = runner.empty(settings)
-    state = None if options.state is None else Path(options.state)
-    names, total = options.names, options.total
+    options, run = options or CalibrationOptions(), run or CollectRun()
+    runner = _Runner(graph, options, run)
+    collection = runner.empty(options)
+    state = None if run.state is None else Path(run.state)
+    names, total = run.names, run.total
     if state is not None and state.exists():
         collection = _resumed(state, collection)
     waiting = Counter(collection.digests)  # images of an earlier run that this one has not come to yet
@@ -144,17 +131,13 @@ def collect(
         collection.noisy += sum(noisy for _, noisy, _ in pending)
         counted += len(pending)
         pending.clear()
-        if len(collection.digests) >= settings.minimum:
+        if len(collection.digests) >= options.minimum:
             refuse_noise(collection.noisy, len(collection.digests))
         now = time.monotonic()
         if state is not None and (counted - saved >= _SAVE_EVERY or now - saved_at >= _SAVE_SECONDS):
             save_collection(collection, state)
             saved, saved_at = counted, time.monotonic()
-        if options.progress is not None:
-            done = len(collection.digests)
-            left = None if total is None else max(0, total - done)
-            eta = None if left is None else left * (now - started) / counted
-            options.progress(CalibrationStep(done, total, now - started, eta))
+        run.progress(*_step(len(collection.digests), total, (now - started) / counted))
     if pending:
         raise DataError(
             f"the graph takes {runner.fitter.batch} images at once, and {len(pending)} are left over",
@@ -195,7 +178,7 @@ def _resumed(state: Path, fresh: Collection) -> Collection:
 class _Runner:
     """The graph, cut into parts whose observed activations fit into memory together, one session each."""
 
-    def __init__(self, graph: str | Path, settings: CalibrationSettings, options: CollectOptions) -> None:
+    def __init__(self, graph: str | Path, options: CalibrationOptions, run: CollectRun) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -204,12 +187,12 @@ class _Runner:
         model = read_graph(graph)
         self._tensors = observed_tensors(model)
         self._channelled = channelled_tensors(model)
-        providers = _providers(options.device, onnxruntime.get_available_providers())
+        providers = _providers(run.device, onnxruntime.get_available_providers())
         self._ran_with = f"onnxruntime {onnxruntime.__version__} {providers[0][0]}"
 
         def open_session(part: onnx.ModelProto) -> Any:
             session = onnxruntime.SessionOptions()
-            session.intra_op_num_threads = options.threads or 0
+            session.intra_op_num_threads = run.threads or 0
             session.log_severity_level = 3
             # Unfused: which tensors are looked at must not change their values. It costs no time worth mentioning.
             session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -223,18 +206,18 @@ class _Runner:
                 ) from error
 
         metadata = {prop.key: prop.value for prop in model.metadata_props}
-        self.fitter = Fitter(input_ports(model), metadata, fit=settings.fit, preprocessing=settings.preprocessing)
+        self.fitter = Fitter(input_ports(model), metadata, fit=options.fit, preprocessing=options.preprocessing)
         self._parts: list[tuple[list[str], Any]] = []
         # Run once for the sizes: shape inference gives up on a graph of dynamic size.
         shapes = self._run(open_session(with_shapes(model, self._tensors)), None, self.fitter.largest_input())
         sizes = {name: 4 * math.prod(shape.tolist()) for name, shape in zip(self._tensors, shapes, strict=True)}
-        for names in split_by_size(sizes, options.memory_mib << 20):
+        for names in split_by_size(sizes, run.memory_mib << 20):
             self._parts.append((names, open_session(with_outputs(model, names))))
 
-    def empty(self, settings: CalibrationSettings) -> Collection:
+    def empty(self, options: CalibrationOptions) -> Collection:
         """A collection of no images."""
-        histograms = {name: Histogram.empty(settings.bins) for name in self._tensors}
-        return Collection(self._sha256, settings, self._ran_with, histograms)
+        histograms = {name: Histogram.empty(options.bins) for name in self._tensors}
+        return Collection(self._sha256, options, self._ran_with, histograms)
 
     def count(self, batch: npt.NDArray[Any], collection: Collection, image: str) -> None:
         """Run a batch and count what comes out. Raises DataError where a value is not finite; then the collection is
@@ -271,6 +254,14 @@ def _providers(device: str, available: list[str]) -> list[tuple[str, dict[str, A
     # TF32 would round the ranges to 10 bits.
     cuda: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
     return cuda + cpu if has_cuda and device != "cpu" else cpu
+
+
+def _step(done: int, total: int | None, seconds: float) -> tuple[str, str, float | None]:
+    """What `Progress` takes. seconds: of an image."""
+    if total is None:
+        return "calibrate", f"{done} images", None
+    left = max(0, total - done)
+    return "calibrate", f"{done} of {total} images, {left * seconds:.0f} s left", done / total
 
 
 def _first_line(error: Exception) -> str:

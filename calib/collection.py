@@ -16,9 +16,9 @@ from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.images import data_key, refuse_noise, refuse_too_few
 from twins_trt.calib.observers import amax
 from twins_trt.calib.ranges import Ranges, TensorRange, range_key, write_atomically
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.codec import decode, encode
 from twins_trt.errors import DataError
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.spelling import speaking
 
 _FORMAT = 2
@@ -34,7 +34,7 @@ class Collection:
     """
 
     graph_sha256: str
-    settings: CalibrationSettings
+    settings: CalibrationOptions
     collected_with: str
     histograms: dict[str, Histogram]
     digests: list[bytes] = field(default_factory=list)
@@ -132,7 +132,7 @@ def load_collection(path: str | Path) -> Collection:
         if facts["format"] != _FORMAT:
             raise ValueError(f"it is of format {facts['format']}, this twins-trt reads {_FORMAT}")
         with speaking(None):  # a file has fields, whoever reads it
-            settings = decode(CalibrationSettings, facts["settings"], "settings")
+            settings = decode(CalibrationOptions, facts["settings"], "settings")
         if counts.shape != (len(facts["histograms"]), settings.bins) or counts.dtype != np.int64:
             raise ValueError(f"its counts are {counts.dtype} {list(counts.shape)}")
         histograms = {

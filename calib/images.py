@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import DataError, ImageError, UsageError
-from twins_trt.runtime.fitting import FitMode, fit_size, place
-from twins_trt.runtime.manifest import Manifest, Source
-from twins_trt.runtime.tensors import Dim, TensorSpec
+from twins_trt.inference.fitting import FitMode, fit_size, place
+from twins_trt.inference.interface import GraphInterface
+from twins_trt.inference.tensors import Dim, TensorSpec
 from twins_trt.spelling import spelled
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -128,19 +128,18 @@ class Fitter:
         batch = shape[0]
         self.batch = batch if isinstance(batch, int) else 1
         self._fit = fit
-        self._manifest = _manifest(
-            TensorSpec.image(height, width, batch=self.batch, dtype="uint8" if kind == "uint8" else "float32"),
-            preprocessing or Preprocessing(),
-        )
+        image = TensorSpec.image(height, width, batch=self.batch, dtype="uint8" if kind == "uint8" else "float32")
+        outputs = (TensorSpec.mask(height, width, batch=self.batch),)  # what comes out does not matter here
+        self._interface = GraphInterface.unnamed(image, outputs, 1, preprocessing=preprocessing)
 
     def largest_input(self) -> npt.NDArray[Any]:
         """A batch of the largest size that the graph takes, of zeros."""
-        shape = [low if high is None else high for low, high in self._manifest.image.limits()]
-        return np.zeros(shape, self._manifest.image.dtype)
+        shape = [low if high is None else high for low, high in self._interface.image.limits()]
+        return np.zeros(shape, self._interface.image.dtype)
 
     def __call__(self, image: UInt8Array) -> npt.NDArray[Any]:
         """The image as the graph takes it, without the batch axis."""
-        return place(image, fit_size((image.shape[0], image.shape[1]), self._manifest, self._fit), self._manifest)
+        return place(image, fit_size((image.shape[0], image.shape[1]), self._interface, self._fit), self._interface)
 
 
 def _dim(extent: Any, limits: Any) -> Dim:
@@ -149,21 +148,3 @@ def _dim(extent: Any, limits: Any) -> Dim:
     if isinstance(limits, Mapping):
         return limits["min"], limits["opt"], limits["max"]
     raise UsageError("the graph's size is dynamic, and it does not say within which limits", "export a fixed size")
-
-
-def _manifest(image: TensorSpec, preprocessing: Preprocessing) -> Manifest:
-    """What fitting asks of a bundle's manifest is its input and preprocessing; the rest only has to be valid."""
-    return Manifest(
-        model="calibration",
-        num_classes=1,
-        classes=("any",),
-        palette=((0, 0, 0),),
-        inputs=(image,),
-        outputs=(TensorSpec.mask(1, 1),),
-        padding="parity",
-        precision="fp32",
-        opset=17,
-        source=Source(seeded=True),
-        rebuild="",
-        preprocessing=preprocessing,
-    )

@@ -1,4 +1,4 @@
-"""From a histogram to the range that is quantised: four ways to choose the largest absolute value that INT8 keeps.
+"""From a histogram to the range that is quantized: four ways to choose the largest absolute value that INT8 keeps.
 
 `amax` means: x becomes round(x · 127 / amax), clipped to ±127. A larger one rounds more coarsely, a smaller one clips
 more. All are read off the same histogram.
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.calib.histogram import Histogram
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 
 LEVELS = 127
 _CANDIDATES = 256  # ranges that entropy and MSE try, evenly spaced over the bins
@@ -21,43 +21,43 @@ _CANDIDATES = 256  # ranges that entropy and MSE try, evenly spaced over the bin
 Floats = npt.NDArray[np.float64]
 
 
-def amax(observer: str, histogram: Histogram, settings: CalibrationSettings) -> float:
+def amax(observer: str, histogram: Histogram, settings: CalibrationOptions) -> float:
     """The range that `observer` chooses; 0 where all values are 0. Never above the largest absolute value."""
     if histogram.exponent is None:
         return 0.0
     return min(_OBSERVERS[observer](histogram, settings), histogram.largest)
 
 
-def minmax(histogram: Histogram, settings: CalibrationSettings) -> float:
+def minmax(histogram: Histogram, settings: CalibrationOptions) -> float:
     """Everything is kept."""
     return histogram.largest
 
 
-def percentile(histogram: Histogram, settings: CalibrationSettings) -> float:
+def percentile(histogram: Histogram, settings: CalibrationOptions) -> float:
     """The upper edge of the bin in which `settings.percentile` of all values, zeros included, is reached."""
     below = np.cumsum(histogram.counts) + histogram.zeros
     wanted = histogram.total * settings.percentile / 100
     return float(np.searchsorted(below, wanted) + 1) * histogram.width
 
 
-def mse(histogram: Histogram, settings: CalibrationSettings) -> float:
+def mse(histogram: Histogram, settings: CalibrationOptions) -> float:
     """The least mean squared error of rounding and clipping, every value taken to lie in the middle of its bin."""
     top = _top(histogram)
     counts, middles = histogram.counts[:top].astype(np.float64), np.arange(top) + 0.5
 
     def error(kept: int) -> float:
         step = kept / LEVELS
-        quantised = np.minimum(np.rint(middles / step), LEVELS) * step
-        return float(counts @ (middles - quantised) ** 2)
+        quantized = np.minimum(np.rint(middles / step), LEVELS) * step
+        return float(counts @ (middles - quantized) ** 2)
 
     return _best(histogram, error)
 
 
-def entropy(histogram: Histogram, settings: CalibrationSettings) -> float:
-    """The least Kullback-Leibler divergence of the quantised distribution from the original one.
+def entropy(histogram: Histogram, settings: CalibrationOptions) -> float:
+    """The least Kullback-Leibler divergence of the quantized distribution from the original one.
 
     As in Migacz, "8-bit inference with TensorRT" (GTC 2017): what is clipped counts as the last bin of the original,
-    and the quantised distribution spreads the weight of each level evenly over the level's bins that are not empty.
+    and the quantized distribution spreads the weight of each level evenly over the level's bins that are not empty.
     Levels are those of rounding to nearest; exact zeros are left out, since every range represents them.
     """
     counts = histogram.counts.astype(np.float64)
@@ -68,12 +68,12 @@ def entropy(histogram: Histogram, settings: CalibrationSettings) -> float:
         filled = original > 0
         per_level = np.add.reduceat(filled.astype(np.float64), starts)
         share = np.add.reduceat(original, starts) / np.maximum(per_level, 1)
-        quantised = np.repeat(share, np.diff(np.append(starts, kept))) * filled
+        quantized = np.repeat(share, np.diff(np.append(starts, kept))) * filled
         original[-1] += counts[kept:].sum()
-        mass = quantised.sum()
+        mass = quantized.sum()
         if mass == 0:  # all values lie beyond this range
             return float("inf")
-        p, q = original / original.sum(), quantised / mass
+        p, q = original / original.sum(), quantized / mass
         seen = p > 0
         # Clipped weight whose bin is empty has no counterpart: the floor makes it dear, not infinitely so.
         return float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))))
@@ -101,7 +101,7 @@ def _level_starts(kept: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(np.diff(levels, prepend=-1.0))
 
 
-_OBSERVERS: dict[str, Callable[[Histogram, CalibrationSettings], float]] = {
+_OBSERVERS: dict[str, Callable[[Histogram, CalibrationOptions], float]] = {
     "entropy": entropy,
     "percentile": percentile,
     "mse": mse,

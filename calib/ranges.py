@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.calib.images import data_key, digest, unbatched
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.calib.tensors import graph_sha256
+from twins_trt.codec import decode, encode
 from twins_trt.errors import DataError, UsageError
 from twins_trt.files import whole_file
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.spelling import speaking, spelled
 
 VERSION = 1
@@ -47,7 +47,7 @@ class Ranges:
 
     graph_sha256: str
     data_key: str
-    settings: CalibrationSettings
+    settings: CalibrationOptions
     images: int
     collected_with: str
     ranges: Mapping[str, TensorRange]
@@ -115,7 +115,7 @@ class Ranges:
         return ranges
 
 
-def range_key(graph: str, data: str, settings: CalibrationSettings) -> str:
+def range_key(graph: str, data: str, settings: CalibrationOptions) -> str:
     """The key of a calibration: of a graph's sha256, a `data_key` and settings."""
     parts = {"graph": graph, "data": data, "settings": encode(settings)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
@@ -133,7 +133,7 @@ def load_ranges(
     *,
     graph: str | Path,
     images: Iterable[npt.NDArray[np.uint8]] | None = None,
-    settings: CalibrationSettings | None = None,
+    settings: CalibrationOptions | None = None,
 ) -> Ranges:
     """Reads a range file and checks that it is the one for `graph`, and for `images` and `settings` where given.
 

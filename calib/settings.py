@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
-from twins_trt.runtime.fitting import FitMode
+from twins_trt.inference.fitting import FitMode
 from twins_trt.spelling import spelled
 
 # The default first. Entropy, TensorRT's default, clips GELU and softmax outputs, most of whose values are near 0, to a
@@ -16,13 +16,13 @@ MIN_BINS, MAX_BINS = 1024, 1 << 16  # 8 bins to each of the 127 levels at least
 
 
 @dataclass(frozen=True)
-class CalibrationSettings:
+class CalibrationOptions:
     """How ranges are chosen. The first observer is the one whose range is used where none is named.
 
     observers: of `OBSERVERS`; all are read off one collection. percentile: of the absolute values that a range keeps,
     in percent. bins: of each histogram, a power of two. minimum: how many different images there must be.
     fit: how an image meets a graph of fixed size, as in `Segmenter`. preprocessing: the test scale that a graph of
-    dynamic size follows, and the normalisation of a graph that takes float planes.
+    dynamic size follows, and the normalization of a graph that takes float planes.
     """
 
     observers: tuple[str, ...] = OBSERVERS

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# What rearranges values and changes none: quantisation stands before it, at the tensor where the values come from.
+# What rearranges values and changes none: quantization stands before it, at the tensor where the values come from.
 LAYOUT = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
 # Between a softmax and the product with v: they move values and change none.
 _MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
@@ -28,7 +28,7 @@ def graph_sha256(graph: str | Path) -> str:
 
 
 def read_graph(graph: str | Path) -> onnx.ModelProto:
-    """An FP32 graph. Raises DataError where the file is no ONNX graph, UsageError where it is FP16 or quantised."""
+    """An FP32 graph. Raises DataError where the file is no ONNX graph, UsageError where it is FP16 or quantized."""
     try:
         import onnx
     except ImportError as error:
@@ -38,23 +38,23 @@ def read_graph(graph: str | Path) -> onnx.ModelProto:
     except Exception as error:  # onnx raises protobuf's own, and OSError
         raise DataError(f"{graph} is not a readable ONNX file ({error})", "export it: twins-trt export") from error
     kinds = {node.op_type for node in model.graph.node}
-    quantised = kinds & {"QuantizeLinear", "DequantizeLinear"}
+    quantized = kinds & {"QuantizeLinear", "DequantizeLinear"}
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer)
-    if quantised or half:
+    if quantized or half:
         raise UsageError(
-            f"{graph} is {'already quantised' if quantised else 'FP16'}; ranges are collected on the FP32 graph",
+            f"{graph} is {'already quantized' if quantized else 'FP16'}; ranges are collected on the FP32 graph",
             "export it again: twins-trt export MODEL --precision fp32",
         )
     return model
 
 
 def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the activations that a quantised graph needs ranges for, in the order the graph computes them.
+    """Names of the activations that a quantized graph needs ranges for, in the order the graph computes them.
 
     These are the inputs of every Conv, Gemm and MatMul with a constant weight; both inputs of every MatMul of two
     activations (q and k; softmax and v); the result of the one that follows a softmax (the attention's output); for
     each of these the tensor that it is a mere rearrangement of; and what convolutions write, behind their Relu, which
-    a quantised graph for ONNX Runtime has in INT8 too. Weights are not among them. Raises DataError where there is
+    a quantized graph for ONNX Runtime has in INT8 too. Weights are not among them. Raises DataError where there is
     none, else as `read_graph`.
     """
     model = read_graph(graph) if isinstance(graph, (str, Path)) else graph

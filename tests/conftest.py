@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tiny_graphs import MakeBundle, tensors, tiny_graph, tiny_manifest
 
+from twins_trt.inference.tensors import Dim
 from twins_trt.runtime import Bundle, write_bundle
-from twins_trt.runtime.tensors import Dim
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,7 +1,7 @@
 """TensorRT runtimes of any version that run engines on a `FakeGpu`, with ONNX Runtime doing the arithmetic.
 
 `runtime_module("10.3.0", gpu)` is `fake_tensorrt`'s module, whose names and signatures are the real ones, with a
-runtime, engines and contexts behind them. `plan(graph, ...)` makes what it deserialises. What TensorRT does only
+runtime, engines and contexts behind them. `plan(graph, ...)` makes what it deserializes. What TensorRT does only
 sometimes or leaves undefined is an error here: running a graph whose context has changed since, capturing before the
 work that follows a change of shape is done, a context in two streams at once, tensors without an address.
 """
@@ -24,7 +24,7 @@ LAYERS = ("copy", "_gemm_mha_v2", "argmax")
 
 @dataclass
 class Faults:
-    """What goes wrong: deserialising, making contexts after so many, so many enqueues to come, capturing."""
+    """What goes wrong: deserializing, making contexts after so many, so many enqueues to come, capturing."""
 
     loads: bool = True
     contexts: int | None = None
@@ -38,7 +38,7 @@ class Faults:
 
 
 def plan(graph: bytes, *, version: str, profile: tuple[Any, Any, Any] | None = None) -> bytes:
-    """A serialised engine. profile: smallest, usual, largest shape of a dynamic input."""
+    """A serialized engine. profile: smallest, usual, largest shape of a dynamic input."""
     return MAGIC + json.dumps({"version": version, "profile": profile}).encode() + b"\n" + graph
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.runtime import Bundle, Manifest, Preprocessing, Source, TensorSpec
-from twins_trt.runtime.tensors import Dim
+from twins_trt.inference.tensors import Dim
+from twins_trt.runtime import Bundle, GraphInterface, Manifest, Preprocessing, Source, TensorSpec
 
 PROTOTYPES = np.array([[0, 0, 0], [250, 250, 250], [200, 30, 40], [30, 190, 60], [20, 60, 210]])
 CLASSES = ("night", "snow", "brick", "grass", "water")
@@ -40,7 +40,7 @@ def tiny_graph(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> bytes:
     weight, bias = 2.0 * PROTOTYPES.T, -(PROTOTYPES**2).sum(1).astype(float)
     if image.dtype == "uint8":
         nodes = [helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT)]
-    else:  # planes arrive normalised, so the classifier undoes it
+    else:  # planes arrive normalized, so the classifier undoes it
         nodes = [helper.make_node("Transpose", ["image"], ["pixels"], perm=[0, 2, 3, 1])]
         weight, bias = std[:, None] * weight, bias + mean @ weight
     nodes += [
@@ -78,17 +78,12 @@ def tiny_graph(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> bytes:
 def tiny_manifest(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Manifest:
     return Manifest(
         model="twins_svt-s_fpn",
-        num_classes=len(CLASSES),
-        classes=CLASSES,
-        palette=PALETTE,
-        inputs=(image,),
-        outputs=outputs,
+        interface=GraphInterface((image,), outputs, CLASSES, PALETTE, PREPROCESSING),
         padding="parity",
         precision="fp32",
         opset=17,
         source=Source(checkpoint="tiny.pth", sha256="ab" * 32),
         rebuild="twins-trt build twins_svt-s_fpn --checkpoint tiny.pth --num-classes 5 --out tiny.bundle",
-        preprocessing=PREPROCESSING,
     )
 
 

@@ -35,7 +35,7 @@ def jobs(settings: Settings, *, tests: bool) -> Iterator[tuple[str, Callable[[],
     for core in cores(settings):
         yield core.name, functools.partial(check_core, core, settings)
     yield "resize_argmax", lambda: check_postprocess(settings)
-    yield "resize_normalise", lambda: check_preprocess(settings)
+    yield "resize_normalize", lambda: check_preprocess(settings)
 
 
 def check_core(core: Core, settings: Settings) -> Row:
@@ -73,7 +73,7 @@ def check_postprocess(settings: Settings) -> Row:
 def check_preprocess(settings: Settings) -> Row:
     """Bit for bit the reference."""
     from twins_trt.data.preprocessing import Preprocessing
-    from twins_trt.kernels.preprocess import resize_normalise
+    from twins_trt.kernels.preprocess import resize_normalize
 
     torch.manual_seed(0)
     facts = Preprocessing()
@@ -81,7 +81,7 @@ def check_preprocess(settings: Settings) -> Row:
     for size in ((37, 53), (96, 128), (200, 333)):
         image = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, device=settings.device)
         ours, theirs = (
-            resize_normalise(image, size, mean=facts.mean, std=facts.std, backend=backend)
+            resize_normalize(image, size, mean=facts.mean, std=facts.std, backend=backend)
             for backend in (settings.kernels, "reference")
         )
         differing += int((ours != theirs).sum())

@@ -23,7 +23,7 @@ def jobs(settings: Settings) -> Iterator[tuple[str, Callable[[], Row]]]:
     for batch in settings.batches:
         for name in ("ours", "torch"):
             yield f"resize_argmax batch {batch} {name}", _postprocess(batch, name, settings)
-            yield f"resize_normalise batch {batch} {name}", _preprocess(batch, name, settings)
+            yield f"resize_normalize batch {batch} {name}", _preprocess(batch, name, settings)
     for name in forms("lsa", kernels=settings.kernels, compiler=settings.compiler):  # gsa has the same
         for core in cores(settings):
             for direction in ("forward", "backward"):
@@ -114,7 +114,7 @@ def _postprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]
 
 def _preprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
     def measure() -> Row:
-        from twins_trt.kernels.preprocess import resize_normalise, resize_normalise_reference
+        from twins_trt.kernels.preprocess import resize_normalize, resize_normalize_reference
 
         height, width = settings.size
         facts = Preprocessing()
@@ -123,7 +123,7 @@ def _preprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
 
         def call() -> object:
             if name == "ours":
-                return resize_normalise(
+                return resize_normalize(
                     image,
                     settings.size,
                     mean=facts.mean,
@@ -132,12 +132,12 @@ def _preprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
                     channels_last=True,
                     backend=settings.kernels,
                 )
-            return resize_normalise_reference(
+            return resize_normalize_reference(
                 image, settings.size, mean=facts.mean, std=facts.std, dtype=settings.dtype, channels_last=True
             )
 
         times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
         least = image.numel() + 3 * batch * height * width * (2 if settings.dtype == torch.float16 else 4)
-        return {"what": "resize_normalise", "batch": batch, "form": name, "bytes": least, **times.to_json()}
+        return {"what": "resize_normalize", "batch": batch, "form": name, "bytes": least, **times.to_json()}
 
     return measure

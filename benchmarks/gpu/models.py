@@ -84,7 +84,7 @@ def _network(name: str, form: str, settings: Settings) -> Callable[[Tensor], Ten
     facts = Preprocessing()
     if form.startswith("ours"):
         from twins_trt.kernels.postprocess import resize_argmax
-        from twins_trt.kernels.preprocess import resize_normalise
+        from twins_trt.kernels.preprocess import resize_normalize
 
         model = InferenceModel(
             seeded_model(name, settings, attention=settings.kernels),
@@ -95,7 +95,7 @@ def _network(name: str, form: str, settings: Settings) -> Callable[[Tensor], Ten
 
         def ours(image: Tensor) -> Tensor:
             size = settings.size
-            x = resize_normalise(
+            x = resize_normalize(
                 image,
                 size,
                 mean=facts.mean,
@@ -125,10 +125,11 @@ def _network(name: str, form: str, settings: Settings) -> Callable[[Tensor], Ten
 
 
 def _engine(name: str, batch: int, settings: Settings) -> Any:
-    from twins_trt.runtime.engines import EngineSettings
+    from twins_trt.inference.tensors import TensorSpec
+    from twins_trt.models.source import Source
+    from twins_trt.runtime.engines import RuntimeOptions
     from twins_trt.runtime.engines.torch import TorchEngine
-    from twins_trt.runtime.manifest import Manifest, Source
-    from twins_trt.runtime.tensors import TensorSpec
+    from twins_trt.runtime.manifest import Manifest
 
     height, width = settings.size
     manifest = Manifest(
@@ -145,5 +146,5 @@ def _engine(name: str, batch: int, settings: Settings) -> Any:
         rebuild="python -m benchmarks.gpu",
     )
     model = seeded_model(name, settings, attention=settings.kernels)
-    free = EngineSettings(deterministic=False)
+    free = RuntimeOptions(deterministic=False)
     return TorchEngine(model, manifest, settings=free, device=settings.device.type, dtype=settings.dtype)

@@ -5,25 +5,23 @@
 
 from __future__ import annotations
 
-from twins_trt.builders.engine.apart import build_apart
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
-from twins_trt.builders.engine.header import GraphHeader, Port, read_header
+from twins_trt.builders.engine.header import GraphHeader, TensorInfo, read_header
+from twins_trt.builders.engine.in_thread import build_in_thread
 from twins_trt.builders.engine.options import FLAVOURS, EngineOptions, parse_target
-from twins_trt.builders.engine.progress import Progress
-from twins_trt.builders.engine.versions import Offer, describe, group_targets, load
+from twins_trt.builders.engine.versions import Compiler, describe, group_targets, load
 from twins_trt.device import Device, current_device
 
 __all__ = [
     "FLAVOURS",
     "BuiltEngine",
+    "Compiler",
     "Device",
     "EngineOptions",
     "GraphHeader",
-    "Offer",
-    "Port",
-    "Progress",
-    "build_apart",
+    "TensorInfo",
     "build_engine",
+    "build_in_thread",
     "current_device",
     "describe",
     "group_targets",

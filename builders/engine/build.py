@@ -1,4 +1,4 @@
-"""From an ONNX graph to a serialised plan and its layer list."""
+"""From an ONNX graph to a serialized plan and its layer list."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 from twins_trt.builders.engine import versions
 from twins_trt.builders.engine.failures import build_failure, parser_failure, refuse_beforehand
 from twins_trt.builders.engine.header import GraphHeader, read_header
+from twins_trt.builders.engine.layers import Layer, parse_build_log, parse_inspector
 from twins_trt.builders.engine.log import BuildLog, capture
 from twins_trt.builders.engine.options import EngineOptions
-from twins_trt.builders.engine.progress import BuildState, Progress, attach_monitor, watch
-from twins_trt.builders.engine.versions import Offer
-from twins_trt.builders.layers import Layer, parse_build_log, parse_inspector
+from twins_trt.builders.engine.progress import BuildState, attach_monitor, watch
+from twins_trt.builders.engine.versions import Compiler
 from twins_trt.compiler_cache import CacheKey, CompilerCache
 from twins_trt.device import Device, current_device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
+from twins_trt.progress import Progress
 
 log = logging.getLogger("twins_trt")
 
@@ -29,12 +30,12 @@ log = logging.getLogger("twins_trt")
 class BuiltEngine:
     """A finished engine.
 
-    `plan`: exactly what the compiler serialised. `layers`: its final layer list. `version`: the compiler's, in full.
+    `serialized`: exactly what the compiler made. `layers`: its final layer list. `version`: the compiler's, in full.
     `targets`: compute capabilities the plan is for. `seconds`: wall time from the graph to the plan.
     `peak_host_mib`: the process's highest resident memory so far, MiB; None where the platform does not tell.
     """
 
-    plan: bytes
+    serialized: bytes
     layers: tuple[Layer, ...]
     flavour: str
     version: str
@@ -47,8 +48,8 @@ def build_engine(graph: Path | str, options: EngineOptions, *, progress: Progres
     """Compiles an ONNX graph into a plan. One build at a time runs in a process; others wait.
 
     `graph`: a precision-complete ONNX file (casts and Q/DQ in the graph; no builder flag changes a type).
-    `progress`: called from this thread, at most ten times a second, with the compiler's phase and the share done of the
-        whole build, 0 to 1 (None where unknown). What it raises cancels the build.
+    `progress`: called from this thread, at most ten times a second. Its detail is the compiler's phase, its share
+        that of the whole build. What it raises cancels the build.
 
     Raises MissingDependencyError when the flavour is not installed or needs a GPU that is not there; UsageError for
     targets, profiles or a cache folder that do not fit; BuildError when the graph cannot be read or compiled, or an
@@ -58,18 +59,18 @@ def build_engine(graph: Path | str, options: EngineOptions, *, progress: Progres
     started = time.perf_counter()
     header = read_header(graph)
     module = versions.load(options.flavour)
-    offer = versions.describe(module, options.flavour)
+    compiler = versions.describe(module, options.flavour)
     device = current_device()
-    targets = versions.settle_targets(offer, options, device)
+    targets = versions.settle_targets(compiler, options, device)
     check_profile(header, options)
-    refuse_beforehand(offer, graph, header)
+    refuse_beforehand(compiler, graph, header)
     if len(groups := versions.group_targets(targets)) > 1:
         log.warning("sm_75 in one plan with %s costs the others kernels: build it apart", ", ".join(groups[0]))
     with capture(module) as (logger, build_log):
-        plan = _compile(module, offer, logger, build_log, graph, header, options, targets, device, progress)
-        layers = _layers(module, offer, logger, build_log, plan)
+        plan = _compile(module, compiler, logger, build_log, graph, header, options, targets, device, progress)
+        layers = _layers(module, compiler, logger, build_log, plan)
     seconds = time.perf_counter() - started
-    return BuiltEngine(plan, layers, options.flavour, offer.version, targets, seconds, _peak_host_mib())
+    return BuiltEngine(plan, layers, options.flavour, compiler.version, targets, seconds, _peak_host_mib())
 
 
 def check_profile(header: GraphHeader, options: EngineOptions) -> None:
@@ -100,7 +101,7 @@ def check_profile(header: GraphHeader, options: EngineOptions) -> None:
 
 def _compile(
     module: ModuleType,
-    offer: Offer,
+    compiler: Compiler,
     logger: Any,
     build_log: BuildLog,
     graph: Path,
@@ -110,34 +111,34 @@ def _compile(
     device: Device | None,
     progress: Progress | None,
 ) -> bytes:
-    builder = _create(module.Builder, logger, offer)
-    network = versions.create_network(module, offer, builder)
+    builder = _create(module.Builder, logger, compiler)
+    network = versions.create_network(module, compiler, builder)
     parser = module.OnnxParser(network, logger)
     if progress is not None:
-        progress("Reading the graph", None)
+        progress("engine", "Reading the graph", None)
     # From the file and not from bytes: weights may lie beside it.
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise parser_failure(offer, graph, header, errors, build_log.errors)
+        raise parser_failure(compiler, graph, header, errors, build_log.errors)
     config = builder.create_builder_config()
-    versions.configure(module, offer, config, options, targets)
-    versions.set_precision(module, offer, config, network, header)
+    versions.configure(module, compiler, config, options, targets)
+    versions.set_precision(module, compiler, config, network, header)
     if options.profile:
         shapes = builder.create_optimization_profile()
         for name, (least, usual, most) in options.profile.items():
             shapes.set_shape(name, least, usual, most)
         if config.add_optimization_profile(shapes) < 0:
-            raise build_failure(offer, graph, build_log.errors)
-    cache = _open_cache(offer, config, options, device)
+            raise build_failure(compiler, graph, build_log.errors)
+    cache = _open_cache(compiler, config, options, device)
     state = BuildState()
-    if offer.progress:
+    if compiler.progress:
         attach_monitor(module, config, state)
     build_log.errors.clear()
     serialized = watch(
-        lambda: builder.build_serialized_network(network, config), state, progress, can_cancel=offer.progress
+        lambda: builder.build_serialized_network(network, config), state, progress, can_cancel=compiler.progress
     )
     if serialized is None:
-        raise build_failure(offer, graph, build_log.errors)
+        raise build_failure(compiler, graph, build_log.errors)
     plan = bytes(serialized)
     for message in build_log.errors:
         log.warning("the compiler recovered from: %s", message)
@@ -146,27 +147,28 @@ def _compile(
     return plan
 
 
-def _create(factory: Any, logger: Any, offer: Offer) -> Any:
+def _create(factory: Any, logger: Any, compiler: Compiler) -> Any:
     """A Builder or Runtime; the bindings turn the null that the library returns on failure into a TypeError."""
     try:
         return factory(logger)
     except (TypeError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"{offer.name} does not start: {error}", "check that the GPU driver matches its CUDA version (nvidia-smi)"
+            f"{compiler.name} does not start: {error}",
+            "check that the GPU driver matches its CUDA version (nvidia-smi)",
         ) from error
 
 
-def _open_cache(offer: Offer, config: Any, options: EngineOptions, device: Device | None) -> CompilerCache | None:
+def _open_cache(compiler: Compiler, config: Any, options: EngineOptions, device: Device | None) -> CompilerCache | None:
     if options.timing_cache is None:
         return None
-    if not offer.timing_cache:
-        log.warning("%s never times kernels, so the timing cache is left alone", offer.name)
+    if not compiler.timing_cache:
+        log.warning("%s never times kernels, so the timing cache is left alone", compiler.name)
         return None
     assert device is not None  # settle_targets saw to it: only a build on a device times anything
-    key = CacheKey(offer.flavour, offer.version, device.target, device.name)
+    key = CacheKey(compiler.flavour, compiler.version, device.target, device.name)
     cache = CompilerCache.at(options.timing_cache, key, "timing cache")
     if not config.set_timing_cache(config.create_timing_cache(cache.read()), False):
-        log.warning("%s refuses timing cache %s: not used, and replaced after the build", offer.name, cache.path)
+        log.warning("%s refuses timing cache %s: not used, and replaced after the build", compiler.name, cache.path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return cache
 
@@ -183,17 +185,17 @@ def _store_cache(config: Any, stored: CompilerCache) -> None:
     stored.write(merge)
 
 
-def _layers(module: ModuleType, offer: Offer, logger: Any, build_log: BuildLog, plan: bytes) -> tuple[Layer, ...]:
-    if offer.inspector == "log":
+def _layers(module: ModuleType, compiler: Compiler, logger: Any, build_log: BuildLog, plan: bytes) -> tuple[Layer, ...]:
+    if compiler.inspector == "log":
         if not build_log.layers:
             raise BuildError(
-                f"{offer.name} printed no layer list into this build's log, so there is nothing to audit",
+                f"{compiler.name} printed no layer list into this build's log, so there is nothing to audit",
                 "release runtimes and builders made with another logger, or build in a fresh process",
             )
         return parse_build_log(build_log.layers)
-    engine = _create(module.Runtime, logger, offer).deserialize_cuda_engine(plan)
+    engine = _create(module.Runtime, logger, compiler).deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildError(f"{offer.name} cannot load the plan it has just built: {'; '.join(build_log.errors[-2:])}")
+        raise BuildError(f"{compiler.name} cannot load the plan it has just built: {'; '.join(build_log.errors[-2:])}")
     return parse_inspector(engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON))
 
 

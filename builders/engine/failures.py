@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twins_trt.builders.engine.header import GraphHeader
-from twins_trt.builders.engine.versions import Offer
+from twins_trt.builders.engine.versions import Compiler
 from twins_trt.errors import BuildError
 from twins_trt.spelling import spelled
 
@@ -72,25 +72,25 @@ def _essence(message: str, limit: int = 400) -> str:
     return text if len(text) <= limit else text[:limit] + " ..."
 
 
-def _explain(offer: Offer, graph: Path, messages: Sequence[str]) -> BuildError | None:
+def _explain(compiler: Compiler, graph: Path, messages: Sequence[str]) -> BuildError | None:
     for message in messages:
         for symptom in _SYMPTOMS:
             match = re.search(symptom.pattern, message, re.DOTALL)
             if match:
                 what = match.groupdict().get("what", "")
                 cause = symptom.cause.format(what=what, message=_essence(message))
-                return BuildError(f"{offer.name} cannot build {graph.name}: {cause}", symptom.fix())
+                return BuildError(f"{compiler.name} cannot build {graph.name}: {cause}", symptom.fix())
     return None
 
 
-def refuse_beforehand(offer: Offer, graph: Path, header: GraphHeader) -> None:
+def refuse_beforehand(compiler: Compiler, graph: Path, header: GraphHeader) -> None:
     """Raises BuildError for a graph that this version is known to refuse, before it spends minutes on it."""
-    if "Attention" in header.operators and not offer.attention:
-        raise BuildError(f"{offer.name} does not know the Attention operator in {graph.name}", _ATTENTION)
+    if "Attention" in header.operators and not compiler.attention:
+        raise BuildError(f"{compiler.name} does not know the Attention operator in {graph.name}", _ATTENTION)
 
 
 def parser_failure(
-    offer: Offer, graph: Path, header: GraphHeader, errors: Sequence[object], messages: Sequence[str]
+    compiler: Compiler, graph: Path, header: GraphHeader, errors: Sequence[object], messages: Sequence[str]
 ) -> BuildError:
     """The error for a graph that the ONNX parser refused. `errors`: its ParserErrors; `messages`: the log's errors."""
     causes = []
@@ -102,14 +102,15 @@ def parser_failure(
         where = f"node {name}{f' ({operator})' if operator else ''}: " if name else ""
         causes.append(where + words)
     cause = "; ".join(causes[:3]) or "; ".join(_essence(message) for message in messages[-2:]) or "no reason given"
-    if offer.opset is not None and header.opset > offer.opset:
+    if compiler.opset is not None and header.opset > compiler.opset:
         return BuildError(
-            f"{offer.name} reads ONNX up to opset {offer.opset}, and {graph.name} has opset {header.opset}: {cause}",
-            f"export again with {spelled('opset', min(offer.opset, 20))}",
+            f"{compiler.name} reads ONNX up to opset {compiler.opset}, "
+            f"and {graph.name} has opset {header.opset}: {cause}",
+            f"export again with {spelled('opset', min(compiler.opset, 20))}",
         )
-    explained = _explain(offer, graph, messages)
+    explained = _explain(compiler, graph, messages)
     return explained or BuildError(
-        f"{offer.name} cannot read {graph.name}: {cause}", "export the graph again at opset 17"
+        f"{compiler.name} cannot read {graph.name}: {cause}", "export the graph again at opset 17"
     )
 
 
@@ -118,8 +119,8 @@ def _call(error: object, method: str) -> str:
     return str(value()) if callable(value) else ""
 
 
-def build_failure(offer: Offer, graph: Path, messages: Sequence[str]) -> BuildError:
+def build_failure(compiler: Compiler, graph: Path, messages: Sequence[str]) -> BuildError:
     """The error for a build that returned no plan. `messages`: the errors it logged, oldest first."""
-    explained = _explain(offer, graph, messages)
+    explained = _explain(compiler, graph, messages)
     cause = "; ".join(_essence(message) for message in messages[-2:]) or "it gave no reason"
-    return explained or BuildError(f"{offer.name} cannot build {graph.name}: {cause}")
+    return explained or BuildError(f"{compiler.name} cannot build {graph.name}: {cause}")

@@ -31,7 +31,7 @@ _ELEMENT = {
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorInfo:
     """An input or output of a graph; an extent is its size, the name of a dynamic dimension, or None where unnamed."""
 
     name: str
@@ -53,8 +53,8 @@ class GraphHeader:
     producer: str
     opset: int
     operators: dict[str, int]
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     metadata: dict[str, str]
     weight_dtypes: frozenset[str]
     external: tuple[str, ...]
@@ -120,7 +120,7 @@ def _pair(data: Buffer, start: int, end: int) -> tuple[str, str]:
     return pair[1], pair[2]
 
 
-def _port(data: Buffer, start: int, end: int) -> Port:
+def _port(data: Buffer, start: int, end: int) -> TensorInfo:
     name, element = "", 0
     shape: list[int | str | None] = []
     for number, _, begin, stop in _fields(data, start, end):
@@ -135,7 +135,7 @@ def _port(data: Buffer, start: int, end: int) -> Port:
                         element = value
                     elif part == 2:
                         shape = [_extent(data, b, e) for n, _, b, e in _fields(data, part_begin, part_stop) if n == 1]
-    return Port(name, _ELEMENT.get(element, f"type {element}"), tuple(shape))
+    return TensorInfo(name, _ELEMENT.get(element, f"type {element}"), tuple(shape))
 
 
 def _extent(data: Buffer, start: int, end: int) -> int | str | None:
@@ -172,8 +172,8 @@ def _operator(data: Buffer, start: int, end: int) -> str:
 def _read(data: Buffer) -> GraphHeader:
     producer, opset = "", 0
     operators: Counter[str] = Counter()
-    inputs: list[Port] = []
-    outputs: list[Port] = []
+    inputs: list[TensorInfo] = []
+    outputs: list[TensorInfo] = []
     metadata: dict[str, str] = {}
     weights: set[tuple[str, str]] = set()
     initialized: set[str] = set()

@@ -80,7 +80,7 @@ class EngineOptions:
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"workspace of {self.workspace_mib} MiB", "give at least 1 MiB, or leave it out")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise UsageError(f"builder optimisation level {self.optimization_level}", "choose 0 to 5")
+            raise UsageError(f"builder optimization level {self.optimization_level}", "choose 0 to 5")
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise UsageError(
                 f"unknown hardware compatibility {self.hardware_compatibility!r}",

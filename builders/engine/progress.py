@@ -14,9 +14,10 @@ from contextvars import copy_context
 from types import ModuleType
 from typing import Any, TypeVar
 
+from twins_trt.progress import Progress
+
 log = logging.getLogger("twins_trt")
 
-Progress = Callable[[str, float | None], None]
 Result = TypeVar("Result")
 
 INTERVAL = 0.1  # seconds between two looks at the build
@@ -108,7 +109,7 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
             seen = state.look()
             if progress is not None and seen is not None and seen != said:
                 said = seen
-                progress(*seen)
+                progress("engine", *seen)
     except BaseException:
         state.cancelled = True
         log.warning(

@@ -24,7 +24,7 @@ _OPSETS = {(8, 6): 17, (10, 3): 20, (10, 13): 24, (11, 0): 25}
 
 
 @dataclass(frozen=True)
-class Offer:
+class Compiler:
     """What one installed TensorRT can do, as far as a build needs it.
 
     `targets`: what it compiles for without a device; empty when it builds for the GPU it runs on.
@@ -71,7 +71,7 @@ def load(flavour: str) -> ModuleType:
     )
 
 
-def describe(module: ModuleType, flavour: str) -> Offer:
+def describe(module: ModuleType, flavour: str) -> Compiler:
     """What `module` offers, derived from the names it has. Raises BuildError for a TensorRT before 8.6."""
     version = str(getattr(module, "__version__", "unknown"))
     if flavour == "tensorrt" and (0, 0) < release(version) < (8, 6):
@@ -87,7 +87,7 @@ def describe(module: ModuleType, flavour: str) -> Offer:
         typing = "flag" if "FP16" in members(module, "BuilderFlag") else "always"
     # TensorRT-RTX has the enum and ignores it; its list of targets says the same thing better.
     levels = () if targets else members(module, "HardwareCompatibilityLevel")
-    return Offer(
+    return Compiler(
         flavour=flavour,
         version=version,
         targets=tuple(sorted(targets, key=lambda target: int(target[3:]))),
@@ -115,30 +115,32 @@ def group_targets(targets: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(group for group in (others, turing) if group)
 
 
-def settle_targets(offer: Offer, options: EngineOptions, device: Device | None) -> tuple[str, ...]:
+def settle_targets(compiler: Compiler, options: EngineOptions, device: Device | None) -> tuple[str, ...]:
     """The targets that a build of `options` is for.
 
     Raises UsageError for targets this version cannot build for, MissingDependencyError when it needs a GPU that is not
     there.
     """
-    if offer.ahead_of_time:
-        unknown = [target for target in options.targets if target not in offer.targets]
+    if compiler.ahead_of_time:
+        unknown = [target for target in options.targets if target not in compiler.targets]
         if unknown:
-            raise UsageError(f"{offer.name} has no target {unknown[0]}", f"choose from {', '.join(offer.targets)}")
+            raise UsageError(
+                f"{compiler.name} has no target {unknown[0]}", f"choose from {', '.join(compiler.targets)}"
+            )
         if options.targets:
             return options.targets
-        if device is not None and device.target in offer.targets:
+        if device is not None and device.target in compiler.targets:
             return (device.target,)
-        here = "there is no GPU here" if device is None else f"{offer.name} does not list this GPU ({device.target})"
-        raise UsageError(f"no targets to build for, and {here}", f"name some of {', '.join(offer.targets)}")
+        here = "there is no GPU here" if device is None else f"{compiler.name} does not list this GPU ({device.target})"
+        raise UsageError(f"no targets to build for, and {here}", f"name some of {', '.join(compiler.targets)}")
     if device is None:
         raise MissingDependencyError(
-            f"{offer.name} times kernels on the GPU it builds for, and there is no CUDA device or driver here",
+            f"{compiler.name} times kernels on the GPU it builds for, and there is no CUDA device or driver here",
             f"build on the device itself, or choose {spelled('flavour', 'tensorrt_rtx')}, which needs no GPU",
         )
     if options.targets and options.targets != (device.target,):
         raise UsageError(
-            f"{offer.name} builds for the GPU it runs on, {device.name} ({device.target}), not for "
+            f"{compiler.name} builds for the GPU it runs on, {device.name} ({device.target}), not for "
             f"{', '.join(options.targets)}",
             f"leave {spelled('targets')} out, build on the other device, or choose "
             f"{spelled('flavour', 'tensorrt_rtx')}",
@@ -146,54 +148,56 @@ def settle_targets(offer: Offer, options: EngineOptions, device: Device | None) 
     return (device.target,)
 
 
-def create_network(module: ModuleType, offer: Offer, builder: Any) -> Any:
+def create_network(module: ModuleType, compiler: Compiler, builder: Any) -> Any:
     """An empty network with the strongest typing this version has."""
     flags = 0
-    if offer.explicit_batch:
+    if compiler.explicit_batch:
         flags |= 1 << int(module.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    if offer.typing != "none":
+    if compiler.typing != "none":
         flags |= 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return builder.create_network(flags)
 
 
-def configure(module: ModuleType, offer: Offer, config: Any, options: EngineOptions, targets: tuple[str, ...]) -> None:
+def configure(
+    module: ModuleType, compiler: Compiler, config: Any, options: EngineOptions, targets: tuple[str, ...]
+) -> None:
     """Writes the options into a builder configuration. Raises BuildError for one that this version lacks."""
     # Without DETAILED neither the log nor the inspector names the layers, and there is nothing to audit.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    if offer.ahead_of_time:
+    if compiler.ahead_of_time:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             capability = getattr(module.ComputeCapability, f"SM{target[3:]}")
             if not config.set_compute_capability(capability, index):
-                raise BuildError(f"{offer.name} refuses {target} among {', '.join(targets)}", "build it on its own")
+                raise BuildError(f"{compiler.name} refuses {target} among {', '.join(targets)}", "build it on its own")
     if options.workspace_mib is not None:
-        if not offer.workspace:
-            raise BuildError(f"{offer.name} has no workspace limit", f"leave {spelled('workspace')} out")
+        if not compiler.workspace:
+            raise BuildError(f"{compiler.name} has no workspace limit", f"leave {spelled('workspace')} out")
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if options.optimization_level is not None:
-        if not offer.optimization_level:
+        if not compiler.optimization_level:
             raise BuildError(
-                f"{offer.name} has no builder optimisation level", f"leave {spelled('optimization_level')} out"
+                f"{compiler.name} has no builder optimization level", f"leave {spelled('optimization_level')} out"
             )
         config.builder_optimization_level = options.optimization_level
     if options.hardware_compatibility != "none":
-        if options.hardware_compatibility not in offer.hardware_compatibility:
-            choice = ", ".join(("none", *offer.hardware_compatibility))
+        if options.hardware_compatibility not in compiler.hardware_compatibility:
+            choice = ", ".join(("none", *compiler.hardware_compatibility))
             raise BuildError(
-                f"{offer.name} has no hardware compatibility {options.hardware_compatibility!r}",
-                f"list the GPUs in {spelled('targets')} instead" if offer.ahead_of_time else f"choose from {choice}",
+                f"{compiler.name} has no hardware compatibility {options.hardware_compatibility!r}",
+                f"list the GPUs in {spelled('targets')} instead" if compiler.ahead_of_time else f"choose from {choice}",
             )
         level = getattr(module.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
         config.hardware_compatibility_level = level
 
 
-def set_precision(module: ModuleType, offer: Offer, config: Any, network: Any, header: GraphHeader) -> None:
+def set_precision(module: ModuleType, compiler: Compiler, config: Any, network: Any, header: GraphHeader) -> None:
     """Holds a weakly typed network (8.6) to the precision its graph was written in; later versions need nothing.
 
     FP16 and INT8 have to be allowed by flags, and then float32 layers kept from sinking into them: each layer is pinned
     to the type that the graph gave its output. Not checked on a device.
     """
-    if offer.typing != "none":
+    if compiler.typing != "none":
         return
     dtypes = header.weight_dtypes | {port.dtype for port in header.inputs}
     if "float16" in dtypes:

@@ -39,7 +39,7 @@ class Attention:
 
 
 def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, padding: str) -> Tensor:
-    """x: [B, N, C], normalised. Returns [B, N, C], projected."""
+    """x: [B, N, C], normalized. Returns [B, N, C], projected."""
     weights, key, batch, size = attention.weights, attention.key, attention.batch, attention.size
     channels, heads, (height, width) = attention.channels, attention.heads, size
     head_dim, area = channels // heads, window * window
@@ -69,7 +69,7 @@ def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, p
     out = w.op("MatMul", [w.op("Softmax", [scores], "softmax", attrs={"axis": -1}), v], "context")
 
     projection = _output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :])
-    if w.forms == "gpu":
+    if w.target == "gpu":
         out = w.reshape(w.transpose(out, (0, 1, 3, 2, 4), "merge"), [1, windows * area, channels], "merged")
         out = w.linear(out, *projection, "proj")
         out = w.reshape(out, [batch, rows, columns, window, window, channels], "unpartition")
@@ -81,7 +81,7 @@ def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, p
     if pad_bottom != 0 or pad_right != 0:
         out = w.slice(out, [0, 0], [height, width], [1, 2], "crop")
     out = w.reshape(out, [batch, height * width, channels], "out")
-    return out if w.forms == "gpu" else w.linear(out, *projection, "proj")
+    return out if w.target == "gpu" else w.linear(out, *projection, "proj")
 
 
 def _output_projection(weights: Weights, key: str, value_bias: NDArray) -> tuple[NDArray, NDArray]:
@@ -121,7 +121,7 @@ def _key_mask(
 
 
 def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int) -> Tensor:
-    """x: [B, N, C], normalised. Returns [B, N, C], projected."""
+    """x: [B, N, C], normalized. Returns [B, N, C], projected."""
     weights, key, batch, size = attention.weights, attention.key, attention.batch, attention.size
     channels, heads = attention.channels, attention.heads
     head_dim, tokens = channels // heads, size[0] * size[1]

@@ -14,7 +14,7 @@ MAP_FFN_CHANNELS = 128
 def write_backbone(
     w: GraphWriter, weights: Weights, spec: ModelSpec, image: Tensor, batch: Dim, size: Size, padding: str
 ) -> list[StageMap]:
-    """image: float [B, 3, H, W], normalised. Returns the four stages' maps."""
+    """image: float [B, 3, H, W], normalized. Returns the four stages' maps."""
     stages: list[StageMap] = []
     x = image
     for i, channels in enumerate(spec.embed_dims):
@@ -42,9 +42,9 @@ def write_backbone(
         if spec.norm_after_stage:
             with w.scope(f"stages.{i}.norm"):
                 # As a map, so that ONNX Runtime does not fuse it with the sum before: ten times as slow as both.
-                rows = w.reshape(tokens, [batch, *size, channels], "rows") if w.forms == "cpu" else tokens
+                rows = w.reshape(tokens, [batch, *size, channels], "rows") if w.target == "cpu" else tokens
                 rows = layer_norm(w, weights, f"backbone.norm_list.{i}", rows, "norm")
-                tokens = w.reshape(rows, [batch, size[0] * size[1], channels]) if w.forms == "cpu" else rows
+                tokens = w.reshape(rows, [batch, size[0] * size[1], channels]) if w.target == "cpu" else rows
         stages.append(StageMap(tokens, size, channels))
     return stages
 

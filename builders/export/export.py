@@ -1,4 +1,4 @@
-"""Exports a model: input normalisation, backbone, head and output, then precision, metadata and the file."""
+"""Exports a model: input normalization, backbone, head and output, then precision, metadata and the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from twins_trt.builders.export.backbone import write_backbone
 from twins_trt.builders.export.dims import Dim
 from twins_trt.builders.export.fpn import write_fpn
-from twins_trt.builders.export.options import ExportOptions, GraphInfo, Range
+from twins_trt.builders.export.options import DynamicDim, ExportOptions, GraphInfo
 from twins_trt.builders.export.output import logits_output, mask_output, write_logits
 from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.export.tokens import Size
@@ -34,18 +34,18 @@ COARSE_LEVELS = {"gpu": 0, "cpu": 3}  # of UPerNet's fusion; cpu measured by ben
 
 
 def export_graph(
-    model: Segmentor, path: str | Path, options: ExportOptions | None = None, *, to_quantise: bool = False
+    model: Segmentor, path: str | Path, options: ExportOptions | None = None, *, to_quantize: bool = False
 ) -> GraphInfo:
     """Writes `model` as an ONNX file at `path` (whole or not at all) and returns what it is.
 
-    to_quantise: the graph is to be calibrated, and holds the products that `quantize` will find; else, for a CPU, wide
+    to_quantize: the graph is to be calibrated, and holds the products that `quantize` will find; else, for a CPU, wide
     convolutions are taken apart into what computes less (`export.winograd`).
     Raises `ExportError` where a weight does not fit the precision or the file cannot be written, `UsageError` for
     options that exclude each other.
     """
     options = options or ExportOptions()
     graph, info = build_graph(model, options)
-    if options.forms == "cpu" and options.precision == "fp32" and not to_quantise:
+    if options.target == "cpu" and options.precision == "fp32" and not to_quantize:
         use_winograd(graph)
     write_graph(graph, path, info)
     return info
@@ -54,7 +54,7 @@ def export_graph(
 def write_graph(graph: gs.Graph, path: str | Path, info: GraphInfo, *, precision: str | None = None) -> None:
     """Writes a graph of `build_graph`, whole or not at all, with what it is in its metadata.
 
-    precision: of a graph that was quantised since (`int8`); by default what the options say. Raises `ExportError`
+    precision: of a graph that was quantized since (`int8`); by default what the options say. Raises `ExportError`
     where the file cannot be written.
     """
     proto = graph_proto(graph)
@@ -109,10 +109,10 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
             f"leave {spelled('upernet_levels')} out",
         )
     if levels is None:
-        levels = 0 if options.dynamic_size else COARSE_LEVELS[options.forms]
+        levels = 0 if options.dynamic_size else COARSE_LEVELS[options.target]
     weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}
 
-    w = GraphWriter(options.opset, forms=options.forms)
+    w = GraphWriter(options.opset, target=options.target)
     image, batch, image_size, shape = _write_input(w, options)
     stages = write_backbone(w, weights, spec, image, batch, image_size, model.padding)
     if spec.head == "fpn":
@@ -146,10 +146,11 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
 
 
 def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, Size, list[int | str]]:
-    """The input and its normalisation: image [B, 3, H, W], batch, size, and the mask's shape as the file states it."""
+    """The input and its normalization: image [B, 3, H, W], batch, size, and the mask's shape as the file states it."""
     names = {"batch": "N", "height": "H", "width": "W"}
     shape = [
-        name if isinstance(getattr(options, field), Range) else getattr(options, field) for field, name in names.items()
+        name if isinstance(getattr(options, field), DynamicDim) else getattr(options, field)
+        for field, name in names.items()
     ]
     if options.input == "uint8":
         image = w.input("image", np.uint8, [*shape, 3])

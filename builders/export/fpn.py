@@ -64,7 +64,7 @@ def _composed_levels(w: GraphWriter, weights: Weights, sizes: Sequence[Size], ba
     """The finest levels, as many of them as are to be written as one convolution each."""
     levels: list[Level] = []
     for i in range(len(sizes) - 1):
-        if w.forms != "cpu" or not known(batch, *sizes[i]) or sizes[i] != (sizes[i + 1][0] * 2, sizes[i + 1][1] * 2):
+        if w.target != "cpu" or not known(batch, *sizes[i]) or sizes[i] != (sizes[i + 1][0] * 2, sizes[i + 1][1] * 2):
             break
         lateral, first = (
             Convolution(weights[f"neck.{kind}_convs.{i}.conv.weight"], weights[f"neck.{kind}_convs.{i}.conv.bias"])
@@ -117,7 +117,7 @@ def _sum_levels(
             pending.append((size, x))
     for i, (size, x) in enumerate(pending):
         doubled = (size[0] * 2, size[1] * 2)
-        if w.forms == "gpu" and known(*size) and doubled == sizes[0]:
+        if w.target == "gpu" and known(*size) and doubled == sizes[0]:
             x = _double_in_one_kernel(w, x, batch, size, channels)
         else:
             x = w.resize(x, doubled, f"up.{i}", batch=batch, channels=channels)

@@ -13,12 +13,13 @@ PRECISIONS = ("fp32", "fp16")
 OPSETS = (17, 18, 19, 20)
 INPUTS = ("uint8", "float32")
 OUTPUTS = ("mask", "logits")
-FORMS = ("gpu", "cpu")
+TARGETS = ("gpu", "cpu")
+_TARGET_KEY = "forms"  # what graphs have called it in their metadata from the first
 SMALLEST_SIDE = 32  # one pixel of the last stage; the model itself goes down to MIN_SIDE
 
 
 @dataclass(frozen=True)
-class Range:
+class DynamicDim:
     """The smallest, the usual and the largest value of a dynamic dimension."""
 
     min: int
@@ -37,28 +38,28 @@ class Range:
 class ExportOptions:
     """How a model becomes a graph.
 
-    height, width, batch: an int fixes the dimension, a `Range` leaves it dynamic within the range.
+    height, width, batch: an int fixes the dimension, a `DynamicDim` leaves it dynamic within the range.
     precision: `fp32`, or `fp16` for a graph whose every cast is written out (nothing is left to builder flags).
     opset: 17 to 20. TensorRT 8.6 reads up to 17, 10.3 up to 20.
-    input: `uint8` [N, H, W, 3] RGB with normalisation inside, or `float32` [N, 3, H, W] already normalised.
+    input: `uint8` [N, H, W, 3] RGB with normalization inside, or `float32` [N, 3, H, W] already normalized.
     outputs: `mask` uint8 [N, H, W] (resized to the image and argmaxed inside), `logits` float32 at a quarter, or both.
-    forms: which exact rewritings to use: `gpu` those that compile to the fewest kernels, `cpu` the fewest operations.
+    target: which exact rewritings to use: `gpu` those that compile to the fewest kernels, `cpu` the fewest operations.
     upernet_levels: how many coarse levels of UPerNet's 3×3 bottleneck are convolved at their own resolution
-        (0 to 3); None takes the measured default of `forms`.
+        (0 to 3); None takes the measured default of `target`.
     """
 
-    height: int | Range = 512
-    width: int | Range = 512
-    batch: int | Range = 1
+    height: int | DynamicDim = 512
+    width: int | DynamicDim = 512
+    batch: int | DynamicDim = 1
     precision: str = "fp32"
     opset: int = 17
     input: str = "uint8"
     outputs: tuple[str, ...] = ("mask",)
-    forms: str = "gpu"
+    target: str = "gpu"
     upernet_levels: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS), ("forms", FORMS)):
+        for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS), ("target", TARGETS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(
                     f"{spelled(name)} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"
@@ -68,9 +69,9 @@ class ExportOptions:
             raise UsageError(f"{spelled('outputs')} cannot be {self.outputs!r}", "use mask, logits, or both")
         for name in ("height", "width", "batch"):
             value = getattr(self, name)
-            if not isinstance(value, Range) and not _is_int(value):
-                raise UsageError(f"{name} cannot be {value!r}", "give a whole number, or a Range")
-            smallest = value.min if isinstance(value, Range) else value
+            if not isinstance(value, DynamicDim) and not _is_int(value):
+                raise UsageError(f"{name} cannot be {value!r}", "give a whole number, or a DynamicDim")
+            smallest = value.min if isinstance(value, DynamicDim) else value
             floor = 1 if name == "batch" else SMALLEST_SIDE
             if smallest < floor:
                 raise UsageError(f"{name} {smallest} is too small", f"use {floor} or more")
@@ -78,12 +79,12 @@ class ExportOptions:
             raise UsageError(
                 f"{spelled('upernet_levels')} must be 0 to 3, not {self.upernet_levels!r}", "use 0, 1, 2 or 3"
             )
-        if isinstance(self.height, Range) != isinstance(self.width, Range):
+        if isinstance(self.height, DynamicDim) != isinstance(self.width, DynamicDim):
             raise UsageError("height and width must both be fixed or both be ranges", "give both as MIN:OPT:MAX")
 
     @property
     def dynamic_size(self) -> bool:
-        return isinstance(self.height, Range)
+        return isinstance(self.height, DynamicDim)
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,19 @@ class GraphInfo:
     islands: dict[str, str]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        plain = dataclasses.asdict(self)
+        plain["options"][_TARGET_KEY] = plain["options"].pop("target")
+        return json.dumps(plain, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> GraphInfo:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where the text is something else."""
         fields = json.loads(text)
         options = fields.pop("options")
+        options["target"] = options.pop(_TARGET_KEY)
         for name in ("height", "width", "batch"):
             if isinstance(options[name], dict):
-                options[name] = Range(**options[name])
+                options[name] = DynamicDim(**options[name])
         options["outputs"] = tuple(options["outputs"])
         with speaking(None):  # a file has fields, whoever reads it
             return GraphInfo(**fields, options=ExportOptions(**options))

@@ -25,7 +25,7 @@ def write_logits(
     bias = np.full(padded, NEVER, np.float32)
     bias[:classes] = weights["decode_head.conv_seg.bias"]
     with w.scope("head"):
-        if w.forms == "gpu":
+        if w.target == "gpu":
             return w.conv(x, weight, bias, "classifier")
         # As a product from the left, so that ONNX Runtime leaves its blocked layout here, where the map is small,
         # and not behind the resize, sixteen times as large.
@@ -36,7 +36,7 @@ def write_logits(
 
 
 def padded_classes(w: GraphWriter, classes: int) -> int:
-    return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.forms == "gpu" else classes
+    return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.target == "gpu" else classes
 
 
 def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
@@ -52,9 +52,9 @@ def mask_output(w: GraphWriter, logits: Tensor, *, classes: int, batch: Dim, siz
     exact = known(*size, *image_size) and image_size == (4 * size[0], 4 * size[1])
     padded = padded_classes(w, classes)
     with w.scope("output"):
-        if exact and w.forms == "gpu":
+        if exact and w.target == "gpu":
             return _polyphase_argmax(w, logits, padded, batch, size, image_size)
-        channels_last = w.forms == "cpu"  # ONNX Runtime compares classes twice as fast where they lie side by side
+        channels_last = w.target == "cpu"  # ONNX Runtime compares classes twice as fast where they lie side by side
         x = w.transpose(logits, (0, 2, 3, 1), "channels_last") if channels_last else logits
         shape = [batch, *image_size, padded] if channels_last else [batch, padded, *image_size]
         with w.float32_island(ISLAND):

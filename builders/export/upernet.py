@@ -89,7 +89,7 @@ def _fuse(
 def _upsample(w: GraphWriter, x: Tensor, size: Size, to: Size, batch: Dim, name: str) -> Tensor:
     """Bilinear. By a whole factor and for a GPU, in the form that fuses with the concatenation behind it."""
     factor = ints(*to)[0] // ints(*size)[0] if known(*size, *to) else 0
-    if w.forms != "gpu" or to != (size[0] * factor, size[1] * factor):
+    if w.target != "gpu" or to != (size[0] * factor, size[1] * factor):
         return w.resize(x, to, name, batch=batch, channels=CHANNELS)
     with w.scope(name):
         x = w.transpose(x, (0, 2, 3, 1), "channels_last")
@@ -111,7 +111,7 @@ def _convolve_coarse(
             shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3), "columns"
         )
         tokens = to_tokens(w, x, batch, size, CHANNELS)
-        if w.forms == "cpu":  # ONNX Runtime packs constant matrices ahead, stacks of them not: twice as slow
+        if w.target == "cpu":  # ONNX Runtime packs constant matrices ahead, stacks of them not: twice as slow
             parts = []
             for dy in range(3):
                 part = w.op("MatMul", [tokens, w.const(kernel[dy], "taps")], "taps")  # [B, h·w, dx·out]

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-from twins_trt.builders.sites import tensor_shapes
+from twins_trt.builders.plan.sites import tensor_shapes
 
 LEAST_PRODUCT = 256 * 512
 """Input times output channels from which ONNX Runtime gains on a CPU; at 256 × 256 both forms take as long."""
@@ -33,7 +33,7 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, -1]])
 def use_winograd(graph: gs.Graph) -> None:
     """Rewrites, in place, every convolution of an FP32 graph that gains by it. Their outputs keep their names."""
     shapes = tensor_shapes(graph)
-    w = GraphWriter(graph.opset, forms="cpu", graph=graph)
+    w = GraphWriter(graph.opset, target="cpu", graph=graph)
     for node in [node for node in graph.nodes if _gains(node, shapes)]:
         bias = node.inputs[2].values if len(node.inputs) > 2 else None
         with w.scope(node.name):

@@ -2,7 +2,7 @@
 
 Why nodes are written rather than traced: the forms that compile to few kernels differ from the PyTorch module's in
 almost every block, every node must carry its block's name (plans, audits and profiles refer to blocks), and a traced
-graph changes with each torch release. Parity with the module is tested instead (tests/builders/test_export.py).
+graph changes with each torch release. Parity with the module is tested instead (tests/builders/export/test_export.py).
 
 Float tensors are written as float32; `precision.py` turns the graph into float16 afterwards.
 """
@@ -26,14 +26,14 @@ Attributes = Mapping[str, object]
 class GraphWriter:
     """A graph under construction. `islands` maps node names to the reason they stay float32 in an FP16 graph.
 
-    forms: whether to write what compiles to the fewest GPU kernels (`gpu`) or computes least on a CPU (`cpu`).
+    target: whether to write what compiles to the fewest GPU kernels (`gpu`) or computes least on a CPU (`cpu`).
     graph: one to add to, in place of an empty one.
     """
 
-    def __init__(self, opset: int, *, forms: str = "gpu", graph: gs.Graph | None = None) -> None:
+    def __init__(self, opset: int, *, target: str = "gpu", graph: gs.Graph | None = None) -> None:
         self.graph = gs.Graph(opset=opset) if graph is None else graph
         self.opset = opset
-        self.forms = forms
+        self.target = target
         self.islands: dict[str, str] = {}
         self._scopes: list[str] = []
         self._island: str | None = None

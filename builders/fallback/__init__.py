@@ -2,7 +2,7 @@
 
 from twins_trt.builders.fallback.parts import Part, find_parts, rank_parts
 from twins_trt.builders.fallback.run import HARDEST, Fallback, fall_back
-from twins_trt.builders.fallback.search import Evaluation, Outcome, Verdict, search
+from twins_trt.builders.fallback.search import Evaluation, Outcome, PlanScore, search
 from twins_trt.builders.fallback.state import SearchState, search_key
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "Fallback",
     "Outcome",
     "Part",
+    "PlanScore",
     "SearchState",
-    "Verdict",
     "fall_back",
     "find_parts",
     "rank_parts",

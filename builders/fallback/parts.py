@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.builders.plan import Plan
+from twins_trt.builders.plan.precision_plan import PrecisionPlan
+from twins_trt.builders.plan.sites import Site, block_of
 from twins_trt.builders.quantize.graphs import QuantizedGraphs, relative_error
-from twins_trt.builders.sites import Site, block_of
+from twins_trt.progress import Progress, silent
 
 Image = npt.NDArray[np.uint8]
 
@@ -24,10 +25,10 @@ class Part:
     level: str
 
 
-def find_parts(plan: Plan, sites: Sequence[Site]) -> tuple[Part, ...]:
+def find_parts(plan: PrecisionPlan, sites: Sequence[Site]) -> tuple[Part, ...]:
     """The parts of a plan that run in INT8, in the graph's order."""
     found: dict[str, Part] = {}
-    for site in plan.quantised(sites):
+    for site in plan.quantized(sites):
         block = block_of(site.node)
         whole = site.kind != "attention" and block.endswith((".attn", ".ffn"))
         name = block if whole else site.node
@@ -35,20 +36,20 @@ def find_parts(plan: Plan, sites: Sequence[Site]) -> tuple[Part, ...]:
     return tuple(found.values())
 
 
-def alone(plan: Plan, part: Part, parts: Sequence[Part]) -> Plan:
+def alone(plan: PrecisionPlan, part: Part, parts: Sequence[Part]) -> PrecisionPlan:
     """The plan with nothing but one part in INT8."""
     return plan.reverted(other.name for other in parts if other != part).with_level(part.name, part.level)
 
 
 def rank_parts(
-    plan: Plan,
+    plan: PrecisionPlan,
     parts: Sequence[Part],
     graphs: QuantizedGraphs,
     images: Sequence[Image],
     *,
     harm: dict[str, float],
     threads: int | None = None,
-    report: Callable[[str, float | None], None] | None = None,
+    progress: Progress = silent,
     keep: Callable[[], None] | None = None,
 ) -> list[str]:
     """Names of the parts, the most harmful first.
@@ -60,8 +61,7 @@ def rank_parts(
     unknown = [part for part in parts if part.name not in harm]
     wanted = graphs.logits(None, images, threads=threads) if unknown else []
     for done, part in enumerate(unknown):
-        if report is not None:
-            report(f"sensitivity: {part.name}", done / len(unknown))
+        progress("sensitivity", part.name, done / len(unknown))
         harm[part.name] = relative_error(graphs.logits(alone(plan, part, parts), images, threads=threads), wanted)
         if keep is not None:
             keep()

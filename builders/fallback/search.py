@@ -16,7 +16,7 @@ Parts = frozenset[str]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PlanScore:
     """passed: of the gate. drop: points of mIoU, the upper end of the interval: what the gate holds a plan to."""
 
     passed: bool
@@ -29,7 +29,7 @@ class Evaluation:
 
     reverted: Parts
     cost: float
-    verdict: Verdict
+    score: PlanScore
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Outcome:
     @property
     def chosen(self) -> Evaluation | None:
         """The cheapest that passed, of equals the one that drops least; None where nothing passed."""
-        passed = [each for each in self.evaluations if each.verdict.passed]
-        return min(passed, key=lambda each: (each.cost, each.verdict.drop), default=None)
+        passed = [each for each in self.evaluations if each.score.passed]
+        return min(passed, key=lambda each: (each.cost, each.score.drop), default=None)
 
     @property
     def best(self) -> Evaluation:
         """What to show: the chosen one, else the one that drops least."""
-        return self.chosen or min(self.evaluations, key=lambda each: each.verdict.drop)
+        return self.chosen or min(self.evaluations, key=lambda each: each.score.drop)
 
 
 class _Exhausted(Exception):
@@ -59,9 +59,9 @@ def search(
     ranked: Sequence[str],
     *,
     cost: Callable[[Parts], float],
-    evaluate: Callable[[Parts], Verdict],
+    evaluate: Callable[[Parts], PlanScore],
     max_evaluations: int,
-    known: Mapping[Parts, Verdict] | None = None,
+    known: Mapping[Parts, PlanScore] | None = None,
 ) -> Outcome:
     """The outcome of reverting parts, worst first.
 
@@ -76,9 +76,9 @@ def search(
         if parts not in seen:
             if len(seen) >= max_evaluations:
                 raise _Exhausted
-            verdict = known[parts] if parts in known else evaluate(parts)
-            seen[parts] = Evaluation(parts, cost(parts), verdict)
-        return seen[parts].verdict.passed
+            score = known[parts] if parts in known else evaluate(parts)
+            seen[parts] = Evaluation(parts, cost(parts), score)
+        return seen[parts].score.passed
 
     def left() -> int:
         return max_evaluations - len(seen)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.fallback.search import Parts, Verdict
-from twins_trt.builders.plan import Plan
+from twins_trt.builders.fallback.search import Parts, PlanScore
+from twins_trt.builders.plan.precision_plan import PrecisionPlan
+from twins_trt.codec import encode
 from twins_trt.files import whole_file
-from twins_trt.runtime.codec import encode
 
 _FORMAT = 1
 
@@ -22,11 +22,11 @@ log = logging.getLogger("twins_trt")
 
 @dataclass
 class SearchState:
-    """key: of all that verdicts and harm depend on (`search_key`). verdicts: by the parts reverted. harm: by part."""
+    """key: of all that verdicts and harm depend on (`search_key`). scores: by the parts reverted. harm: by part."""
 
     path: Path
     key: str
-    verdicts: dict[Parts, Verdict] = field(default_factory=dict)
+    scores: dict[Parts, PlanScore] = field(default_factory=dict)
     harm: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -48,22 +48,22 @@ class SearchState:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored["format"], stored["key"]) == (_FORMAT, key):
             for each in stored["verdicts"]:
-                state.verdicts[frozenset(each["reverted"])] = Verdict(bool(each["passed"]), float(each["drop"]))
+                state.scores[frozenset(each["reverted"])] = PlanScore(bool(each["passed"]), float(each["drop"]))
             state.harm = {str(name): float(value) for name, value in stored["harm"].items()}
         return state
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
         verdicts = [
-            {"reverted": sorted(parts), "passed": verdict.passed, "drop": verdict.drop}
-            for parts, verdict in self.verdicts.items()
+            {"reverted": sorted(parts), "passed": score.passed, "drop": score.drop}
+            for parts, score in self.scores.items()
         ]
         content = {"format": _FORMAT, "key": self.key, "verdicts": verdicts, "harm": self.harm}
         with whole_file(self.path, durable=False) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def search_key(*, ranges: str, plan: Plan, images: str, settings: Mapping[str, Any]) -> str:
+def search_key(*, ranges: str, plan: PrecisionPlan, images: str, settings: Mapping[str, Any]) -> str:
     """sha256 of all that a verdict depends on. ranges: the key of the calibration, which holds the graph's. images: of
     the gate's images and labels. settings: thresholds, engine and versions."""
     parts = {"ranges": ranges, "plan": encode(plan), "images": images, "settings": encode(settings)}

@@ -1,21 +1,43 @@
 """The gate: does an engine's accuracy hold against the PyTorch reference on the same images? Pass or fail."""
 
-from twins_trt.builders.gate.gate import MAX_DROP, GateResult, ImageResult, Thresholds, gate_bundle
-from twins_trt.builders.gate.record import Gallery, gate_file, record, verdict
-from twins_trt.builders.gate.reference import load_reference
-from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES, GateOptions, Thresholds
+from twins_trt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from twins_trt.builders.gate.gate import gate_bundle
+    from twins_trt.builders.gate.record import Gallery, gate_file, gate_status, record_gate
+    from twins_trt.builders.gate.reference import load_reference
+    from twins_trt.builders.gate.result import GateResult, ImageResult
+    from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
 
 __all__ = [
     "MAX_DROP",
+    "MIN_IMAGES",
     "Drop",
     "Gallery",
+    "GateOptions",
     "GateResult",
     "ImageResult",
     "Thresholds",
     "bootstrap_drop",
     "gate_bundle",
     "gate_file",
+    "gate_status",
     "load_reference",
-    "record",
-    "verdict",
+    "record_gate",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "twins_trt.builders.gate.gate": ["gate_bundle"],
+        "twins_trt.builders.gate.record": ["Gallery", "gate_file", "gate_status", "record_gate"],
+        "twins_trt.builders.gate.reference": ["load_reference"],
+        "twins_trt.builders.gate.result": ["GateResult", "ImageResult"],
+        "twins_trt.builders.gate.statistics": ["Drop", "bootstrap_drop"],
+    },
+)

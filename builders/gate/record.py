@@ -11,31 +11,31 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from twins_trt.builders.gate.gate import GateResult
+from twins_trt.builders.gate.result import GateResult
+from twins_trt.data.palette import Colour
 from twins_trt.errors import ImageError
 from twins_trt.files import whole_file
 from twins_trt.runtime import Bundle
 from twins_trt.runtime.bundle import amend_bundle
-from twins_trt.runtime.manifest import Colour
 
 GATE = "gate.json"
 
 UInt8Array = npt.NDArray[np.uint8]
 
-Verdict = Literal["passed", "failed"]
+GateStatus = Literal["passed", "failed"]
 
 
-def record(bundle: Bundle, result: GateResult) -> Bundle:
+def record_gate(bundle: Bundle, result: GateResult) -> Bundle:
     """Writes the verdict into the bundle: all of it, or the bundle stays as it was.
 
     Raises BundleError as `amend_bundle` does: a verdict is on one graph.
     """
     return amend_bundle(
-        bundle, {GATE: gate_file(result)}, change=lambda manifest: replace(manifest, gate=verdict(result))
+        bundle, {GATE: gate_file(result)}, change=lambda manifest: replace(manifest, gate=gate_status(result))
     )
 
 
-def verdict(result: GateResult) -> Verdict:
+def gate_status(result: GateResult) -> GateStatus:
     """What the manifest calls it."""
     return "passed" if result.passed else "failed"
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.builders.weights import load_weights
 from twins_trt.calib.images import digest
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import CheckpointError, UsageError
-from twins_trt.evaluation import predict_mask
 from twins_trt.files import whole_file
+from twins_trt.inference import predict_mask
+from twins_trt.models.weights import load_weights
 from twins_trt.runtime import Bundle
 from twins_trt.spelling import spelled
 
@@ -32,7 +32,7 @@ log = logging.getLogger("twins_trt")
 class ReferenceMasks:
     """The masks of a float32 model.
 
-    preprocessing: what an image goes through before the model sees it; None for normalisation alone. folder: keeps the
+    preprocessing: what an image goes through before the model sees it; None for normalization alone. folder: keeps the
     masks for later runs, each under a name that changes with any weight, pixel or setting; None keeps nothing. One that
     is damaged there is computed again.
     computed: how many masks the model had to compute.
@@ -97,7 +97,7 @@ def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> S
         manifest.model,
         checkpoint=checkpoint,
         seeded=seeded,
-        num_classes=manifest.num_classes,
+        num_classes=manifest.interface.num_classes,
         padding=manifest.padding,
     )
     if facts.source.sha256 != manifest.source.sha256:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from twins_trt.builders.export.export import graph_proto
-from twins_trt.builders.quantize.insert import Inserter, dequantised_weight
-from twins_trt.builders.sites import Site, Tensor, input_axis, output_axis, weight_of
+from twins_trt.builders.plan.sites import Site, Tensor, input_axis, output_axis, weight_of
+from twins_trt.builders.quantize.insert import Inserter, dequantized_weight
 from twins_trt.calib.images import Fitter
 from twins_trt.calib.tensors import input_ports
-from twins_trt.runtime.engines import EngineSettings
+from twins_trt.runtime.engines import RuntimeOptions
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 Floats = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ def mean_shifts(
     graph.outputs = []
     weights = {}
     for node in products:
-        weights[node.name] = (weight_of(node).values, dequantised_weight(*work.weight(node)))
+        weights[node.name] = (weight_of(node).values, dequantized_weight(*work.weight(node)))
         for tensor, kind in ((node.inputs[0], "exact"), (work.rounded(node, 0), "rounded")):
             mean = (_taps if node.op == "Conv" else _rows)(work, node, tensor)
             mean.name = f"{kind} {node.name}"
@@ -62,7 +62,7 @@ def mean_shifts(
     count = 0
     proto = graph_proto(graph)
     fit = Fitter(input_ports(proto), {})
-    engine = OnnxRuntimeEngine(proto.SerializeToString(), settings=EngineSettings(threads=threads))
+    engine = OnnxRuntimeEngine(proto.SerializeToString(), options=RuntimeOptions(threads=threads))
     for image in images:
         count += 1
         for name, value in engine(fit(image)[None]).items():

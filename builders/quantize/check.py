@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from twins_trt.builders.audit import is_fused_attention
-from twins_trt.builders.layers import Layer
+from twins_trt.builders.engine.audit import is_fused_attention
+from twins_trt.builders.engine.layers import Layer
 from twins_trt.builders.quantize.rewrite import Quantization
 
 

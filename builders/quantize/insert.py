@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from twins_trt.builders.sites import Tensor, output_axis, weight_of
+from twins_trt.builders.plan.sites import Tensor, output_axis, weight_of
 from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import UsageError
 
@@ -39,7 +39,7 @@ class Inserter:
         self._ranges = ranges
         kinds = {"zero.int8": np.int8(0), "zero.uint8": np.uint8(UNSIGNED_ZERO), "zero.positive": np.uint8(0)}
         self._zeros = {name: gs.Constant(name, np.array(value)) for name, value in kinds.items()}
-        self._quantised: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by source: values, scale, zero point
+        self._quantized: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by source: values, scale, zero point
         self._moved: dict[tuple[str, str], Tensor] = {}  # by layout operation and what it moves
         self._inserted: list[gs.Node] = []
         self._taken = {node.name for node in graph.nodes} | set(graph.tensors())
@@ -47,7 +47,7 @@ class Inserter:
     def product(self, node: gs.Node) -> None:
         """Makes a product read INT8 activations and INT8 weights, with one scale for each of its outputs."""
         values, scale, axis = self.weight(node)
-        node.inputs[1] = self._dequantise(
+        node.inputs[1] = self._dequantize(
             gs.Constant(self.unique(f"{node.name}.weight.int8"), values),
             gs.Constant(self.unique(f"{node.name}.weight.scale"), scale),
             None,
@@ -60,7 +60,7 @@ class Inserter:
         """A product's weight in INT8, the scale of each of its outputs, and the axis that these lie along."""
         weight, axis = weight_of(node), output_axis(node)
         scale = self.scales(np.abs(weight.values).max(axis=tuple(i for i in range(weight.values.ndim) if i != axis)))
-        return quantised_weight(weight.values, scale, axis), scale, axis
+        return quantized_weight(weight.values, scale, axis), scale, axis
 
     def read(self, node: gs.Node, index: int) -> None:
         """Makes `node` read its activation number `index` through INT8."""
@@ -73,16 +73,16 @@ class Inserter:
         while tensor.inputs and tensor.inputs[0].op in LAYOUT:
             moves.append(tensor.inputs[0])
             tensor = tensor.inputs[0].inputs[0]
-        values, scale, zero = self._quantise(tensor)
+        values, scale, zero = self._quantize(tensor)
         for move in reversed(moves):
             values = self._move(move, values)
-        return self._dequantise(values, scale, zero, f"{node.name}.in{index}")
+        return self._dequantize(values, scale, zero, f"{node.name}.in{index}")
 
     def write(self, tensor: Tensor) -> None:
         """Makes every reader of `tensor` that does not read it through INT8 yet do so."""
         readers = [(node, i) for node in tensor.outputs for i, each in enumerate(node.inputs) if each is tensor]
-        values, scale, zero = self._quantise(tensor)
-        back = self._dequantise(values, scale, zero, tensor.name)
+        values, scale, zero = self._quantize(tensor)
+        back = self._dequantize(values, scale, zero, tensor.name)
         for node, i in readers:
             if node.op != "QuantizeLinear":
                 node.inputs[i] = back
@@ -113,18 +113,18 @@ class Inserter:
         self._inserted = []
         self.graph.cleanup().toposort()
 
-    def _quantise(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if tensor.name not in self._quantised:
+    def _quantize(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if tensor.name not in self._quantized:
             positive = self.unsigned and tensor.inputs[0].op == "Relu"
             amax = 1.0 if _is_softmax(tensor) else self._ranges[tensor.name]
             step = self.scales(amax, UNSIGNED_MAX if positive else QMAX)
             scale = gs.Constant(self.unique(f"{tensor.name}.scale"), step)
             zero = self._zeros["zero.positive" if positive else "zero.uint8" if self.unsigned else "zero.int8"]
             values = self.node("QuantizeLinear", f"{tensor.name}.quantize", [tensor, scale, zero], zero.dtype, {})
-            self._quantised[tensor.name] = (values, scale, zero)
-        return self._quantised[tensor.name]
+            self._quantized[tensor.name] = (values, scale, zero)
+        return self._quantized[tensor.name]
 
-    def _dequantise(
+    def _dequantize(
         self, values: Tensor, scale: Tensor, zero: Tensor | None, name: str, *, axis: int | None = None
     ) -> Tensor:
         inputs = [values, scale] if zero is None else [values, scale, zero]
@@ -139,12 +139,12 @@ class Inserter:
         return self._moved[key]
 
 
-def quantised_weight(values: NDArray, scale: NDArray, axis: int) -> NDArray[np.int8]:
+def quantized_weight(values: NDArray, scale: NDArray, axis: int) -> NDArray[np.int8]:
     """int8, rounded to nearest (ties to even), never -128."""
     return np.clip(np.rint(values / _along(scale, axis, values.ndim)), -QMAX, QMAX).astype(np.int8)
 
 
-def dequantised_weight(values: NDArray[np.int8], scale: NDArray, axis: int) -> NDArray[np.float64]:
+def dequantized_weight(values: NDArray[np.int8], scale: NDArray, axis: int) -> NDArray[np.float64]:
     """What INT8 weights stand for."""
     return values.astype(np.float64) * _along(scale, axis, values.ndim)
 

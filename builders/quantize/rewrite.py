@@ -22,16 +22,16 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from twins_trt.builders.export.precision import to_fp16
-from twins_trt.builders.levels import FIRST_OPSET
-from twins_trt.builders.plan import Plan
+from twins_trt.builders.plan.levels import FIRST_OPSET
+from twins_trt.builders.plan.precision_plan import PrecisionPlan
+from twins_trt.builders.plan.sites import Site, block_of, source_of
 from twins_trt.builders.quantize.bias import add_shifts
 from twins_trt.builders.quantize.insert import Inserter, checked_ranges
 from twins_trt.builders.quantize.smooth import smooth_norms
-from twins_trt.builders.sites import Site, block_of, source_of
 from twins_trt.errors import UsageError
 from twins_trt.spelling import spelled
 
-RESTS = ("fp16", "fp32")
+FLOAT_PRECISIONS = ("fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class Quantization:
     """What `quantize` did.
 
     nodes: products that read INT8 activations and weights. attentions: blocks whose attention runs in INT8.
-    smoothed: LayerNorms that carry SmoothQuant scales. rest: the precision of everything else.
+    smoothed: LayerNorms that carry SmoothQuant scales. float_precision: the precision of everything else.
     """
 
     nodes: tuple[str, ...]
     attentions: tuple[str, ...]
     smoothed: tuple[str, ...]
-    rest: str
+    float_precision: str
 
 
 def quantize(
     graph: gs.Graph,
-    plan: Plan,
+    plan: PrecisionPlan,
     ranges: Mapping[str, float],
     *,
-    rest: str = "fp16",
+    float_precision: str = "fp16",
     islands: Mapping[str, str] | None = None,
     channel_ranges: Mapping[str, NDArray] | None = None,
     shifts: Mapping[str, NDArray] | None = None,
@@ -62,9 +62,9 @@ def quantize(
     """Rewrites `graph`, an FP32 graph as `build_graph` makes it, in place.
 
     ranges: largest magnitude of each tensor in `observed_tensors(graph, plan)`, by the FP32 graph's names.
-    rest: `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16 kernels on x86. The latter also quantises what
-    its convolutions write, because it has no convolution from INT8 to float.
-    islands: nodes that stay float32 where the rest is FP16, as `GraphInfo.islands` of the export names them.
+    float_precision: of what does not run in INT8. `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16
+    kernels on x86. The latter also quantizes what its convolutions write: it has no convolution from INT8 to float.
+    islands: nodes that stay float32 where others are FP16, as `GraphInfo.islands` of the export names them.
     channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
     `smoothed_tensors(graph, plan)`.
     shifts: for a plan with `bias_correction`, what is added to the bias of each product (`mean_shifts`).
@@ -75,23 +75,23 @@ def quantize(
 
     Raises `UsageError` for a plan that does not fit the graph, ranges that are missing, and opsets below 19.
     """
-    if rest not in RESTS:
-        raise UsageError(f"the rest of a quantised graph cannot be {rest!r}", f"use one of {', '.join(RESTS)}")
-    if rest == "fp16" and graph.opset < FIRST_OPSET:
+    if float_precision not in FLOAT_PRECISIONS:
+        raise UsageError(f"what is not INT8 cannot be {float_precision!r}", f"use one of {', '.join(FLOAT_PRECISIONS)}")
+    if float_precision == "fp16" and graph.opset < FIRST_OPSET:
         raise UsageError(
             f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}",
             f"export with {spelled('opset', 20)}",
         )
-    sites = int8_sites(graph, plan, rest)
-    checked = checked_ranges(ranges, _observed(graph, sites, rest))
+    sites = int8_sites(graph, plan, float_precision)
+    checked = checked_ranges(ranges, _observed(graph, sites, float_precision))
     smoothed: dict[str, float] = {}
     if plan.smooth is not None:
         smoothed = smooth_norms(graph, sites, checked, channel_ranges or {}, strength=plan.smooth)
         checked.update(smoothed)
     if plan.bias_correction:
-        quantised = {site.node for site in sites}
-        add_shifts(graph, {node: shift for node, shift in (shifts or {}).items() if node in quantised})
-    work = Inserter(graph, checked, half=rest == "fp16", unsigned=rest == "fp32")
+        quantized = {site.node for site in sites}
+        add_shifts(graph, {node: shift for node, shift in (shifts or {}).items() if node in quantized})
+    work = Inserter(graph, checked, half=float_precision == "fp16", unsigned=float_precision == "fp32")
     nodes = {node.name: node for node in graph.nodes}
     products = [site for site in sites if site.kind != "attention"]
     attentions = [block_of(site.node) for site in sites if site.kind == "attention"]
@@ -103,37 +103,37 @@ def quantize(
             node = _as_matmul(work, node)
         work.product(node)
     for block in attentions:
-        _quantise_attention(work, nodes, block)
-    if rest == "fp32":
+        _quantize_attention(work, nodes, block)
+    if float_precision == "fp32":
         for site in products:
             _keep_apart(work, nodes[site.node])
             if nodes[site.node].op == "Conv":
                 work.write(_written(nodes[site.node]))
     work.finish()
-    if rest == "fp16" and not in_float32:
+    if float_precision == "fp16" and not in_float32:
         to_fp16(graph, islands or {})
-    return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed), rest)
+    return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed), float_precision)
 
 
-def observed_tensors(graph: gs.Graph, plan: Plan, *, rest: str = "fp16") -> tuple[str, ...]:
+def observed_tensors(graph: gs.Graph, plan: PrecisionPlan, *, float_precision: str = "fp16") -> tuple[str, ...]:
     """The tensors of the FP32 `graph` whose ranges `quantize` asks for, in the graph's order."""
-    return _observed(graph, int8_sites(graph, plan, rest), rest)
+    return _observed(graph, int8_sites(graph, plan, float_precision), float_precision)
 
 
-def int8_sites(graph: gs.Graph, plan: Plan, rest: str) -> tuple[Site, ...]:
-    """What runs in INT8. Positional convolutions do not where the rest is FP32: what one writes must then be quantised,
+def int8_sites(graph: gs.Graph, plan: PrecisionPlan, float_precision: str) -> tuple[Site, ...]:
+    """What runs in INT8. Positional convolutions do not beside FP32: what one writes must then be quantized,
     and that is the residual stream."""
-    return tuple(site for site in plan.quantised(graph) if rest == "fp16" or not site.positional)
+    return tuple(site for site in plan.quantized(graph) if float_precision == "fp16" or not site.positional)
 
 
-def _observed(graph: gs.Graph, sites: Iterable[Site], rest: str) -> tuple[str, ...]:
+def _observed(graph: gs.Graph, sites: Iterable[Site], float_precision: str) -> tuple[str, ...]:
     nodes = {node.name: node for node in graph.nodes}
     names: list[str] = []
     for site in sites:
         names.append(site.source)
         if site.kind == "attention":
             names += [source_of(tensor).name for tensor in attention_operands(nodes, block_of(site.node))]
-        elif rest == "fp32" and nodes[site.node].op == "Conv" and not _is_pointwise(nodes[site.node]):
+        elif float_precision == "fp32" and nodes[site.node].op == "Conv" and not _is_pointwise(nodes[site.node]):
             names.append(_written(nodes[site.node]).name)
     return tuple(dict.fromkeys(names))
 
@@ -144,7 +144,7 @@ def attention_operands(nodes: Mapping[str, gs.Node], block: str) -> list[gs.Vari
     return [scores.inputs[0], scores.inputs[1], context.inputs[1]]
 
 
-def _quantise_attention(work: Inserter, nodes: Mapping[str, gs.Node], block: str) -> None:
+def _quantize_attention(work: Inserter, nodes: Mapping[str, gs.Node], block: str) -> None:
     """Q/DQ at q, k, v, the softmax and what the attention writes: with any one left out, the compiler un-fuses it."""
     scores, context, proj = (nodes[f"{block}/{name}"] for name in ("scores", "context", "proj"))
     for node, index in ((scores, 0), (scores, 1), (context, 0), (context, 1)):
@@ -154,7 +154,7 @@ def _quantise_attention(work: Inserter, nodes: Mapping[str, gs.Node], block: str
 
 
 def _free_residual(work: Inserter, node: gs.Node) -> None:
-    """Takes the residual out of a positional convolution's centre tap: the residual stream is not to be quantised."""
+    """Takes the residual out of a positional convolution's centre tap: the residual stream is not to be quantized."""
     source, kernel, out = node.inputs[0], node.inputs[1].values.copy(), node.outputs[0]
     kernel[:, :, 1, 1] -= 1.0
     node.inputs[1] = gs.Constant(work.unique(f"{node.name}.free_weight"), kernel)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from twins_trt.builders.sites import Site, block_of, input_axis, is_product, weight_of
+from twins_trt.builders.plan.sites import Site, block_of, input_axis, is_product, weight_of
 from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import UsageError
 
@@ -21,7 +21,7 @@ _LARGEST_RATIO = 64.0  # of a scale to their geometric mean; a channel that is n
 
 
 def smoothed_tensors(graph: gs.Graph, sites: Iterable[Site]) -> tuple[str, ...]:
-    """The outputs of LayerNorms that scales can be folded into, of `sites` (`Plan.quantised`): those before qkv, q, kv
+    """The outputs of LayerNorms that scales can be folded into, of `sites` (`Plan.quantized`): those before qkv, q, kv
     and fc1."""
     return tuple(norm.outputs[0].name for norm, _ in _norms(graph, sites))
 
@@ -78,12 +78,12 @@ def smoothing_scales(active: NDArray, weight: NDArray, strength: float) -> NDArr
 
 def _norms(graph: gs.Graph, sites: Iterable[Site]) -> list[tuple[gs.Node, list[gs.Node]]]:
     """LayerNorms inside of blocks whose every reader is a product, at least one of them in INT8, and their readers."""
-    quantised = {site.node for site in sites}
+    quantized = {site.node for site in sites}
     found = []
     for node in graph.nodes:
         if node.op == "LayerNormalization" and block_of(node.name).endswith((".attn", ".ffn")):
             readers = _readers(node.outputs[0])
-            if all(map(is_product, readers)) and any(reader.name in quantised for reader in readers):
+            if all(map(is_product, readers)) and any(reader.name in quantized for reader in readers):
                 found.append((node, readers))
     return found
 

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""The resize-and-normalise kernel: one program is a run of pixels of one row of the result, in all three channels."""
+"""The resize-and-normalize kernel: one program is a run of pixels of one row of the result, in all three channels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def resize_normalise_kernel(
+def resize_normalize_kernel(
     p_image, p_out, p_rows, p_columns, s_b, s_h, s_w, s_c, o_b, o_c, o_h, o_w, height, width, blocks,
     mean_r, mean_g, mean_b, std_r, std_g, std_b,
     BX: tl.constexpr, RESIZE: tl.constexpr,

@@ -1,4 +1,4 @@
-"""Tiling and launch of the resize-and-normalise kernel. Imports triton only where it launches."""
+"""Tiling and launch of the resize-and-normalize kernel. Imports triton only where it launches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cases(capability: int) -> Iterator[Case]:
     for dtype in DTYPES:
         for resize in (True, False):
             yield Case(
-                "twins_trt.kernels.preprocess.kernel:resize_normalise_kernel",
+                "twins_trt.kernels.preprocess.kernel:resize_normalize_kernel",
                 dtype,
                 0,
                 "" if resize else "same size",
@@ -43,7 +43,7 @@ def unsupported(image: Tensor) -> str | None:
     return None
 
 
-def resize_normalise_forward(
+def resize_normalize_forward(
     image: Tensor,
     height: int,
     width: int,
@@ -53,8 +53,8 @@ def resize_normalise_forward(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """`resize_normalise_reference` by its Triton kernel."""
-    from twins_trt.kernels.preprocess.kernel import resize_normalise_kernel
+    """`resize_normalize_reference` by its Triton kernel."""
+    from twins_trt.kernels.preprocess.kernel import resize_normalize_kernel
 
     batch, in_height, in_width, _ = image.shape
     out = empty_input(image, height, width, dtype=dtype, channels_last=channels_last)
@@ -65,7 +65,7 @@ def resize_normalise_forward(
     tiles = cut(resize=resize)
     blocks = -(-width // dict(tiles.constants)["BX"])
     with torch.cuda.device_of(image):
-        resize_normalise_kernel[(batch * height * blocks,)](
+        resize_normalize_kernel[(batch * height * blocks,)](
             image,
             out,
             rows,

@@ -1,4 +1,4 @@
-"""Resize and normalisation as an operator of torch: `torch.ops.twins_trt.resize_normalise`. It has no gradient."""
+"""Resize and normalization as an operator of torch: `torch.ops.twins_trt.resize_normalize`. It has no gradient."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from twins_trt.kernels.device import interpreting
-from twins_trt.kernels.preprocess.launch import empty_input, resize_normalise_forward
-from twins_trt.kernels.preprocess.reference import resize_normalise_reference
+from twins_trt.kernels.preprocess.launch import empty_input, resize_normalize_forward
+from twins_trt.kernels.preprocess.reference import resize_normalize_reference
 
 
 @torch.library.custom_op(
-    "twins_trt::resize_normalise",
+    "twins_trt::resize_normalize",
     mutates_args=(),
     device_types="cuda",
     schema=(
@@ -21,7 +21,7 @@ from twins_trt.kernels.preprocess.reference import resize_normalise_reference
         " -> Tensor"
     ),
 )
-def resize_normalise_op(
+def resize_normalize_op(
     image: Tensor,
     height: int,
     width: int,
@@ -30,11 +30,11 @@ def resize_normalise_op(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """As `resize_normalise_reference`."""
-    return resize_normalise_forward(image, height, width, mean=mean, std=std, dtype=dtype, channels_last=channels_last)
+    """As `resize_normalize_reference`."""
+    return resize_normalize_forward(image, height, width, mean=mean, std=std, dtype=dtype, channels_last=channels_last)
 
 
-@resize_normalise_op.register_kernel("cpu")
+@resize_normalize_op.register_kernel("cpu")
 def _(
     image: Tensor,
     height: int,
@@ -45,17 +45,17 @@ def _(
     channels_last: bool,
 ) -> Tensor:
     if interpreting():
-        return resize_normalise_forward(
+        return resize_normalize_forward(
             image, height, width, mean=mean, std=std, dtype=dtype, channels_last=channels_last
         )
     (r, g, b), (sr, sg, sb) = mean, std
     size = (height, width)
-    return resize_normalise_reference(
+    return resize_normalize_reference(
         image, size, mean=(r, g, b), std=(sr, sg, sb), dtype=dtype, channels_last=channels_last
     )
 
 
-@resize_normalise_op.register_fake
+@resize_normalize_op.register_fake
 def _(
     image: Tensor,
     height: int,

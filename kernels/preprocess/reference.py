@@ -1,4 +1,4 @@
-"""Resize and normalisation in plain torch: the definition that the kernel is held against."""
+"""Resize and normalization in plain torch: the definition that the kernel is held against."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEIGHT_BITS = 11
 Channels = tuple[float, float, float]
 
 
-def resize_normalise_reference(
+def resize_normalize_reference(
     image: Tensor,
     size: tuple[int, int],
     *,
@@ -27,7 +27,7 @@ def resize_normalise_reference(
     image: uint8 [B, H, W, 3], RGB. size: (h, w) of the result, pixels. mean, std: per channel, in grey levels of 0-255.
     Returns `dtype` [B, 3, h, w], in torch.channels_last memory format where asked for.
     Call it once for a size before a CUDA graph captures it: what it needs is copied to the device then, and kept.
-    Bit for bit what `cv2.resize` (INTER_LINEAR, x86-64) followed by `normalised_planes` gives in fp32: OpenCV's
+    Bit for bit what `cv2.resize` (INTER_LINEAR, x86-64) followed by `normalized_planes` gives in fp32: OpenCV's
     fixed-point weights, its rounding and what it does at the edges.
     Source: OpenCV's modules/imgproc/src/resize.cpp, resizeGeneric_ for uchar; mmsegmentation's SegDataPreProcessor.
     """

@@ -11,7 +11,7 @@ from tiny_graphs import MakeBundle
 from benchmarks import profile_camvid
 from twins_trt.profiling.candidates import Candidate, bundle_candidate
 from twins_trt.profiling.measure import draw_picture
-from twins_trt.runtime import EngineSettings
+from twins_trt.runtime import RuntimeOptions
 
 pytest.importorskip("onnxruntime")
 
@@ -32,7 +32,7 @@ def test_candidates_that_agree_are_listed(named: list[Candidate], tmp_path: Path
 def test_where_one_computes_something_else_nothing_is_written(named: list[Candidate], tmp_path: Path) -> None:
     draw_picture(tmp_path / "picture.jpg", (24, 32))
 
-    def open_other(settings: EngineSettings) -> object:
+    def open_other(settings: RuntimeOptions) -> object:
         segmenter, subject = named[1].open(settings)
         run = segmenter.engine
         segmenter.engine = type(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from twins_trt.evaluation import predict_mask
+from twins_trt.inference import predict_mask
 from twins_trt.models.segmentor import Segmentor
 
 

@@ -28,12 +28,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from twins_trt.builders.export import ExportOptions, Range, export_graph
+from twins_trt.builders.export import DynamicDim, ExportOptions, export_graph
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.export.fpn import BATCH_NORM_EPS
-from twins_trt.builders.plan import uniform_plan
+from twins_trt.builders.plan.precision_plan import uniform_plan
 from twins_trt.builders.quantize import QuantizedGraphs
-from twins_trt.calib import CalibrationSettings, Ranges
+from twins_trt.calib import CalibrationOptions, Ranges
 from twins_trt.calib.ranges import TensorRange
 from twins_trt.files import sha256_of
 from twins_trt.models import build_model, get_spec, list_models
@@ -55,18 +55,22 @@ class Graph:
 # Stages of 16 × 24 to 2 × 3: windows are padded on both sides, maps double, and Winograd takes all but the odd one.
 GRAPHS = {
     "fp32": Graph(ExportOptions(64, 96)),
-    "fp32 for a CPU": Graph(ExportOptions(64, 96, forms="cpu")),
+    "fp32 for a CPU": Graph(ExportOptions(64, 96, target="cpu")),
     "fp16": Graph(ExportOptions(64, 96, precision="fp16")),
     "int8": Graph(ExportOptions(64, 96, opset=20), beside_int8="fp16"),
 }
 OF_SMALL_MODELS = {  # each family with each head; the same code writes them for the others
     "fp16 of any size": Graph(
         ExportOptions(
-            Range(32, 64, 96), Range(32, 96, 128), Range(1, 1, 2), precision="fp16", outputs=("mask", "logits")
+            DynamicDim(32, 64, 96),
+            DynamicDim(32, 96, 128),
+            DynamicDim(1, 1, 2),
+            precision="fp16",
+            outputs=("mask", "logits"),
         )
     ),
     "fp16 of odd maps": Graph(ExportOptions(72, 112, precision="fp16", input="float32")),  # 18 × 28, 9 × 14, 5 × 7
-    "int8 for a CPU": Graph(ExportOptions(64, 96, opset=20, forms="cpu"), beside_int8="fp32"),
+    "int8 for a CPU": Graph(ExportOptions(64, 96, opset=20, target="cpu"), beside_int8="fp32"),
 }
 
 
@@ -123,13 +127,13 @@ def hashes(model: Segmentor, folder: Path) -> dict[str, str]:
 
 def write_int8(model: Segmentor, path: Path, graph: Graph) -> None:
     """The INT8 graph of the uniform plan. The range of a tensor follows from its name."""
-    settings = CalibrationSettings()
+    settings = CalibrationOptions()
     ranges = {}
     for tensor in build_graph(model, graph.options)[0].tensors():
         largest = 1 + _digest(tensor)[0] / 16  # exact in float32
         ranges[tensor] = TensorRange(-largest, largest, dict.fromkeys(settings.observers, largest))
     made_up = Ranges(graph_sha256="", data_key="", settings=settings, images=0, collected_with="", ranges=ranges)
-    graphs = QuantizedGraphs(model, graph.options, made_up, rest=str(graph.beside_int8))
+    graphs = QuantizedGraphs(model, graph.options, made_up, float_precision=str(graph.beside_int8))
     graphs.write(uniform_plan(graphs.sites, LEVEL, model=model.spec.name), path)
 
 

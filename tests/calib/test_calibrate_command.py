@@ -15,7 +15,7 @@ from calib_graphs import OBSERVED, photo, photos
 from PIL import Image
 
 import twins_trt
-from twins_trt.calib import CalibrationSettings, calibrate, collect, load_ranges, save_collection
+from twins_trt.calib import CalibrationOptions, calibrate, collect, load_ranges, save_collection
 from twins_trt.cli import main
 from twins_trt.errors import DataError
 
@@ -52,7 +52,7 @@ def test_a_graph(graph: Path, data: Path, tmp_path: Path) -> None:
     ran = run_main(graph, "--data", f"folder:{data}", "--images", 10, "--observer", "entropy,minmax", "--out", out)
     assert ran.code == 0, ran.err
     # Ten of twenty, spread: every second one.
-    settings = CalibrationSettings(observers=("entropy", "minmax"))
+    settings = CalibrationOptions(observers=("entropy", "minmax"))
     expected = calibrate(graph, photos(20)[::2], settings=settings)
     assert load_ranges(out, graph=graph, images=photos(20)[::2], settings=settings) == expected
     assert f"{len(OBSERVED)} tensors over 10 images" in ran.out and expected.key[:12] in ran.out
@@ -65,7 +65,7 @@ def test_from_python(graph: Path, data: Path, tmp_path: Path, monkeypatch: pytes
     seen: list[tuple[str, str, float | None]] = []
     asked: dict[str, Any] = {"images": 10, "observers": "entropy,minmax"}
     ranges = twins_trt.calibrate(graph, f"folder:{data}", **asked, progress=lambda *step: seen.append(step))
-    settings = CalibrationSettings(observers=("entropy", "minmax"))
+    settings = CalibrationOptions(observers=("entropy", "minmax"))
     assert ranges == calibrate(graph, photos(20)[::2], settings=settings)
     assert [share for _, _, share in seen] == [pytest.approx(done / 10) for done in range(1, 11)]
     assert not list(tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_dry_run_writes_nothing(graph: Path, data: Path, tmp_path: Path) -> None
 
 def test_the_work_of_a_killed_run_is_taken_up(graph: Path, data: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "calibration.json", tmp_path / "calibration.json.partial"
-    save_collection(collect(graph, photos(12), settings=CalibrationSettings()), partial)
+    save_collection(collect(graph, photos(12), settings=CalibrationOptions()), partial)
     ran = run_main(graph, "--data", f"folder:{data}", "--out", out)
     assert ran.code == 0, ran.err
     assert f"going on from {partial}" in ran.err and "13 of 20 images" in ran.err

@@ -18,10 +18,9 @@ from calib_graphs import HEIGHT, OBSERVED, WIDTH, forward, photo, photos, write_
 from onnx import numpy_helper
 
 from twins_trt.calib import (
-    CalibrationSettings,
-    CalibrationStep,
+    CalibrationOptions,
     Collection,
-    CollectOptions,
+    CollectRun,
     calibrate,
     collect,
     load_collection,
@@ -31,7 +30,7 @@ from twins_trt.calib import (
 from twins_trt.calib.images import is_noise
 from twins_trt.errors import DataError, EngineError, ImageError, MissingDependencyError, UsageError
 
-SETTINGS = CalibrationSettings(minimum=4)
+OPTIONS = CalibrationOptions(minimum=4)
 HERE = Path(__file__).parent
 
 
@@ -47,7 +46,7 @@ def run_script(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 def test_ranges_are_those_of_the_activations(graph: Path) -> None:
     images = photos(6)
-    ranges = calibrate(graph, images, settings=SETTINGS)
+    ranges = calibrate(graph, images, options=OPTIONS)
     assert (ranges.images, tuple(ranges.ranges)) == (6, OBSERVED)
     expected = [forward(image) for image in images]
     for name in OBSERVED:
@@ -59,7 +58,7 @@ def test_ranges_are_those_of_the_activations(graph: Path) -> None:
 
 
 def test_histograms_count_every_value_once(graph: Path) -> None:
-    collection = collect(graph, photos(5), settings=SETTINGS)
+    collection = collect(graph, photos(5), options=OPTIONS)
     sizes = {name: value.size for name, value in forward(photo(0)).items()}
     assert {name: histogram.total for name, histogram in collection.histograms.items()} == {
         name: 5 * size for name, size in sizes.items()
@@ -68,11 +67,11 @@ def test_histograms_count_every_value_once(graph: Path) -> None:
 
 def test_order_batches_groups_and_threads_change_no_bit(graph: Path) -> None:
     images = photos(8)
-    whole = collect(graph, images, settings=SETTINGS)
-    assert same(whole, collect(graph, reversed(images), settings=SETTINGS))
-    assert same(whole, collect(graph, [np.stack(images[:3]), *images[3:6], np.stack(images[6:])], settings=SETTINGS))
-    assert same(whole, collect(graph, iter(images), settings=SETTINGS, options=CollectOptions(threads=1)))
-    assert calibrate(graph, images, settings=SETTINGS) == calibrate(graph, images[::-1], settings=SETTINGS)
+    whole = collect(graph, images, options=OPTIONS)
+    assert same(whole, collect(graph, reversed(images), options=OPTIONS))
+    assert same(whole, collect(graph, [np.stack(images[:3]), *images[3:6], np.stack(images[6:])], options=OPTIONS))
+    assert same(whole, collect(graph, iter(images), options=OPTIONS, run=CollectRun(threads=1)))
+    assert calibrate(graph, images, options=OPTIONS) == calibrate(graph, images[::-1], options=OPTIONS)
 
 
 def test_tensors_in_several_runs_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +87,8 @@ def test_tensors_in_several_runs_give_the_same_bits(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     graph = write_graph(tmp_path / "large.onnx", size=(256, 320))  # 6.6 MB of softmax
     images = [photo(seed, height=256, width=320) for seed in range(4)]
-    options = (CollectOptions(memory_mib=limit) for limit in (64, 1))
-    together, apart = (collect(graph, images, settings=SETTINGS, options=each) for each in options)
+    runs = (CollectRun(memory_mib=limit) for limit in (64, 1))
+    together, apart = (collect(graph, images, options=OPTIONS, run=each) for each in runs)
     assert opened == [10, 10, 10, 2, 5, 1, 2]  # each time the shapes first; then the softmax has a run of its own
     assert same(together, apart)
     assert together.ranges() == apart.ranges()
@@ -99,25 +98,25 @@ def test_shards_of_several_processes_are_the_whole_bit_for_bit(graph: Path, tmp_
     script = (
         "import sys; from calib_graphs import photos; from twins_trt.calib import *\n"
         "graph, out, first, count = sys.argv[1:]\n"
-        "settings = CalibrationSettings(minimum=4)\n"
+        "settings = CalibrationOptions(minimum=4)\n"
         "save_collection(collect(graph, photos(int(count), first=int(first)), settings=settings), out)"
     )
     parts = [(0, 3), (3, 1), (4, 5)]  # one with fewer images than the minimum, which holds for the whole
     running = [run_script(script, graph, tmp_path / f"{first}.npz", first, count) for first, count in parts]
     assert [process.wait(60) for process in running] == [0, 0, 0]
     shards = [load_collection(tmp_path / f"{first}.npz") for first, _ in reversed(parts)]
-    whole = collect(graph, photos(9), settings=SETTINGS)
+    whole = collect(graph, photos(9), options=OPTIONS)
     assert same(merge(shards), whole)
-    assert merge(shards).ranges() == whole.ranges() == calibrate(graph, photos(9), settings=SETTINGS)
+    assert merge(shards).ranges() == whole.ranges() == calibrate(graph, photos(9), options=OPTIONS)
 
 
 def test_shards_that_do_not_belong_together(graph: Path) -> None:
-    shard = collect(graph, photos(4), settings=SETTINGS)
-    other = collect(graph, photos(4, first=4), settings=CalibrationSettings(minimum=4, bins=2048))
+    shard = collect(graph, photos(4), options=OPTIONS)
+    other = collect(graph, photos(4, first=4), options=CalibrationOptions(minimum=4, bins=2048))
     with pytest.raises(DataError, match="different graphs or settings"):
         merge([shard, other])
     with pytest.raises(DataError, match="1 images are in more than one shard"):
-        merge([shard, collect(graph, photos(3, first=3), settings=SETTINGS)])
+        merge([shard, collect(graph, photos(3, first=3), options=OPTIONS)])
     with pytest.raises(DataError, match="no shards"):
         merge([])
 
@@ -129,8 +128,8 @@ def test_a_killed_run_goes_on_where_it_was(graph: Path, tmp_path: Path) -> None:
         "    for number, image in enumerate(photos(30)):\n"
         "        if number == 20: print('hanging', flush=True); time.sleep(60)\n"
         "        yield image\n"
-        "options = CollectOptions(state=sys.argv[2])\n"
-        "calibrate(sys.argv[1], images(), settings=CalibrationSettings(minimum=4), options=options)"
+        "run = CollectRun(state=sys.argv[2])\n"
+        "calibrate(sys.argv[1], images(), options=CalibrationOptions(minimum=4), run=run)"
     )
     state = tmp_path / "state"
     running = run_script(script, graph, state)
@@ -140,26 +139,26 @@ def test_a_killed_run_goes_on_where_it_was(graph: Path, tmp_path: Path) -> None:
     assert len(load_collection(state).digests) == 16  # two writings of eight; the last four are lost
     steps: list[CalibrationStep] = []
     images = photos(30)
-    options = CollectOptions(state=state, progress=steps.append)
-    resumed = calibrate(graph, images[::-1], settings=SETTINGS, options=options)
+    run = CollectRun(state=state, progress=steps.append)
+    resumed = calibrate(graph, images[::-1], options=OPTIONS, run=run)
     assert [step.done for step in steps] == list(range(17, 31))
-    assert resumed == calibrate(graph, images, settings=SETTINGS)
+    assert resumed == calibrate(graph, images, options=OPTIONS)
     again: list[CalibrationStep] = []
-    options = CollectOptions(state=state, progress=again.append)
-    assert calibrate(graph, images, settings=SETTINGS, options=options) == resumed
+    run = CollectRun(state=state, progress=again.append)
+    assert calibrate(graph, images, options=OPTIONS, run=run) == resumed
     assert again == []
 
 
 def test_a_state_of_something_else_is_refused(graph: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
+    collect(graph, photos(5), options=OPTIONS, run=CollectRun(state=state))
     with pytest.raises(DataError, match=r"of another graph or other settings: its key is [0-9a-f]{64}, wanted is"):
-        collect(graph, photos(5), settings=CalibrationSettings(minimum=5), options=CollectOptions(state=state))
+        collect(graph, photos(5), options=CalibrationOptions(minimum=5), run=CollectRun(state=state))
     with pytest.raises(DataError, match="of another graph or other settings"):
         other = write_graph(tmp_path / "other.onnx", seed=1)
-        collect(other, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
+        collect(other, photos(5), options=OPTIONS, run=CollectRun(state=state))
     with pytest.raises(DataError, match="holds 2 images that are not among the 4 of this run"):
-        collect(graph, photos(4, first=2), settings=SETTINGS, options=CollectOptions(state=state))
+        collect(graph, photos(4, first=2), options=OPTIONS, run=CollectRun(state=state))
 
 
 @pytest.mark.parametrize(
@@ -169,12 +168,12 @@ def test_a_damaged_state_is_named_and_collected_anew(
     graph: Path, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     state = tmp_path / "state"
-    expected = collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state))
+    expected = collect(graph, photos(5), options=OPTIONS, run=CollectRun(state=state))
     content = damage(state.read_bytes())
     state.write_bytes(content)
     with pytest.raises(DataError, match="is no collection"):
         load_collection(state)
-    assert collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=state)) == expected
+    assert collect(graph, photos(5), options=OPTIONS, run=CollectRun(state=state)) == expected
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{state} is no collection: ")
     assert caplog.messages[0].endswith("; collecting anew, and what was there is now state.damaged")
     assert load_collection(state) == expected
@@ -184,25 +183,25 @@ def test_a_damaged_state_is_named_and_collected_anew(
 def test_a_state_that_cannot_be_one_stays(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with pytest.raises(DataError, match="is no collection"):
-        collect(graph, photos(5), settings=SETTINGS, options=CollectOptions(state=tmp_path / "state"))
+        collect(graph, photos(5), options=OPTIONS, run=CollectRun(state=tmp_path / "state"))
     assert [path.name for path in tmp_path.iterdir() if path != graph] == ["state"]
 
 
 def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:
-    collection = collect(graph, photos(4), settings=SETTINGS)
+    collection = collect(graph, photos(4), options=OPTIONS)
     assert load_collection(save_collection(collection, tmp_path / "shard")) == collection
 
 
 def test_progress_has_an_eta_where_the_number_is_known(graph: Path) -> None:
     steps: list[CalibrationStep] = []
-    collect(graph, photos(4), settings=SETTINGS, options=CollectOptions(progress=steps.append))
+    collect(graph, photos(4), options=OPTIONS, run=CollectRun(progress=steps.append))
     assert [(step.done, step.total) for step in steps] == [(n, 4) for n in range(1, 5)]
     assert steps[-1].eta == 0 and all(step.eta is not None and step.eta > 0 for step in steps[:-1])
     steps.clear()
-    collect(graph, [np.stack(photos(3)), photo(3)], settings=SETTINGS, options=CollectOptions(progress=steps.append))
+    collect(graph, [np.stack(photos(3)), photo(3)], options=OPTIONS, run=CollectRun(progress=steps.append))
     assert steps[-1].total == 4
     steps.clear()
-    collect(graph, iter(photos(4)), settings=SETTINGS, options=CollectOptions(progress=steps.append))
+    collect(graph, iter(photos(4)), options=OPTIONS, run=CollectRun(progress=steps.append))
     assert [(step.total, step.eta) for step in steps] == [(None, None)] * 4
 
 
@@ -213,7 +212,7 @@ def test_slow_images_make_the_eta(graph: Path) -> None:
             yield image
 
     steps: list[CalibrationStep] = []
-    collect(graph, slow(), settings=SETTINGS, options=CollectOptions(progress=steps.append, total=4))
+    collect(graph, slow(), options=OPTIONS, run=CollectRun(progress=steps.append, total=4))
     assert steps[1].eta == pytest.approx(steps[1].seconds, rel=0.01)  # two done, two to go
     assert steps[1].seconds >= 0.4
 
@@ -233,11 +232,11 @@ def test_data_that_is_none(graph: Path) -> None:
         ([*photos(2), *map(noise, range(3))], "3 of 5 images are noise"),
     ):
         with pytest.raises(DataError, match=said):
-            calibrate(graph, images, settings=SETTINGS)
-    assert calibrate(graph, [*photos(4), noise(0)], settings=SETTINGS).images == 5
+            calibrate(graph, images, options=OPTIONS)
+    assert calibrate(graph, [*photos(4), noise(0)], options=OPTIONS).images == 5
     with pytest.raises(DataError, match=r"a\.png has the value 7"):
-        calibrate(graph, [blank], settings=SETTINGS, options=CollectOptions(names=["a.png"]))
-    default = CalibrationSettings()
+        calibrate(graph, [blank], options=OPTIONS, run=CollectRun(names=["a.png"]))
+    default = CalibrationOptions()
     with pytest.raises(DataError, match="7 different images are too few to calibrate with; the minimum is 8"):
         calibrate(graph, photos(7), settings=default)
 
@@ -251,7 +250,7 @@ def test_random_data_stops_early(graph: Path) -> None:
             yield noise(len(drawn))
 
     with pytest.raises(DataError, match="noise"):
-        calibrate(graph, endless(), settings=SETTINGS)
+        calibrate(graph, endless(), options=OPTIONS)
     assert len(drawn) == 4
 
 
@@ -276,7 +275,7 @@ def test_no_photograph_of_camvid_is_noise(camvid: Path) -> None:
 )
 def test_what_is_no_image(graph: Path, bad: object) -> None:
     with pytest.raises(ImageError, match="an image for calibration is"):
-        collect(graph, [bad], settings=SETTINGS)
+        collect(graph, [bad], options=OPTIONS)
 
 
 def test_graphs_that_overflow_or_do_not_run(graph: Path, tmp_path: Path) -> None:
@@ -285,28 +284,28 @@ def test_graphs_that_overflow_or_do_not_run(graph: Path, tmp_path: Path) -> None
     scale.CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), "scale"))
     onnx.save(model, str(tmp_path / "zero.onnx"))
     with pytest.raises(DataError, match="input/pixels is not finite at image 1"):
-        collect(tmp_path / "zero.onnx", photos(1), settings=SETTINGS)
+        collect(tmp_path / "zero.onnx", photos(1), options=OPTIONS)
     (node,) = (node for node in model.graph.node if node.op_type == "Relu")
     node.op_type = "NoSuchOperator"
     onnx.save(model, str(tmp_path / "unknown.onnx"))
     with pytest.raises(EngineError, match="refuses"):
-        collect(tmp_path / "unknown.onnx", photos(1), settings=SETTINGS)
+        collect(tmp_path / "unknown.onnx", photos(1), options=OPTIONS)
     with pytest.raises(DataError, match="cannot be read"):
-        collect(tmp_path / "absent.onnx", photos(1), settings=SETTINGS)
+        collect(tmp_path / "absent.onnx", photos(1), options=OPTIONS)
 
 
 def test_where_it_runs(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     with pytest.raises(UsageError, match="no device 'tpu'"):
-        collect(graph, photos(1), options=CollectOptions(device="tpu"))
+        collect(graph, photos(1), run=CollectRun(device="tpu"))
     with pytest.raises(UsageError, match="memory_mib is 0"):
-        collect(graph, photos(1), options=CollectOptions(memory_mib=0))
-    on_cpu = collect(graph, photos(1), options=CollectOptions(device="cpu"))
+        collect(graph, photos(1), run=CollectRun(memory_mib=0))
+    on_cpu = collect(graph, photos(1), run=CollectRun(device="cpu"))
     assert on_cpu.collected_with.endswith("CPUExecutionProvider")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependencyError, match="no CUDA provider"):
-        collect(graph, photos(1), options=CollectOptions(device="cuda"))
+        collect(graph, photos(1), run=CollectRun(device="cuda"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="calibration needs onnxruntime"):
         collect(graph, photos(1))
@@ -316,9 +315,9 @@ def test_a_fixed_batch_is_filled(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "two.onnx", batch=2)
     single = write_graph(tmp_path / "one.onnx", batch=1)
     images = photos(6)
-    assert collect(graph, images, settings=SETTINGS).histograms == collect(single, images, settings=SETTINGS).histograms
+    assert collect(graph, images, options=OPTIONS).histograms == collect(single, images, options=OPTIONS).histograms
     with pytest.raises(DataError, match="takes 2 images at once, and 1 are left over"):
-        collect(graph, images[:5], settings=SETTINGS)
+        collect(graph, images[:5], options=OPTIONS)
 
 
 def test_peak_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
@@ -326,7 +325,7 @@ def test_peak_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
     script = (
         "import sys, resource; from calib_graphs import photo; from twins_trt.calib import *\n"
         "images = (photo(seed, height=96, width=128) for seed in range(int(sys.argv[2])))\n"
-        "collect(sys.argv[1], images, options=CollectOptions(threads=1))\n"
+        "collect(sys.argv[1], images, run=CollectRun(threads=1))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []

@@ -24,7 +24,7 @@ class Recorder:
     concurrent = True
 
     def __init__(self, manifest: Manifest) -> None:
-        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self.inputs, self.outputs = manifest.interface.inputs, manifest.interface.outputs
         self.fed: list[np.ndarray] = []
 
     def __call__(self, image: np.ndarray, *, outputs: Any = None, out: Any = None) -> dict[str, np.ndarray]:

@@ -41,8 +41,8 @@ def test_a_product_without_a_softmax_is_no_attention(graph: Path, tmp_path: Path
     assert found == tuple(name for name in OBSERVED if name != "attn/context")
 
 
-@pytest.mark.parametrize("forms", ["gpu", "cpu"])
-def test_every_linear_of_an_exported_model(forms: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["gpu", "cpu"])
+def test_every_linear_of_an_exported_model(target: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnx_graphsurgeon")
     from twins_trt.builders.export import ExportOptions, export_graph
@@ -52,7 +52,7 @@ def test_every_linear_of_an_exported_model(forms: str, tmp_path: Path) -> None:
     model = build_model("twins_svt-s_fpn", 4)
     seed_weights(model)
     path = tmp_path / "model.onnx"
-    info = export_graph(model, path, ExportOptions(height=64, width=96, forms=forms), to_quantise=True)
+    info = export_graph(model, path, ExportOptions(height=64, width=96, target=target), to_quantize=True)
     proto = onnx.load(str(path))
     weights = {weight.name for weight in proto.graph.initializer}
     found = observed_tensors(path)
@@ -93,7 +93,7 @@ def test_what_cannot_be_calibrated(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a readable ONNX file"):
         observed_tensors(tmp_path / "text.onnx")
 
-    def quantise(model: onnx.ModelProto) -> None:
+    def quantize(model: onnx.ModelProto) -> None:
         model.graph.node.append(helper.make_node("QuantizeLinear", ["mask", "factor"], ["q"]))
 
     def halve(model: onnx.ModelProto) -> None:
@@ -103,8 +103,8 @@ def test_what_cannot_be_calibrated(graph: Path, tmp_path: Path) -> None:
         del model.graph.node[1:]
         model.graph.output[0].name = "input/float"
 
-    with pytest.raises(UsageError, match="already quantised"):
-        observed_tensors(edited(graph, tmp_path / "q.onnx", quantise))
+    with pytest.raises(UsageError, match="already quantized"):
+        observed_tensors(edited(graph, tmp_path / "q.onnx", quantize))
     with pytest.raises(UsageError, match="is FP16"):
         observed_tensors(edited(graph, tmp_path / "h.onnx", halve))
     with pytest.raises(DataError, match="no Conv, Gemm or MatMul"):

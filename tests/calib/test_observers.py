@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from twins_trt.calib import OBSERVERS, CalibrationSettings
+from twins_trt.calib import OBSERVERS, CalibrationOptions
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.observers import amax
 from twins_trt.errors import UsageError
 
-SETTINGS = CalibrationSettings()
+SETTINGS = CalibrationOptions()
 SHAPES = {
     "normal": lambda rng: rng.standard_normal(200_000),
     "laplace": lambda rng: rng.laplace(size=200_000),
@@ -28,7 +28,7 @@ def histogram_of(values: np.ndarray, bins: int = SETTINGS.bins) -> Histogram:
     return histogram
 
 
-def quantisation_error(values: np.ndarray, top: float) -> float:
+def quantization_error(values: np.ndarray, top: float) -> float:
     scale = top / 127
     return float(np.mean((values - np.clip(np.rint(values / scale), -127, 127) * scale) ** 2))
 
@@ -48,7 +48,7 @@ def test_minmax_keeps_all_and_the_others_no_more(shape: str, rng: np.random.Gene
 def test_percentile_within_a_bin(shape: str, percent: float, rng: np.random.Generator) -> None:
     values = np.abs(SHAPES[shape](rng).astype(np.float32))
     histogram = histogram_of(values)
-    found = amax("percentile", histogram, CalibrationSettings(percentile=percent))
+    found = amax("percentile", histogram, CalibrationOptions(percentile=percent))
     exact = float(np.percentile(values, percent, method="inverted_cdf"))
     assert exact <= found <= exact + histogram.width
 
@@ -56,9 +56,9 @@ def test_percentile_within_a_bin(shape: str, percent: float, rng: np.random.Gene
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mse_is_the_least_error_of_the_values_themselves(shape: str, rng: np.random.Generator) -> None:
     values = SHAPES[shape](rng).astype(np.float32).astype(np.float64)
-    found = quantisation_error(values, amax("mse", histogram_of(values), SETTINGS))
+    found = quantization_error(values, amax("mse", histogram_of(values), SETTINGS))
     largest = np.abs(values).max()
-    best = min(quantisation_error(values, top) for top in np.linspace(largest / 40, largest, 300))
+    best = min(quantization_error(values, top) for top in np.linspace(largest / 40, largest, 300))
     assert found <= 1.02 * best
 
 
@@ -69,21 +69,21 @@ def divergence(counts: np.ndarray, kept: int) -> float:
     levels: dict[int, list[int]] = {}
     for index in range(kept):
         levels.setdefault(round((index + 0.5) * 127 / kept), []).append(index)
-    quantised = [0.0] * kept
+    quantized = [0.0] * kept
     for members in levels.values():
         filled = [index for index in members if counts[index]]
         for index in filled:
-            quantised[index] = sum(float(counts[member]) for member in members) / len(filled)
-    total, mass = sum(reference), sum(quantised)
+            quantized[index] = sum(float(counts[member]) for member in members) / len(filled)
+    total, mass = sum(reference), sum(quantized)
     return sum(
-        p / total * math.log(p / total / max(q / mass, 1e-12)) for p, q in zip(reference, quantised, strict=True) if p
+        p / total * math.log(p / total / max(q / mass, 1e-12)) for p, q in zip(reference, quantized, strict=True) if p
     )
 
 
 @pytest.mark.parametrize("shape", ["normal", "relu", "outlier"])
 def test_entropy_is_the_least_divergence(shape: str, rng: np.random.Generator) -> None:
     histogram = histogram_of(SHAPES[shape](rng)[-20_000:], bins=1024)
-    settings = CalibrationSettings(bins=1024)
+    settings = CalibrationOptions(bins=1024)
     found = amax("entropy", histogram, settings)
     top = int(np.flatnonzero(histogram.counts)[-1]) + 1
     costs = {kept: divergence(histogram.counts, kept) for kept in range(top, 127, -4)}
@@ -128,4 +128,4 @@ def test_zeros_and_a_single_value(observer: str) -> None:
 )
 def test_settings_that_cannot_be(options: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        CalibrationSettings(**options)
+        CalibrationOptions(**options)

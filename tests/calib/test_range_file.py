@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from calib_graphs import OBSERVED, photos, write_graph
 
-from twins_trt.calib import CalibrationSettings, Ranges, calibrate, load_ranges, save_ranges
+from twins_trt.calib import CalibrationOptions, Ranges, calibrate, load_ranges, save_ranges
 from twins_trt.calib.images import data_key, digest
 from twins_trt.errors import DataError, UsageError
 
-SETTINGS = CalibrationSettings(minimum=4)
+SETTINGS = CalibrationOptions(minimum=4)
 IMAGES = photos(4)
 
 

@@ -20,13 +20,13 @@ import pytest
 import tensorrt_bindings
 from calib_graphs import photo, photos, write_graph
 
-from twins_trt.calib import CalibrationSettings, cache_of, calibrate, tensorrt_calibrator
+from twins_trt.calib import CalibrationOptions, cache_of, calibrate, tensorrt_calibrator
 from twins_trt.calib.images import Fitter
 from twins_trt.errors import BuildError, DataError, MissingDependencyError, UsageError
 
 FOLDER = os.environ.get("TWINS_TRT_BINDINGS")
 WHEELS = sorted(Path(FOLDER).glob("*.whl")) if FOLDER else []
-SETTINGS = CalibrationSettings(minimum=4)
+SETTINGS = CalibrationOptions(minimum=4)
 CACHE = b"TRT-8601-EntropyCalibration2\nattn/v: 3c010204\n"
 
 

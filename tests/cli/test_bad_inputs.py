@@ -140,7 +140,7 @@ TABLE = [
     (f"{SEEDED} --target cpu,sm_86", "UsageError", 2, r"the target cpu goes alone"),
     (f"{SEEDED} --target sm_86 --flavour onnx", "UsageError", 2, r"flavour 'onnx'.*tensorrt_rtx, tensorrt"),
     (f"{SEEDED} --target sm_86 --workspace 0", "UsageError", 2, r"workspace of 0 MiB"),
-    (f"{SEEDED} --target sm_86 --optimization-level 9", "UsageError", 2, r"optimisation level 9.*0 to 5"),
+    (f"{SEEDED} --target sm_86 --optimization-level 9", "UsageError", 2, r"optimization level 9.*0 to 5"),
     (f"{SEEDED} --target sm_86 --hardware-compatibility all", "UsageError", 2, r"hardware compatibility 'all'"),
     (f"{SEEDED} --precision int4", "UsageError", 2, r"precision cannot be 'int4'.*fp32, fp16"),
     (f"{SEEDED} --opset 12", "UsageError", 2, r"opset cannot be 12.*17, 18, 19, 20"),
@@ -152,7 +152,7 @@ TABLE = [
     (f"{SEEDED} --upernet-levels 2", "UsageError", 2, r"needs a UPerNet head"),
     (f"{SEEDED} --num-classes 0", "UsageError", 2, r"--num-classes must be 1 to 255"),
     (f"{SEEDED} --num-classes 256", "UsageError", 2, r"--num-classes must be 1 to 255"),
-    (f"export {MODEL} --seeded --forms npu --out OUT", "UsageError", 2, r"forms cannot be 'npu'"),
+    (f"export {MODEL} --seeded --target npu --out OUT", "UsageError", 2, r"forms cannot be 'npu'"),
     ("doctor --for dinner", "UsageError", 2, r"use one of: predict, eval"),
     # output
     (f"build {MODEL} --seeded --target cpu --out {{altered.bundle}}", "BundleError", 1, r"exists.*--overwrite"),

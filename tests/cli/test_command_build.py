@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import MODEL, SMALL, Ran, Twins, run_main
 
-from twins_trt.builders import resolve as resolving
-from twins_trt.builders.export import Range
-from twins_trt.builders.resolve import resolve
+from twins_trt.builders.bundle import resolve as resolving
+from twins_trt.builders.bundle.resolve import resolve
+from twins_trt.builders.export import DynamicDim
 from twins_trt.cli.parsing import Parser
 from twins_trt.models.checkpoint import sha256_of
 from twins_trt.runtime import open_bundle
@@ -29,11 +29,16 @@ def test_a_bundle_holds_graph_engine_and_audit(bundle: Path, checkpoint: Path) -
     manifest = opened.manifest
     engine = "engines/tensorrt_rtx-sm_89-sm_120.engine"
     assert set(opened.files) == {"graph.onnx", engine, "audit.json"}
-    assert (manifest.model, manifest.num_classes, manifest.precision, manifest.gate) == (MODEL, 4, "fp16", "ungated")
-    assert manifest.classes == ("sky", "road", "tree", "car")
+    assert (manifest.model, manifest.interface.num_classes, manifest.precision, manifest.gate) == (
+        MODEL,
+        4,
+        "fp16",
+        "ungated",
+    )
+    assert manifest.interface.classes == ("sky", "road", "tree", "car")
     assert manifest.source.checkpoint == "four.pth" and manifest.source.sha256 == sha256_of(checkpoint)
     assert not manifest.source.seeded
-    assert str(manifest.image) == "image uint8 [1, 64, 96, 3]" and manifest.size == (64, 96)
+    assert str(manifest.interface.image) == "image uint8 [1, 64, 96, 3]" and manifest.interface.size == (64, 96)
     assert (manifest.engines[0].file, manifest.engines[0].targets) == (engine, ("sm_89", "sm_120"))
     assert manifest.tools["tensorrt_rtx"] == manifest.engines[0].version
     audit = opened.read_json("audit.json")["engines"][0]
@@ -63,8 +68,8 @@ def test_a_bundle_for_the_cpu_holds_the_graph_only(cpu_bundle: Path) -> None:
     assert opened.files == ("graph.onnx",)
     manifest = opened.manifest
     assert manifest.engines == () and manifest.precision == "fp32"
-    assert str(manifest.image) == "image uint8 [1, H=64-128, W=64-160, 3]"
-    assert [spec.name for spec in manifest.outputs] == ["mask", "logits"]
+    assert str(manifest.interface.image) == "image uint8 [1, H=64-128, W=64-160, 3]"
+    assert [spec.name for spec in manifest.interface.outputs] == ["mask", "logits"]
 
 
 def test_a_dry_run_checks_and_writes_nothing(twins: Twins, tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
     assert refused.code == 1 and "--overwrite" in refused.err
     assert (out / "manifest.json").read_text() == first
     assert twins(*words, "--overwrite", "--num-classes", "5").code == 0
-    assert open_bundle(out).manifest.num_classes == 5
+    assert open_bundle(out).manifest.interface.num_classes == 5
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
 
 
@@ -118,8 +123,8 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
         ),
         BuildRequest(
             MODEL,
-            size=(Range(256, 512, 1024), Range(256, 512, 2048)),
-            batch=Range(1, 4, 16),
+            size=(DynamicDim(256, 512, 1024), DynamicDim(256, 512, 2048)),
+            batch=DynamicDim(1, 4, 16),
             precision="fp32",
             targets=("cpu",),
             seeded=True,
@@ -183,7 +188,7 @@ def test_the_rebuild_command_builds_the_same_again(
     # Compilers stand in: TensorRT's own is on a device.
     monkeypatch.setattr(resolving, "load", lambda flavour: flavour)
     monkeypatch.setattr(resolving, "describe", lambda module, flavour: SimpleNamespace(name=f"{flavour} 1.2.3"))
-    monkeypatch.setattr(resolving, "settle_targets", lambda offer, engine, device: engine.targets or ("sm_87",))
+    monkeypatch.setattr(resolving, "settle_targets", lambda compiler, engine, device: engine.targets or ("sm_87",))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my weights").mkdir()
     (tmp_path / "my weights" / "it's.pth").touch()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from conftest import MODEL, SMALL, Twins
 
-from twins_trt.builders.export import Range, read_info
+from twins_trt.builders.export import DynamicDim, read_info
 from twins_trt.models import build_model
 
 
@@ -14,7 +14,7 @@ def test_the_graph_computes_what_the_checkpoints_model_computes(twins: Twins, ch
     import torch
 
     out = tmp_path / "graph.onnx"
-    words = ("--precision", "fp32", "--input", "float32", "--outputs", "logits", "--size", "64x96", "--forms", "cpu")
+    words = ("--precision", "fp32", "--input", "float32", "--outputs", "logits", "--size", "64x96", "--target", "cpu")
     ran = twins("export", MODEL, "--checkpoint", checkpoint, *words, "--out", out, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["size"] == out.stat().st_size
@@ -35,8 +35,8 @@ def test_options_reach_the_graph(twins: Twins, tmp_path: Path) -> None:
     ran = twins("export", MODEL, "--seeded", "--num-classes", "4", *words, "--out", out)
     assert ran.code == 0, ran.err
     info = read_info(out)
-    assert info.options.height == info.options.width == Range(64, 96, 128)
-    assert (info.options.batch, info.options.opset, info.padding) == (Range(1, 2, 4), 18, "masked")
+    assert info.options.height == info.options.width == DynamicDim(64, 96, 128)
+    assert (info.options.batch, info.options.opset, info.padding) == (DynamicDim(1, 2, 4), 18, "masked")
 
 
 def test_a_dry_run_writes_nothing(twins: Twins, tmp_path: Path) -> None:

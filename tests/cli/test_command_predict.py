@@ -37,7 +37,7 @@ def test_files_folders_and_patterns_become_masks_and_overlays(
     )
     records = {Path(record["image"]).name: record for record in ran.json["images"]}
     assert list(records) == ["a.png", "1.png", "2.png", "b.jpg"] and ran.json["failed"] == 0
-    palette = np.array(open_bundle(bundle).manifest.palette, np.uint8)
+    palette = np.array(open_bundle(bundle).manifest.interface.palette, np.uint8)
     with Segmenter(bundle) as segmenter:
         for source in (pictures / "a.png", pictures / "b.jpg"):
             expected = segmenter(source)

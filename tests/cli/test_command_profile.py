@@ -14,7 +14,7 @@ from twins_trt.cli import profile as command
 from twins_trt.cli.parsing import new_parser
 from twins_trt.profiling.results import PROFILE, Profile, Settings, read_profile
 from twins_trt.runtime import open_bundle
-from twins_trt.verbs.profile import FLAGS, ProfilePlan
+from twins_trt.verbs.profile import FLAGS, ProfileJob
 
 QUICK = ("--rounds", "2", "--calls", "2", "--warm-up", "0", "--threads", "1", "--batches", "1,2", "--power", "none")
 
@@ -137,6 +137,6 @@ def test_the_command_is_written_down_without_defaults() -> None:
     command.configure(parser)
     words = ["a b.bundle", "--onnx", "c.onnx", "--onnx", "d.onnx", "--rounds", "20", "--threads", "2", "--no-layers"]
     request = FLAGS.read(parser.parse_args([*words, "--save", "--json", "--out", "p.json"]))
-    written = ProfilePlan(request, Settings(), (), ()).command
+    written = ProfileJob(request, Settings(), (), ()).command
     assert written == "twins-trt profile 'a b.bundle' --onnx c.onnx --onnx d.onnx --threads 2 --no-layers"
     assert FLAGS.read(parser.parse_args(shlex.split(written)[2:])) == replace(request, save=False, out=None)

@@ -24,9 +24,9 @@ from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import UsageError
 from twins_trt.evaluation import EvalResult
 from twins_trt.runtime import open_bundle
-from twins_trt.verbs.calibrate import CalibrateRequest, ModelGraph, plan_calibration
+from twins_trt.verbs.calibrate import CalibrateRequest, ModelGraph, resolve_calibration
 from twins_trt.verbs.evaluate import Evaluation
-from twins_trt.verbs.export import ExportRequest, plan_export
+from twins_trt.verbs.export import ExportRequest, resolve_export
 from twins_trt.verbs.flags import FlagTable
 from twins_trt.verbs.gate import GateRequest
 from twins_trt.verbs.profile import ProfileRequest
@@ -151,10 +151,10 @@ def test_a_bundle_and_a_model_give_one_kind_of_result(cpu_bundle: Path, checkpoi
 
 
 def test_a_checkpoint_tells_its_model(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
-    calibration = plan_calibration(CalibrateRequest(what=str(checkpoint), data=f"folder:{scenes}", split="val"))
+    calibration = resolve_calibration(CalibrateRequest(what=str(checkpoint), data=f"folder:{scenes}", split="val"))
     assert isinstance(calibration.graph, ModelGraph)
     assert (calibration.graph.model, calibration.graph.checkpoint) == (MODEL, str(checkpoint))
-    export = plan_export(ExportRequest(str(checkpoint), str(tmp_path / "graph.onnx")))
+    export = resolve_export(ExportRequest(str(checkpoint), str(tmp_path / "graph.onnx")))
     assert (export.model, export.weights) == (MODEL, checkpoint)
 
 

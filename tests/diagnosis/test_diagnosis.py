@@ -198,7 +198,7 @@ def jetson(root: Path) -> Path:
     return root
 
 
-def test_a_jetson_is_recognised(tmp_path: Path) -> None:
+def test_a_jetson_is_recognized(tmp_path: Path) -> None:
     assert find_jetson(tmp_path) is None
     assert find_jetson(jetson(tmp_path)) == BOARD
 

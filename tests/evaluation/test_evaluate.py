@@ -11,7 +11,7 @@ from PIL import Image
 
 from twins_trt.data import Dataset, Preprocessing, open_dataset
 from twins_trt.errors import DataError, EngineError, ImageError, UsageError
-from twins_trt.evaluation import EvalResult, Walk, evaluate_logits, evaluate_masks, evaluate_model
+from twins_trt.evaluation import EvalResult, EvaluationOptions, evaluate_logits, evaluate_masks, evaluate_model
 
 torch = pytest.importorskip("torch")
 
@@ -42,7 +42,7 @@ def always_road(image: np.ndarray) -> np.ndarray:
 
 
 class Brightest(torch.nn.Module):
-    """Logits are the pixels themselves, so that normalising with equal means and stds keeps the brightest first."""
+    """Logits are the pixels themselves, so that normalizing with equal means and stds keeps the brightest first."""
 
     num_classes = 3
 
@@ -101,7 +101,7 @@ def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> No
     result = evaluate_masks(
         always_road,
         dataset,
-        walk=Walk(
+        options=EvaluationOptions(
             progress=lambda *step: steps.append(step),
             observe=lambda sample, mask, matrix: seen.append((sample.name, mask, matrix)),
         ),
@@ -118,7 +118,7 @@ def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> No
 def test_a_part_of_the_data_and_workers(dataset: Dataset) -> None:
     assert evaluate_masks(always_road, dataset.first(2)).images == 2
     assert evaluate_masks(always_road, dataset.first(99)).images == 5
-    read_ahead = evaluate_masks(always_road, dataset, walk=Walk(workers=2))
+    read_ahead = evaluate_masks(always_road, dataset, options=EvaluationOptions(workers=2))
     assert read_ahead.scores == evaluate_masks(always_road, dataset).scores
     with pytest.raises(UsageError, match="limit"):
         dataset.first(0)

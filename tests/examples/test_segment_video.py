@@ -18,7 +18,7 @@ COUNT, SIZE = 7, (48, 64)
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """Seven frames, each half one class and half another, which JPEG leaves recognisable."""
+    """Seven frames, each half one class and half another, which JPEG leaves recognizable."""
     path = tmp_path / "street.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, SIZE[::-1])
     assert writer.isOpened()

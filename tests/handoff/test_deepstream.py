@@ -16,9 +16,9 @@ from nvinferserver_schema import plugin_control
 from stand_ins import ADA, BATCHES, ORIN, load_shipped, module
 from tiny_graphs import CLASSES, MakeBundle
 
-from twins_trt.data.preprocessing import Preprocessing, normalised_planes
+from twins_trt.data.preprocessing import Preprocessing, normalized_planes
 from twins_trt.errors import BundleError
-from twins_trt.handoff import HandoffOptions, plan_handoff, write_handoff
+from twins_trt.handoff import HandoffOptions, resolve_handoff, write_handoff
 
 # Keys of the group [property] that the page on Gst-nvinfer documents, those that a hand-off may use.
 NVINFER_KEYS = {
@@ -42,7 +42,7 @@ NVINFER_KEYS = {
 
 
 def test_pixels_go_through_nvinferserver(make_bundle: MakeBundle) -> None:
-    handoff = plan_handoff(make_bundle(24, 32, batch=BATCHES, engines=(ORIN,)), "deepstream")
+    handoff = resolve_handoff(make_bundle(24, 32, batch=BATCHES, engines=(ORIN,)), "deepstream")
     text = handoff.files["config_infer.txt"]
     assert isinstance(text, bytes)
     config = text_format.Parse(text.decode(), plugin_control())  # raises for a field or a value that is not documented
@@ -61,7 +61,7 @@ def test_pixels_go_through_nvinferserver(make_bundle: MakeBundle) -> None:
 
 def test_planes_go_through_nvinfer_nearly(make_bundle: MakeBundle, tmp_path: Path, rng: np.random.Generator) -> None:
     bundle = make_bundle(24, 32, batch=BATCHES, dtype="float32", outputs=("logits",), engines=(ORIN,))
-    out = write_handoff(plan_handoff(bundle, "deepstream"), tmp_path / "out")
+    out = write_handoff(resolve_handoff(bundle, "deepstream"), tmp_path / "out")
     parser = configparser.ConfigParser()
     parser.read(out / "config_infer.txt")
     settings = dict(parser["property"])
@@ -72,21 +72,21 @@ def test_planes_go_through_nvinfer_nearly(make_bundle: MakeBundle, tmp_path: Pat
     for key in ("model-engine-file", "labelfile-path"):
         assert (out / settings[key]).is_file()
     assert (out / "labels.txt").read_text().split() == list(CLASSES)
-    # nvinfer computes scale·(x - offset). How far that is from the graph's normalisation is what the note says.
+    # nvinfer computes scale·(x - offset). How far that is from the graph's normalization is what the note says.
     pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     planes = pixels.transpose(2, 0, 1).astype(np.float32)
     offsets = np.array([float(value) for value in settings["offsets"].split(";")], np.float32)
     fed = float(settings["net-scale-factor"]) * (planes - offsets[:, None, None])
-    wanted = normalised_planes(pixels, bundle.manifest.preprocessing)
+    wanted = normalized_planes(pixels, bundle.interface.preprocessing)
     worst = np.abs(fed / wanted - 1).max()
-    (note,) = (note for note in plan_handoff(bundle, "deepstream").notes if "net-scale-factor" in note)
+    (note,) = (note for note in resolve_handoff(bundle, "deepstream").notes if "net-scale-factor" in note)
     assert f"up to {100 * worst:.1f} %" in note and worst < 0.02
 
 
 def test_one_deviation_for_all_channels_is_exact(make_bundle: MakeBundle) -> None:
     same = Preprocessing(std=(57.0, 57.0, 57.0))
     bundle = make_bundle(dtype="float32", outputs=("logits",), preprocessing=same)
-    assert "normalisation is exact" in plan_handoff(bundle, "deepstream").notes[0]
+    assert "normalization is exact" in resolve_handoff(bundle, "deepstream").notes[0]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_deepstream_cannot_feed_is_refused(
     make_bundle: MakeBundle, fields: dict[str, Any], cause: str, mend: list[str]
 ) -> None:
     with pytest.raises(BundleError, match=cause) as error:
-        plan_handoff(make_bundle(**fields), "deepstream")
+        resolve_handoff(make_bundle(**fields), "deepstream")
     assert error.value.fix is not None
     words = shlex.split(error.value.fix)
     assert words[:2] == ["twins-trt", "build"]
@@ -112,10 +112,10 @@ def test_what_deepstream_cannot_feed_is_refused(
 def test_nvinfer_takes_one_engine(make_bundle: MakeBundle) -> None:
     bundle = make_bundle(dtype="float32", outputs=("logits",), engines=(ORIN, ADA))
     with pytest.raises(BundleError, match="DeepStream takes one"):
-        plan_handoff(bundle, "deepstream")
-    files = plan_handoff(bundle, "deepstream", options=HandoffOptions(engine="sm_89")).files
+        resolve_handoff(bundle, "deepstream")
+    files = resolve_handoff(bundle, "deepstream", options=HandoffOptions(engine="sm_89")).files
     assert files["model.plan"] == bundle.file(ADA.file)
-    without = plan_handoff(make_bundle(dtype="float32", outputs=("logits",)), "deepstream")
+    without = resolve_handoff(make_bundle(dtype="float32", outputs=("logits",)), "deepstream")
     assert {"graph.onnx", "build_engine.sh"} <= set(without.files)
 
 
@@ -158,7 +158,7 @@ def pyds_with(layers: dict[str, np.ndarray], *, frames: int) -> Any:
 
 def test_the_probe_reads_masks(make_bundle: MakeBundle, tmp_path: Path, rng: np.random.Generator) -> None:
     bundle = make_bundle(24, 32, batch=BATCHES, outputs=("logits", "mask"))
-    out = write_handoff(plan_handoff(bundle, "deepstream"), tmp_path / "out")
+    out = write_handoff(resolve_handoff(bundle, "deepstream"), tmp_path / "out")
     mask = rng.integers(0, 5, (24, 32), dtype=np.uint8)
     probe = load_shipped(out / "mask_probe.py", pyds_with({"logits": np.zeros((5, 6, 8)), "mask": mask}, frames=3))
     found = list(probe.masks(object()))
@@ -172,7 +172,7 @@ def test_the_probe_takes_the_argmax_of_logits(
     make_bundle: MakeBundle, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     bundle = make_bundle(24, 32, dtype="float32", outputs=("logits",))
-    out = write_handoff(plan_handoff(bundle, "deepstream"), tmp_path / "out")
+    out = write_handoff(resolve_handoff(bundle, "deepstream"), tmp_path / "out")
     logits = rng.normal(size=(5, 6, 8)).astype(np.float32)
     probe = load_shipped(out / "mask_probe.py", pyds_with({"logits": logits}, frames=1))
     ((_, mask),) = probe.masks(object())

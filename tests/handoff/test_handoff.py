@@ -17,7 +17,7 @@ from tiny_graphs import MakeBundle
 
 from twins_trt.cli import main
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.handoff import TARGETS, HandoffOptions, plan_handoff, write_handoff
+from twins_trt.handoff import TARGETS, HandoffOptions, resolve_handoff, write_handoff
 from twins_trt.handoff.engines import capability, choose, one_plan, rebuild_with
 from twins_trt.handoff.folder import Handoff
 from twins_trt.handoff.prototext import Symbol, prototext
@@ -136,7 +136,7 @@ def test_options_that_cannot_be(fields: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_target(make_bundle: MakeBundle) -> None:
     with pytest.raises(UsageError, match="no target 'tritn'"):
-        plan_handoff(make_bundle(), "tritn")
+        resolve_handoff(make_bundle(), "tritn")
 
 
 def test_the_command_writes_and_says_what(

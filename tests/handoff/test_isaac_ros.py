@@ -13,9 +13,9 @@ import pytest
 from stand_ins import ORIN, load_shipped, module
 from tiny_graphs import CLASSES, PALETTE, MakeBundle
 
-from twins_trt.data.preprocessing import normalised_planes
+from twins_trt.data.preprocessing import normalized_planes
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.handoff import HandoffOptions, plan_handoff, write_handoff
+from twins_trt.handoff import HandoffOptions, resolve_handoff, write_handoff
 
 # What the Isaac ROS documentation lists: parameters of TensorRTNode, arguments of dnn_image_encoder.launch.py.
 TENSORRT_PARAMETERS = {
@@ -89,7 +89,7 @@ def ros_launch(share: Path) -> list[ModuleType]:
 
 def exported(make_bundle: MakeBundle, tmp_path: Path) -> Path:
     bundle = make_bundle(24, 32, dtype="float32", engines=(ORIN,))
-    return write_handoff(plan_handoff(bundle, "isaac-ros"), tmp_path / "isaac")
+    return write_handoff(resolve_handoff(bundle, "isaac-ros"), tmp_path / "isaac")
 
 
 def test_the_launch_file(make_bundle: MakeBundle, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_launch_file(make_bundle: MakeBundle, tmp_path: Path) -> None:
     assert declared == used
 
 
-def test_the_encoder_normalises_as_the_graph_expects(
+def test_the_encoder_normalizes_as_the_graph_expects(
     make_bundle: MakeBundle, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     """The encoder scales pixels to [0, 1], then subtracts mean and divides by stddev."""
@@ -128,8 +128,8 @@ def test_the_encoder_normalises_as_the_graph_expects(
     mean, std = (np.array(ast.literal_eval(arguments[key])) for key in ("image_mean", "image_stddev"))
     pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     fed = ((pixels / 255 - mean) / std).transpose(2, 0, 1)
-    preprocessing = make_bundle(dtype="float32").manifest.preprocessing
-    assert np.abs(fed - normalised_planes(pixels, preprocessing)).max() < 1e-5
+    preprocessing = make_bundle(dtype="float32").manifest.interface.preprocessing
+    assert np.abs(fed - normalized_planes(pixels, preprocessing)).max() < 1e-5
 
 
 class Node:
@@ -184,7 +184,7 @@ def test_the_decoder_publishes_what_isaac_ros_unet_does(
 def test_all_that_does_not_fit_is_named_with_one_command(make_bundle: MakeBundle) -> None:
     bundle = make_bundle((8, 24, 64), (8, 32, 64), batch=(2, 4, 16), outputs=("mask", "logits"))
     with pytest.raises(BundleError) as error:
-        plan_handoff(bundle, "isaac-ros")
+        resolve_handoff(bundle, "isaac-ros")
     for part in ("takes uint8", "gives mask, logits", "takes 2 images", "dynamic size"):
         assert part in error.value.cause
     assert error.value.fix is not None
@@ -194,11 +194,11 @@ def test_all_that_does_not_fit_is_named_with_one_command(make_bundle: MakeBundle
 
 
 def test_without_an_engine_it_is_built_on_the_device(make_bundle: MakeBundle) -> None:
-    handoff = plan_handoff(make_bundle(dtype="float32"), "isaac-ros")
+    handoff = resolve_handoff(make_bundle(dtype="float32"), "isaac-ros")
     assert {"graph.onnx", "build_engine.sh", "twins_launch.py", "mask_decoder.py"} <= set(handoff.files)
     assert "model.plan" not in handoff.files
 
 
 def test_options_of_triton_are_refused(make_bundle: MakeBundle) -> None:
     with pytest.raises(UsageError, match="isaac-ros has no instances"):
-        plan_handoff(make_bundle(dtype="float32"), "isaac-ros", options=HandoffOptions(instances=2))
+        resolve_handoff(make_bundle(dtype="float32"), "isaac-ros", options=HandoffOptions(instances=2))

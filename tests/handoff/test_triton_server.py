@@ -14,7 +14,7 @@ from stand_ins import ADA, BATCHES, ORIN, RTX
 from tiny_graphs import CLASSES, PALETTE, MakeBundle
 
 from twins_trt.errors import BundleError
-from twins_trt.handoff import HandoffOptions, plan_handoff, write_handoff
+from twins_trt.handoff import HandoffOptions, resolve_handoff, write_handoff
 from twins_trt.runtime import Bundle
 
 model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -24,7 +24,7 @@ NAME = "twins_svt-s_fpn"
 
 def config_of(bundle: Bundle, **options: Any) -> Any:
     """The parsed configuration; a field that Triton does not know raises."""
-    files = plan_handoff(bundle, "triton-server", options=HandoffOptions(**options)).files
+    files = resolve_handoff(bundle, "triton-server", options=HandoffOptions(**options)).files
     text = files[f"{options.get('name', NAME)}/config.pbtxt"]
     assert isinstance(text, bytes)
     return text_format.Parse(text.decode(), model_config.ModelConfig())
@@ -50,7 +50,7 @@ def test_a_graph_of_dynamic_batch(make_bundle: MakeBundle) -> None:
     assert json.loads(parameters["classes"]) == list(CLASSES)
     assert json.loads(parameters["palette"]) == [list(colour) for colour in PALETTE]
     assert json.loads(parameters["mean"]) == [123.675, 116.28, 103.53]
-    assert parameters["normalised_inside"] == "true"
+    assert parameters["normalized_inside"] == "true"
 
 
 @pytest.mark.parametrize("batch", [1, 2, BATCHES])
@@ -95,7 +95,7 @@ def test_one_engine(make_bundle: MakeBundle, tmp_path: Path) -> None:
     assert config.optimization.cuda.graphs
     assert [(g.count, g.kind) for g in config.instance_group] == [(2, model_config.ModelInstanceGroup.KIND_GPU)]
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
-    out = write_handoff(plan_handoff(bundle, "triton-server", options=HandoffOptions(name="street")), tmp_path / "m")
+    out = write_handoff(resolve_handoff(bundle, "triton-server", options=HandoffOptions(name="street")), tmp_path / "m")
     assert (out / "street" / "1" / "model.plan").read_text() == ADA.file
     assert (out / "street" / "labels.txt").read_text().split() == list(CLASSES)
     assert "TensorRT 10.13.3" in (out / "README.md").read_text()
@@ -108,20 +108,20 @@ def test_an_engine_for_each_compute_capability(make_bundle: MakeBundle) -> None:
     config = config_of(bundle)
     assert dict(config.cc_model_filenames) == {"8.7": "model_sm_87.plan", "8.9": "model_sm_89.plan"}
     assert config.default_model_filename == "model_sm_87.plan"
-    files = plan_handoff(bundle, "triton-server").files
+    files = resolve_handoff(bundle, "triton-server").files
     assert files[f"{NAME}/1/model_sm_89.plan"] == bundle.file(ADA.file)
     both = type(ADA)("engines/both", "tensorrt", "10", ("sm_86", "sm_89"))
     assert not config_of(make_bundle(engines=(both,))).cc_model_filenames
 
 
 def test_what_clients_have_to_do_themselves_is_said(make_bundle: MakeBundle) -> None:
-    notes = plan_handoff(make_bundle(dtype="float32", outputs=("logits",)), "triton-server").notes
+    notes = resolve_handoff(make_bundle(dtype="float32", outputs=("logits",)), "triton-server").notes
     assert [re.match(r"clients have to (\w+)", note)[1] for note in notes if "clients" in note] == ["resize", "resize"]  # type: ignore[index]
-    assert not any("clients" in note for note in plan_handoff(make_bundle(), "triton-server").notes)
+    assert not any("clients" in note for note in resolve_handoff(make_bundle(), "triton-server").notes)
 
 
 def test_the_readmes_example_is_python_and_names_the_tensors(make_bundle: MakeBundle) -> None:
-    readme = plan_handoff(make_bundle(24, 32), "triton-server").files["README.md"]
+    readme = resolve_handoff(make_bundle(24, 32), "triton-server").files["README.md"]
     assert isinstance(readme, bytes)
     code = re.search(r"```python\n(.*?)```", readme.decode(), re.DOTALL)
     assert code is not None

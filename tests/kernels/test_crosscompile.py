@@ -40,7 +40,7 @@ FAST_CASES = {  # the variants that need most, of what the published models run
     "gsa_sum_splits fp16 0",
     "resize_argmax fp16 0 classes last probability",
     "resize_argmax fp16 0 planes",
-    "resize_normalise fp16 0",
+    "resize_normalize fp16 0",
 }
 TIGHTEST_CASES = {  # of fp32, whose operands fill the registers
     "lsa_backward fp32 64 pads attend",
@@ -106,7 +106,7 @@ def test_every_target_has_every_kernel_dtype_and_head_dim() -> None:
             two_kernels = ("forward", "backward_q", "backward_kv")
             assert {(f"gsa_{kernel}", dtype, d) for kernel in two_kernels for d in ("32", "64")} <= made
             assert (("gsa_backward", dtype, "32") in made) == (dtype != "fp32")
-            assert {("resize_argmax", dtype, "0"), ("resize_normalise", dtype, "0")} <= made
+            assert {("resize_argmax", dtype, "0"), ("resize_normalize", dtype, "0")} <= made
 
 
 def test_a_kernel_that_spills_is_found() -> None:

@@ -11,10 +11,10 @@ from interpreter import poisoned_allocations
 
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.kernels.postprocess import resize_argmax
-from twins_trt.kernels.preprocess import resize_normalise, resize_normalise_reference
+from twins_trt.kernels.preprocess import resize_normalize, resize_normalize_reference
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
-from twins_trt.runtime import EngineSettings, Manifest, Source, TensorSpec
+from twins_trt.runtime import Manifest, RuntimeOptions, Source, TensorSpec
 from twins_trt.runtime.engines.torch import MAX_CAPTURES, TorchEngine
 
 pytestmark = [
@@ -53,7 +53,7 @@ def test_inputs_are_the_references_bit_for_bit(size: tuple[int, int], dtype: tor
     image = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, device="cuda")
     for channels_last in (False, True):
         with poisoned_allocations():
-            ours = resize_normalise(
+            ours = resize_normalize(
                 image,
                 size,
                 mean=MMSEG.mean,
@@ -62,7 +62,7 @@ def test_inputs_are_the_references_bit_for_bit(size: tuple[int, int], dtype: tor
                 channels_last=channels_last,
                 backend="triton",
             )
-        theirs = resize_normalise(image.cpu(), size, mean=MMSEG.mean, std=MMSEG.std, dtype=dtype)
+        theirs = resize_normalize(image.cpu(), size, mean=MMSEG.mean, std=MMSEG.std, dtype=dtype)
         assert torch.equal(ours.cpu(), theirs)
 
 
@@ -70,12 +70,12 @@ def test_a_graph_replays_the_reference_of_an_input() -> None:
     image = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, device="cuda")
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
-        resize_normalise_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
+        resize_normalize_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
         with torch.cuda.graph(graph, stream=stream):
-            replayed = resize_normalise_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
+            replayed = resize_normalize_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
         image.copy_(image.flip(0))
         graph.replay()
-        expected = resize_normalise_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
+        expected = resize_normalize_reference(image, (37, 53), mean=MMSEG.mean, std=MMSEG.std)
     torch.cuda.synchronize()
     assert torch.equal(replayed, expected)
 
@@ -101,7 +101,7 @@ def test_an_engine_with_graphs_gives_what_one_without_gives_and_nearly_what_floa
     model = build_model(MODEL, 5)
     seed_weights(model)
     graphs = TorchEngine(copy.deepcopy(model), manifest())
-    launched = TorchEngine(copy.deepcopy(model), manifest(), settings=EngineSettings(cuda_graph=False))
+    launched = TorchEngine(copy.deepcopy(model), manifest(), options=RuntimeOptions(cuda_graph=False))
     on_cpu = TorchEngine(model, manifest(), device="cpu")
     rng = np.random.default_rng(0)
     for turn in range(3):  # launched, captured, replayed

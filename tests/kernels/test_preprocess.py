@@ -1,4 +1,4 @@
-"""The resize-and-normalise kernel in Triton's interpreter, its operator and its reference, against OpenCV."""
+"""The resize-and-normalize kernel in Triton's interpreter, its operator and its reference, against OpenCV."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from twins_trt.data.preprocessing import Preprocessing, normalised_planes
+from twins_trt.data.preprocessing import Preprocessing, normalized_planes
 from twins_trt.data.resizing import resize_image
 from twins_trt.errors import UsageError
-from twins_trt.kernels.preprocess import resize_normalise, resize_normalise_reference
-from twins_trt.kernels.preprocess.op import resize_normalise_op
+from twins_trt.kernels.preprocess import resize_normalize, resize_normalize_reference
+from twins_trt.kernels.preprocess.op import resize_normalize_op
 
 pytest.importorskip("cv2", reason="OpenCV, whose pixels these are, is not installed")
 
-FORWARD = "twins_trt.kernels.preprocess.launch:resize_normalise_forward"
+FORWARD = "twins_trt.kernels.preprocess.launch:resize_normalize_forward"
 MMSEG = Preprocessing()
 
 SHAPES = {  # batch, height, width of the image; height, width of the result
@@ -43,7 +43,7 @@ def image_of(shape: tuple[int, ...]) -> Tensor:
 
 
 def by_opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
-    planes = [normalised_planes(resize_image(one.numpy(), size, as_mmseg=True), MMSEG) for one in image]
+    planes = [normalized_planes(resize_image(one.numpy(), size, as_mmseg=True), MMSEG) for one in image]
     return torch.from_numpy(np.stack(planes))
 
 
@@ -66,7 +66,7 @@ def test_only_the_first_call_of_a_size_copies_to_the_device() -> None:
     seen = []
     for _ in range(2):
         with Devices() as devices:
-            resize_normalise_reference(image, (43, 47), mean=(1.5, 2.5, 3.5), std=MMSEG.std)
+            resize_normalize_reference(image, (43, 47), mean=(1.5, 2.5, 3.5), std=MMSEG.std)
         seen.append(devices.seen)
     assert seen == [{"cpu", "meta"}, {"meta"}]
 
@@ -89,14 +89,14 @@ def test_the_kernel_is_opencv_bit_for_bit(interpreted: Callable[..., Any], name:
 def test_the_reference_is_opencv_bit_for_bit_at_any_size(sizes: tuple[int, int, int, int], seed: int) -> None:
     height, width, new_height, new_width = sizes
     image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, height, width, 3), dtype=np.uint8))
-    out = resize_normalise_reference(image, (new_height, new_width), mean=MMSEG.mean, std=MMSEG.std)
+    out = resize_normalize_reference(image, (new_height, new_width), mean=MMSEG.mean, std=MMSEG.std)
     assert torch.equal(out, by_opencv(image, (new_height, new_width)))
 
 
 @pytest.mark.parametrize("size", [(512, 683), (360, 480), (512, 512), (1024, 2048)])
 def test_the_reference_is_opencv_at_the_sizes_of_pictures(size: tuple[int, int]) -> None:
     image = image_of((1, 720, 960))
-    out = resize_normalise_reference(image, size, mean=MMSEG.mean, std=MMSEG.std)
+    out = resize_normalize_reference(image, size, mean=MMSEG.mean, std=MMSEG.std)
     assert torch.equal(out, by_opencv(image, size))
 
 
@@ -114,31 +114,31 @@ def test_strides_do_not_matter(interpreted: Callable[..., Any]) -> None:
 def test_the_operator_is_registered_in_full() -> None:
     for dtype, channels_last in ((torch.float16, True), (torch.float32, False)):
         arguments = (image_of((2, 5, 4)), 6, 7, list(MMSEG.mean), list(MMSEG.std), dtype, channels_last)
-        assert set(opcheck(resize_normalise_op, arguments).values()) == {"SUCCESS"}
-        assert torch.equal(resize_normalise_op(*arguments), by_opencv(arguments[0], (6, 7)).to(dtype))
+        assert set(opcheck(resize_normalize_op, arguments).values()) == {"SUCCESS"}
+        assert torch.equal(resize_normalize_op(*arguments), by_opencv(arguments[0], (6, 7)).to(dtype))
 
 
 def reached_by_name() -> Tensor:
     """Where kernels are interpreted."""
-    return resize_normalise(image_of((1, 5, 4)), (6, 7), mean=MMSEG.mean, std=MMSEG.std, backend="triton")
+    return resize_normalize(image_of((1, 5, 4)), (6, 7), mean=MMSEG.mean, std=MMSEG.std, backend="triton")
 
 
 def test_the_public_function_reaches_the_kernel(interpreted: Callable[..., Any]) -> None:
     image = image_of((1, 5, 4))
     assert torch.equal(interpreted("test_preprocess:reached_by_name"), by_opencv(image, (6, 7)))
-    on_cpu = resize_normalise(image, (6, 7), mean=MMSEG.mean, std=MMSEG.std)
+    on_cpu = resize_normalize(image, (6, 7), mean=MMSEG.mean, std=MMSEG.std)
     assert torch.equal(on_cpu, by_opencv(image, (6, 7)))
 
 
 def test_what_cannot_be_is_named() -> None:
-    def normalise(image: Tensor, size: tuple[int, int] = (4, 4), backend: str = "auto") -> Tensor:
-        return resize_normalise(image, size, mean=MMSEG.mean, std=MMSEG.std, backend=backend)
+    def normalize(image: Tensor, size: tuple[int, int] = (4, 4), backend: str = "auto") -> Tensor:
+        return resize_normalize(image, size, mean=MMSEG.mean, std=MMSEG.std, backend=backend)
 
     with pytest.raises(UsageError, match=r"\[1, 3, 4, 4\] is not a batch of images"):
-        normalise(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+        normalize(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     with pytest.raises(UsageError, match="float32"):
-        normalise(torch.zeros(1, 4, 4, 3))
+        normalize(torch.zeros(1, 4, 4, 3))
     with pytest.raises(UsageError, match="4x0"):
-        normalise(image_of((1, 4, 4)), (4, 0))
-    with pytest.raises(UsageError, match="resize_normalise has no backend 'sdpa'"):
-        normalise(image_of((1, 4, 4)), backend="sdpa")
+        normalize(image_of((1, 4, 4)), (4, 0))
+    with pytest.raises(UsageError, match="resize_normalize has no backend 'sdpa'"):
+        normalize(image_of((1, 4, 4)), backend="sdpa")

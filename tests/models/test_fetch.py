@@ -249,7 +249,7 @@ def test_a_busy_server_is_asked_again_with_growing_pauses(
     assert pauses == [0.005, 0.01, 0.02]
 
 
-def test_a_web_page_is_recognised(server: Server, tmp_path: Path) -> None:
+def test_a_web_page_is_recognized(server: Server, tmp_path: Path) -> None:
     server.content_type = "text/html; charset=utf-8"
     with pytest.raises(FetchError, match="web page"):
         fetch(MODEL, cache_dir=tmp_path, url=server.url)

@@ -20,7 +20,7 @@ from twins_trt.profiling.candidates import (
     torch_candidate,
     usual_size,
 )
-from twins_trt.runtime import EngineSettings, Source
+from twins_trt.runtime import RuntimeOptions, Source
 from twins_trt.runtime.engines import Stage
 from twins_trt.runtime.manifest import EngineFile
 
@@ -34,8 +34,8 @@ def picture(height: int = 24, width: int = 32) -> np.ndarray:
     return COLOURS[rng.integers(0, 4, (height // 4, width // 4)).repeat(4, 0).repeat(4, 1)]
 
 
-def observed(spent: list[Stage], threads: int | None = None) -> EngineSettings:
-    return EngineSettings(threads=threads, observe=lambda stage, seconds: spent.append(stage))
+def observed(spent: list[Stage], threads: int | None = None) -> RuntimeOptions:
+    return RuntimeOptions(threads=threads, observe=lambda stage, seconds: spent.append(stage))
 
 
 def test_a_bundle_is_named_after_its_folder_and_engine(make_bundle: MakeBundle) -> None:
@@ -53,7 +53,7 @@ def test_a_bundle_is_named_after_its_folder_and_engine(make_bundle: MakeBundle) 
 
 def test_a_stand_in_for_an_engine_is_called_simulated(make_bundle: MakeBundle) -> None:
     engine = EngineFile("engines/x.engine", "tensorrt", "10.3.0", ("sm_87",))
-    _, subject = bundle_candidate(make_bundle(engines=(engine,)).path, "onnxruntime").open(EngineSettings())
+    _, subject = bundle_candidate(make_bundle(engines=(engine,)).path, "onnxruntime").open(RuntimeOptions())
     assert subject.simulated
 
 
@@ -76,14 +76,14 @@ def test_a_plain_graph_may_call_its_tensors_anything(tmp_path: Path, dtype: str,
     model.graph.input[0].name, model.graph.output[0].name = "input.1", "1234"
     path = tmp_path / "plain.onnx"
     onnx.save(model, path)
-    segmenter, subject = onnx_candidate(path).open(EngineSettings(threads=1))
+    segmenter, subject = onnx_candidate(path).open(RuntimeOptions(threads=1))
     mask = segmenter(picture()).mask
     expected = nearest_class(picture())
     # Logits of blocks of 4×4 pixels, which the picture's patches fill, are blurred by the resize to full size.
     assert (mask == expected).mean() > (0.99 if output == "mask" else 0.7)
     assert (subject.label, subject.kind, subject.precision) == ("plain", "onnx", None)
     assert subject.graph_sha256 == sha256_of(path)
-    assert segmenter.manifest.num_classes == (255 if output == "mask" else len(CLASSES))
+    assert segmenter.interface.num_classes == (255 if output == "mask" else len(CLASSES))
     layers = segmenter.engine.profile_layers(noise(segmenter, (24, 32), 1), runs=1)  # type: ignore[attr-defined]
     assert {"MatMul", "Gemm"} & {layer.operator for layer in layers}
 
@@ -96,17 +96,17 @@ def test_graphs_that_are_no_segmentation_are_refused(tmp_path: Path) -> None:
     model.graph.node[-1].attribute[0].i = onnx.TensorProto.FLOAT
     onnx.save(model, tmp_path / "depth.onnx")
     with pytest.raises(EngineError, match="neither logits"):
-        onnx_candidate(tmp_path / "depth.onnx").open(EngineSettings())
+        onnx_candidate(tmp_path / "depth.onnx").open(RuntimeOptions())
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(EngineError, match="refuses"):
-        onnx_candidate(tmp_path / "text.onnx").open(EngineSettings())
+        onnx_candidate(tmp_path / "text.onnx").open(RuntimeOptions())
     with pytest.raises(UsageError, match="does not exist"):
         onnx_candidate(tmp_path / "none.onnx")
 
 
 def test_a_pytorch_model_gives_the_mask_of_its_resized_logits() -> None:
     torch = pytest.importorskip("torch")
-    from twins_trt.data.preprocessing import Preprocessing, normalised_planes
+    from twins_trt.data.preprocessing import Preprocessing, normalized_planes
     from twins_trt.models import build_model
     from twins_trt.models.seeded import seed_weights
 
@@ -119,7 +119,7 @@ def test_a_pytorch_model_gives_the_mask_of_its_resized_logits() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     mask = segmenter(image).mask
     with torch.inference_mode():
-        logits = model.eval()(torch.from_numpy(normalised_planes(image, Preprocessing())[None]))
+        logits = model.eval()(torch.from_numpy(normalized_planes(image, Preprocessing())[None]))
         full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
     assert (mask == full.argmax(1)[0].numpy()).mean() > 0.999  # ties within rounding
     assert stages == ["decode", "preprocess", "run", "postprocess"]  # on a CPU nothing is copied
@@ -142,7 +142,7 @@ def test_an_engine_that_is_missing_is_named(make_bundle: MakeBundle, monkeypatch
     monkeypatch.setattr(onnxruntime, "why_not", lambda bundle: "not today")
     monkeypatch.setattr("twins_trt.runtime.engines.KINDS", {"onnxruntime": onnxruntime.__name__})
     with pytest.raises(MissingDependencyError, match="not today"):
-        bundle_candidate(make_bundle().path).open(EngineSettings())
+        bundle_candidate(make_bundle().path).open(RuntimeOptions())
 
 
 def test_memory_that_runs_out_in_pytorch_is_a_typed_error() -> None:

@@ -21,7 +21,7 @@ from twins_trt.profiling.candidates import Candidate, bundle_candidate
 from twins_trt.profiling.measure import draw_picture, profile
 from twins_trt.profiling.results import Profile, Settings, WarmUp
 from twins_trt.profiling.statistics import ratio_of_medians
-from twins_trt.runtime import Bundle, EngineSettings, Segmenter
+from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import DeviceMemory, LayerTime
 
 QUICK = Settings(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=False, power_s=0.0)
@@ -32,8 +32,8 @@ class Sleeper:
 
     name, concurrent = "sleeper", True
 
-    def __init__(self, bundle: Bundle, milliseconds: Callable[[int], float], settings: EngineSettings) -> None:
-        self.inputs, self.outputs = bundle.manifest.inputs, bundle.manifest.outputs
+    def __init__(self, bundle: Bundle, milliseconds: Callable[[int], float], settings: RuntimeOptions) -> None:
+        self.inputs, self.outputs = bundle.interface.inputs, bundle.interface.outputs
         self.milliseconds, self.settings = milliseconds, settings
         self.sizes: list[int] = []
         self.closed = 0
@@ -70,9 +70,9 @@ def sleeper(make_bundle: MakeBundle) -> Callable[..., tuple[Candidate, list[Slee
         engines: list[Sleeper] = []
         takes = milliseconds if callable(milliseconds) else lambda number: milliseconds
 
-        def open_(settings: EngineSettings) -> Any:
+        def open_(settings: RuntimeOptions) -> Any:
             engines.append(Sleeper(bundle, takes, settings))
-            segmenter = Segmenter(bundle, engines[-1], settings=settings)
+            segmenter = Segmenter(bundle, engines[-1], options=settings)
             real, subject = candidate.open(settings)
             real.close()
             return segmenter, replace(subject, engine="sleeper")
@@ -158,7 +158,7 @@ def test_a_batch_that_fails_ends_its_sweep_only(sleeper: Any, caplog: pytest.Log
     candidate, engines = sleeper("x", 1.0, batch=(1, 2, 8))
     opened = candidate.open
 
-    def open_(settings: EngineSettings) -> Any:
+    def open_(settings: RuntimeOptions) -> Any:
         segmenter, subject = opened(settings)
         engine = engines[-1]
         run = engine.__call__

@@ -15,7 +15,7 @@ from fake_gpu import FakeGpu
 from tiny_graphs import MakeBundle
 
 from twins_trt.device import Device
-from twins_trt.runtime import Bundle, EngineFile, EngineSettings, open_engine, write_bundle
+from twins_trt.runtime import Bundle, EngineFile, RuntimeOptions, open_engine, write_bundle
 
 ADA = Device("NVIDIA RTX 4000 Ada", "sm_89")
 ORIN = Device("Orin", "sm_87", integrated=True)
@@ -61,7 +61,7 @@ class Machine:
         version = more.pop("version", self.module.__version__)
         hardware = more.pop("hardware_compatibility", "none")
         bundle = self._make_bundle(height, width, **more)
-        image = bundle.manifest.image
+        image = bundle.interface.image
         profile = None if image.min is None else (image.min, image.opt, image.max)
         flavour = self.module.__name__
         targets = (target or (self.device or ADA).target,)
@@ -70,9 +70,9 @@ class Machine:
         files = {"graph.onnx": graph, file.file: plan(graph, version=version, profile=profile)}
         return write_bundle(bundle.path, replace(bundle.manifest, engines=(file,), files=()), files, overwrite=True)
 
-    def engine(self, bundle: Bundle | None = None, **settings: Any) -> Any:
+    def engine(self, bundle: Bundle | None = None, **options: Any) -> Any:
         """The engine of a bundle, closed when the test ends."""
-        engine = open_engine(bundle or self.bundle(), self.module.__name__, settings=EngineSettings(**settings))
+        engine = open_engine(bundle or self.bundle(), self.module.__name__, options=RuntimeOptions(**options))
         self.made.append(engine)
         return engine
 

@@ -74,7 +74,7 @@ class StandIn:
     name, concurrent = "stand-in", True
 
     def __init__(self, manifest: Manifest) -> None:
-        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self.inputs, self.outputs = manifest.interface.inputs, manifest.interface.outputs
         self.closed = False
 
     def __call__(self, image: Any, *, outputs: object = None, out: object = None) -> dict[str, Any]:
@@ -323,7 +323,7 @@ def test_a_segmenter_opens_a_path_again_and_refuses_an_opened_bundle(
     engines: list[StandIn] = []
     files: dict[str, bytes | Path] = {"graph.onnx": other.graph}
 
-    def open_engine(given: Bundle, kind: str, *, settings: object) -> StandIn:
+    def open_engine(given: Bundle, kind: str, *, options: object) -> StandIn:
         engines.append(StandIn(given.manifest))
         if len(engines) == 1:  # while the first opens
             write_bundle(bundle.path, other.manifest, files, overwrite=True)
@@ -331,7 +331,7 @@ def test_a_segmenter_opens_a_path_again_and_refuses_an_opened_bundle(
 
     monkeypatch.setattr(segmenter_module, "open_engine", open_engine)
     with Segmenter(bundle.path) as segmenter:
-        assert segmenter.manifest.tools == {"name": "other"} and segmenter.engine is engines[1]
+        assert segmenter.interface.tools == {"name": "other"} and segmenter.engine is engines[1]
         assert segmenter(np.zeros((20, 32, 3), np.uint8)).mask.shape == (20, 32)
     assert len(engines) == 2 and engines[0].closed
     with pytest.raises(BundleError, match="was replaced since it was opened"):

@@ -14,14 +14,14 @@ from machine import Machine
 from tiny_graphs import UInt8Array, nearest_class
 
 from twins_trt.errors import EngineError
-from twins_trt.runtime import EngineSettings, Segmenter
+from twins_trt.runtime import RuntimeOptions, Segmenter
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)
 
 
-def segmenter(machine: Machine, bundle: Any = None, **settings: Any) -> Segmenter:
-    made = Segmenter(bundle or machine.bundle(), machine.module.__name__, settings=EngineSettings(**settings))
+def segmenter(machine: Machine, bundle: Any = None, **options: Any) -> Segmenter:
+    made = Segmenter(bundle or machine.bundle(), machine.module.__name__, options=RuntimeOptions(**options))
     machine.made.append(made)
     return made
 

@@ -26,7 +26,7 @@ class Engine:
     name, concurrent = "numpy", True
 
     def __init__(self, manifest):
-        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self.inputs, self.outputs = manifest.interface.inputs, manifest.interface.outputs
 
     def __call__(self, image, *, outputs=None, out=None):
         return {"mask": image[..., 0] // 64}

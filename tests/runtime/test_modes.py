@@ -11,7 +11,7 @@ from machine import Machine
 from tiny_graphs import MakeBundle, UInt8Array
 
 from twins_trt.errors import UsageError
-from twins_trt.evaluation import InferenceMode, predict_mask
+from twins_trt.inference import InferenceMode, predict_mask
 from twins_trt.runtime import Preprocessing, Segmenter, Tiles
 from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.predict import FLAGS
@@ -65,7 +65,7 @@ def test_modes_are_those_of_the_evaluation(
     planes = make_bundle((8, 32, 96), (8, 32, 96), dtype="float32", outputs=("logits",))
     engine = Segmenter(planes).engine
     wanted = predict_mask(lambda pixels: engine(pixels)["logits"], image, preprocessing=Preprocessing(), mode=mode)
-    assert np.mean(mask == wanted) > 0.999  # the two graphs normalise in another order
+    assert np.mean(mask == wanted) > 0.999  # the two graphs normalize in another order
     assert len(np.unique(mask)) > 2
 
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_graphs import QUARTER, MakeBundle, UInt8Array, nearest_class, scores, tensors, tiny_graph
 
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
-from twins_trt.runtime import Engine, EngineSettings, TensorSpec, open_engine
+from twins_trt.runtime import Engine, RuntimeOptions, TensorSpec, open_engine
 from twins_trt.runtime.engines import KINDS, LayerTime, ProfilesLayers
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine, _layer_times
 
@@ -35,15 +35,15 @@ def test_an_engine_is_what_the_protocol_asks_for(make_bundle: MakeBundle) -> Non
     engine = open_engine(bundle, "onnxruntime")
     assert isinstance(engine, Engine)
     assert (engine.name, engine.concurrent) == ("onnxruntime", True)
-    assert engine.inputs == bundle.manifest.inputs  # with the profile, which the graph does not hold
-    assert engine.outputs == bundle.manifest.outputs
+    assert engine.inputs == bundle.interface.inputs  # with the profile, which the graph does not hold
+    assert engine.outputs == bundle.interface.outputs
 
 
 def test_layers_are_timed_in_order_and_leave_nothing_behind(
     make_bundle: MakeBundle, picture: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    engine = open_engine(make_bundle(outputs=("mask", "logits")), settings=EngineSettings(threads=1))
+    engine = open_engine(make_bundle(outputs=("mask", "logits")), options=RuntimeOptions(threads=1))
     assert isinstance(engine, ProfilesLayers)
     before = set(tmp_path.rglob("*"))
     layers = engine.profile_layers(picture(24, 32)[None], runs=3)
@@ -161,7 +161,7 @@ def test_a_graph_that_is_refused_is_named(tmp_path: Path, content: bytes) -> Non
 
 def test_a_bare_graph_runs_and_knows_its_shapes(picture: Draw) -> None:
     image, outputs = tensors(24, 32, (1, 2, 4), ("mask",), "uint8")
-    engine = OnnxRuntimeEngine(tiny_graph(image, outputs), settings=EngineSettings(threads=1))
+    engine = OnnxRuntimeEngine(tiny_graph(image, outputs), options=RuntimeOptions(threads=1))
     assert engine.inputs == (TensorSpec("image", "uint8", ("N", 24, 32, 3)),)
     assert engine.outputs == outputs
     pixels = picture(24, 32)
@@ -209,4 +209,4 @@ def test_unknown_kinds_and_settings_are_refused(make_bundle: MakeBundle) -> None
         open_engine(make_bundle(), "tflite")
     assert all(kind in (caught.value.fix or "") for kind in KINDS)
     with pytest.raises(UsageError, match="threads is 0"):
-        EngineSettings(threads=0)
+        RuntimeOptions(threads=0)

@@ -15,7 +15,7 @@ from twins_trt.builders.export import ExportOptions, export_graph
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
-from twins_trt.runtime import Engine, EngineSettings, Segmenter, TensorSpec, open_engine
+from twins_trt.runtime import Engine, RuntimeOptions, Segmenter, TensorSpec, open_engine
 from twins_trt.runtime.engines import ProfilesLayers
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.openvino import OpenVinoEngine
@@ -38,7 +38,7 @@ def test_masks_are_right_and_logits_those_of_onnxruntime(make_bundle: MakeBundle
 def test_a_model_of_the_zoo_gets_the_masks_of_onnxruntime(tmp_path: Path) -> None:
     model = build_model("twins_svt-s_fpn", 19)
     seed_weights(model)
-    options = ExportOptions(64, 96, forms="cpu", outputs=("mask", "logits"))
+    options = ExportOptions(64, 96, target="cpu", outputs=("mask", "logits"))
     export_graph(model, tmp_path / "g.onnx", options)
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
     got, wanted = (kind(tmp_path / "g.onnx")(image) for kind in (OpenVinoEngine, OnnxRuntimeEngine))
@@ -52,7 +52,7 @@ def test_an_engine_is_what_the_protocol_asks_for(make_bundle: MakeBundle) -> Non
     engine = open_engine(bundle, "openvino")
     assert isinstance(engine, Engine) and isinstance(engine, ProfilesLayers)
     assert (engine.name, engine.concurrent) == ("openvino", False)
-    assert engine.inputs == bundle.manifest.inputs and engine.outputs == bundle.manifest.outputs
+    assert engine.inputs == bundle.interface.inputs and engine.outputs == bundle.interface.outputs
 
 
 def test_every_batch_of_a_profile_runs(make_bundle: MakeBundle, picture: Draw) -> None:
@@ -65,7 +65,7 @@ def test_every_batch_of_a_profile_runs(make_bundle: MakeBundle, picture: Draw) -
 def test_a_segmenter_may_be_called_from_many_threads(make_bundle: MakeBundle, picture: Draw) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    segmenter = Segmenter(make_bundle(), "openvino", settings=EngineSettings(threads=1))
+    segmenter = Segmenter(make_bundle(), "openvino", options=RuntimeOptions(threads=1))
     images = [picture(24, 32) for _ in range(16)]
     with ThreadPoolExecutor(4) as pool:
         masks = list(pool.map(lambda image: segmenter(image).mask, images))
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused(make_bundle: MakeBundle, picture: Draw) ->
 
 
 def test_layers_are_timed(make_bundle: MakeBundle, picture: Draw) -> None:
-    engine = open_engine(make_bundle(), "openvino", settings=EngineSettings(threads=1))
+    engine = open_engine(make_bundle(), "openvino", options=RuntimeOptions(threads=1))
     assert isinstance(engine, ProfilesLayers)
     layers = engine.profile_layers(picture(24, 32)[None], runs=2)
     assert layers and all(layer.name and layer.operator and 0 <= layer.milliseconds < 1000 for layer in layers)
@@ -124,7 +124,7 @@ def test_a_graph_that_is_refused_is_named(tmp_path: Path, content: bytes | None,
 
 def test_a_bare_graph_runs_and_knows_its_shapes(picture: Draw) -> None:
     image, outputs = tensors(24, 32, (1, 2, 4), ("mask",), "uint8")
-    engine = OpenVinoEngine(tiny_graph(image, outputs), settings=EngineSettings(threads=1))
+    engine = OpenVinoEngine(tiny_graph(image, outputs), options=RuntimeOptions(threads=1))
     assert engine.inputs == (TensorSpec("image", "uint8", ("image.0", 24, 32, 3)),)
     pixels = picture(24, 32)
     assert np.array_equal(engine(pixels[None])["mask"][0], nearest_class(pixels))

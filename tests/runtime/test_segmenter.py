@@ -18,7 +18,7 @@ from tiny_graphs import CLASSES, PALETTE, QUARTER, MakeBundle, UInt8Array, neare
 
 from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.errors import BundleError, EngineError, ImageError, UsageError
-from twins_trt.runtime import Bundle, EngineSettings, Preprocessing, Segmenter, Source, TensorSpec, open_engine
+from twins_trt.runtime import Bundle, Preprocessing, RuntimeOptions, Segmenter, Source, TensorSpec, open_engine
 
 Draw = Callable[[int, int], UInt8Array]
 RANGE = (8, 32, 64)
@@ -30,7 +30,7 @@ class NumpyEngine:
     name = "numpy"
 
     def __init__(self, bundle: Bundle, *, concurrent: bool = True, delay: float = 0.0) -> None:
-        self.inputs, self.outputs = bundle.manifest.inputs, bundle.manifest.outputs
+        self.inputs, self.outputs = bundle.interface.inputs, bundle.interface.outputs
         self.concurrent, self.delay = concurrent, delay
         self.batches: list[int] = []
         self.inside = self.most_inside = 0
@@ -303,10 +303,10 @@ def test_an_unlimited_batch_runs_in_one_go(make_bundle: MakeBundle, picture: Dra
 
 def test_an_observer_is_told_every_stage_once_a_picture(make_bundle: MakeBundle, picture: Draw) -> None:
     seen: list[tuple[str, float]] = []
-    settings = EngineSettings(observe=lambda stage, seconds: seen.append((stage, seconds)))
+    options = RuntimeOptions(observe=lambda stage, seconds: seen.append((stage, seconds)))
     bundle = make_bundle()
     engine = NumpyEngine(bundle, delay=0.02)
-    segmenter = Segmenter(bundle, engine, settings=settings)
+    segmenter = Segmenter(bundle, engine, options=options)
     segmenter(picture(24, 32))
     assert [stage for stage, _ in seen] == ["decode", "preprocess", "run", "postprocess"]
     assert dict(seen)["run"] >= 0.02

@@ -15,7 +15,7 @@ from fake_tensorrt import versions
 from machine import ADA, ORIN, Machine
 from tiny_graphs import UInt8Array, nearest_class
 
-from twins_trt.builders.layers import parse_inspector
+from twins_trt.builders.engine.layers import parse_inspector
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime import Segmenter
 from twins_trt.runtime.engines.protocol import Engine, HoldsDeviceMemory, InspectsLayers, Pipelined, ProfilesLayers

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from twins_trt.data.preprocessing import normalised_planes
+from twins_trt.data.preprocessing import normalized_planes
 from twins_trt.errors import BundleError, EngineError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
-from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Source, TensorSpec, write_bundle
+from twins_trt.runtime import Bundle, Manifest, RuntimeOptions, Segmenter, Source, TensorSpec, write_bundle
 from twins_trt.runtime.engines import torch as engine_module
 from twins_trt.runtime.engines.torch import TorchEngine, load_model, open_engine, why_not
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
@@ -81,7 +81,7 @@ def pictures(batch: int, height: int, width: int) -> np.ndarray:
 
 def step_by_step(model: Segmentor, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and logits at the image's size."""
-    planes = np.stack([normalised_planes(image, manifest_of().preprocessing) for image in images])
+    planes = np.stack([normalized_planes(image, manifest_of().preprocessing) for image in images])
     with torch.inference_mode():
         logits = model(torch.from_numpy(planes))
         full = torch.nn.functional.interpolate(logits, images.shape[1:3], mode="bilinear", align_corners=False)
@@ -126,9 +126,9 @@ def test_a_segmenter_runs_it(engine: TorchEngine, tmp_path: Path) -> None:
     assert [frame.error for frame in segmenter.stream([image, image])] == [None, None]
 
 
-def test_normalised_planes_go_in_as_they_are() -> None:
+def test_normalized_planes_go_in_as_they_are() -> None:
     images = pictures(2, *SIZE)
-    planes = np.stack([normalised_planes(image, manifest_of().preprocessing) for image in images])
+    planes = np.stack([normalized_planes(image, manifest_of().preprocessing) for image in images])
     engine = TorchEngine(model_of(), manifest_of(floats=True), device="cpu")
     assert_same_mask(engine(planes, outputs=["mask"])["mask"], step_by_step(model_of(), images)[1])
 
@@ -168,7 +168,7 @@ def test_a_capture_that_fails_names_the_setting(engine: TorchEngine, monkeypatch
     monkeypatch.setattr(engine_module, "CudaCapture", raises(RuntimeError("operation not permitted")))
     with pytest.raises(EngineError, match="CUDA graph: operation not permitted") as caught:
         engine._capture(((1, *SIZE, 3), ("mask",)))
-    assert caught.value.fix == "EngineSettings(cuda_graph=False)"
+    assert caught.value.fix == "RuntimeOptions(cuda_graph=False)"
     monkeypatch.setattr(engine_module, "CudaCapture", raises(torch.OutOfMemoryError("no room")))
     with pytest.raises(torch.OutOfMemoryError):
         engine._capture(((1, *SIZE, 3), ("mask",)))
@@ -176,8 +176,8 @@ def test_a_capture_that_fails_names_the_setting(engine: TorchEngine, monkeypatch
 
 def test_stages_are_reported_and_a_closed_engine_says_so() -> None:
     told: list[str] = []
-    settings = EngineSettings(observe=lambda stage, seconds: told.append(stage))
-    engine = TorchEngine(model_of(), manifest_of(), device="cpu", settings=settings)
+    options = RuntimeOptions(observe=lambda stage, seconds: told.append(stage))
+    engine = TorchEngine(model_of(), manifest_of(), device="cpu", options=options)
     engine(pictures(1, *SIZE))
     assert told == ["copy_in", "engine", "copy_out"]
     engine.close()
@@ -205,15 +205,15 @@ def test_bundles_carry_weights_or_a_seed(tmp_path: Path, monkeypatch: pytest.Mon
         assert why_not(bare) == "the bundle holds no weights.pth: build it with --with-weights"
     assert why_not(seeded) == why_not(whole) == "there is no CUDA GPU"
     with pytest.raises(BundleError, match="--with-weights --overwrite"):
-        open_engine(bare, EngineSettings())
+        open_engine(bare, RuntimeOptions())
     bias = "decode_head.conv_seg.bias"
     assert torch.equal(load_model(seeded).state_dict()[bias] + 1, load_model(whole).state_dict()[bias])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="needs a CUDA GPU") as refused:
-        open_engine(whole, EngineSettings())
+        open_engine(whole, RuntimeOptions())
     assert refused.value.fix == 'use engine="onnxruntime" on a CPU'
     with on_command_line(FLAGS), pytest.raises(EngineError) as refused:
-        open_engine(whole, EngineSettings())
+        open_engine(whole, RuntimeOptions())
     assert refused.value.fix == "use --engine onnxruntime on a CPU"
     monkeypatch.setattr(engine_module, "current_device", lambda: object())
     assert why_not(whole) is None

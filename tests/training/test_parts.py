@@ -17,13 +17,13 @@ from twins_trt.data import open_dataset
 from twins_trt.errors import CheckpointError, TwinsError, UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
-from twins_trt.training import TrainRequest, plan_training, resolve, train
+from twins_trt.training import TrainRequest, resolve, resolve_training, train
 from twins_trt.training.augment import Augmentation, crop_place, distort_colours, random_size
 from twins_trt.training.batches import BatchReader, Draws
 from twins_trt.training.losses import SegmentationLoss, cross_entropy
 from twins_trt.training.schedule import learning_rate, parameter_groups
 from twins_trt.training.start import start_weights
-from twins_trt.training.trainer import checkpoint_blocks, on_device, set_regularisation
+from twins_trt.training.trainer import checkpoint_blocks, on_device, set_regularization
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
@@ -36,7 +36,7 @@ def test_loss_and_gradients_are_mmsegmentations(name: str) -> None:
     """In float64, every parameter's gradient (measured: equal to 2e-10 of its norm)."""
     model = build_model(name, CLASSES)
     seed_weights(model)
-    set_regularisation(model, drop_path=0.0, dropout=0.0)
+    set_regularization(model, drop_path=0.0, dropout=0.0)
     losses = SegmentationLoss(model.double().train(), aux_weight=0.4)(*seeded_batch())
     losses["loss"].backward()
     wanted = GOLDEN[name]["losses"]
@@ -75,7 +75,7 @@ def test_checkpointing_changes_no_gradient() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-# --- schedule and optimiser ----------------------------------------------------------------------------------------
+# --- schedule and optimizer ----------------------------------------------------------------------------------------
 
 
 def test_the_schedule_is_mmengines() -> None:
@@ -140,7 +140,7 @@ def test_a_request_resolves_to_mmsegs_numbers() -> None:
 )
 def test_what_cannot_be_is_said_before_anything_is_read(options: Options, fields: dict, message: str) -> None:
     with pytest.raises(TwinsError, match=message):
-        plan_training(options(**fields))
+        resolve_training(options(**fields))
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -253,4 +253,4 @@ def test_bfloat16_trains_beside_float32(options: Options, tmp_path: Path) -> Non
 def test_a_batch_that_processes_cannot_share_is_refused(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="a batch of 2 over 3 processes"):
-        plan_training(options())
+        resolve_training(options())

@@ -1,4 +1,4 @@
-"""The fake-quantised model against the Q/DQ graph of the same plan and ranges, on ONNX Runtime."""
+"""The fake-quantized model against the Q/DQ graph of the same plan and ranges, on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from toy import log_rows, stop_after, weights
 
 from twins_trt.builders.export import ExportOptions, export_graph
 from twins_trt.builders.export.export import build_graph
-from twins_trt.builders.plan import Plan, uniform_plan
+from twins_trt.builders.plan.precision_plan import PrecisionPlan, uniform_plan
+from twins_trt.builders.plan.sites import find_sites
 from twins_trt.builders.quantize import observed_tensors, quantize, rewrite
-from twins_trt.builders.sites import find_sites
 from twins_trt.cli import main
-from twins_trt.data.preprocessing import Preprocessing, normalised_planes
+from twins_trt.data.preprocessing import Preprocessing, normalized_planes
 from twins_trt.errors import DataError, TwinsError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.zoo import DEMO
 from twins_trt.runtime import open_bundle
-from twins_trt.training import plan_training, train
+from twins_trt.training import resolve_training, train
 from twins_trt.training.qat import attach, read_amax, read_plan
-from twins_trt.training.qat.fake import quantised_activation, quantised_weight
+from twins_trt.training.qat.fake import quantized_activation, quantized_weight
 
 SIZE = (96, 64)
 EVERYTHING = "int8-attention"
@@ -69,7 +69,7 @@ def picture() -> np.ndarray:
 
 
 def run_graph(graph: gs.Graph, image: np.ndarray, names: tuple[str, ...] = ()) -> list[np.ndarray]:
-    """As the file says, node by node: an optimised session computes products of integers instead."""
+    """As the file says, node by node: an optimized session computes products of integers instead."""
     proto = gs.export_onnx(graph)
     proto.ir_version = 9
     for name in names:
@@ -81,13 +81,13 @@ def run_graph(graph: gs.Graph, image: np.ndarray, names: tuple[str, ...] = ()) -
     return session.run([*names] or None, {"image": image[None]})
 
 
-def everywhere(graph: gs.Graph, model: str) -> Plan:
+def everywhere(graph: gs.Graph, model: str) -> PrecisionPlan:
     """INT8 wherever a plan can ask for it: position encodings and classifier too."""
     plan = uniform_plan(graph, EVERYTHING, model=model)
-    return Plan(model, EVERYTHING, dict.fromkeys(plan.blocks, EVERYTHING))
+    return PrecisionPlan(model, EVERYTHING, dict.fromkeys(plan.blocks, EVERYTHING))
 
 
-def ranges_of(model: Segmentor, plan: Plan, image: np.ndarray) -> dict[str, float]:
+def ranges_of(model: Segmentor, plan: PrecisionPlan, image: np.ndarray) -> dict[str, float]:
     graph = exported(model)
     names = observed_tensors(graph, plan)
     seen = run_graph(graph, image, names)
@@ -95,7 +95,7 @@ def ranges_of(model: Segmentor, plan: Plan, image: np.ndarray) -> dict[str, floa
 
 
 def graph_logits(
-    model: Segmentor, plan: Plan, ranges: dict[str, float], image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    model: Segmentor, plan: PrecisionPlan, ranges: dict[str, float], image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> np.ndarray:
     """Of the graph for TensorRT, in which only the casts to float16 are left out: ONNX Runtime has few such kernels."""
     graph = exported(model)
@@ -105,7 +105,7 @@ def graph_logits(
 
 
 def pixels(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(normalised_planes(image, Preprocessing())[None])
+    return torch.from_numpy(normalized_planes(image, Preprocessing())[None])
 
 
 def torch_logits(model: Segmentor, image: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ def test_each_kind_of_place_alone(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     model, image = seeded(DEMO.name), picture()
     sites = [site for site in find_sites(exported(model)) if re.search(kind, site.node)][-1:]
     off = dict.fromkeys(uniform_plan(exported(model), "fp16").blocks, "fp16")
-    plan = Plan(DEMO.name, EVERYTHING, {**off, **{site.node: EVERYTHING for site in sites}})
+    plan = PrecisionPlan(DEMO.name, EVERYTHING, {**off, **{site.node: EVERYTHING for site in sites}})
     ranges = ranges_of(model, plan, image)
     wanted = graph_logits(model, plan, ranges, image, monkeypatch)
     changed = error(torch_logits(model, image), wanted)
@@ -164,12 +164,12 @@ def test_state_dict_keys_stay_and_gradients_reach_every_weight() -> None:
 
 def test_rounding_passes_gradients_on_and_clipping_stops_them() -> None:
     x = torch.tensor([0.24, 0.26, 50.0, -50.0, 0.0], requires_grad=True)
-    rounded = quantised_activation(x, 63.5)  # steps of a half
+    rounded = quantized_activation(x, 63.5)  # steps of a half
     assert rounded.tolist() == [0.0, 0.5, 50.0, -50.0, 0.0]
     rounded.sum().backward()
     assert x.grad is not None and x.grad.tolist() == [1, 1, 1, 1, 1]
     beyond = torch.tensor([64.0, 63.6, -64.5], requires_grad=True)
-    clipped = quantised_activation(beyond, 63.5)
+    clipped = quantized_activation(beyond, 63.5)
     assert clipped.tolist() == [63.5, 63.5, -64.0]  # -128 exists, as in QuantizeLinear
     clipped.sum().backward()
     assert beyond.grad is not None and beyond.grad.tolist() == [0, 0, 0]
@@ -177,7 +177,7 @@ def test_rounding_passes_gradients_on_and_clipping_stops_them() -> None:
 
 def test_weights_round_by_output_and_never_to_minus_128() -> None:
     weight = torch.tensor([[-127.0, 3.4], [0.254, -0.002]])
-    rounded = quantised_weight(weight).flatten().tolist()
+    rounded = quantized_weight(weight).flatten().tolist()
     assert rounded == pytest.approx([-127.0, 3.0, 0.254, -0.002], rel=1e-3)  # steps are float16
 
 
@@ -193,7 +193,7 @@ def written_plan(folder: Path, name: str, **blocks: str) -> str:
     return str(path)
 
 
-def test_a_quantised_run_observes_learns_and_goes_on(options: Options, tmp_path: Path) -> None:
+def test_a_quantized_run_observes_learns_and_goes_on(options: Options, tmp_path: Path) -> None:
     first = options(model=DEMO.name, iterations=30, batch=4, validate_every=30, out=str(tmp_path / "plain"))
     start = train(first)
     plan = written_plan(tmp_path, DEMO.name)
@@ -244,8 +244,8 @@ def test_ranges_come_from_a_calibration_of_the_start(options: Options, blocks: s
     [
         (None, "cannot be read"),
         ("no json", "precision plan"),
-        (Plan("twins_svt-s_fpn", "fp16", {}).to_json(), "is a plan of twins_svt-s_fpn"),
-        (Plan(DEMO.name, "fp16", {}, smooth=0.5).to_json(), "smooths activations"),
+        (PrecisionPlan("twins_svt-s_fpn", "fp16", {}).to_json(), "is a plan of twins_svt-s_fpn"),
+        (PrecisionPlan(DEMO.name, "fp16", {}, smooth=0.5).to_json(), "smooths activations"),
     ],
 )
 def test_a_plan_that_cannot_be_trained_is_refused_at_once(
@@ -255,7 +255,7 @@ def test_a_plan_that_cannot_be_trained_is_refused_at_once(
     if text is not None:
         path.write_text(text)
     with pytest.raises(TwinsError, match=message):
-        plan_training(options(model=DEMO.name, plan=str(path)))
+        resolve_training(options(model=DEMO.name, plan=str(path)))
 
 
 def test_missing_ranges_are_named() -> None:

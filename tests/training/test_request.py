@@ -18,7 +18,7 @@ from toy import log_rows, stop_after
 from twins_trt.cli import train as command
 from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import CheckpointError, UsageError
-from twins_trt.training import TrainOptions, TrainRequest, load_options, plan_training, resolve, train
+from twins_trt.training import TrainOptions, TrainRequest, load_options, resolve, resolve_training, train
 from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.train import CHANGEABLE, FLAGS, TABLE, TrainDefaults, going_on
 
@@ -198,15 +198,15 @@ def test_a_run_goes_on_with_its_own_options_where_nothing_is_said(options: Optio
     with pytest.raises(KeyboardInterrupt):
         train(broken, progress=stop_after(2))
     rest = TrainRequest(out=broken.out, log_every=3)
-    plan = plan_training(rest, resume=True)
+    plan = resolve_training(rest, resume=True)
     assert (plan.start, plan.options) == ("resumed", dataclasses.replace(resolve(broken), log_every=3))
     assert train(rest, resume=True).resumed == 2
     assert log_rows(tmp_path / "broken") == log_rows(tmp_path / "whole")
     assert load_options(tmp_path / "broken").log_every == 3
     with pytest.raises(UsageError, match="batch is 0"):
-        plan_training(TrainRequest(out=broken.out, batch=0), resume=True)
+        resolve_training(TrainRequest(out=broken.out, batch=0), resume=True)
     with pytest.raises(UsageError, match="out is missing"):
-        plan_training(TrainRequest(), resume=True)
+        resolve_training(TrainRequest(), resume=True)
 
 
 def test_what_may_change_when_a_run_goes_on() -> None:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 
-from twins_trt.builders import resolve as resolving
+from twins_trt.builders.bundle import resolve as resolving
+from twins_trt.builders.bundle.resolve import resolve
 from twins_trt.builders.engine import EngineOptions
-from twins_trt.builders.export import Range
-from twins_trt.builders.resolve import resolve
+from twins_trt.builders.export import DynamicDim
 from twins_trt.cli.parsing import Parser
 from twins_trt.errors import TwinsError, UsageError
 from twins_trt.verbs.build import DEFAULTS, FLAGS, TABLE, BuildDefaults, BuildRequest
@@ -39,13 +39,13 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
         ((360, 480), ["--size", "360x480"]),
         (512, ["--size", "512"]),
         ("64x96", ["--size", "64×96"]),
-        ((Range(64, 96, 128), Range(64, 96, 128)), ["--size", "64:96:128"]),
-        ((64, Range(64, 96, 128)), ["--size", "64x64:96:128"]),
+        ((DynamicDim(64, 96, 128), DynamicDim(64, 96, 128)), ["--size", "64:96:128"]),
+        ((64, DynamicDim(64, 96, 128)), ["--size", "64x64:96:128"]),
         ("16x", ["--size", "16x"]),
         ((16, 16), ["--size", "16x16"]),
         ((9000, 64), ["--size", "9000x64"]),
     ],
-    "batch": [(8, ["--batch", "8"]), (Range(1, 4, 16), ["--batch", "1:4:16"]), (0, ["--batch", "0"])],
+    "batch": [(8, ["--batch", "8"]), (DynamicDim(1, 4, 16), ["--batch", "1:4:16"]), (0, ["--batch", "0"])],
     "precision": [(name, ["--precision", name]) for name in ("fp32", "fp16", "int8", "int4")],
     "opset": [(17, ["--opset", "17"]), (20, ["--opset=20"]), (3, ["--opset", "3"])],
     "input": [("float32", ["--input", "float32"]), ("int8", ["--input", "int8"])],
@@ -112,7 +112,7 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def settle_targets(offer: object, engine: EngineOptions, device: object) -> tuple[str, ...]:
+def settle_targets(compiler: object, engine: EngineOptions, device: object) -> tuple[str, ...]:
     """On a machine with an Orin, which TensorRT alone builds for."""
     here = ("sm_87",) if engine.flavour == "tensorrt" else ("sm_86",)
     if engine.flavour == "tensorrt" and engine.targets not in ((), here):

@@ -102,7 +102,7 @@ def test_the_readmes_example_on_camvid_and_its_twin(
     with Image.open("mask.png") as mask, Image.open("street.jpg") as picture:
         assert mask.size == picture.size and len(set(np.asarray(mask).flat)) >= 4
     bundle = names["report"].bundle
-    assert bundle.manifest.num_classes == 11 and bundle.manifest.classes[0] == "sky"
+    assert bundle.interface.num_classes == 11 and bundle.interface.classes[0] == "sky"
     assert [audit.attentions for audit in names["report"].audits.values()] == [18]
     monkeypatch.chdir(tmp_path / "line")
     words = ["build", "twins_svt-s_fpn", "--checkpoint", "road.pth", "--size", "360x480", "--precision", "int8"]

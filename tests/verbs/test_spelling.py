@@ -42,7 +42,7 @@ OF_OTHER_PROGRAMS = {
 # By file and field. The words are those of a record in Python, which no command line fills.
 OF_PYTHON = {
     ("twins_trt/data/preprocessing.py", "test_scale"): "Preprocessing's own field, beside mean, std and keep_ratio",
-    ("twins_trt/evaluation/inference.py", "crop"): "InferenceMode's own field; --crop is another, of train",
+    ("twins_trt/inference/modes.py", "crop"): "InferenceMode's own field; --crop is another, of train",
 }
 
 

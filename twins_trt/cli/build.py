@@ -9,8 +9,8 @@ from twins_trt.cli.console import Console, megabytes
 from twins_trt.verbs.build import FLAGS
 
 if TYPE_CHECKING:
-    from twins_trt.builders.job import BuildJob
-    from twins_trt.builders.pipeline import BuildReport
+    from twins_trt.builders.bundle.job import BuildJob
+    from twins_trt.builders.bundle.run import BuildReport
 
 EXAMPLE = (
     "twins-trt build F.pth --size 360x480 --target sm_86,sm_89,sm_120 --out x.bundle\n"
@@ -32,14 +32,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Build one bundle."""
     request = FLAGS.read(arguments)
-    from twins_trt.builders.pipeline import build_bundle, plan_build
+    from twins_trt.builders.bundle.run import build_bundle, resolve_build
 
     if arguments.dry_run:
-        job = plan_build(request)
+        job = resolve_build(request)
         console.result({"dry_run": True, **job.to_json()}, _job_text(job))
         return 0
 
-    report = build_bundle(request, progress=lambda step: console.progress(*step.said()))
+    report = build_bundle(request, progress=console.progress)
     console.result(report.to_json(), _report_text(report))
     return 0
 
@@ -56,7 +56,7 @@ def _report_text(report: BuildReport) -> str:
     manifest = report.bundle.manifest
     seeded = ", random weights" if manifest.source.seeded else ""
     ungated = ", UNGATED" if manifest.precision == "int8" and manifest.gate == "ungated" else ""
-    what = f"{manifest.num_classes} classes, {manifest.precision}{seeded}{ungated}"
+    what = f"{manifest.interface.num_classes} classes, {manifest.precision}{seeded}{ungated}"
     lines = [f"{report.bundle.path}: {manifest.model}, {what}"]
     lines += [f"  {entry.path}  {megabytes(entry.size)}" for entry in manifest.files]
     if report.gate is not None:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
-from twins_trt.verbs.calibrate import FLAGS, CalibrationPlan, collect_ranges, plan_calibration
+from twins_trt.verbs.calibrate import FLAGS, CalibrationJob, collect_ranges, resolve_calibration
 
 if TYPE_CHECKING:
     from twins_trt.calib import Ranges
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Collect and write one range file."""
-    plan = plan_calibration(FLAGS.read(arguments))
+    plan = resolve_calibration(FLAGS.read(arguments))
     if arguments.dry_run:
         console.result(*_plan(plan))
         return 0
@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _plan(plan: CalibrationPlan) -> tuple[dict[str, Any], str]:
-    from twins_trt.runtime.codec import encode
+def _plan(plan: CalibrationJob) -> tuple[dict[str, Any], str]:
+    from twins_trt.codec import encode
 
     what, dataset, images = plan.request.what, plan.dataset, len(plan.dataset)
     value: dict[str, Any] = {"dry_run": True, "name": what, "out": str(plan.out), "dataset": dataset.source}

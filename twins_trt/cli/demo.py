@@ -29,10 +29,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the demo."""
     from twins_trt.demo.run import run_demo
 
-    def progress(number: int, count: int, step: str, detail: str, share: float | None) -> None:
-        console.progress(f"[{number}/{count}] {step}", detail, share)
-
-    result = run_demo(FLAGS.read(arguments), progress=progress)
+    result = run_demo(FLAGS.read(arguments), progress=console.progress)
     console.result({**asdict(result), "total_seconds": round(result.total, 1)}, _text(result))
     return 0
 

@@ -28,9 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Look, and say what was found; 4 if what was asked for would not work."""
+    from twins_trt.codec import encode
     from twins_trt.diagnosis import commands, diagnose, gather
     from twins_trt.diagnosis.needs import NEEDS
-    from twins_trt.runtime.codec import encode
     from twins_trt.runtime.engines import check_kind
 
     request = FLAGS.read(arguments)

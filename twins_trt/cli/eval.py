@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from twins_trt.cli.console import Console
-from twins_trt.verbs.evaluate import FLAGS, EvaluationPlan, ModelSource, plan_evaluation, score
+from twins_trt.verbs.evaluate import FLAGS, EvaluationJob, ModelSource, resolve_evaluation, score
 
 EXAMPLE = (
     "twins-trt eval x.bundle --data camvid:PATH --split val --json\n"
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Score one bundle or model."""
-    plan = plan_evaluation(FLAGS.read(arguments))
+    plan = resolve_evaluation(FLAGS.read(arguments))
     if arguments.dry_run:
         console.result(*_plan(plan))
         return 0
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _plan(plan: EvaluationPlan) -> tuple[dict[str, Any], str]:
+def _plan(plan: EvaluationJob) -> tuple[dict[str, Any], str]:
     request, dataset = plan.request, plan.dataset
     runs = "PyTorch" if isinstance(plan.scored, ModelSource) else request.engine
     value: dict[str, Any] = {"dry_run": True, "name": request.what, "dataset": dataset.source, "split": dataset.split}

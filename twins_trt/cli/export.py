@@ -6,22 +6,22 @@ import argparse
 import time
 
 from twins_trt.cli.console import Console, megabytes
-from twins_trt.verbs.export import FLAGS, export, plan_export
+from twins_trt.verbs.export import FLAGS, export, resolve_export
 
 EXAMPLE = "twins-trt export twins_svt-s_fpn --seeded --size 512x512 --precision fp16 --out graph.onnx"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --out, the options of weights and graph, --forms, --overwrite, --dry-run."""
+    """MODEL, --out, the options of weights and graph, --target, --overwrite, --dry-run."""
     FLAGS.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be written")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Export one graph."""
-    from twins_trt.runtime.codec import encode
+    from twins_trt.codec import encode
 
-    plan = plan_export(FLAGS.read(arguments))
+    plan = resolve_export(FLAGS.read(arguments))
     model, out, options = plan.model, plan.out, plan.options
     if arguments.dry_run:
         weights = None if plan.weights is None else str(plan.weights)

@@ -6,7 +6,7 @@ import argparse
 
 from twins_trt.cli.console import Console
 from twins_trt.errors import GateError
-from twins_trt.verbs.gate import FLAGS, judge, plan_gate
+from twins_trt.verbs.gate import FLAGS, judge, resolve_gate
 
 EXAMPLE = (
     "twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth\n\n"
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Judge one bundle and write the verdict into it."""
-    plan = plan_gate(FLAGS.read(arguments))
+    plan = resolve_gate(FLAGS.read(arguments))
     bundle, dataset = plan.bundle, plan.dataset
     if arguments.dry_run:
         what = f"{len(dataset)} images of {dataset.source} ({dataset.split})"

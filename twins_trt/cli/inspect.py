@@ -13,7 +13,7 @@ from twins_trt.spelling import spelled
 from twins_trt.verbs.inspect import FLAGS, InspectRequest
 
 if TYPE_CHECKING:
-    from twins_trt.builders.layers import Layer
+    from twins_trt.builders.engine.layers import Layer
     from twins_trt.runtime import Bundle
     from twins_trt.runtime.manifest import Manifest
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], str]:
-    from twins_trt.builders.audit import Audit
+    from twins_trt.builders.engine.audit import Audit
     from twins_trt.runtime import open_bundle
 
     bundle = open_bundle(path, verify=verify)
@@ -75,16 +75,16 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
     weights = "random (seeded): its masks mean nothing" if source.seeded else f"{source.checkpoint} {source.sha256}"
     rows = [
         ("bundle", str(path)),
-        ("model", f"{manifest.model}, {manifest.num_classes} classes, padding {manifest.padding}"),
+        ("model", f"{manifest.model}, {manifest.interface.num_classes} classes, padding {manifest.padding}"),
         ("weights", weights),
         ("graph", f"{manifest.precision}, opset {manifest.opset}"),
-        *(("input", str(spec)) for spec in manifest.inputs),
-        *(("output", str(spec)) for spec in manifest.outputs),
+        *(("input", str(spec)) for spec in manifest.interface.inputs),
+        *(("output", str(spec)) for spec in manifest.interface.outputs),
         *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
         *(("runs here", f"{kind}: {why or 'yes'}") for kind, why in here.items()),
         ("gate", _gate(manifest)),
         *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
-        ("classes", ", ".join(manifest.classes)),
+        ("classes", ", ".join(manifest.interface.classes)),
         ("created", manifest.created),
         ("tools", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("rebuild", manifest.rebuild),
@@ -116,7 +116,7 @@ def _gate(manifest: Manifest) -> str:
 
 def _graph(path: Path) -> tuple[dict[str, Any], str]:
     from twins_trt.builders.engine import read_header
-    from twins_trt.runtime.codec import encode
+    from twins_trt.codec import encode
 
     header = read_header(path)
     try:
@@ -148,15 +148,15 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
 
 def _compiled(path: Path, info: dict[str, Any] | None, request: InspectRequest) -> tuple[dict[str, Any], str]:
     """What the compiler makes of a graph. info: what the graph says about itself."""
-    from twins_trt.builders.audit import audit_layers
     from twins_trt.builders.engine import EngineOptions, build_engine
-    from twins_trt.runtime.codec import encode
+    from twins_trt.builders.engine.audit import audit_layers
+    from twins_trt.codec import encode
 
     options = EngineOptions(targets=request.targets, profile=dict(request.shapes) or None)
     built = build_engine(path, options)
     audit = audit_layers(built.layers, expected_attentions=None if info is None else info["attentions"])
     peak = "" if built.peak_host_mib is None else f", {built.peak_host_mib:.0f} MiB at most"
-    text = f"{audit.table()}\n{'plan':<17} {megabytes(len(built.plan))} in {built.seconds:.1f} s{peak}, "
+    text = f"{audit.table()}\n{'plan':<17} {megabytes(len(built.serialized))} in {built.seconds:.1f} s{peak}, "
     text += f"{built.flavour} {built.version}"
     if request.layers:
         text = "\n".join([*map(_layer, range(len(built.layers)), built.layers), "", text])

@@ -6,7 +6,7 @@ import argparse
 
 from twins_trt.cli.console import Console
 from twins_trt.errors import TwinsError
-from twins_trt.verbs.predict import FLAGS, plan_prediction, predict
+from twins_trt.verbs.predict import FLAGS, predict, resolve_prediction
 
 EXAMPLE = (
     "twins-trt predict x.bundle street.jpg frames/ 'more/*.png' --out masks\n\n"
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Segment all images; 1 if one of them failed."""
-    plan = plan_prediction(FLAGS.read(arguments))
+    plan = resolve_prediction(FLAGS.read(arguments))
     done = []
     for each in predict(plan, progress=console.progress):
         if each.error is not None:

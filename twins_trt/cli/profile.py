@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, table
 from twins_trt.errors import UsageError
-from twins_trt.verbs.profile import FLAGS, ProfileRequest, measure, plan_profile
+from twins_trt.verbs.profile import FLAGS, ProfileRequest, measure, resolve_profile
 
 if TYPE_CHECKING:
     from twins_trt.profiling.compare import Comparison
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     request = FLAGS.read(arguments)
     if arguments.compare is not None:
         return _compare(request, arguments.compare, console)
-    plan = plan_profile(request)
+    plan = resolve_profile(request)
     if arguments.dry_run:
         labels = [each.label for each in plan.candidates]
         text = "\n".join(["would be measured in turn:", *(f"  {label}" for label in labels)])

@@ -9,7 +9,7 @@ from twins_trt.cli.console import Console
 from twins_trt.verbs.train import FLAGS, going_on
 
 if TYPE_CHECKING:
-    from twins_trt.training import TrainPlan, TrainReport, TrainStep
+    from twins_trt.training import TrainJob, TrainReport, TrainStep
 
 EXAMPLE = (
     "twins-trt train twins_svt-s_fpn --data camvid:PATH --checkpoint F.pth --iterations 4000 --out runs/camvid\n"
@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     resume = arguments.resume is not None
     if resume:
         request = going_on(request, arguments.resume)
-    from twins_trt.training import plan_training, train
+    from twins_trt.training import resolve_training, train
 
-    plan = plan_training(request, resume=resume)
+    plan = resolve_training(request, resume=resume)
     if arguments.dry_run:
         console.result({"dry_run": True, **plan.to_json()}, _plan_text(plan))
         return 0
@@ -68,14 +68,14 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def _plan_text(plan: TrainPlan) -> str:
+def _plan_text(plan: TrainJob) -> str:
     options = plan.options
     on = f"{plan.processes} processes on {plan.device}" if plan.processes > 1 else plan.device
     rows = {
         "model": f"{options.model}, {len(plan.classes)} classes, from {plan.weights or plan.start}",
         "data": f"{options.data}: {plan.images} images to train on, {plan.val_images} to validate on",
         "schedule": f"{options.iterations} iterations of {options.batch} images ({plan.epochs:.1f} epochs)",
-        "optimiser": f"AdamW, lr {options.lr:g} after {options.warmup} iterations of warm-up, power {options.power:g}, "
+        "optimizer": f"AdamW, lr {options.lr:g} after {options.warmup} iterations of warm-up, power {options.power:g}, "
         f"weight decay {options.weight_decay:g}",
         "runs on": f"{on}, amp {options.amp}",
         "out": options.out,

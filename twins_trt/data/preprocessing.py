@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize and normalisation, in RGB. The defaults are what mmsegmentation trained and scored Twins with.
+    """Resize and normalization, in RGB. The defaults are what mmsegmentation trained and scored Twins with.
 
     mean, std: per channel, in grey levels of 0-255; the network sees `(pixel - mean) / std` in float32.
     test_scale: (long side, short side) the image is fitted into before inference, pixels; None leaves its size alone.
@@ -82,7 +82,7 @@ def input_size(size: Size, preprocessing: Preprocessing) -> Size:
     return height, width
 
 
-def normalised_planes(image: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+def normalized_planes(image: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     """uint8 [H, W, 3], RGB, to float32 [3, H, W]: `(pixel - mean) / std` with every step in float32.
 
     Bit for bit what mmseg's SegDataPreProcessor computes.

@@ -7,8 +7,6 @@ any of that itself: it calls what the other commands call, so it also shows how 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,21 +14,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from twins_trt.builders.bundle.run import BuildReport, build_bundle
 from twins_trt.builders.gate import gate_bundle
 from twins_trt.builders.gate.record import Gallery
-from twins_trt.builders.pipeline import BuildReport, Step, build_bundle
-from twins_trt.builders.weights import load_weights
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import draw_scene, write_scenes
 from twins_trt.errors import UsageError
 from twins_trt.files import whole_file
+from twins_trt.models.weights import load_weights
 from twins_trt.models.zoo import DEMO
 from twins_trt.profiling.candidates import bundle_candidate
 from twins_trt.profiling.measure import profile
 from twins_trt.profiling.results import Settings
 from twins_trt.profiling.saved import save_profile
+from twins_trt.progress import Clock, Progress
 from twins_trt.report import write_report
-from twins_trt.runtime import Bundle, EngineSettings, Segmenter
+from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import BuildRequest
 from twins_trt.verbs.demo import DemoRequest
@@ -42,9 +41,6 @@ FIRST_CALIBRATION_SCENE = 300_000  # none of these were trained on, or scored wi
 FIRST_GATE_SCENE = 400_000
 SHOWN_SCENE = 500_003
 ENLARGED = 2
-
-# progress(number, count, step, detail, share): step `number` of `count`, from 1; share of it that is done, 0 to 1.
-Progress = Callable[[int, int, str, str, float | None], None]
 
 _STEPS = ("scenes", "build", "pictures", "profile", "report", "overlay")
 
@@ -83,16 +79,16 @@ def run_demo(options: DemoRequest, *, progress: Progress | None = None) -> DemoR
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already", f"name a new folder: {spelled('out', 'DIR')}")
     out.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(progress)
+    clock = Clock(_STEPS, progress)
     data = _draw(options, out, clock)
     built = _build(options, out, data, clock)
     pictures = _draw_worst(options, built.bundle, data, out / "worst", clock)
     bundle = _profile(options, built.bundle, clock)
-    clock.begin("report")
+    clock.begin("")
     report = out / "report.html"
     write_report(bundle.path, report, pictures=pictures)
-    clock.begin("overlay")
-    overlay = _overlay(bundle, out / "overlay.png", EngineSettings(threads=options.threads))
+    clock.begin("")
+    overlay = _overlay(bundle, out / "overlay.png", RuntimeOptions(threads=options.threads))
     clock.end()
     gate, audit = built.gate, next(iter(built.audits.values()), None)
     assert gate is not None  # the build was asked for it
@@ -113,8 +109,8 @@ def run_demo(options: DemoRequest, *, progress: Progress | None = None) -> DemoR
     )
 
 
-def _draw(options: DemoRequest, out: Path, clock: _Clock) -> str:
-    clock.begin("scenes")
+def _draw(options: DemoRequest, out: Path, clock: Clock) -> str:
+    clock.begin("")
     total = options.calibration + options.gate
     parts = (("train", FIRST_CALIBRATION_SCENE, options.calibration), ("val", FIRST_GATE_SCENE, options.gate))
     drawn = 0
@@ -122,15 +118,15 @@ def _draw(options: DemoRequest, out: Path, clock: _Clock) -> str:
     def one_more(_: int) -> None:
         nonlocal drawn
         drawn += 1
-        clock.inside(f"{drawn} of {total}", drawn / total)
+        clock.progress("", f"{drawn} of {total}", drawn / total)
 
     for split, first, count in parts:
         data = write_scenes(out / "scenes", split, range(first, first + count), size=DEMO.crop_size, progress=one_more)
     return data
 
 
-def _build(options: DemoRequest, out: Path, data: str, clock: _Clock) -> BuildReport:
-    clock.begin("build")
+def _build(options: DemoRequest, out: Path, data: str, clock: Clock) -> BuildReport:
+    clock.begin("")
     compiles = find_spec("tensorrt_rtx") is not None
     wanted = BuildRequest(
         DEMO.name,
@@ -144,74 +140,51 @@ def _build(options: DemoRequest, out: Path, data: str, clock: _Clock) -> BuildRe
         threads=options.threads,
     )
 
-    def inside(step: Step) -> None:
-        done = (step.number - 1 + (step.share or 0.0)) / step.count
-        clock.inside(f"{step.name}{', ' if step.detail else ''}{step.detail}", done)
-
-    return build_bundle(wanted, progress=inside)
+    return build_bundle(wanted, progress=_inside(clock))
 
 
-def _draw_worst(options: DemoRequest, bundle: Bundle, data: str, folder: Path, clock: _Clock) -> Path:
+def _draw_worst(options: DemoRequest, bundle: Bundle, data: str, folder: Path, clock: Clock) -> Path:
     """The pictures of `twins-trt gate --pictures`, of the images that the verdict in the bundle names."""
-    clock.begin("pictures")
+    clock.begin("")
     model, _ = load_weights(DEMO.name)
     names = {each["name"] for each in bundle.read_json("gate.json")["worst"]}
     dataset = open_dataset(data, split="val")
     worst = replace(dataset, items=tuple(item for item in dataset.items if item.name in names))
-    gallery = Gallery(folder, bundle.manifest.palette)
+    gallery = Gallery(folder, bundle.interface.palette)
     gate_bundle(
         bundle,
         model,
         worst,
-        settings=EngineSettings(threads=options.threads),
-        progress=lambda done, total, drop: clock.inside(f"{done} of {total}", done / total),
+        options=RuntimeOptions(threads=options.threads),
+        progress=clock.progress,
         look=gallery,
     )
     gallery.save()
     return folder
 
 
-def _profile(options: DemoRequest, bundle: Bundle, clock: _Clock) -> Bundle:
+def _profile(options: DemoRequest, bundle: Bundle, clock: Clock) -> Bundle:
     """Latency, stages and layers, kept in the bundle."""
-    clock.begin("profile")
+    clock.begin("")
     found = profile(
         [bundle_candidate(bundle.path)],
         Settings(rounds=options.rounds, warm_up_s=5.0, batches=(), threads=options.threads, power_s=0.0),
         command=f"twins-trt profile {bundle.path} --rounds {options.rounds} --save",
-        progress=lambda step, detail, share: clock.inside(f"{step} {detail}".strip(), share),
+        progress=_inside(clock),
     )
     return save_profile(bundle, found)
 
 
-def _overlay(bundle: Bundle, path: Path, settings: EngineSettings) -> Path:
+def _overlay(bundle: Bundle, path: Path, options: RuntimeOptions) -> Path:
     """A scene and its segmentation side by side."""
     scene = draw_scene(*DEMO.crop_size, seed=SHOWN_SCENE)
-    with Segmenter(bundle, settings=settings) as segmenter:
+    with Segmenter(bundle, options=options) as segmenter:
         sheet = Image.fromarray(np.concatenate([scene.image, segmenter(scene.image).overlay()], axis=1))
     with whole_file(path, durable=False) as file:
         sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.LANCZOS).save(file, "PNG")
     return path
 
 
-class _Clock:
-    """Times the steps, and says where the demo is."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-        self._started = 0.0
-
-    def begin(self, step: str) -> None:
-        self.end()
-        self.seconds[step] = 0.0
-        self._started = time.perf_counter()
-        self.inside("", None)
-
-    def inside(self, detail: str, share: float | None) -> None:
-        if self._progress is not None:
-            number = len(self.seconds)
-            self._progress(number, len(_STEPS), _STEPS[number - 1], detail, share)
-
-    def end(self) -> None:
-        if self.seconds:
-            self.seconds[_STEPS[len(self.seconds) - 1]] = time.perf_counter() - self._started
+def _inside(clock: Clock) -> Progress:
+    """For what has steps of its own: they become details of the demo's."""
+    return lambda step, detail, share: clock.progress("", f"{step} {detail}".strip(), share)

@@ -15,8 +15,9 @@ from twins_trt.data.datasets import Dataset, Sample
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import DataError, EngineError, missing
-from twins_trt.evaluation.inference import InferenceMode, Logits, PredictLogits, inference_mode, predict_mask
 from twins_trt.evaluation.metrics import ConfusionMatrix, Scores
+from twins_trt.inference.modes import InferenceMode, Logits, PredictLogits, inference_mode, predict_mask
+from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -24,18 +25,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("twins_trt")
 
-# progress(done, total, running_miou): after every image; mIoU in percent of what has been counted so far.
-Progress = Callable[[int, int, float], None]
 # observe(sample, mask, matrix): after every image, with the mask and the confusion matrix of this image alone.
 Observe = Callable[[Sample, UInt8Array, ConfusionMatrix], None]
 
 
 @dataclass(frozen=True)
-class Walk:
-    """How a data set is gone through: workers, processes that read images ahead, and whom to tell after every image."""
+class EvaluationOptions:
+    """How a data set is run through.
+
+    workers: processes that read images ahead. progress: called after every image. observe: likewise, with its mask.
+    """
 
     workers: int = 0
-    progress: Progress | None = None
+    progress: Progress = silent
     observe: Observe | None = None
 
 
@@ -95,12 +97,12 @@ def evaluate_model(
     mode: str | InferenceMode = "whole",
     preprocessing: Preprocessing | None = None,
     name: str | None = None,
-    walk: Walk | None = None,
+    options: EvaluationOptions | None = None,
 ) -> EvalResult:
     """Score a PyTorch model with mmsegmentation's test pipeline, one image at a time, on the device it lies on.
 
     model: as `build_model` makes it (float32 [N, 3, H, W] -> logits). mode: `whole`, `slide`, `ms_flip`,
-    `slide_ms_flip` or an InferenceMode. preprocessing: by default mmseg's normalisation at the image's own size; ADE20K
+    `slide_ms_flip` or an InferenceMode. preprocessing: by default mmseg's normalization at the image's own size; ADE20K
     is scored with `ADE20K_TEST`.
     Raises DataError if the data set has no labels or other classes than the model, ImageError on a broken image.
     """
@@ -128,7 +130,7 @@ def evaluate_model(
             preprocessing=preprocessing,
             name=name or (spec.name if spec is not None else type(model).__name__),
             num_classes=num_classes,
-            walk=walk,
+            options=options,
         )
     finally:
         model.train(was_training)
@@ -142,9 +144,9 @@ def evaluate_logits(
     preprocessing: Preprocessing | None = None,
     name: str = "logits",
     num_classes: int | None = None,
-    walk: Walk | None = None,
+    options: EvaluationOptions | None = None,
 ) -> EvalResult:
-    """Score a network: float32 [1, 3, H, W], normalised RGB -> logits [1, C, h, w] (NumPy or torch). Else as above."""
+    """Score a network: float32 [1, 3, H, W], normalized RGB -> logits [1, C, h, w] (NumPy or torch). Else as above."""
     mode = inference_mode(mode)
     preprocessing = preprocessing or Preprocessing()
 
@@ -158,7 +160,7 @@ def evaluate_logits(
         preprocessing,
         name=name,
         num_classes=num_classes,
-        walk=walk,
+        options=options,
     )
 
 
@@ -169,7 +171,7 @@ def evaluate_masks(
     name: str = "masks",
     mode: str = "whole",
     num_classes: int | None = None,
-    walk: Walk | None = None,
+    options: EvaluationOptions | None = None,
 ) -> EvalResult:
     """Score anything that segments an image: uint8 [H, W, 3], RGB -> class indices [H, W]: a bundle, an engine.
 
@@ -183,7 +185,7 @@ def evaluate_masks(
         None,
         name=name,
         num_classes=num_classes,
-        walk=walk,
+        options=options,
     )
 
 
@@ -195,12 +197,12 @@ def _evaluate(
     *,
     name: str,
     num_classes: int | None,
-    walk: Walk | None,
+    options: EvaluationOptions | None,
 ) -> EvalResult:
-    walk = walk or Walk()
+    options = options or EvaluationOptions()
     total = ConfusionMatrix(_class_count(dataset, num_classes))
     start = time.perf_counter()
-    samples = dataset.load(workers=walk.workers)
+    samples = dataset.load(workers=options.workers)
     done = 0
     try:
         for sample in samples:
@@ -208,10 +210,10 @@ def _evaluate(
             matrix = ConfusionMatrix.of(mask, _checked_label(sample, total.num_classes), num_classes=total.num_classes)
             total.counts += matrix.counts
             done += 1
-            if walk.observe is not None:
-                walk.observe(sample, mask, matrix)
-            if walk.progress is not None:
-                walk.progress(done, len(dataset), total.scores().miou)
+            if options.observe is not None:
+                options.observe(sample, mask, matrix)
+            miou = total.scores().miou  # of what has been counted so far
+            options.progress("evaluate", f"{done} of {len(dataset)} images, mIoU {miou:.2f}", done / len(dataset))
     finally:
         # Ends the reading processes now when a prediction fails, not when the generator is collected.
         if hasattr(samples, "close"):

@@ -11,7 +11,7 @@ from twins_trt.handoff.folder import Handoff, HandoffOptions, write_handoff
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
 
-__all__ = ["TARGETS", "Handoff", "HandoffOptions", "plan_handoff", "write_handoff"]
+__all__ = ["TARGETS", "Handoff", "HandoffOptions", "resolve_handoff", "write_handoff"]
 
 TARGETS = {
     "triton-server": "twins_trt.handoff.triton_server",
@@ -20,11 +20,11 @@ TARGETS = {
 }
 
 
-def plan_handoff(bundle: Bundle, target: str, *, options: HandoffOptions | None = None) -> Handoff:
+def resolve_handoff(bundle: Bundle, target: str, *, options: HandoffOptions | None = None) -> Handoff:
     """What `target` needs to run `bundle`; nothing is written.
 
         >>> from twins_trt.runtime import open_bundle                                    # doctest: +SKIP
-        >>> write_handoff(plan_handoff(open_bundle("x.bundle"), "triton-server"), "models")  # doctest: +SKIP
+        >>> write_handoff(resolve_handoff(open_bundle("x.bundle"), "triton-server"), "models")  # doctest: +SKIP
 
     target: a name of `TARGETS`. Raises UsageError for an unknown target, BundleError where the bundle's graph or
     engine is not one that it can run, with the command that builds one that is.

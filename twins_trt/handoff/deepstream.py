@@ -2,7 +2,7 @@
 
 Gst-nvinferserver hands pixels to Triton in any type and order, so it takes a graph of uint8 pixels as it is and gives
 its mask. Gst-nvinfer always writes float planes into the engine's input and knows no uint8 tensor: it can feed a graph
-of normalised planes that gives logits, and only nearly, for it has one scale where normalisation has three.
+of normalized planes that gives logits, and only nearly, for it has one scale where normalization has three.
 Source: the pages on Gst-nvinferserver and Gst-nvinfer of the DeepStream documentation.
 """
 
@@ -36,25 +36,25 @@ PLANES, RGB, RAW_TENSORS = 0, 0, 100
 def plan(bundle: Bundle, options: HandoffOptions) -> Handoff:
     """The element's configuration, the model, the labels and a probe that reads the masks."""
     size = _check(bundle)
-    element = _with_nvinferserver if bundle.manifest.layout == "NHWC" else _with_nvinfer
+    element = _with_nvinferserver if bundle.interface.layout == "NHWC" else _with_nvinfer
     return element(bundle, size, options)
 
 
 def _check(bundle: Bundle) -> Size:
     """The graph's (height, width). Raises BundleError where neither element can feed it."""
     manifest = bundle.manifest
-    planes = manifest.layout == "NCHW"
-    for_nvinfer = planes and [spec.name for spec in manifest.outputs] == ["logits"]
+    planes = manifest.interface.layout == "NCHW"
+    for_nvinfer = planes and [spec.name for spec in manifest.interface.outputs] == ["logits"]
     faults = {}
     if planes and not for_nvinfer:
         faults["--input"] = ("gives a mask from planes, Gst-nvinfer knows no uint8 tensors", "uint8")
-    if not for_nvinfer and isinstance(manifest.image.shape[0], int):
+    if not for_nvinfer and isinstance(manifest.interface.image.shape[0], int):
         faults["--batch"] = ("takes a fixed batch, Gst-nvinferserver fills batches as frames come", "1:4:16")
-    if manifest.size is None:
+    if manifest.interface.size is None:
         faults["--size"] = ("has a dynamic size, DeepStream scales every frame to one", "512x512")
-    if faults or manifest.size is None:
+    if faults or manifest.interface.size is None:
         raise unfit(bundle, faults)
-    return manifest.size
+    return manifest.interface.size
 
 
 def _with_nvinferserver(bundle: Bundle, size: Size, options: HandoffOptions) -> Handoff:
@@ -80,10 +80,10 @@ def nvinferserver_config(manifest: Manifest, name: str, largest: int) -> dict[st
         "preprocess": {
             "network_format": Symbol("IMAGE_FORMAT_RGB"),
             "tensor_order": Symbol("TENSOR_ORDER_NHWC"),
-            "tensor_name": manifest.image.name,
+            "tensor_name": manifest.interface.image.name,
             "maintain_aspect_ratio": 0,
             "frame_scaling_filter": BILINEAR,
-            "normalize": {"scale_factor": 1.0},  # the graph normalises
+            "normalize": {"scale_factor": 1.0},  # the graph normalizes
         },
         "postprocess": {"labelfile_path": "labels.txt", "other": {}},
     }
@@ -97,7 +97,7 @@ def nvinferserver_config(manifest: Manifest, name: str, largest: int) -> dict[st
 def _with_nvinfer(bundle: Bundle, size: Size, options: HandoffOptions) -> Handoff:
     options.refuse("name", "instances", "queue_delay", tool="Gst-nvinfer")
     manifest = bundle.manifest
-    low, high = manifest.batch_limits
+    low, high = manifest.interface.batch_limits
     largest = options.max_batch or high or low
     if not low <= largest <= (high or largest):
         raise BundleError(f"the graph takes {low} to {high} images at a time, not up to {largest}", manifest.rebuild)
@@ -118,30 +118,30 @@ def nvinfer_config(manifest: Manifest, size: Size, largest: int) -> str:
         "batch-size": largest,
         "network-type": RAW_TENSORS,
         "output-tensor-meta": 1,
-        "output-blob-names": manifest.outputs[0].name,
+        "output-blob-names": manifest.interface.outputs[0].name,
         "infer-dims": f"3;{height};{width}",
         "network-input-order": PLANES,
         "model-color-format": RGB,
         "maintain-aspect-ratio": 0,
         "scaling-filter": BILINEAR,
         "net-scale-factor": f"{net_scale(manifest):.9g}",
-        "offsets": ";".join(f"{value:.9g}" for value in manifest.preprocessing.mean),
+        "offsets": ";".join(f"{value:.9g}" for value in manifest.interface.preprocessing.mean),
     }
     return "[property]\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
 
 
 def net_scale(manifest: Manifest) -> float:
-    """The one factor that is nearest to the three of the normalisation: 1 / mean of the deviations."""
-    std = manifest.preprocessing.std
+    """The one factor that is nearest to the three of the normalization: 1 / mean of the deviations."""
+    std = manifest.interface.preprocessing.std
     return len(std) / sum(std)
 
 
 def _scale_note(manifest: Manifest) -> str:
-    worst = max(abs(net_scale(manifest) * std - 1) for std in manifest.preprocessing.std)
+    worst = max(abs(net_scale(manifest) * std - 1) for std in manifest.interface.preprocessing.std)
     if worst < 1e-6:
-        return "normalisation is exact: the channels share one deviation"
+        return "normalization is exact: the channels share one deviation"
     return (
-        f"net-scale-factor is one number for three channels, up to {100 * worst:.1f} % off the graph's normalisation; "
+        f"net-scale-factor is one number for three channels, up to {100 * worst:.1f} % off the graph's normalization; "
         "a bundle built to take uint8 is exact"
     )
 
@@ -151,14 +151,14 @@ def _handoff(
 ) -> Handoff:
     """The same for both elements: labels, probe and how to run it."""
     manifest = bundle.manifest
-    output = manifest.output("mask") or manifest.outputs[0]
+    output = manifest.interface.output("mask") or manifest.interface.outputs[0]
     model = {
         "size": list(size),
         "output": {"name": output.name, "dtype": output.dtype, "shape": list(output.shape[1:])},
-        "classes": list(manifest.classes),
-        "palette": [list(colour) for colour in manifest.palette],
+        "classes": list(manifest.interface.classes),
+        "palette": [list(colour) for colour in manifest.interface.palette],
     }
-    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.classes).encode()
+    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.interface.classes).encode()
     files["model.json"] = (json.dumps(model, indent=2, ensure_ascii=False) + "\n").encode()
     files["mask_probe.py"] = Path(shipped.__path__[0]) / "mask_probe.py"
     files["README.md"] = _readme(manifest, size, element, largest, notes).encode()

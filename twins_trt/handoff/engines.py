@@ -124,9 +124,20 @@ def _rebuild_here(manifest: Manifest) -> str:
 
 def _build_script(manifest: Manifest, plan: str) -> bytes:
     shapes = ""
-    if manifest.image.dynamic and manifest.image.min and manifest.image.opt and manifest.image.max:
-        profile = zip(("min", "opt", "max"), (manifest.image.min, manifest.image.opt, manifest.image.max), strict=True)
-        shapes = "".join(f" --{kind}Shapes={manifest.image.name}:{'x'.join(map(str, dims))}" for kind, dims in profile)
+    if (
+        manifest.interface.image.dynamic
+        and manifest.interface.image.min
+        and manifest.interface.image.opt
+        and manifest.interface.image.max
+    ):
+        profile = zip(
+            ("min", "opt", "max"),
+            (manifest.interface.image.min, manifest.interface.image.opt, manifest.interface.image.max),
+            strict=True,
+        )
+        shapes = "".join(
+            f" --{kind}Shapes={manifest.interface.image.name}:{'x'.join(map(str, dims))}" for kind, dims in profile
+        )
     return f"""#!/usr/bin/env bash
 # Builds {plan} from {GRAPH} for the GPU of this machine, with TensorRT 10 or later. The graph holds its precision
 # itself, so TensorRT has to take it strongly typed.

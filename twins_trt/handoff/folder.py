@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twins_trt.codec import encode
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.files import write_hashed
 from twins_trt.folders import whole_folder
-from twins_trt.runtime.codec import encode
 from twins_trt.runtime.manifest import FileEntry, safe_path
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__

@@ -1,6 +1,6 @@
 """Isaac ROS: a launch file that joins its image encoder, its TensorRT node and a node that turns masks into images.
 
-The encoder gives float32 planes of [0, 1] values, normalised, so the graph has to take float32 planes. isaac_ros_unet's
+The encoder gives float32 planes of [0, 1] values, normalized, so the graph has to take float32 planes. isaac_ros_unet's
 decoder takes int32 [N, H, W, 1] or probabilities [N, H, W, C]; the graph's mask is uint8 [N, H, W], so the hand-off
 brings a decoder of its own, which publishes on the same topics.
 Source: the Isaac ROS pages on isaac_ros_dnn_image_encoder, isaac_ros_tensor_rt and isaac_ros_unet, and the nodes' code.
@@ -38,15 +38,15 @@ def plan(bundle: Bundle, options: HandoffOptions) -> Handoff:
 
 def model_facts(manifest: Manifest, size: Size) -> dict[str, object]:
     """What launch file and decoder read. mean, std: of values in [0, 1], as the encoder takes them."""
-    preprocessing = manifest.preprocessing
+    preprocessing = manifest.interface.preprocessing
     return {
         "size": list(size),
-        "input": manifest.image.name,
-        "output": manifest.outputs[0].name,
+        "input": manifest.interface.image.name,
+        "output": manifest.interface.outputs[0].name,
         "mean": [value / 255 for value in preprocessing.mean],
         "std": [value / 255 for value in preprocessing.std],
-        "classes": list(manifest.classes),
-        "palette": [list(colour) for colour in manifest.palette],
+        "classes": list(manifest.interface.classes),
+        "palette": [list(colour) for colour in manifest.interface.palette],
     }
 
 
@@ -54,17 +54,23 @@ def _check(bundle: Bundle) -> Size:
     """The graph's (height, width). Raises BundleError with all that does not fit and one command that mends it."""
     manifest = bundle.manifest
     faults = {}
-    if manifest.image.dtype != "float32":
-        faults["--input"] = (f"takes {manifest.image.dtype}, the image encoder gives float32 planes", "float32")
-    if [spec.name for spec in manifest.outputs] != ["mask"]:
-        faults["--outputs"] = (f"gives {', '.join(spec.name for spec in manifest.outputs)}, not just a mask", "mask")
-    if manifest.batch_limits[0] != 1:
-        faults["--batch"] = (f"takes {manifest.batch_limits[0]} images at a time, a camera gives one", "1")
-    if manifest.size is None:
+    if manifest.interface.image.dtype != "float32":
+        faults["--input"] = (
+            f"takes {manifest.interface.image.dtype}, the image encoder gives float32 planes",
+            "float32",
+        )
+    if [spec.name for spec in manifest.interface.outputs] != ["mask"]:
+        faults["--outputs"] = (
+            f"gives {', '.join(spec.name for spec in manifest.interface.outputs)}, not just a mask",
+            "mask",
+        )
+    if manifest.interface.batch_limits[0] != 1:
+        faults["--batch"] = (f"takes {manifest.interface.batch_limits[0]} images at a time, a camera gives one", "1")
+    if manifest.interface.size is None:
         faults["--size"] = ("has a dynamic size, the image encoder needs one", "512x512")
-    if faults or manifest.size is None:
+    if faults or manifest.interface.size is None:
         raise unfit(bundle, faults)
-    return manifest.size
+    return manifest.interface.size
 
 
 def _readme(manifest: Manifest, notes: list[str]) -> str:

@@ -15,9 +15,9 @@ from twins_trt.handoff.folder import Handoff, HandoffOptions, readme_notes
 from twins_trt.handoff.prototext import Symbol, prototext
 
 if TYPE_CHECKING:
+    from twins_trt.inference.tensors import TensorSpec
     from twins_trt.runtime.bundle import Bundle
     from twins_trt.runtime.manifest import Manifest
-    from twins_trt.runtime.tensors import TensorSpec
 
 UNBOUNDED_BATCH = 8
 """The largest batch where neither the graph nor the user limits it."""
@@ -48,7 +48,7 @@ def model_files(bundle: Bundle, options: HandoffOptions) -> tuple[dict[str, byte
     else:
         weights[f"{name}/1/model.onnx"] = bundle.graph
     config = prototext(_config(manifest, name, chosen, options))
-    labels = "".join(f"{label}\n" for label in manifest.classes)
+    labels = "".join(f"{label}\n" for label in manifest.interface.classes)
     files: dict[str, bytes | Path] = {
         f"{name}/config.pbtxt": config.encode(),
         f"{name}/labels.txt": labels.encode(),
@@ -62,8 +62,8 @@ def max_batch_size(manifest: Manifest, wanted: int | None) -> int:
 
     wanted: no more than this. Raises BundleError if the graph cannot take that.
     """
-    low, high = manifest.batch_limits
-    if isinstance(manifest.image.shape[0], int):
+    low, high = manifest.interface.batch_limits
+    if isinstance(manifest.interface.image.shape[0], int):
         if wanted not in (None, low):
             raise BundleError(
                 f"the graph takes {low} images at a time, not up to {wanted}",
@@ -91,12 +91,12 @@ def _config(manifest: Manifest, name: str, chosen: Chosen, options: HandoffOptio
         "max_batch_size": largest,
         "default_model_filename": next(iter(plans.values())),
         "cc_model_filenames": [{"key": capability(target), "value": file} for target, file in several.items()],
-        "input": [_tensor(spec, batched=largest > 0) for spec in manifest.inputs],
-        "output": [_tensor(spec, batched=largest > 0) for spec in manifest.outputs],
+        "input": [_tensor(spec, batched=largest > 0) for spec in manifest.interface.inputs],
+        "output": [_tensor(spec, batched=largest > 0) for spec in manifest.interface.outputs],
         "dynamic_batching": _batching(manifest, largest, options.queue_delay),
         "instance_group": [{"count": options.instances, "kind": Symbol("KIND_GPU" if engine else "KIND_AUTO")}],
         # One launch instead of two hundred; only where each batch size has a single shape.
-        "optimization": {"cuda": {"graphs": True}} if engine and manifest.size is not None else None,
+        "optimization": {"cuda": {"graphs": True}} if engine and manifest.interface.size is not None else None,
         "model_warmup": _warmup(manifest, largest),
         "parameters": [{"key": key, "value": {"string_value": text}} for key, text in _parameters(manifest).items()],
     }
@@ -111,31 +111,31 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, object]:
 def _batching(manifest: Manifest, largest: int, delay: int) -> dict[str, object] | None:
     if largest < 2:
         return None
-    usual = manifest.image.opt[0] if manifest.image.opt is not None else largest
+    usual = manifest.interface.image.opt[0] if manifest.interface.image.opt is not None else largest
     preferred = sorted({min(usual, largest), largest} - {1})
     return {"preferred_batch_size": preferred, "max_queue_delay_microseconds": delay}
 
 
 def _warmup(manifest: Manifest, largest: int) -> list[dict[str, object]]:
     """Black images, so that the first request finds kernels and memory ready."""
-    image = manifest.image
+    image = manifest.interface.image
     shape = image.opt or image.shape
     if any(not isinstance(dim, int) for dim in shape[1:]):
         return []  # a dynamic size without a profile: none is usual
     batched = largest > 0
     black = {"data_type": Symbol(f"TYPE_{_TYPES[image.dtype]}"), "dims": shape[1:] if batched else shape}
     inputs = [{"key": image.name, "value": {**black, "zero_data": True}}]
-    batches = sorted({max(1, manifest.batch_limits[0]), largest}) if batched else [1]
+    batches = sorted({max(1, manifest.interface.batch_limits[0]), largest}) if batched else [1]
     return [{"name": f"black_{batch}", "batch_size": batch, "inputs": inputs} for batch in batches]
 
 
 def _parameters(manifest: Manifest) -> dict[str, str]:
     values = {
-        "classes": list(manifest.classes),
-        "palette": [list(colour) for colour in manifest.palette],
-        "mean": list(manifest.preprocessing.mean),
-        "std": list(manifest.preprocessing.std),
-        "normalised_inside": manifest.layout == "NHWC",
+        "classes": list(manifest.interface.classes),
+        "palette": [list(colour) for colour in manifest.interface.palette],
+        "mean": list(manifest.interface.preprocessing.mean),
+        "std": list(manifest.interface.preprocessing.std),
+        "normalized_inside": manifest.interface.layout == "NHWC",
         "padding": manifest.padding,
         "precision": manifest.precision,
         "gate": manifest.gate,
@@ -160,18 +160,18 @@ def _notes(manifest: Manifest, chosen: Chosen) -> list[str]:
         notes.append("Triton's onnxruntime backend runs the graph: the folder holds no engine of TensorRT")
     else:
         notes.append(f"Triton has to come with TensorRT {chosen.first.version}, which wrote the engine")
-    if manifest.layout == "NCHW":
-        notes.append("clients have to resize and normalise: mean and std are among the model's parameters")
-    if manifest.output("mask") is None:
+    if manifest.interface.layout == "NCHW":
+        notes.append("clients have to resize and normalize: mean and std are among the model's parameters")
+    if manifest.interface.output("mask") is None:
         notes.append("clients have to resize the logits to the image's size and take the argmax")
     return notes
 
 
 def _readme(manifest: Manifest, name: str, notes: list[str]) -> str:
-    image = manifest.image
+    image = manifest.interface.image
     shape = [dim if isinstance(dim, int) else dim.lower() for dim in image.shape]
     pixels = ", ".join("1" if i == 0 else str(dim) for i, dim in enumerate(shape))
-    wanted = "mask" if manifest.output("mask") is not None else "logits"
+    wanted = "mask" if manifest.interface.output("mask") is not None else "logits"
     return f"""# {name}, for NVIDIA Triton Inference Server
 
     docker run --rm --gpus all -p 8000:8000 -v "$PWD:/models" nvcr.io/nvidia/tritonserver:TAG \\

@@ -213,7 +213,7 @@ class Backbone(nn.Module):
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIDE:
             raise UsageError(
                 f"the network takes [N, 3, H, W] with H and W of {MIN_SIDE} or more, not {list(x.shape)}",
-                "pass a normalised RGB batch, or enlarge the image",
+                "pass a normalized RGB batch, or enlarge the image",
             )
         stages = []
         for i in range(4):

@@ -1,4 +1,4 @@
-"""Checkpoints in mmsegmentation's format: read without running code, recognised, loaded whole or not at all."""
+"""Checkpoints in mmsegmentation's format: read without running code, recognized, loaded whole or not at all."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ CLASS_MULTIPLE = 16
 class InferenceModel(nn.Module):
     """`model` for inference alone, changed in place: it cannot be trained, saved or loaded into any more.
 
-    x: `dtype` [N, 3, H, W], normalised RGB -> logits `dtype` [N, num_classes, ceil(H/4), ceil(W/4)], a view in which
+    x: `dtype` [N, 3, H, W], normalized RGB -> logits `dtype` [N, num_classes, ceil(H/4), ceil(W/4)], a view in which
     classes lie side by side. device, dtype: where weights go and what they become.
     compiler: let torch.compile, with this backend, fuse what lies between the kernels; the first call of every shape
     then takes a minute.

@@ -44,7 +44,7 @@ def seeded_array(key: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         return 1 + np.float32(0.25) * values
     if leaf == "running_mean" or leaf.endswith("bias"):
         return np.float32(_BIAS_SPREAD) * values
-    if len(shape) == 1:  # a normalisation's scale
+    if len(shape) == 1:  # a normalization's scale
         return 1 + np.float32(_NORM_SPREAD) * values
     if key.endswith("conv_seg.weight"):
         # Multiples of 2^-23 add up in float64 without rounding, so that the order of the sum cannot show.

@@ -40,7 +40,7 @@ class Segmentor(nn.Module):
             self.auxiliary_head = FCNHead(spec.embed_dims[2], num_classes)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The backbone's four maps, float [N, C_i, H_i, W_i], of a normalised RGB batch, float [N, 3, H, W].
+        """The backbone's four maps, float [N, C_i, H_i, W_i], of a normalized RGB batch, float [N, 3, H, W].
 
         Raises `UsageError` for another shape, or an image smaller than 29 × 29.
         """
@@ -51,7 +51,7 @@ class Segmentor(nn.Module):
         return self.decode_head(self.neck(stages) if self.spec.head == "fpn" else stages)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, float [N, num_classes, ceil(H/4), ceil(W/4)], of a normalised RGB batch, float [N, 3, H, W].
+        """Logits, float [N, num_classes, ceil(H/4), ceil(W/4)], of a normalized RGB batch, float [N, 3, H, W].
 
         Raises `UsageError` for another shape, or an image smaller than 29 × 29.
         """

@@ -16,13 +16,13 @@ import numpy as np
 
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.files import sha256_of
+from twins_trt.inference.interface import GraphInterface
 from twins_trt.profiling.machine import describe_machine
 from twins_trt.profiling.results import Subject
-from twins_trt.runtime import Bundle, EngineSettings, Manifest, Segmenter, Source, TensorSpec, open_bundle
+from twins_trt.runtime import RuntimeOptions, Segmenter, Source, TensorSpec, open_bundle
 from twins_trt.runtime.engines import CPU_KINDS, Engine, LayerTime
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.protocol import Stage, check_input, observed
-from twins_trt.runtime.manifest import GRAPH
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to measure. `open(settings)` opens it anew and says what it is."""
+    """Something to measure. `open(options)` opens it anew and says what it is."""
 
     label: str
-    open: Callable[[EngineSettings], tuple[Segmenter, Subject]]
+    open: Callable[[RuntimeOptions], tuple[Segmenter, Subject]]
 
 
 def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | None = None) -> Candidate:
@@ -49,17 +49,17 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
     manifest = bundle.manifest
     named = label or bundle.path.name.removesuffix(".bundle")
 
-    def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
-        segmenter = Segmenter(bundle, engine, settings=settings)
+    def open_(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
+        segmenter = Segmenter(bundle, engine, options=options)
         subject = _subject(
             named,
             segmenter,
-            settings,
+            options,
             kind="bundle",
             name=bundle.path.name,
             precision=manifest.precision,
             model=manifest.model,
-            graph_sha256=next(entry.sha256 for entry in manifest.files if entry.path == GRAPH),
+            graph_sha256=manifest.graph_sha256,
             weights_sha256=manifest.source.sha256,
         )
         return segmenter, replace(subject, simulated=subject.engine in CPU_KINDS and bool(manifest.engines))
@@ -68,10 +68,10 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
 
 
 def onnx_candidate(path: str | Path, *, label: str | None = None) -> Candidate:
-    """Any ONNX file with one input, pixels uint8 [N, H, W, 3] or normalised planes float [N, 3, H, W], and the logits
+    """Any ONNX file with one input, pixels uint8 [N, H, W, 3] or normalized planes float [N, 3, H, W], and the logits
     [N, classes, h, w] or a mask [N, H, W] as its first output, on ONNX Runtime.
 
-    What it leaves to its caller (normalising, resizing logits, argmax) is done as for a bundle's. Raises UsageError for
+    What it leaves to its caller (normalizing, resizing logits, argmax) is done as for a bundle's. Raises UsageError for
     a path that is no file; opening raises EngineError where it is none of these.
     """
     file = Path(path)
@@ -79,16 +79,15 @@ def onnx_candidate(path: str | Path, *, label: str | None = None) -> Candidate:
         raise UsageError(f"{file} {'is no file' if file.exists() else 'does not exist'}", "give an ONNX file")
     named = label or file.stem
 
-    def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
+    def open_(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         sha256 = sha256_of(file)
-        engine = PlainGraph(OnnxRuntimeEngine(file, settings=settings), str(file))
-        manifest = _manifest(engine, classes=engine.classes, source=Source(file.name, sha256))
-        segmenter = Segmenter(Bundle(file, manifest), engine, settings=settings)
-        half = manifest.image.dtype == "float16"
+        engine = PlainGraph(OnnxRuntimeEngine(file, options=options), str(file))
+        segmenter = Segmenter(_interface(engine, engine.num_classes), engine, options=options)
+        half = segmenter.interface.image.dtype == "float16"
         return segmenter, _subject(
             named,
             segmenter,
-            settings,
+            options,
             kind="onnx",
             name=file.name,
             precision="fp16" if half else None,
@@ -112,15 +111,14 @@ def torch_candidate(
     """
     named = label or f"{name} PyTorch eager"
 
-    def open_(settings: EngineSettings) -> tuple[Segmenter, Subject]:
+    def open_(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         model, source = load()
-        engine = EagerEngine(model, size, device=device, settings=settings)
-        manifest = _manifest(engine, classes=model.num_classes, source=source)
-        segmenter = Segmenter(Bundle(Path(name), manifest), engine, settings=settings)
+        engine = EagerEngine(model, size, device=device, options=options)
+        segmenter = Segmenter(_interface(engine, model.num_classes), engine, options=options)
         return segmenter, _subject(
             named,
             segmenter,
-            settings,
+            options,
             kind="torch",
             name=name,
             precision="fp32",
@@ -133,22 +131,22 @@ def torch_candidate(
 
 class EagerEngine:
     """A PyTorch model as an engine: uint8 [N, H, W, 3] to the mask uint8 [N, H, W] as mmsegmentation computes it:
-    normalise, run, resize the logits, argmax. device: `cpu` or `cuda`. Threads are PyTorch's own, of the whole process.
+    normalize, run, resize the logits, argmax. device: `cpu` or `cuda`. Threads are PyTorch's own, of the whole process.
     """
 
     name = "pytorch"
     concurrent = False
 
     def __init__(
-        self, model: Segmentor, size: tuple[int, int], *, device: str = "cpu", settings: EngineSettings | None = None
+        self, model: Segmentor, size: tuple[int, int], *, device: str = "cpu", options: RuntimeOptions | None = None
     ) -> None:
         import torch
 
         from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
-        settings = settings or EngineSettings()
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        options = options or RuntimeOptions()
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         self._torch = torch
         self._device = torch.device(device)
         self._owner = model.spec.name
@@ -156,7 +154,7 @@ class EagerEngine:
         self._mean, self._std = (
             torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
-        self._observe = settings.observe
+        self._observe = options.observe
         batch = (1, 1, 1 << 16)  # whatever memory allows
         self.inputs = (TensorSpec.image(*size, batch=batch),)
         self.outputs = (TensorSpec.mask(*size, batch=batch),)
@@ -214,9 +212,9 @@ class PlainGraph:
         self._engine = engine
         first = engine.outputs[0]
         if len(first.shape) == 4 and first.dtype in ("float16", "float32") and isinstance(first.shape[1], int):
-            self.classes, name, dtype = first.shape[1], "logits", str(first.dtype)
+            self.num_classes, name, dtype = first.shape[1], "logits", str(first.dtype)
         elif len(first.shape) == 3 and first.dtype in ("uint8", "int32", "int64"):
-            self.classes, name, dtype = 255, "mask", "uint8"  # how many there are it does not say
+            self.num_classes, name, dtype = 255, "mask", "uint8"  # how many there are it does not say
         else:
             raise EngineError(f"{owner} gives {first}, neither logits [N, classes, h, w] nor a mask [N, H, W]")
         self._output = first.name
@@ -240,14 +238,14 @@ class PlainGraph:
 def noise(segmenter: Segmenter, size: tuple[int, int], count: int) -> Array:
     """A batch of `count` pictures of noise of (height, width) `size`, as the engine takes it."""
     rng = np.random.default_rng(0)
-    if segmenter.manifest.layout == "NHWC":
+    if segmenter.interface.layout == "NHWC":
         return rng.integers(0, 256, (count, *size, 3), np.uint8)
-    return rng.standard_normal((count, 3, *size), np.float32).astype(segmenter.manifest.image.dtype)
+    return rng.standard_normal((count, 3, *size), np.float32).astype(segmenter.interface.image.dtype)
 
 
-def usual_size(manifest: Manifest) -> tuple[int, int] | None:
+def usual_size(interface: GraphInterface) -> tuple[int, int] | None:
     """(height, width) that the graph is made for; None where it takes any."""
-    image, first = manifest.image, 1 if manifest.layout == "NHWC" else 2
+    image, first = interface.image, 1 if interface.layout == "NHWC" else 2
     height, width = (image.opt or image.shape)[first : first + 2]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
@@ -255,7 +253,7 @@ def usual_size(manifest: Manifest) -> tuple[int, int] | None:
 def _subject(
     label: str,
     segmenter: Segmenter,
-    settings: EngineSettings,
+    options: RuntimeOptions,
     *,
     kind: Literal["bundle", "onnx", "torch"],
     name: str,
@@ -264,7 +262,7 @@ def _subject(
     graph_sha256: str | None = None,
     weights_sha256: str | None = None,
 ) -> Subject:
-    manifest, engine = segmenter.manifest, segmenter.engine
+    interface, engine = segmenter.interface, segmenter.engine
     machine = describe_machine()
     on_cpu = engine.name in CPU_KINDS or (isinstance(engine, EagerEngine) and not engine.on_gpu)
     return Subject(
@@ -273,30 +271,18 @@ def _subject(
         name=name,
         engine=engine.name,
         precision=precision,
-        size=usual_size(manifest) or (0, 0),
-        input=str(manifest.image),
-        output=", ".join(map(str, manifest.outputs)),
+        size=usual_size(interface) or (0, 0),
+        input=str(interface.image),
+        output=", ".join(map(str, interface.outputs)),
         measured_on=machine.processor if on_cpu else machine.gpu or machine.processor,
-        batch=manifest.batch_limits[0],
+        batch=interface.batch_limits[0],
         model=model,
         graph_sha256=graph_sha256,
         weights_sha256=weights_sha256,
-        threads=settings.threads,
+        threads=options.threads,
     )
 
 
-def _manifest(engine: Engine, *, classes: int, source: Source) -> Manifest:
-    """What a Segmenter has to know, for something that is no bundle."""
-    return Manifest(
-        model="",
-        num_classes=classes,
-        classes=tuple(f"class {index}" for index in range(classes)),
-        palette=((0, 0, 0),) * classes,
-        inputs=(replace(engine.inputs[0], name="image"),),
-        outputs=engine.outputs,
-        padding="parity",
-        precision="",
-        opset=0,
-        source=source if source.sha256 else Source(seeded=True),
-        rebuild="",
-    )
+def _interface(engine: Engine, num_classes: int) -> GraphInterface:
+    """Of an engine that is no bundle's."""
+    return GraphInterface.unnamed(replace(engine.inputs[0], name="image"), engine.outputs, num_classes)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from twins_trt.codec import encode
 from twins_trt.errors import ProfileError
 from twins_trt.profiling.results import Measurement, Profile
 from twins_trt.profiling.statistics import ratio_of_unpaired
-from twins_trt.runtime.codec import encode
 
 UNPAIRED = "the two were not measured in turn: what else the machine did then is in the difference"
 

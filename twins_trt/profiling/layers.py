@@ -29,7 +29,7 @@ def profile_layers(engine: ProfilesLayers, image: Array, *, runs: int) -> tuple[
     layers = engine.profile_layers(image, runs=runs)
     if not isinstance(engine, InspectsLayers):
         return in_blocks(layers)
-    from twins_trt.builders.layers import parse_inspector
+    from twins_trt.builders.engine.layers import parse_inspector
 
     try:
         known = {layer.name: layer for layer in parse_inspector(engine.inspect_layers())}

@@ -12,7 +12,7 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,9 +22,9 @@ import numpy as np
 
 from twins_trt.data.images import read_image
 from twins_trt.errors import EngineError, TwinsError, UsageError
+from twins_trt.inference.fitting import fit_size
 from twins_trt.profiling import machine
 from twins_trt.profiling.candidates import Candidate, noise, usual_size
-from twins_trt.profiling.doubts import doubts
 from twins_trt.profiling.layers import profile_layers
 from twins_trt.profiling.power import Meter, measure_energy, measure_idle
 from twins_trt.profiling.results import (
@@ -43,10 +43,11 @@ from twins_trt.profiling.results import (
     WarmUp,
 )
 from twins_trt.profiling.statistics import ratio_of_medians
-from twins_trt.runtime import EngineSettings, Segmenter
+from twins_trt.profiling.warnings import find_warnings
+from twins_trt.progress import Progress, silent
+from twins_trt.runtime import RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import HoldsDeviceMemory, ProfilesLayers
 from twins_trt.runtime.engines.protocol import Stage
-from twins_trt.runtime.fitting import fit_size
 
 # Warm enough: the medians of the last two windows of calls differ by less than this share.
 WINDOW, TOLERANCE = 5, 0.05
@@ -54,9 +55,6 @@ SWEEP_CALLS, SWEEP_S = 7, 5.0
 LAYER_RUNS = 10
 WATCH_S = 0.5
 USUAL_PICTURE = (512, 512)
-
-# progress(step, detail, share): share of the step that is done, None where that is not known.
-Progress = Callable[[str, str, float | None], None]
 
 log = logging.getLogger("twins_trt")
 
@@ -111,7 +109,7 @@ def profile(
         raise UsageError(f"there is no candidate {reference!r}", f"use one of: {', '.join(labels)}")
     if picture is not None:
         read_image(picture)  # a broken one is said before minutes of opening
-    say = progress or (lambda step, detail, share: None)
+    say = progress or silent
     before, start = machine.look(watch_s=WATCH_S), time.perf_counter()  # while the load is that of others
     idle = None if meter is None or not settings.power_s else measure_idle(meter)
     opened: list[_Open] = []
@@ -122,11 +120,11 @@ def profile(
                 opened.append(_open(candidate, settings))
             file = Path(folder, "drawn") if picture is None else Path(picture)
             if picture is None:
-                draw_picture(file, usual_size(opened[0].segmenter.manifest) or USUAL_PICTURE)
+                draw_picture(file, usual_size(opened[0].segmenter.interface) or USUAL_PICTURE)
             height, width = read_image(file).shape[:2]
             settings = replace(settings, picture=f"{file.name}, {height}x{width}")
             for each in opened:
-                fit = fit_size((height, width), each.segmenter.manifest, each.segmenter.fit)
+                fit = fit_size((height, width), each.segmenter.interface, each.segmenter.fit)
                 each.subject = replace(each.subject, size=fit.canvas)
                 say("warm up", each.subject.label, None)
                 each.warm_up = _warm_up(each, [file] * each.subject.batch, settings.warm_up_s)
@@ -162,7 +160,7 @@ def profile(
         ratios=tuple(_ratios(measurements, reference)),
         interrupted=interrupted,
     )
-    return replace(found, warnings=doubts(found))
+    return replace(found, warnings=find_warnings(found))
 
 
 def draw_picture(path: Path, size: tuple[int, int]) -> None:
@@ -194,8 +192,8 @@ def _open(candidate: Candidate, settings: Settings) -> _Open:
     gc.collect()
     machine.forget_peak()
     at_first = machine.resident_mib()
-    segmenter, subject = candidate.open(EngineSettings(threads=settings.threads, observe=observe))
-    height, width = usual_size(segmenter.manifest) or USUAL_PICTURE
+    segmenter, subject = candidate.open(RuntimeOptions(threads=settings.threads, observe=observe))
+    height, width = usual_size(segmenter.interface) or USUAL_PICTURE
     try:
         segmenter([np.zeros((height, width, 3), np.uint8)] * subject.batch)  # memory is set aside by the first call
     except BaseException:
@@ -252,7 +250,7 @@ def _drop_unfinished_round(opened: Sequence[_Open]) -> int:
 def _sweep(opened: Sequence[_Open], file: Path, settings: Settings, say: Progress) -> None:
     image = read_image(file)
     for each in opened:
-        low, high = each.segmenter.manifest.batch_limits
+        low, high = each.segmenter.interface.batch_limits
         for size in settings.batches:
             if size < low or (high is not None and size > high):
                 continue

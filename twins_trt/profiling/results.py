@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from twins_trt.codec import decode, encode
 from twins_trt.errors import ProfileError
 from twins_trt.files import whole_file
 from twins_trt.profiling.statistics import jitter, quantile
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.spelling import spelled
 
 FORMAT_VERSION = 1

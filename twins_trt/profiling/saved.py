@@ -8,14 +8,14 @@ from dataclasses import replace
 from twins_trt.errors import ProfileError
 from twins_trt.profiling.results import PROFILE, Measurement, Profile, dump_profile
 from twins_trt.runtime.bundle import Bundle, amend_bundle
-from twins_trt.runtime.manifest import GRAPH, Figure, Manifest
+from twins_trt.runtime.manifest import Figure, Manifest
 
 
 def save_profile(bundle: Bundle, profile: Profile) -> Bundle:
     """The bundle with `profile`, whole, as its `profile.json`, in place of an earlier one; figures of its manifest that
     were measured on the same device are replaced. Raises ProfileError where the profile is not of this bundle's graph,
     BundleError as `amend_bundle` does."""
-    digest = next(entry.sha256 for entry in bundle.manifest.files if entry.path == GRAPH)
+    digest = bundle.manifest.graph_sha256
     measured = [m for m in profile.measurements if m.subject.kind == "bundle" and m.subject.graph_sha256 == digest]
     if not measured:
         raise ProfileError(f"{bundle.path} was not measured in this profile", f"twins-trt profile {bundle.path} --save")

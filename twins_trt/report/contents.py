@@ -12,14 +12,14 @@ from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_t
 def built_section(inputs: Inputs) -> Section:
     """Model, graph and engines."""
     manifest = inputs.bundle.manifest
-    size = "dynamic" if manifest.size is None else "×".join(map(str, manifest.size))
+    size = "dynamic" if manifest.interface.size is None else "×".join(map(str, manifest.interface.size))
     facts = Facts(
         (
             ("Model", manifest.model),
-            ("Classes", f"{manifest.num_classes}: {', '.join(manifest.classes)}"),
+            ("Classes", f"{manifest.interface.num_classes}: {', '.join(manifest.interface.classes)}"),
             ("Precision", manifest.precision),
-            ("Input", ", ".join(map(str, manifest.inputs))),
-            ("Output", ", ".join(map(str, manifest.outputs))),
+            ("Input", ", ".join(map(str, manifest.interface.inputs))),
+            ("Output", ", ".join(map(str, manifest.interface.outputs))),
             ("Height × width", size),
             ("Padding", manifest.padding),
             ("ONNX opset", str(manifest.opset)),

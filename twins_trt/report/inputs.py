@@ -12,7 +12,6 @@ from typing import Any
 from twins_trt.errors import ReportError
 from twins_trt.profiling.results import PROFILE, Measurement, Profile, read_profile
 from twins_trt.runtime.bundle import Bundle, open_bundle
-from twins_trt.runtime.manifest import GRAPH
 
 MAX_PICTURES = 8
 
@@ -40,7 +39,7 @@ class Inputs:
     @property
     def own(self) -> tuple[Profile, Measurement] | None:
         """The first measurement of this bundle: told by the sha256 of its graph, since names change."""
-        graph = next(entry.sha256 for entry in self.bundle.manifest.files if entry.path == GRAPH)
+        graph = self.bundle.manifest.graph_sha256
         return next((pair for pair in self.measurements if pair[1].subject.graph_sha256 == graph), None)
 
 

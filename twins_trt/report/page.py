@@ -8,13 +8,13 @@ from pathlib import Path
 
 from twins_trt.errors import ReportError
 from twins_trt.files import whole_file
+from twins_trt.report.accuracy import gate_section, ladder_section, worst_section
 from twins_trt.report.blocks import Mood, Page, Tile
 from twins_trt.report.contents import audit_section, built_section, plan_section, provenance_section
 from twins_trt.report.html import render_html
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, read_inputs
 from twins_trt.report.markdown import render_markdown
 from twins_trt.report.speed import blocks_section, latency_section
-from twins_trt.report.verdict import gate_section, ladder_section, worst_section
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
@@ -58,10 +58,10 @@ def build_page(inputs: Inputs) -> Page:
     verdict, mood = _VERDICTS[manifest.gate]
     if pick(inputs.gate, "simulated") is True:
         verdict += ", simulated"
-    size = "dynamic size" if manifest.size is None else "×".join(map(str, manifest.size))
+    size = "dynamic size" if manifest.interface.size is None else "×".join(map(str, manifest.interface.size))
     return Page(
         title=inputs.bundle.path.name,
-        subtitle=f"{manifest.model}, {manifest.precision}, {size}, {manifest.num_classes} classes",
+        subtitle=f"{manifest.model}, {manifest.precision}, {size}, {manifest.interface.num_classes} classes",
         verdict=verdict,
         mood=mood,
         tiles=tuple(_tiles(inputs)),

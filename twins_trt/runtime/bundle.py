@@ -17,7 +17,8 @@ from typing import Any
 from twins_trt.errors import BundleError
 from twins_trt.files import sha256_of, write_hashed
 from twins_trt.folders import restore, whole_folder
-from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, FileEntry, Manifest, safe_path
+from twins_trt.inference.interface import GraphInterface
+from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, EngineFile, FileEntry, Manifest, safe_path
 from twins_trt.spelling import spelled
 
 TRIES = 100  # of reading a bundle that is replaced meanwhile: writing one takes longer than reading it
@@ -42,6 +43,27 @@ class Bundle:
     def graph(self) -> Path:
         """The precision-complete ONNX graph."""
         return self.file(GRAPH)
+
+    @property
+    def interface(self) -> GraphInterface:
+        """See `EngineSource.interface`; and so the next three."""
+        return self.manifest.interface
+
+    @property
+    def precision(self) -> str:
+        return self.manifest.precision
+
+    @property
+    def engines(self) -> tuple[EngineFile, ...]:
+        return self.manifest.engines
+
+    @property
+    def rebuild(self) -> str:
+        return self.manifest.rebuild
+
+    def read(self, engine: EngineFile) -> bytes:
+        """See `EngineSource.read`."""
+        return self.file(engine.file).read_bytes()
 
     @property
     def replaced(self) -> bool:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from twins_trt.data.preprocessing import Preprocessing
+from twins_trt.codec import decode, encode
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.runtime.codec import decode, encode
-from twins_trt.runtime.tensors import TensorSpec
+from twins_trt.inference.interface import MASK_HOLDS, MOST_CLASSES, GraphInterface
+from twins_trt.models.source import Source
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "weights.pth"  # only where asked for: what the torch engine runs
 REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # where the manifest cannot say better
-
-Colour = tuple[int, int, int]
-Layout = Literal["NHWC", "NCHW"]
 
 _JETSONS = ("sm_87", "sm_101", "sm_110")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -38,7 +35,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A serialised engine: which compiler made it, of which version, for which GPUs (`sm_86`).
+    """A serialized engine: which compiler made it, of which version, for which GPUs (`sm_86`).
 
     hardware_compatibility: which other GPUs it also runs on, in TensorRT's words, such as `ampere_plus`.
     """
@@ -54,15 +51,6 @@ class EngineFile:
         if target in self.targets or self.hardware_compatibility != "ampere_plus":
             return target in self.targets
         return int(target.removeprefix("sm_")) >= 80 and target not in _JETSONS
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights came from: a checkpoint's file name and sha256, or a generator of random ones."""
-
-    checkpoint: str | None = None
-    sha256: str | None = None
-    seeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,30 +70,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. `files` and `created` are filled in by `write_bundle`.
+    """The content of `manifest.json`: what the graph takes, and where every part came from.
 
-    model: a name of the zoo. classes, palette: one name and one RGB colour per class, by index.
-    inputs: exactly one, uint8 [N, H, W, 3] RGB with normalisation inside the graph, or float [N, 3, H, W].
-    outputs: `mask` uint8 [N, H, W] and/or `logits` float [N, classes, h, w].
+    interface: of the graph; its fields stand beside the others in the file. model: a name of the zoo.
     padding: which of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
-    preprocessing: normalisation (inside the graph where the input is uint8) and the test scale, in RGB.
-    tools: name -> version of what built it. gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone.
-    rebuild: the command that makes this bundle again.
+    rebuild: the command that makes this bundle again. tools: name -> version of what built it.
+    gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone; `write_bundle` fills it in, and `files`.
     Raises BundleError, naming the field and both values, where the parts contradict each other.
     """
 
+    interface: GraphInterface
     model: str
-    num_classes: int
-    classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
     padding: Literal["parity", "masked"]
     precision: str
     opset: int
     source: Source
     rebuild: str
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     engines: tuple[EngineFile, ...] = ()
     figures: tuple[Figure, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -115,45 +95,20 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for fault in (*_class_faults(self), *_tensor_faults(self), *_file_faults(self)):
+        for fault in _file_faults(self):
             raise BundleError(f"{MANIFEST}: {fault}", self.rebuild or None)
 
     @property
-    def image(self) -> TensorSpec:
-        """The one input."""
-        return self.inputs[0]
-
-    @property
-    def layout(self) -> Layout:
-        """`NHWC` for a graph that takes pixels, `NCHW` for one that takes normalised planes."""
-        return "NHWC" if self.image.dtype == "uint8" else "NCHW"
-
-    @property
-    def batch_limits(self) -> tuple[int, int | None]:
-        """(smallest, largest) batch; the largest is None where nothing bounds it."""
-        return self.image.limits()[0]
-
-    @property
-    def size_limits(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
-        """(smallest, largest) height and the same of the width, in pixels."""
-        first = 1 if self.layout == "NHWC" else 2
-        height, width = self.image.limits()[first : first + 2]
-        return height, width
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) of a graph of fixed size, None for a dynamic one."""
-        (height, highest), (width, widest) = self.size_limits
-        return (height, width) if height == highest and width == widest else None
-
-    def output(self, name: str) -> TensorSpec | None:
-        """The output called `name`, or None."""
-        return next((spec for spec in self.outputs if spec.name == name), None)
+    def graph_sha256(self) -> str:
+        """Of `graph.onnx`. Raises KeyError before the bundle is written."""
+        return {entry.path: entry.sha256 for entry in self.files}[GRAPH]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         plain: dict[str, Any] = encode(self)
-        return {"format_version": plain.pop("format_version"), **plain}
+        interface = plain.pop("interface")
+        first = {"format_version": plain.pop("format_version"), "model": plain.pop("model")}
+        return {**first, "num_classes": self.interface.num_classes, **interface, **plain}
 
     @classmethod
     def from_json(cls, values: Any) -> Manifest:
@@ -169,49 +124,33 @@ class Manifest:
                 f"pip install --upgrade twins-trt{f', or rebuild: {rebuild}' if rebuild else ''}" if newer else rebuild,
             )
         try:
-            return decode(cls, values)
+            return decode(cls, _nested(values))
         except ValueError as error:  # UsageError of the parts' own checks included
             cause = error.cause if isinstance(error, UsageError) else str(error)
-            raise BundleError(f"{MANIFEST}: {cause}", rebuild) from error
+            named = cause.removeprefix("interface").lstrip(" .")  # the file has its fields beside the others
+            raise BundleError(f"{MANIFEST}: {named}", rebuild) from error
 
     def dumps(self) -> str:
         """The text of `manifest.json`."""
         return json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _class_faults(m: Manifest) -> list[str]:
-    faults = []
-    if not 1 <= m.num_classes <= 255:
-        faults.append(f"num_classes is {m.num_classes}; an 8-bit mask holds 1 to 255, and 255 for ignored pixels")
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's values with those of the interface in one of their own. Raises ValueError for another `num_classes`
+    than there are classes."""
+    plain = dict(values)
+    interface = {each.name: plain.pop(each.name) for each in fields(GraphInterface) if each.name in plain}
+    if "num_classes" not in plain:
+        raise ValueError("lacks the field 'num_classes'")
+    count = plain.pop("num_classes")
+    if type(count) is not int:
+        raise ValueError(f"num_classes is {count!r}, not a whole number")
+    if not 1 <= count <= MOST_CLASSES:
+        raise ValueError(f"num_classes is {count}; {MASK_HOLDS}")
     for name in ("classes", "palette"):
-        if len(getattr(m, name)) != m.num_classes:
-            faults.append(f"num_classes is {m.num_classes} but {name} has {len(getattr(m, name))} entries")
-    faults += [
-        f"palette[{i}] is {c}, not 0 to 255" for i, c in enumerate(m.palette) if not all(0 <= v <= 255 for v in c)
-    ]
-    return faults
-
-
-def _tensor_faults(m: Manifest) -> list[str]:
-    if len(m.inputs) != 1:
-        return [f"inputs has {len(m.inputs)} entries, not 1"]
-    (image,) = m.inputs
-    channels = 3 if image.dtype == "uint8" else 1
-    if len(image.shape) != 4 or image.shape[channels] != 3 or image.dtype not in ("uint8", "float16", "float32"):
-        return [f"inputs[0] is {image}, neither uint8 [N, H, W, 3] nor float [N, 3, H, W]"]
-    faults = [] if m.outputs else ["outputs is empty"]
-    for i, spec in enumerate(m.outputs):
-        if spec.name == "mask":
-            fits, wanted = spec.dtype == "uint8" and len(spec.shape) == 3, "mask uint8 [N, H, W]"
-        else:
-            wanted = f"logits float [N, {m.num_classes}, h, w]"
-            fits = spec.name == "logits" and spec.dtype in ("float16", "float32") and len(spec.shape) == 4
-            fits = fits and spec.shape[1] == m.num_classes
-        if not fits:
-            faults.append(f"outputs[{i}] is {spec}, not {wanted}")
-    if len({spec.name for spec in m.outputs}) != len(m.outputs):
-        faults.append("outputs names a tensor twice")
-    return faults
+        if isinstance(interface.get(name), list) and len(interface[name]) != count:
+            raise ValueError(f"num_classes is {count} but {name} has {len(interface[name])} entries")
+    return {"interface": interface, **plain}
 
 
 def _file_faults(m: Manifest) -> list[str]:

@@ -13,7 +13,7 @@ from twins_trt.errors import ImageError, MissingDependencyError, UsageError
 from twins_trt.files import whole_file
 
 if TYPE_CHECKING:
-    from twins_trt.runtime.manifest import Colour
+    from twins_trt.data.palette import Colour
 
 UInt8Array = npt.NDArray[np.uint8]
 

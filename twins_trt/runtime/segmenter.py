@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from twins_trt.data.images import read_image, to_rgb
 from twins_trt.errors import EngineError, ImageError, TwinsError, UsageError
+from twins_trt.inference.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
+from twins_trt.inference.interface import GraphInterface
+from twins_trt.inference.runner import Mode, ModeRunner, resolve_mode
 from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
-from twins_trt.runtime.engines import Engine, EngineSettings, open_engine
+from twins_trt.runtime.engines import Engine, RuntimeOptions, open_engine
 from twins_trt.runtime.engines.protocol import Pending, Pipelined, RunsOnDevice, observed
-from twins_trt.runtime.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
-from twins_trt.runtime.modes import Mode, ModeRunner, resolve_mode
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
 from twins_trt.spelling import spelled
@@ -29,7 +30,7 @@ from twins_trt.spelling import spelled
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-    from twins_trt.runtime.manifest import Colour
+    from twins_trt.data.palette import Colour
 
 UInt8Array = npt.NDArray[np.uint8]
 Picture: TypeAlias = Union[UInt8Array, "PillowImage", str, Path]
@@ -82,16 +83,17 @@ class _Started:
 class Segmenter:
     """A bundle, ready to segment pictures of any size.
 
-    bundle: an opened bundle, or the folder of one (which is verified). engine: a kind of `engines.KINDS`, `auto` for
-    the first that can run here, or an engine made elsewhere. settings: threads and the like, for an engine opened here;
-    its `observe` is also told what the stages around the engine take.
+    bundle: an opened bundle, or the folder of one (which is verified); with an engine made elsewhere, what its graph
+    takes is enough. engine: a kind of `engines.KINDS`, `auto` for the first that can run here, or an engine itself.
+    options: threads and the like, for an engine opened here; its `observe` is also told what the stages around the
+    engine take.
     fit: how a picture meets a graph of fixed size: `stretch` resizes it to exactly that size, `letterbox` keeps its
     ratio and pads on the right and at the bottom with the mean colour. A picture that has the graph's size is not
     resized. A graph of dynamic size takes each picture as mmsegmentation's test pipeline does: fitted into the
     manifest's test scale, or at its own size where there is none, within the limits of the profile.
 
     mode: how a picture is run. `whole`: as above. `slide`, `ms_flip`, `slide_ms_flip`: as mmsegmentation evaluates, see
-    `twins_trt.evaluation.inference_mode`. `tile`, or `Tiles(size, overlap)`: at its own size, however large, in tiles
+    `twins_trt.inference.inference_mode`. `tile`, or `Tiles(size, overlap)`: at its own size, however large, in tiles
     whose logits are averaged where they overlap, in bounded memory. All but `whole` need a graph that gives logits.
 
     Masks come back at the picture's own size. Where a resize is in the way and the graph gives logits, they are resized
@@ -111,46 +113,43 @@ class Segmenter:
 
     def __init__(
         self,
-        bundle: Bundle | str | Path,
+        bundle: Bundle | GraphInterface | str | Path,
         engine: str | Engine = "auto",
         *,
         fit: FitMode = "stretch",
         mode: Mode = "whole",
-        settings: EngineSettings | None = None,
+        options: RuntimeOptions | None = None,
     ) -> None:
         if fit not in FITS:
             raise UsageError(f"there is no fit {fit!r}", f"use {' or '.join(FITS)}")
         parts = resolve_mode(mode)
         self.fit: FitMode = fit
-        for _ in range(1 if isinstance(bundle, Bundle) else TRIES):
-            self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-            self.manifest = self.bundle.manifest
-            self._in_parts = None if parts is None else ModeRunner(parts, self.manifest, self._run_logits)
-            opened = _opened(self.bundle, engine, settings)
+        for _ in range(TRIES if isinstance(bundle, (str, Path)) else 1):
+            self.bundle, self.interface = _opened_bundle(bundle)
+            self._in_parts = None if parts is None else ModeRunner(parts, self.interface, self._run_logits)
+            opened = _opened_engine(self.bundle, engine, options)
             if opened is not None:
                 break
         else:
+            assert self.bundle is not None  # without one there is an engine
             raise replaced_error(self.bundle.path)
         self.engine = opened
-        if self.manifest.source.seeded:
-            log.warning("%s holds random weights: its masks mean nothing", self.bundle.path)
-        if self.manifest.gate == "failed":
-            log.warning("%s failed its accuracy gate", self.bundle.path)
-        if self.manifest.precision == "int8" and self.manifest.gate == "ungated":
-            log.warning("%s is INT8 and ungated: nobody has measured what it costs in mIoU", self.bundle.path)
-        self._observe = None if settings is None else settings.observe
+        self._name = self.engine.name if self.bundle is None else str(self.bundle.path)
+        if self.bundle is not None:
+            _warn(self.bundle)
+        self._observe = None if options is None else options.observe
         self._turn: contextlib.AbstractContextManager[Any]
         self._turn = contextlib.nullcontext() if self.engine.concurrent else threading.Lock()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Name by class index."""
-        return self.manifest.classes
+        return self.interface.classes
 
     @property
     def palette(self) -> tuple[Colour, ...]:
         """RGB colour by class index."""
-        return self.manifest.palette
+        return self.interface.palette
 
     @overload
     def __call__(self, image: PillowImage | str | Path) -> Segmentation: ...
@@ -188,10 +187,10 @@ class Segmenter:
         the generator, or an interrupt, stops the thread.
         Raises UsageError for a batch or depth that cannot be.
         """
-        low, high = self.manifest.batch_limits
+        low, high = self.interface.batch_limits
         size = low if batch is None else batch
         if size < 1 or (high is not None and size > high):
-            raise UsageError(f"batch is {size}", f"{self.bundle.path} takes 1 to {high or 'any number'}")
+            raise UsageError(f"batch is {size}", f"{self._name} takes 1 to {high or 'any number'}")
         if depth < 1:
             raise UsageError(f"depth is {depth}", "give 1 or more")
         return stream_frames(images, self._prepare, self._start, batch=size, depth=depth)
@@ -207,8 +206,8 @@ class Segmenter:
         """
         if not isinstance(self.engine, RunsOnDevice):
             raise UsageError(f"the engine {self.engine.name} cannot take arrays on a GPU", "use a TensorRT engine")
-        if self.manifest.output("mask") is None:
-            raise UsageError(f"{self.bundle.path} gives no mask", f"build it with {spelled('outputs', 'mask')}")
+        if self.interface.output("mask") is None:
+            raise UsageError(f"{self._name} gives no mask", f"build it with {spelled('outputs', 'mask')}")
         given = None if out is None else {"mask": out}
         return self.engine.run_on_device(images, outputs=("mask",), out=given, stream=stream)["mask"]
 
@@ -227,8 +226,8 @@ class Segmenter:
     def _segment(self, images: list[UInt8Array]) -> list[Segmentation]:
         if self._in_parts is not None:
             return [self._segment_in_parts(image) for image in images]
-        largest = self.manifest.batch_limits[1] or max(1, len(images))
-        fits = [fit_size(image.shape[:2], self.manifest, self.fit) for image in images]
+        largest = self.interface.batch_limits[1] or max(1, len(images))
+        fits = [fit_size(image.shape[:2], self.interface, self.fit) for image in images]
         alike: dict[tuple[int, int], list[int]] = {}
         for i, fit in enumerate(fits):
             alike.setdefault(fit.canvas, []).append(i)
@@ -253,7 +252,7 @@ class Segmenter:
         if self._in_parts is not None:
             size = (image.shape[0], image.shape[1])
             return _Prepared(image, Fit(size, size, size), image)
-        return self._place(image, fit_size(image.shape[:2], self.manifest, self.fit))
+        return self._place(image, fit_size(image.shape[:2], self.interface, self.fit))
 
     def _decode(self, item: Any) -> UInt8Array:
         with observed(self._observe, "decode"):
@@ -261,7 +260,7 @@ class Segmenter:
 
     def _place(self, image: UInt8Array, fit: Fit) -> _Prepared:
         with observed(self._observe, "preprocess"):
-            return _Prepared(image, fit, place(image, fit, self.manifest))
+            return _Prepared(image, fit, place(image, fit, self.interface))
 
     def _start(self, chunk: Sequence[_Prepared], wait: bool) -> _Started | _Done | None:
         """Gives a stream's frames to the engine: those of one size at once, to one that can, and else one by one."""
@@ -290,12 +289,12 @@ class Segmenter:
 
     def _batch(self, chunk: Sequence[_Prepared]) -> npt.NDArray[Any]:
         tensors = [prepared.tensor for prepared in chunk]
-        tensors += tensors[-1:] * (self.manifest.batch_limits[0] - len(tensors))  # a fixed batch has to be full
+        tensors += tensors[-1:] * (self.interface.batch_limits[0] - len(tensors))  # a fixed batch has to be full
         return tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
 
     def _finish(self, chunk: Sequence[_Prepared], name: str, result: npt.NDArray[Any]) -> list[Segmentation]:
         """Masks of the pictures' own sizes, from what the engine gave for the batch."""
-        expected = max(len(chunk), self.manifest.batch_limits[0])
+        expected = max(len(chunk), self.interface.batch_limits[0])
         if len(result) != expected:
             raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {expected}")
         back = unfit_mask if name == "mask" else logits_to_mask
@@ -305,17 +304,26 @@ class Segmenter:
 
     def _output(self, chunk: Sequence[_Prepared]) -> str:
         """Logits where they are there and a resize follows, else the mask, which is smaller and needs no argmax."""
-        has_mask, has_logits = (self.manifest.output(name) is not None for name in ("mask", "logits"))
+        has_mask, has_logits = (self.interface.output(name) is not None for name in ("mask", "logits"))
         resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
         return "logits" if not has_mask or (has_logits and resized) else "mask"
 
 
-def _opened(bundle: Bundle, engine: str | Engine, settings: EngineSettings | None) -> Engine | None:
+def _opened_bundle(bundle: Bundle | GraphInterface | str | Path) -> tuple[Bundle | None, GraphInterface]:
+    if isinstance(bundle, GraphInterface):
+        return None, bundle
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    return opened, opened.interface
+
+
+def _opened_engine(bundle: Bundle | None, engine: str | Engine, options: RuntimeOptions | None) -> Engine | None:
     """The engine; None where another bundle has taken this one's place, so that it may be of either."""
     if not isinstance(engine, str):
         return engine
+    if bundle is None:
+        raise UsageError("an interface alone cannot be run", "give its engine too, or a bundle")
     try:
-        opened = open_engine(bundle, engine, settings=settings)
+        opened = open_engine(bundle, engine, options=options)
     except TwinsError:
         if bundle.replaced:
             return None
@@ -324,6 +332,16 @@ def _opened(bundle: Bundle, engine: str | Engine, settings: EngineSettings | Non
         return opened
     opened.close()
     return None
+
+
+def _warn(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    if manifest.source.seeded:
+        log.warning("%s holds random weights: its masks mean nothing", bundle.path)
+    if manifest.gate == "failed":
+        log.warning("%s failed its accuracy gate", bundle.path)
+    if manifest.precision == "int8" and manifest.gate == "ungated":
+        log.warning("%s is INT8 and ungated: nobody has measured what it costs in mIoU", bundle.path)
 
 
 def _pixels(item: Any) -> UInt8Array:

@@ -9,20 +9,20 @@ from twins_trt.training.options import TrainOptions, resolve
 from twins_trt.verbs.train import TrainRequest
 
 if TYPE_CHECKING:
+    from twins_trt.training.job import TrainJob, resolve_training
     from twins_trt.training.loop import train
-    from twins_trt.training.plan import TrainPlan, plan_training
     from twins_trt.training.report import TrainReport, TrainStep
     from twins_trt.training.run import load_options
 
 __all__ = [
+    "TrainJob",
     "TrainOptions",
-    "TrainPlan",
     "TrainReport",
     "TrainRequest",
     "TrainStep",
     "load_options",
-    "plan_training",
     "resolve",
+    "resolve_training",
     "train",
 ]
 
@@ -30,7 +30,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "twins_trt.training.loop": ["train"],
-        "twins_trt.training.plan": ["TrainPlan", "plan_training"],
+        "twins_trt.training.job": ["TrainJob", "resolve_training"],
         "twins_trt.training.report": ["TrainReport", "TrainStep"],
         "twins_trt.training.run": ["load_options"],
     },

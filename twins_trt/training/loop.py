@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 
+from twins_trt.codec import decode, encode
 from twins_trt.data import ADE20K_TEST, Preprocessing
 from twins_trt.data.loading import load_in_order
-from twins_trt.evaluation import Scores, Walk, evaluate_model
+from twins_trt.evaluation import EvaluationOptions, Scores, evaluate_model
 from twins_trt.models.segmentor import Segmentor, build_model
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.training.augment import Augmentation
 from twins_trt.training.batches import Batch, BatchReader, Draws
 from twins_trt.training.distributed import World, joined
+from twins_trt.training.job import TrainJob, open_datasets, resolve_training
 from twins_trt.training.options import TrainOptions
-from twins_trt.training.plan import TrainPlan, open_datasets, plan_training
-from twins_trt.training.qat import FakeQuantised, attach, read_amax, read_plan
+from twins_trt.training.qat import FakeQuantized, attach, read_amax, read_plan
 from twins_trt.training.report import Progress, TrainReport, TrainStep
 from twins_trt.training.run import (
     BEST,
@@ -43,7 +43,7 @@ from twins_trt.verbs.train import TrainRequest
 
 log = logging.getLogger("twins_trt")
 
-OBSERVED_IMAGES = 64  # from which a quantised run without a range file takes its ranges
+OBSERVED_IMAGES = 64  # from which a quantized run without a range file takes its ranges
 _SPEED_STEPS = 50  # the last ones, from which the time that is left is told
 
 
@@ -63,7 +63,7 @@ def train(request: TrainRequest, *, resume: bool = False, progress: Progress | N
     does not fit its layout, `CheckpointError` for weights that do not fit the model, `TrainingError` where the loss is
     no longer finite, the folder cannot be written, or holds another run, `MissingDependencyError` without OpenCV.
     """
-    plan = plan_training(request, resume=resume)
+    plan = resolve_training(request, resume=resume)
     options, started = plan.options, time.perf_counter()
     with StopRequest() as stop, joined(options.device) as world, _own_randomness(options, world):
         run = _Run(plan, world, stop, progress, resume=resume)
@@ -97,7 +97,7 @@ class _Run:
     """One call of `train`: the trainer, and what was reached so far."""
 
     def __init__(
-        self, plan: TrainPlan, world: World, stop: StopRequest, progress: Progress | None, *, resume: bool
+        self, plan: TrainJob, world: World, stop: StopRequest, progress: Progress | None, *, resume: bool
     ) -> None:
         self.options = options = plan.options
         self.folder = Path(options.out)
@@ -109,18 +109,18 @@ class _Run:
         self._validated = 0  # the iteration of the last validation
         self.losses: list[float] = []
         self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
-        self._quantised: FakeQuantised | None = None
+        self._quantized: FakeQuantized | None = None
         if resume:
             state = load_state(self.folder)
             self.start = decode(Start, state["start"])
             self.miou, self.best, self._validated = state["miou"], state["best"], state["validated"]
-            self._quantise(model, self.folder / PLAN, amax=state["amax"])
+            self._quantize(model, self.folder / PLAN, amax=state["amax"])
             self._trainer = Trainer(model, options, world)
             self._trainer.load_state_dict(state["trainer"])
         else:
             self.start = start_weights(model, plan.weights)
             amax = None if options.calibration is None else read_amax(options.calibration)
-            self._quantise(model, options.plan, amax=amax)
+            self._quantize(model, options.plan, amax=amax)
             self._trainer = Trainer(model, options, world)
         self.resumed = self.iteration
         if world.first and not resume:
@@ -157,23 +157,23 @@ class _Run:
                 if hasattr(batches, "close"):  # ends the reading processes now
                     batches.close()
 
-    def _quantise(self, model: Segmentor, path: str | Path | None, *, amax: Mapping[str, float] | None) -> None:
+    def _quantize(self, model: Segmentor, path: str | Path | None, *, amax: Mapping[str, float] | None) -> None:
         """Puts a plan's rounding into the model, with these ranges or those of the first pictures."""
         options = self.options
         if options.plan is None or path is None:
             return
         plan = read_plan(path, model=options.model)
-        quantised = attach(model, plan, size=options.crop, amax=amax)
-        if quantised.observing:
+        quantized = attach(model, plan, size=options.crop, amax=amax)
+        if quantized.observing:
             model.to(self._world.device).eval()
             count = -(-OBSERVED_IMAGES // options.batch)
             # Every process sees the same pictures, so that all come to the same ranges.
             for batch in self._batches(0, count, share=False):
                 with torch.inference_mode():
                     model(on_device(batch, self._world.device)[0])
-            quantised.choose_ranges()
-        log.info("%d places of the plan run in INT8", len(quantised.sites))
-        self._quantised = quantised
+            quantized.choose_ranges()
+        log.info("%d places of the plan run in INT8", len(quantized.sites))
+        self._quantized = quantized
 
     def _step(self, batches: Iterator[Batch]) -> None:
         started, rate = time.perf_counter(), self._trainer.rate
@@ -194,7 +194,7 @@ class _Run:
                         model,
                         self._val.first(self.options.val_limit),
                         preprocessing=ADE20K_TEST if self.options.data.startswith("ade20k:") else Preprocessing(),
-                        walk=Walk(progress=self._validating),
+                        options=EvaluationOptions(progress=self._validating),
                     ).scores
             except _Stopped:
                 pass  # it is made up for when the run goes on
@@ -224,7 +224,7 @@ class _Run:
             "miou": self.miou,
             "best": self.best,
             "validated": self._validated,
-            "amax": None if self._quantised is None else self._quantised.amax(),
+            "amax": None if self._quantized is None else self._quantized.amax(),
         }
         save_state(self.folder, state)
         if self.iteration:

@@ -20,9 +20,9 @@ class SegmentationLoss(nn.Module):
         self.aux_weight = aux_weight
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """images: float [N, 3, H, W], normalised RGB; labels: int64 [N, H, W], 255 = ignore.
+        """images: float [N, 3, H, W], normalized RGB; labels: int64 [N, H, W], 255 = ignore.
 
-        Returns scalars: `loss`, to minimise; `decode` and, with an auxiliary head, `auxiliary`, of which it is the
+        Returns scalars: `loss`, to minimize; `decode` and, with an auxiliary head, `auxiliary`, of which it is the
         weighted sum; `labelled`, the number of pixels with a label, and `right`, how many of them are right.
         """
         stages = self.model.forward_features(images)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from twins_trt.codec import decode, encode
 from twins_trt.errors import UsageError
 from twins_trt.models.telling import tell_model
 from twins_trt.models.zoo import PADDINGS, get_spec
-from twins_trt.runtime.codec import decode, encode
 from twins_trt.spelling import speaking, spelled
 from twins_trt.verbs.request import either
 from twins_trt.verbs.train import (
@@ -119,7 +119,7 @@ class TrainOptions:
             )
         if spec.head == "upernet" and self.batch == 1:
             raise UsageError(
-                "UPerNet normalises over a batch, and one picture is none", f"give {spelled('batch', 2)} or more"
+                "UPerNet normalizes over a batch, and one picture is none", f"give {spelled('batch', 2)} or more"
             )
 
     def to_json(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twins_trt.runtime.codec import encode
+from twins_trt.codec import encode
 from twins_trt.training.start import Start
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from twins_trt.builders.weights import find_weights
 from twins_trt.models.checkpoint import explain_misfit, identify_backbone, list_misfits, read_checkpoint
 from twins_trt.models.convert import load_backbone
 from twins_trt.models.segmentor import Segmentor
+from twins_trt.models.weights import find_weights
 from twins_trt.training.options import TrainOptions
 
 log = logging.getLogger("twins_trt")
@@ -37,19 +37,19 @@ def weights_file(options: TrainOptions) -> Path | None:
 
 
 def start_weights(model: Segmentor, path: Path | None) -> Start:
-    """Gives `model` its first weights: those of the file, and mmseg's random initialisation for what it lacks.
+    """Gives `model` its first weights: those of the file, and mmseg's random initialization for what it lacks.
 
     A classifier of another number of classes is left out, and so is an auxiliary head that is not there; both are said
     in the log. A file with a backbone only (ImageNet weights) leaves all heads at random.
     Raises `CheckpointError`, before the model has changed, for weights of another model.
     """
     if path is None:
-        initialise(model)
+        initialize(model)
         return Start(None, None, ("every layer",))
     checkpoint = read_checkpoint(path)
     weights, expected = checkpoint.state_dict, model.state_dict()
     if identify_backbone(weights) and not any(key.startswith(_HEADS) for key in weights):
-        initialise(model)
+        initialize(model)
         load_backbone(model, path)
         log.warning("%s holds a backbone only: neck and heads start at random", path)
         return Start(str(path), checkpoint.sha256, ("neck and heads",))
@@ -59,7 +59,7 @@ def start_weights(model: Segmentor, path: Path | None) -> Start:
     fitting = {key: value for key, value in weights.items() if key not in anew}
     if list_misfits(fitting, {key: value for key, value in expected.items() if key not in anew}):
         raise explain_misfit(weights, expected, path, name=model.spec.name)
-    initialise(model)
+    initialize(model)
     model.load_state_dict(fitting, strict=False)  # every key was compared above
     parts = tuple(dict.fromkeys(_part(key, weights) for key in anew))
     if parts:
@@ -67,8 +67,8 @@ def start_weights(model: Segmentor, path: Path | None) -> Start:
     return Start(str(path), checkpoint.sha256, parts)
 
 
-def initialise(model: Segmentor) -> None:
-    """Random weights as mmseg initialises each part, drawn from torch's global generator.
+def initialize(model: Segmentor) -> None:
+    """Random weights as mmseg initializes each part, drawn from torch's global generator.
 
     Backbone: Linear normal(0.02) cut at two sigma, convolutions normal with the fan-out's variance (mmseg's
     models/backbones/twins.py). Neck: Xavier, uniform. Heads: Kaiming for ReLU, classifiers normal(0.01). Biases are 0,
@@ -81,10 +81,10 @@ def initialise(model: Segmentor) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            _initialise_convolution(name, module)
+            _initialize_convolution(name, module)
 
 
-def _initialise_convolution(name: str, module: nn.Conv2d) -> None:
+def _initialize_convolution(name: str, module: nn.Conv2d) -> None:
     if name.startswith("neck."):
         nn.init.xavier_uniform_(module.weight)
     elif name.endswith("conv_seg"):

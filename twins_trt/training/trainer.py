@@ -53,7 +53,7 @@ class Trainer:
         self.world = world
         self.iteration = 0
         self.model = model.to(world.device)
-        set_regularisation(model, drop_path=options.drop_path, dropout=options.dropout)
+        set_regularization(model, drop_path=options.drop_path, dropout=options.dropout)
         if world.size > 1:
             sync_batch_norms(model)
         if options.checkpointing:
@@ -89,7 +89,7 @@ class Trainer:
         )
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step of the optimiser.
+        """One step of the optimizer.
 
         Raises `TrainingError` where the loss is not finite: no weight was changed then; BatchNorm's statistics were.
         """
@@ -166,7 +166,7 @@ class Trainer:
 
 
 def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalised pixels float32 [N, 3, H, W], 0 outside of each picture as mmseg pads, and labels int64 [N, H, W]."""
+    """Normalized pixels float32 [N, 3, H, W], 0 outside of each picture as mmseg pads, and labels int64 [N, H, W]."""
     normal = Preprocessing()
     mean = torch.tensor(normal.mean, device=device).view(3, 1, 1)
     std = torch.tensor(normal.std, device=device).view(3, 1, 1)
@@ -178,7 +178,7 @@ def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(batch.labels).to(device).long()
 
 
-def set_regularisation(model: Segmentor, *, drop_path: float, dropout: float) -> None:
+def set_regularization(model: Segmentor, *, drop_path: float, dropout: float) -> None:
     """Scales the blocks' drop path, which rises linearly with depth, to end at `drop_path`, and sets the heads'
     dropout."""
     largest = model.spec.drop_path_rate or 1.0  # where it is 0, so is every block's

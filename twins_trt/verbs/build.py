@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.export.options import ExportOptions
-from twins_trt.builders.levels import LEVELS
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.builders.plan.levels import LEVELS
+from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.errors import UsageError
-from twins_trt.verbs import Progress
+from twins_trt.progress import Progress
 from twins_trt.verbs.calibrate import CalibrateRequest
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.gate import GateRequest, threshold_flags
@@ -21,7 +21,7 @@ from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE, Extent, Kind
 from twins_trt.verbs.request import Request
 
 if TYPE_CHECKING:
-    from twins_trt.builders.pipeline import BuildReport
+    from twins_trt.builders.bundle.run import BuildReport
 
 SEARCH = "search"  # of SmoothQuant's strength
 
@@ -38,7 +38,7 @@ class BuildRequest(Request):
 
     size: (height, width) in pixels, each a number or a `Range`; by default what the model was trained at. batch: images
     at once, a number or a `Range`. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs, fp32 for the CPU. opset: of
-    ONNX, 17 to 20; 17, for INT8 20. input: `uint8` [N, H, W, 3] RGB, or normalised `float32` [N, 3, H, W].
+    ONNX, 17 to 20; 17, for INT8 20. input: `uint8` [N, H, W, 3] RGB, or normalized `float32` [N, 3, H, W].
     outputs: `mask`, `logits` or both. upernet_levels: coarse levels that UPerNet convolves at their own size, 0 to 3.
     test_scale: (long, short) side that an image is fitted into before a graph of dynamic size, pixels.
 
@@ -50,7 +50,7 @@ class BuildRequest(Request):
     level: what runs in INT8, of `builders.levels.LEVELS`. plan: a plan file to build instead. calibrate_on: images,
     `camvid:PATH`, `ade20k:PATH` or `folder:PATH`, with calib_split and calib_images (0: all). calibration: a range file
     instead. smooth: SmoothQuant's strength 0 to 1, `search` or `none`. bias_correction: put the mean shift of every
-    quantised product into its bias. observers, percentile, bins, minimum, fit: as in `CalibrationSettings`.
+    quantized product into its bias. observers, percentile, bins, minimum, fit: as in `CalibrationOptions`.
 
     gate_on: labelled images to judge the build on, with gate_split and gate_limit. max_drop: points of mIoU.
     min_images: fewer fail. min_agreement: share of equal pixels. no_gate: leave INT8 unjudged, and marked so.
@@ -244,7 +244,7 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--bias-correction",
         "bias_correction",
-        "put the mean shift of every quantised product into its bias",
+        "put the mean shift of every quantized product into its bias",
         SWITCH,
         sets=True,
         group=INT8,
@@ -282,13 +282,13 @@ TABLE: tuple[Flag, ...] = (
     TEST_SCALE_FLAG,
 )
 
-_GRAPH, _RANGES = ExportOptions(), CalibrationSettings()
+_GRAPH, _RANGES = ExportOptions(), CalibrationOptions()
 
 
 @dataclass(frozen=True)
 class BuildDefaults:
-    """What holds where a request says nothing. What depends on other fields, `builders.resolve` decides: model, size,
-    precision, opset, targets."""
+    """What holds where a request says nothing. `builders.bundle.resolve` decides what depends on other fields: model,
+    size, precision, opset, targets."""
 
     overwrite: bool = False
     seeded: bool = False
@@ -359,7 +359,7 @@ def build(
     `UnfusedAttentionError` where an engine leaves an attention unfused, `GateError` where the build fails its gate,
     `BundleError` where `out` exists or cannot be written, `MissingDependencyError` where a compiler is not there.
     """
-    from twins_trt.builders.pipeline import build_bundle
+    from twins_trt.builders.bundle.run import build_bundle
 
     request = FLAGS.ask(
         more,
@@ -378,4 +378,4 @@ def build(
         threads=threads,
         overwrite=overwrite,
     )
-    return build_bundle(request, progress=None if progress is None else lambda step: progress(*step.said()))
+    return build_bundle(request, progress=progress)

@@ -10,15 +10,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twins_trt.builders.export.options import ExportOptions, Range
-from twins_trt.builders.levels import INT8_OPSET
+from twins_trt.builders.export.options import DynamicDim, ExportOptions
+from twins_trt.builders.plan.levels import INT8_OPSET
 from twins_trt.calib.collecting import MEMORY_MIB
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.zoo import get_spec, is_model
+from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     DATA_KINDS,
@@ -33,10 +33,10 @@ from twins_trt.verbs.kinds import SWITCH, TEST_SCALE, WHOLE, Extent
 from twins_trt.verbs.meanings import check_new_file, export_options, fit_of, load_asked, nothing_called, scale_of
 
 if TYPE_CHECKING:
-    from twins_trt.calib import CalibrationStep, Ranges
+    from twins_trt.calib import Ranges
     from twins_trt.data import Dataset
 
-_GRAPH, _RANGES = ExportOptions(), CalibrationSettings()
+_GRAPH, _RANGES = ExportOptions(), CalibrationOptions()
 
 log = logging.getLogger("twins_trt")
 
@@ -50,8 +50,8 @@ class CalibrateRequest:
     many, spread over the split; 0 for all. out: the range file to write; None writes none. overwrite: replace one that
     is there.
 
-    forms: `gpu` or `cpu`, what a model's graph is built for. observers, percentile, bins, minimum, fit: as in
-    `CalibrationSettings`. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
+    target: `gpu` or `cpu`, what a model's graph is built for. observers, percentile, bins, minimum, fit: as in
+    `CalibrationOptions`. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
     pixels, or `none`; by default mmsegmentation's for ade20k. device: of ONNX Runtime, `auto`, `cpu` or `cuda`.
     threads: of the CPU. workers: processes that read images ahead. memory: MiB of activations held at once.
 
@@ -66,7 +66,7 @@ class CalibrateRequest:
     images: int = 64
     out: str | None = None
     overwrite: bool = False
-    forms: str = _GRAPH.forms
+    target: str = _GRAPH.target
     observers: tuple[str, ...] = _RANGES.observers
     percentile: float = _RANGES.percentile
     bins: int = _RANGES.bins
@@ -81,8 +81,8 @@ class CalibrateRequest:
     seeded: bool = False
     num_classes: int | None = None
     padding: str = "parity"
-    size: tuple[int | Range, int | Range] | None = None
-    batch: int | Range = _GRAPH.batch
+    size: tuple[int | DynamicDim, int | DynamicDim] | None = None
+    batch: int | DynamicDim = _GRAPH.batch
     precision: str | None = None
     opset: int | None = None
     input: str = _GRAPH.input
@@ -102,7 +102,7 @@ TABLE: tuple[Flag, ...] = (
     Flag("--images", "images", "how many, spread over the set; default: {default}, 0: all", WHOLE, "N"),
     Flag("--out", "out", "the range file to write", metavar="FILE", required=True),
     Flag("--overwrite", "overwrite", "replace FILE if it is there", SWITCH, sets=True),
-    Flag("--forms", "forms", "of a model's graph: what it is built for; default: {default}", metavar="{gpu,cpu}"),
+    Flag("--target", "target", "of a model's graph: what it is built for; default: {default}", metavar="{gpu,cpu}"),
     *range_flags("ranges"),
     Flag(
         "--test-scale",
@@ -166,7 +166,7 @@ def calibrate(
         threads=threads,
         overwrite=overwrite,
     )
-    return collect_ranges(plan_calibration(request), progress=progress)
+    return collect_ranges(resolve_calibration(request), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,13 @@ class ModelGraph:
 
 
 @dataclass(frozen=True)
-class CalibrationPlan:
+class CalibrationJob:
     """What a calibration will do, all of it checked that can be checked beforehand. graph: its file, or the model's."""
 
     request: CalibrateRequest
     graph: Path | ModelGraph
     dataset: Dataset
-    settings: CalibrationSettings
+    settings: CalibrationOptions
 
     @property
     def out(self) -> Path | None:
@@ -204,12 +204,12 @@ class CalibrationPlan:
         return None if isinstance(self.graph, ModelGraph) else len(observed_tensors(self.graph))
 
 
-def plan_calibration(request: CalibrateRequest) -> CalibrationPlan:
+def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
     """The plan of a request. No image is read, nothing is exported or written. Raises as `calibrate` does."""
-    from twins_trt.builders.job import CalibrationImages
+    from twins_trt.builders.quantize.options import CalibrationImages
 
     test_scale = scale_of(request.data, request.test_scale)
-    settings = CalibrationSettings(
+    settings = CalibrationOptions(
         observers=request.observers,
         percentile=request.percentile,
         bins=request.bins,
@@ -223,26 +223,21 @@ def plan_calibration(request: CalibrateRequest) -> CalibrationPlan:
     if request.memory < 1:
         raise UsageError(f"{spelled('memory')} is {request.memory}", "give at least 1")
     dataset = CalibrationImages(request.data, request.split, request.images).open()
-    plan = CalibrationPlan(request, graph, dataset, settings)
+    plan = CalibrationJob(request, graph, dataset, settings)
     if plan.out is not None:
         check_new_file(plan.out, overwrite=request.overwrite, such_as="calibration.json", error=DataError)
     return plan
 
 
-def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -> Ranges:
+def collect_ranges(plan: CalibrationJob, *, progress: Progress | None = None) -> Ranges:
     """What the plan says; the ranges, written where it names a file. Raises as `calibrate` does."""
-    from twins_trt.calib import CollectOptions, calibrate, save_ranges
+    from twins_trt.calib import CollectRun, calibrate, save_ranges
 
     request, total = plan.request, len(plan.dataset)
     say = progress or silent
-
-    def count(step: CalibrationStep) -> None:
-        left = "" if step.eta is None else f", {step.eta:.0f} s left"
-        say("calibrate", f"{step.done} of {total} images{left}", step.done / total)
-
-    options = CollectOptions(
+    run = CollectRun(
         state=plan.state,
-        progress=count,
+        progress=say,
         total=total,
         names=[str(item.image) for item in plan.dataset.items],
         device=request.device,
@@ -255,7 +250,7 @@ def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -
             say("export", graph.model, None)
             graph = _export(request, graph, Path(folder))
         images = (sample.image for sample in plan.dataset.load(workers=request.workers))
-        ranges = calibrate(graph, images, settings=plan.settings, options=options)
+        ranges = calibrate(graph, images, options=plan.settings, run=run)
     if plan.out is not None:
         save_ranges(ranges, plan.out)
     if plan.state is not None:
@@ -265,8 +260,8 @@ def collect_ranges(plan: CalibrationPlan, *, progress: Progress | None = None) -
 
 def _graph(request: CalibrateRequest) -> Path | ModelGraph:
     """The graph's file; or the model's, whose weights are there."""
-    from twins_trt.builders.weights import find_weights
     from twins_trt.models.telling import CHECKPOINTS, tell_model
+    from twins_trt.models.weights import find_weights
 
     path = Path(request.what)
     if request.what and path.is_dir():
@@ -281,7 +276,7 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
     model, checkpoint = tell_model(request.what, request.checkpoint)
     find_weights(model, checkpoint=checkpoint, seeded=request.seeded)
     options = export_options(
-        request, forms=request.forms, precision="fp32", crop_size=get_spec(model).crop_size, opset=INT8_OPSET
+        request, target=request.target, precision="fp32", crop_size=get_spec(model).crop_size, opset=INT8_OPSET
     )
     if options.precision != "fp32":
         raise UsageError(
@@ -291,12 +286,12 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
 
 
 def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
-    """The model's FP32 graph, byte for byte what an INT8 build with the same options quantises."""
+    """The model's FP32 graph, byte for byte what an INT8 build with the same options quantizes."""
     from twins_trt.builders.export import export_graph
 
     model, _ = load_asked(request, graph.model, graph.checkpoint)
     if request.seeded:
         log.warning("random weights: the ranges mean nothing")
     path = folder / "graph.onnx"
-    export_graph(model, path, graph.options, to_quantise=True)
+    export_graph(model, path, graph.options, to_quantize=True)
     return path

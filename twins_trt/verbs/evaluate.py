@@ -8,12 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twins_trt.codec import encode
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import is_model
-from twins_trt.runtime.codec import encode
+from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import (
     ENGINE_FLAG,
@@ -39,8 +39,8 @@ from twins_trt.verbs.meanings import (
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset
-    from twins_trt.evaluation import EvalResult, Scores, Walk
-    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.evaluation import EvalResult, EvaluationOptions, Scores
+    from twins_trt.inference.tiling import Tiles
     from twins_trt.runtime import Bundle, Source
 
 
@@ -197,7 +197,7 @@ def evaluate(
         device=device,
         threads=threads,
     )
-    return score(plan_evaluation(request, opened), progress=progress)
+    return score(resolve_evaluation(request, opened), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
+class EvaluationJob:
     """What an evaluation will do, all of it checked that can be checked beforehand."""
 
     request: EvaluateRequest
@@ -230,9 +230,9 @@ class EvaluationPlan:
         return self.mode if isinstance(self.mode, str) else "tile"
 
 
-def plan_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> EvaluationPlan:
+def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> EvaluationJob:
     """The plan of a request. bundle: what it names, where that is open. Raises as `evaluate` does."""
-    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.inference.tiling import Tiles
     from twins_trt.runtime.engines import check_kind
 
     check_kind(request.engine)
@@ -240,25 +240,21 @@ def plan_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> E
     dataset = labelled_images(request.data, split=request.split, limit=request.limit)
     mode = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
     if not in_pytorch:
-        return EvaluationPlan(request, _bundle(request, bundle), dataset, mode)
+        return EvaluationJob(request, _bundle(request, bundle), dataset, mode)
     if isinstance(mode, Tiles) or mode == "tile":
         raise UsageError("a PyTorch model is not run in tiles", f"use {spelled('mode', 'slide')}, or build a bundle")
-    return EvaluationPlan(request, _model(request), dataset, mode)
+    return EvaluationJob(request, _model(request), dataset, mode)
 
 
-def score(plan: EvaluationPlan, *, progress: Progress | None = None) -> Evaluation:
+def score(plan: EvaluationJob, *, progress: Progress | None = None) -> Evaluation:
     """What the plan says. Raises as `evaluate` does."""
-    from twins_trt.evaluation import Walk
+    from twins_trt.evaluation import EvaluationOptions
 
     say = progress or silent
-
-    def count(done: int, total: int, miou: float) -> None:
-        say("eval", f"{done} of {total} images, mIoU {miou:.2f}", done / total)
-
-    walk = Walk(workers=plan.request.workers, progress=count)
+    options = EvaluationOptions(workers=plan.request.workers, progress=say)
     if isinstance(plan.scored, ModelSource):
-        return _score_model(plan, plan.scored, walk, say)
-    return _score_bundle(plan, plan.scored, walk)
+        return _score_model(plan, plan.scored, options, say)
+    return _score_bundle(plan, plan.scored, options)
 
 
 def _is_model(what: str) -> bool:
@@ -276,8 +272,8 @@ def _is_model(what: str) -> bool:
 
 
 def _model(request: EvaluateRequest) -> ModelSource:
-    from twins_trt.builders.weights import find_weights
     from twins_trt.models.telling import tell_model
+    from twins_trt.models.weights import find_weights
 
     name, checkpoint = tell_model(request.what, request.checkpoint)
     return ModelSource(name, checkpoint, find_weights(name, checkpoint=checkpoint, seeded=request.seeded))
@@ -291,7 +287,7 @@ def _bundle(request: EvaluateRequest, bundle: Bundle | None) -> Bundle:
             "a bundle has its weights inside", f"leave {spelled('checkpoint')} and {spelled('seeded')} out"
         )
     bundle = bundle or open_bundle(request.what)
-    classes = bundle.manifest.num_classes
+    classes = bundle.interface.num_classes
     if request.num_classes not in (None, classes):
         raise UsageError(
             f"{spelled('num_classes')} is {request.num_classes}, {bundle.path} has {classes} classes",
@@ -300,7 +296,7 @@ def _bundle(request: EvaluateRequest, bundle: Bundle | None) -> Bundle:
     return bundle
 
 
-def _score_model(plan: EvaluationPlan, source: ModelSource, walk: Walk, say: Progress) -> Evaluation:
+def _score_model(plan: EvaluationJob, source: ModelSource, options: EvaluationOptions, say: Progress) -> Evaluation:
     import torch
 
     from twins_trt.evaluation import evaluate_model
@@ -314,7 +310,7 @@ def _score_model(plan: EvaluationPlan, source: ModelSource, walk: Walk, say: Pro
     assert isinstance(plan.mode, str)  # the plan saw to it
     scale = scale_of(request.data, request.test_scale)
     result = evaluate_model(
-        model.to(device), plan.dataset, mode=plan.mode, preprocessing=Preprocessing(test_scale=scale), walk=walk
+        model.to(device), plan.dataset, mode=plan.mode, preprocessing=Preprocessing(test_scale=scale), options=options
     )
     return Evaluation(
         result,
@@ -330,12 +326,12 @@ def _score_model(plan: EvaluationPlan, source: ModelSource, walk: Walk, say: Pro
     )
 
 
-def _score_bundle(plan: EvaluationPlan, bundle: Bundle, walk: Walk) -> Evaluation:
-    from twins_trt.builders.scoring import score_bundle
-    from twins_trt.runtime import EngineSettings
+def _score_bundle(plan: EvaluationJob, bundle: Bundle, options: EvaluationOptions) -> Evaluation:
+    from twins_trt.evaluation.bundles import score_bundle
+    from twins_trt.runtime import RuntimeOptions
 
     request, manifest = plan.request, bundle.manifest
-    preprocessing = manifest.preprocessing
+    preprocessing = manifest.interface.preprocessing
     scale = scale_of(request.data, request.test_scale)
     if request.test_scale is not None or scale is not None:
         preprocessing = replace(preprocessing, test_scale=scale)
@@ -346,8 +342,8 @@ def _score_bundle(plan: EvaluationPlan, bundle: Bundle, walk: Walk) -> Evaluatio
         fit=fit_of(request.fit),
         mode=plan.mode,
         preprocessing=preprocessing,
-        settings=EngineSettings(threads=request.threads),
-        walk=walk,
+        runtime=RuntimeOptions(threads=request.threads),
+        options=options,
     )
     return Evaluation(
         found.result,

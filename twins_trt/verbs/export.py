@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twins_trt.builders.export.options import ExportOptions, Range
+from twins_trt.builders.export.options import DynamicDim, ExportOptions
 from twins_trt.errors import ExportError
 from twins_trt.models.zoo import get_spec
-from twins_trt.verbs import Progress, silent
+from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import WEIGHTS_GROUP, graph_flags, weights_flags
 from twins_trt.verbs.kinds import SWITCH
@@ -27,8 +27,8 @@ class ExportRequest:
     """What is asked of an export.
 
     model: a name of the zoo, or a checkpoint that tells it. out: the graph's file. overwrite: replace what is there.
-    forms: which exact rewritings, `gpu` or `cpu`. precision: by default fp16 for GPUs and fp32 for the CPU. The rest is
-    as in `BuildRequest`. Raises `UsageError` for a value that is none of its field's kind.
+    target: which exact rewritings, `gpu` or `cpu`. precision: by default fp16 for GPUs and fp32 for the CPU. Other
+    fields are as in `BuildRequest`. Raises `UsageError` for a value that is none of its field's kind.
     """
 
     model: str = ""
@@ -38,14 +38,14 @@ class ExportRequest:
     seeded: bool = False
     num_classes: int | None = None
     padding: str = "parity"
-    size: tuple[int | Range, int | Range] | None = None
-    batch: int | Range = _GRAPH.batch
+    size: tuple[int | DynamicDim, int | DynamicDim] | None = None
+    batch: int | DynamicDim = _GRAPH.batch
     precision: str | None = None
     opset: int | None = None
     input: str = _GRAPH.input
     outputs: tuple[str, ...] = _GRAPH.outputs
     upernet_levels: int | None = None
-    forms: str = _GRAPH.forms
+    target: str = _GRAPH.target
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
@@ -58,8 +58,8 @@ TABLE: tuple[Flag, ...] = (
     *weights_flags("weights"),
     *graph_flags("graph"),
     Flag(
-        "--forms",
-        "forms",
+        "--target",
+        "target",
         "exact rewritings for the fewest kernels (gpu) or the fewest operations (cpu); default: {default}",
         metavar="{gpu,cpu}",
     ),
@@ -69,7 +69,7 @@ FLAGS = FlagTable(ExportRequest, TABLE, groups=WEIGHTS_GROUP)
 
 
 @dataclass(frozen=True)
-class ExportPlan:
+class ExportJob:
     """What an export will do, all of it checked that can be checked beforehand.
 
     model: a name of the zoo. checkpoint: as `find_weights` takes it. weights: the file, None for seeded ones.
@@ -86,7 +86,7 @@ class ExportPlan:
         return Path(self.request.out)
 
 
-def plan_export(request: ExportRequest) -> ExportPlan:
+def resolve_export(request: ExportRequest) -> ExportJob:
     """The plan of a request.
 
     Raises `UsageError` for what does not fit together, `CheckpointError` where there are no weights, `ExportError`
@@ -97,19 +97,19 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     model, checkpoint = tell_model(request.model, request.checkpoint)
     options = export_options(
         request,
-        forms=request.forms,
-        precision="fp32" if request.forms == "cpu" else "fp16",
+        target=request.target,
+        precision="fp32" if request.target == "cpu" else "fp16",
         crop_size=get_spec(model).crop_size,
     )
-    from twins_trt.builders.weights import find_weights
+    from twins_trt.models.weights import find_weights
 
     weights = find_weights(model, checkpoint=checkpoint, seeded=request.seeded)
-    plan = ExportPlan(request, model, checkpoint, weights, options)
+    plan = ExportJob(request, model, checkpoint, weights, options)
     check_new_file(plan.out, overwrite=request.overwrite, such_as="graph.onnx", error=ExportError)
     return plan
 
 
-def export(plan: ExportPlan, *, progress: Progress | None = None) -> tuple[GraphInfo, Source]:
+def export(plan: ExportJob, *, progress: Progress | None = None) -> tuple[GraphInfo, Source]:
     """Writes the graph, whole or not at all: what it is, and where its weights came from.
 
     Raises `CheckpointError` for weights that do not fit the model, `UsageError` for options that do not, `ExportError`

@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES
 from twins_trt.errors import BundleError
-from twins_trt.verbs import Progress, silent
+from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import ENGINE_FLAG, THREADS_FLAG, WEIGHTS_GROUP, checkpoint_flags, data_flags
 from twins_trt.verbs.kinds import NUMBER, WHOLE
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from twins_trt.runtime import Bundle
 
 log = logging.getLogger("twins_trt")
-
-MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}
-"""Points of mIoU that a precision may lose."""
-
-MIN_IMAGES = 30
-"""A bootstrap over few images is too sure of itself (one image: an interval of no width), so fewer fail outright."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +129,11 @@ def gate(
         threads=threads,
         pictures=pictures,
     )
-    return judge(plan_gate(request, opened), record=record, progress=progress)
+    return judge(resolve_gate(request, opened), record=record, progress=progress)
 
 
 @dataclass(frozen=True)
-class GatePlan:
+class GateJob:
     """What a gate will do, all of it checked that can be checked without the weights."""
 
     request: GateRequest
@@ -147,7 +142,7 @@ class GatePlan:
     dataset: Dataset
 
 
-def plan_gate(request: GateRequest, bundle: Bundle | None = None) -> GatePlan:
+def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
     """The plan of a request. bundle: the one it names, where that is open. Raises as `gate` does."""
     from twins_trt.builders.gate import Thresholds
     from twins_trt.runtime import open_bundle
@@ -162,32 +157,32 @@ def plan_gate(request: GateRequest, bundle: Bundle | None = None) -> GatePlan:
         min_agreement=request.min_agreement,
     )
     dataset = labelled_images(request.data, split=request.split, limit=request.limit)
-    return GatePlan(request, bundle, thresholds, dataset)
+    return GateJob(request, bundle, thresholds, dataset)
 
 
-def judge(plan: GatePlan, *, record: bool = True, progress: Progress | None = None) -> GateResult:
+def judge(plan: GateJob, *, record: bool = True, progress: Progress | None = None) -> GateResult:
     """What the plan says. record: write the verdict into the bundle. Raises as `gate` does."""
     from twins_trt.builders import gate as gates
-    from twins_trt.runtime import EngineSettings
+    from twins_trt.runtime import RuntimeOptions
 
     request, bundle = plan.request, plan.bundle
     say = progress or silent
     say("load", "the reference", None)
     model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
-    gallery = gates.Gallery(Path(request.pictures), bundle.manifest.palette) if request.pictures else None
+    gallery = gates.Gallery(Path(request.pictures), bundle.interface.palette) if request.pictures else None
     result = gates.gate_bundle(
         bundle,
         model,
         plan.dataset,
         thresholds=plan.thresholds,
         engine=request.engine,
-        settings=EngineSettings(threads=request.threads),
-        progress=lambda done, total, drop: say("gate", f"{done} of {total} images, drop {drop:+.3f}", done / total),
+        options=RuntimeOptions(threads=request.threads),
+        progress=say,
         look=gallery,
     )
     if record:
         try:
-            gates.record(bundle, result)
+            gates.record_gate(bundle, result)
         except BundleError:
             log.warning("verdict that could not be written:\n%s", result.table())
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twins_trt.builders.export.options import ExportOptions
-from twins_trt.builders.levels import INT8_OPSET
+from twins_trt.builders.plan.levels import INT8_OPSET
 from twins_trt.runtime.engines import KINDS
 from twins_trt.verbs.flags import Flag
 from twins_trt.verbs.kinds import BATCH, FIXED_SIZE, NAMES, NUMBER, SIZE, SWITCH, TEST_SCALE, WHOLE
@@ -123,7 +123,7 @@ def graph_flags(group: str, *, precisions: Sequence[str] = ("fp32", "fp16")) -> 
         Flag(
             "--input",
             "input",
-            "uint8 [N,H,W,3] RGB, normalised inside, or float32 [N,3,H,W]; default: {default}",
+            "uint8 [N,H,W,3] RGB, normalized inside, or float32 [N,3,H,W]; default: {default}",
             metavar="{uint8,float32}",
             group=group,
         ),

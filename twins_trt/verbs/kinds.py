@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twins_trt.builders.export.options import Range
+from twins_trt.builders.export.options import DynamicDim
 from twins_trt.errors import UsageError
 
-Extent = int | Range
+Extent = int | DynamicDim
 """A side of an image or a batch: fixed, or within a range."""
 
 LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
@@ -72,9 +72,9 @@ def _counts(value: Any) -> tuple[int, ...]:
     return tuple(number for number in numbers if isinstance(number, int))
 
 
-def _extent(value: Any) -> int | Range | None:
-    """A side or a batch: a number, a `Range`, or the text of one; None for what is neither."""
-    if isinstance(value, Range):
+def _extent(value: Any) -> int | DynamicDim | None:
+    """A side or a batch: a number, a `DynamicDim`, or the text of one; None for what is neither."""
+    if isinstance(value, DynamicDim):
         return value
     if not isinstance(value, str):
         return None if isinstance(value, bool) or not hasattr(value, "__index__") else int(value.__index__())
@@ -82,15 +82,15 @@ def _extent(value: Any) -> int | Range | None:
     if len(parts) not in (1, 3) or not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
         return None
     numbers = [int(part) for part in parts]
-    return numbers[0] if len(numbers) == 1 else Range(*numbers)
+    return numbers[0] if len(numbers) == 1 else DynamicDim(*numbers)
 
 
-def _show_extent(value: int | Range) -> str:
-    return f"{value.min}:{value.opt}:{value.max}" if isinstance(value, Range) else str(value)
+def _show_extent(value: int | DynamicDim) -> str:
+    return f"{value.min}:{value.opt}:{value.max}" if isinstance(value, DynamicDim) else str(value)
 
 
-def parse_size(value: Any) -> tuple[int | Range, int | Range]:
-    """(height, width) of `512x384`, `512`, (512, 384), or with MIN:OPT:MAX or a `Range` in place of a number.
+def parse_size(value: Any) -> tuple[int | DynamicDim, int | DynamicDim]:
+    """(height, width) of `512x384`, `512`, (512, 384), or with MIN:OPT:MAX or a `DynamicDim` in place of a number.
 
     Raises `UsageError`.
     """
@@ -104,7 +104,7 @@ def parse_size(value: Any) -> tuple[int | Range, int | Range]:
             f"{_said(value)!r} is not a size", "write HxW in pixels, such as 512x512, or 256:512:1024x256:512:2048"
         )
     for side in sides:
-        if side is not None and (side.max if isinstance(side, Range) else side) > LARGEST_SIDE:
+        if side is not None and (side.max if isinstance(side, DynamicDim) else side) > LARGEST_SIDE:
             raise UsageError(
                 f"{_said(value)!r} has a side of more than {LARGEST_SIDE} pixels", "give a smaller size HxW"
             )
@@ -114,13 +114,13 @@ def parse_size(value: Any) -> tuple[int | Range, int | Range]:
 def parse_fixed_size(value: Any) -> tuple[int, int]:
     """(height, width), as `parse_size` takes it, but no range. Raises `UsageError`."""
     height, width = parse_size(value)
-    if isinstance(height, Range) or isinstance(width, Range):
+    if isinstance(height, DynamicDim) or isinstance(width, DynamicDim):
         raise UsageError(f"{_said(value)!r} is a range", "give one size, such as 512x512")
     return height, width
 
 
-def parse_batch(value: Any) -> int | Range:
-    """`1`, `8`, `MIN:OPT:MAX`, a number or a `Range`. Raises `UsageError`."""
+def parse_batch(value: Any) -> int | DynamicDim:
+    """`1`, `8`, `MIN:OPT:MAX`, a number or a `DynamicDim`. Raises `UsageError`."""
     batch = _extent(value)
     if batch is None:
         raise UsageError(f"{value!r} is not a batch", "write how many images, such as 1, or 1:4:16")

@@ -7,19 +7,19 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from twins_trt.builders.export.options import ExportOptions, Range
+from twins_trt.builders.export.options import DynamicDim, ExportOptions
 from twins_trt.data.preprocessing import ADE20K_TEST
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
 from twins_trt.models.zoo import list_models
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
-    from twins_trt.builders.weights import ModelFacts
     from twins_trt.data import Dataset
-    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.inference.fitting import FitMode
+    from twins_trt.inference.tiling import Tiles
     from twins_trt.models.segmentor import Segmentor
+    from twins_trt.models.weights import ModelFacts
     from twins_trt.runtime import Bundle
-    from twins_trt.runtime.fitting import FitMode
 
 
 def labelled_images(data: str, *, split: str, limit: int | None) -> Dataset:
@@ -40,8 +40,8 @@ def scale_of(data: str, asked: tuple[int, int] | str | None) -> tuple[int, int] 
 
 def mode_of(mode: str | None, *, tile: tuple[int, int] | None, overlap: int | None) -> str | Tiles:
     """What the fields of `mode_flags` say. Raises `UsageError`."""
-    from twins_trt.evaluation.tiling import Tiles
-    from twins_trt.runtime.modes import resolve_mode
+    from twins_trt.inference.runner import resolve_mode
+    from twins_trt.inference.tiling import Tiles
 
     if tile is None and overlap is None:
         whole = mode or "whole"
@@ -85,7 +85,7 @@ def load_asked(asked: AsksForWeights, model: str, checkpoint: str | None) -> tup
 
     Raises as `load_weights` does.
     """
-    from twins_trt.builders.weights import load_weights
+    from twins_trt.models.weights import load_weights
 
     return load_weights(
         model, checkpoint=checkpoint, seeded=asked.seeded, num_classes=asked.num_classes, padding=asked.padding
@@ -96,9 +96,9 @@ class AsksForGraph(Protocol):
     """A request with the fields of `graph_flags`."""
 
     @property
-    def size(self) -> tuple[int | Range, int | Range] | None: ...
+    def size(self) -> tuple[int | DynamicDim, int | DynamicDim] | None: ...
     @property
-    def batch(self) -> int | Range: ...
+    def batch(self) -> int | DynamicDim: ...
     @property
     def precision(self) -> str | None: ...
     @property
@@ -112,11 +112,11 @@ class AsksForGraph(Protocol):
 
 
 def export_options(
-    asked: AsksForGraph, *, forms: str, precision: str, crop_size: tuple[int, int], opset: int = ExportOptions.opset
+    asked: AsksForGraph, *, target: str, precision: str, crop_size: tuple[int, int], opset: int = ExportOptions.opset
 ) -> ExportOptions:
     """The export that a request asks for.
 
-    forms, precision, crop_size, opset: what holds where it leaves them open. Raises `UsageError`.
+    target, precision, crop_size, opset: what holds where it leaves them open. Raises `UsageError`.
     """
     height, width = asked.size or crop_size
     return ExportOptions(
@@ -127,7 +127,7 @@ def export_options(
         opset=asked.opset or opset,
         input=asked.input,
         outputs=asked.outputs,
-        forms=forms,
+        target=target,
         upernet_levels=asked.upernet_levels,
     )
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.errors import ImageError, TwinsError, UsageError
+from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import ENGINE_FLAG, MODES_GROUP, THREADS_FLAG, mode_flags
 from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
 from twins_trt.verbs.meanings import fit_of, mode_of
 
 if TYPE_CHECKING:
-    from twins_trt.evaluation.tiling import Tiles
+    from twins_trt.inference.tiling import Tiles
     from twins_trt.runtime import Bundle, Frame
 
 
@@ -107,7 +107,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class PredictPlan:
+class PredictJob:
     """What a prediction will do. failures: the arguments that name no image, and why."""
 
     request: PredictRequest
@@ -117,7 +117,7 @@ class PredictPlan:
     failures: tuple[Prediction, ...]
 
 
-def plan_prediction(request: PredictRequest) -> PredictPlan:
+def resolve_prediction(request: PredictRequest) -> PredictJob:
     """The plan of a request. Raises `UsageError` for what does not fit together, `BundleError` for a damaged bundle."""
     from twins_trt.runtime import open_bundle
     from twins_trt.runtime.engines import check_kind
@@ -134,10 +134,10 @@ def plan_prediction(request: PredictRequest) -> PredictPlan:
     bundle = open_bundle(request.bundle)
     paths, failures = _find_images(request.images)
     jobs = plan_files(paths, Path(request.out), masks=request.masks, overlays=request.overlays)
-    return PredictPlan(request, bundle, mode, tuple(jobs), tuple(failures))
+    return PredictJob(request, bundle, mode, tuple(jobs), tuple(failures))
 
 
-def predict(plan: PredictPlan, *, progress: Progress | None = None) -> Iterator[Prediction]:
+def predict(plan: PredictJob, *, progress: Progress | None = None) -> Iterator[Prediction]:
     """Segments one image after another and writes its files; first comes what names no image.
 
     An image that fails is reported, and the rest goes on; a file that cannot be written ends it: the next would fail as
@@ -146,15 +146,13 @@ def predict(plan: PredictPlan, *, progress: Progress | None = None) -> Iterator[
     yield from plan.failures
     if not plan.jobs:
         return
-    from twins_trt.runtime import EngineSettings, Segmenter
+    from twins_trt.runtime import RuntimeOptions, Segmenter
 
     request = plan.request
     say = progress or silent
-    settings = EngineSettings(threads=request.threads)
+    options = RuntimeOptions(threads=request.threads)
     say("load", str(plan.bundle.path), None)
-    with Segmenter(
-        plan.bundle, request.engine, fit=fit_of(request.fit), mode=plan.mode, settings=settings
-    ) as segmenter:
+    with Segmenter(plan.bundle, request.engine, fit=fit_of(request.fit), mode=plan.mode, options=options) as segmenter:
         frames = segmenter.stream([job.image for job in plan.jobs], batch=request.batch)
         try:
             for job, frame in zip(plan.jobs, frames, strict=True):

@@ -13,8 +13,8 @@ from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 from twins_trt.profiling.power import KINDS as METERS
 from twins_trt.profiling.results import Settings
+from twins_trt.progress import Progress
 from twins_trt.spelling import spelled
-from twins_trt.verbs import Progress
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups import THREADS_FLAG, WEIGHTS_GROUP, weights_flags
 from twins_trt.verbs.kinds import COUNTS, FIXED_SIZE, NAMES, NUMBER, SWITCH, WHOLE
@@ -180,11 +180,11 @@ def profile(
         out=out,
         save=save,
     )
-    return measure(plan_profile(request), progress=progress)
+    return measure(resolve_profile(request), progress=progress)
 
 
 @dataclass(frozen=True)
-class ProfilePlan:
+class ProfileJob:
     """What a profile will do, all of it checked that can be checked before anything is opened but manifests."""
 
     request: ProfileRequest
@@ -199,20 +199,20 @@ class ProfilePlan:
         return shlex.join(["twins-trt", "profile", *words])
 
 
-def plan_profile(request: ProfileRequest) -> ProfilePlan:
+def resolve_profile(request: ProfileRequest) -> ProfileJob:
     """The plan of a request. Raises as `profile` does."""
     from twins_trt.runtime import open_bundle
 
     settings, candidates = _settings(request), tuple(_candidates(request))
     # As they are measured: what takes their place meanwhile gets no profile.
     bundles = tuple(open_bundle(path, verify=False) for path in dict.fromkeys(request.bundles))
-    plan = ProfilePlan(request, settings, candidates, bundles)
+    plan = ProfileJob(request, settings, candidates, bundles)
     if request.out is not None and not Path(request.out).absolute().parent.is_dir():
         raise UsageError(f"{spelled('out')} is {request.out}, in a folder that does not exist", "make it first")
     return plan
 
 
-def measure(plan: ProfilePlan, *, progress: Progress | None = None) -> Profile:
+def measure(plan: ProfileJob, *, progress: Progress | None = None) -> Profile:
     """What the plan says, its results written and saved as it asks. Raises as `profile` does."""
     from twins_trt.profiling.measure import profile
     from twins_trt.profiling.power import open_meter
@@ -293,15 +293,15 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
 
 
 def _torch(request: ProfileRequest, name: str) -> Candidate:
-    from twins_trt.builders.weights import find_weights, load_weights
     from twins_trt.models.telling import tell_model
+    from twins_trt.models.weights import find_weights, load_weights
     from twins_trt.profiling.candidates import torch_candidate, usual_size
     from twins_trt.runtime import open_bundle
 
     name, checkpoint = tell_model(name, request.checkpoint)
     spec = get_spec(name)
     find_weights(name, checkpoint=checkpoint, seeded=request.seeded)
-    first = open_bundle(request.bundles[0], verify=False).manifest if request.bundles else None
+    first = open_bundle(request.bundles[0], verify=False).interface if request.bundles else None
     size = request.size or (None if first is None else usual_size(first)) or spec.crop_size
     classes = request.num_classes
     if request.seeded and classes is None and first is not None:

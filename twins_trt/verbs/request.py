@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from twins_trt.codec import decode, encode
 from twins_trt.errors import UsageError
-from twins_trt.runtime.codec import decode, encode
 
 R = TypeVar("R", bound="Request")
 T = TypeVar("T")

@@ -28,7 +28,7 @@ class TrainRequest(Request):
     checkpoint: where the weights start: a whole model's, or a backbone's alone; by default the published ones, if they
         were fetched. scratch: random ones. A classifier of another number of classes starts anew.
     split, val_split: of the data set; an empty val_split validates never.
-    iterations: steps of the optimiser; by default the schedule that the zoo's weights were trained with.
+    iterations: steps of the optimizer; by default the schedule that the zoo's weights were trained with.
     batch: images of one step, over all processes. crop: (height, width), pixels; by default the zoo's.
     scale: (long, short) side that an image is fitted into before `ratios` resize it at random, pixels, or `none` for
         the image's own size; by default mmseg's 2048x512 for ADE20K, `none` for others. ratios: smallest and largest.

@@ -1,18 +1,17 @@
-"""The engine kinds, one module each: `why_not(bundle)` says whether it can run here, `open_engine` opens it."""
+"""The engine kinds, one module each: `why_not(source)` says whether it can run here, `open_engine` opens it."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from twins_trt.device import current_device
 from twins_trt.errors import MissingDependencyError, UsageError
 from twins_trt.runtime.engines.protocol import (
     DeviceMemory,
     Engine,
-    EngineSettings,
+    EngineSource,
     HoldsDeviceMemory,
     InspectsLayers,
     LayerTime,
@@ -20,11 +19,9 @@ from twins_trt.runtime.engines.protocol import (
     Pipelined,
     ProfilesLayers,
     RunsOnDevice,
+    RuntimeOptions,
     Stage,
 )
-
-if TYPE_CHECKING:
-    from twins_trt.runtime.bundle import Bundle
 
 log = logging.getLogger("twins_trt")
 
@@ -33,7 +30,7 @@ __all__ = [
     "KINDS",
     "DeviceMemory",
     "Engine",
-    "EngineSettings",
+    "EngineSource",
     "HoldsDeviceMemory",
     "InspectsLayers",
     "LayerTime",
@@ -41,6 +38,7 @@ __all__ = [
     "Pipelined",
     "ProfilesLayers",
     "RunsOnDevice",
+    "RuntimeOptions",
     "Stage",
     "check_kind",
     "open_engine",
@@ -71,34 +69,34 @@ def check_kind(kind: str) -> None:
         raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
 
 
-def open_engine(bundle: Bundle, kind: str = "auto", *, settings: EngineSettings | None = None) -> Engine:
+def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOptions | None = None) -> Engine:
     """An engine for `bundle`.
 
     kind: a name of `KINDS`, or `auto` for the first of them that can run here, save torch. Where the bundle has
     engines for a GPU and none of them runs on the one that is here, `auto` says why in the log.
     Raises UsageError for an unknown kind, MissingDependencyError if what it needs is absent, EngineError if it refuses
-    the bundle.
+    the source.
     """
-    settings = settings or EngineSettings()
+    options = options or RuntimeOptions()
     check_kind(kind)
     if kind != "auto":
-        return _open(kind, bundle, settings)
+        return _open(kind, source, options)
     reasons: list[str] = []
     for name in (kind for kind in KINDS if kind not in NOT_BY_ITSELF):
-        reason = why_not(bundle, name)
+        reason = why_not(source, name)
         if reason is None:
-            if bundle.manifest.engines and name in CPU_KINDS and current_device() is not None:
-                log.warning("%s runs on the CPU: %s", bundle.path, "; ".join(reasons))
-            return _open(name, bundle, settings)
+            if source.engines and name in CPU_KINDS and current_device() is not None:
+                log.warning("%s runs on the CPU: %s", source.path, "; ".join(reasons))
+            return _open(name, source, options)
         reasons.append(f"{name}: {reason}")
     raise MissingDependencyError(
-        f"no engine can run {bundle.path} here ({'; '.join(reasons)})", 'pip install "twins-trt[cpu]"'
+        f"no engine can run {source.path} here ({'; '.join(reasons)})", 'pip install "twins-trt[cpu]"'
     )
 
 
-def why_not(bundle: Bundle, kind: str) -> str | None:
+def why_not(source: EngineSource, kind: str) -> str | None:
     """Why the engine `kind` cannot run `bundle` on this machine, or None if it can."""
-    reason: str | None = _module(kind).why_not(bundle)
+    reason: str | None = _module(kind).why_not(source)
     return reason
 
 
@@ -106,6 +104,6 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module(KINDS[kind])
 
 
-def _open(kind: str, bundle: Bundle, settings: EngineSettings) -> Engine:
-    engine: Engine = _module(kind).open_engine(bundle, settings)
+def _open(kind: str, source: EngineSource, options: RuntimeOptions) -> Engine:
+    engine: Engine = _module(kind).open_engine(source, options)
     return engine

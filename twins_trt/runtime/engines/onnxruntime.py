@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twins_trt.errors import EngineError, missing
+from twins_trt.inference.tensors import TensorSpec
 from twins_trt.runtime.engines.protocol import (
-    EngineSettings,
+    EngineSource,
     LayerTime,
+    RuntimeOptions,
     check_input,
     check_out,
-    match_manifest,
+    match_interface,
     wanted_outputs,
 )
-from twins_trt.runtime.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    from twins_trt.runtime.bundle import Bundle
 
     Array = npt.NDArray[np.generic]
 
@@ -40,18 +39,17 @@ _DTYPES = {
 }
 
 
-def why_not(bundle: Bundle) -> str | None:
-    """Why this kind cannot run `bundle` here, or None if it can."""
+def why_not(source: EngineSource) -> str | None:
+    """Why this kind cannot run `source` here, or None if it can."""
     return None if find_spec("onnxruntime") else 'onnxruntime is not installed: pip install "twins-trt[cpu]"'
 
 
-def open_engine(bundle: Bundle, settings: EngineSettings) -> OnnxRuntimeEngine:
-    """The bundle's graph. Raises BundleError if graph and manifest disagree about inputs or outputs."""
-    manifest = bundle.manifest
-    engine = OnnxRuntimeEngine(bundle.graph, settings=settings, owner=str(bundle.path))
-    match_manifest(bundle, engine.inputs, engine.outputs, what=bundle.graph.name)
-    engine.inputs = manifest.inputs  # they know the profile's limits, the graph does not
-    engine.outputs = manifest.outputs
+def open_engine(source: EngineSource, options: RuntimeOptions) -> OnnxRuntimeEngine:
+    """The source's graph. Raises BundleError if graph and interface disagree about inputs or outputs."""
+    engine = OnnxRuntimeEngine(source.graph, options=options, owner=str(source.path))
+    match_interface(source, engine.inputs, engine.outputs, what=source.graph.name)
+    engine.inputs = source.interface.inputs  # they know the profile's limits, the graph does not
+    engine.outputs = source.interface.outputs
     return engine
 
 
@@ -66,10 +64,10 @@ class OnnxRuntimeEngine:
     concurrent = True
 
     def __init__(
-        self, graph: str | Path | bytes, *, settings: EngineSettings | None = None, owner: str | None = None
+        self, graph: str | Path | bytes, *, options: RuntimeOptions | None = None, owner: str | None = None
     ) -> None:
         self._graph = graph
-        self._settings = settings or EngineSettings()
+        self._settings = options or RuntimeOptions()
         self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
         self._session: Any = _session(graph, self._settings, self._owner)
         self.inputs = tuple(_spec(node, self._owner) for node in self._session.get_inputs())
@@ -98,7 +96,7 @@ class OnnxRuntimeEngine:
 
     def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
         """See `ProfilesLayers.profile_layers`. A session of its own runs, since an open one cannot start to time: the
-        graph is optimised and held twice meanwhile."""
+        graph is optimized and held twice meanwhile."""
         spec = self.inputs[0]
         check_input(spec, image, owner=self._owner)
         with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
@@ -134,22 +132,22 @@ class OnnxRuntimeEngine:
         }
 
 
-def _session(graph: str | Path | bytes, settings: EngineSettings, owner: str, *, trace: Path | None = None) -> Any:
+def _session(graph: str | Path | bytes, options: RuntimeOptions, owner: str, *, trace: Path | None = None) -> Any:
     """A session; trace: a file name's beginning, to which the session then writes what every operation took."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing("onnxruntime", extra="cpu", purpose="running a graph on the CPU") from error
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads or 0  # 0: one per core
-    options.use_deterministic_compute = settings.deterministic
-    options.log_severity_level = 3  # its warnings are about its own fusions
+    session = onnxruntime.SessionOptions()
+    session.intra_op_num_threads = options.threads or 0  # 0: one per core
+    session.use_deterministic_compute = options.deterministic
+    session.log_severity_level = 3  # its warnings are about its own fusions
     if trace is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+        session.enable_profiling, session.profile_file_prefix = True, str(trace)
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, session, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base
         raise EngineError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {owner}: {_first_line(error)}",

@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twins_trt.errors import EngineError, missing
+from twins_trt.inference.tensors import TensorSpec
 from twins_trt.runtime.engines.protocol import (
-    EngineSettings,
+    EngineSource,
     LayerTime,
+    RuntimeOptions,
     check_input,
     check_out,
-    match_manifest,
+    match_interface,
     wanted_outputs,
 )
-from twins_trt.runtime.tensors import TensorSpec
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    from twins_trt.runtime.bundle import Bundle
 
     Array = npt.NDArray[np.generic]
 
@@ -34,28 +33,27 @@ NAME = "openvino"
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
 
 
-def why_not(bundle: Bundle) -> str | None:
-    """Why this kind cannot run `bundle` here, or None if it can."""
+def why_not(source: EngineSource) -> str | None:
+    """Why this kind cannot run `source` here, or None if it can."""
     if find_spec("openvino") is None:
         return 'openvino is not installed: pip install "twins-trt[openvino]"'
-    manifest = bundle.manifest
-    if manifest.precision == "fp16" or (manifest.precision == "int8" and manifest.engines):
+    if source.precision == "fp16" or (source.precision == "int8" and source.engines):
         return "OpenVINO computes FP16 in float32 on a CPU, so this would not be the graph's own accuracy"
     return None
 
 
-def open_engine(bundle: Bundle, settings: EngineSettings) -> OpenVinoEngine:
-    """The bundle's graph.
+def open_engine(source: EngineSource, options: RuntimeOptions) -> OpenVinoEngine:
+    """The source's graph.
 
-    Raises BundleError if graph and manifest disagree about inputs or outputs, EngineError for a graph in FP16.
+    Raises BundleError if graph and interface disagree about inputs or outputs, EngineError for a graph in FP16.
     """
-    if find_spec("openvino") and (reason := why_not(bundle)):
+    if find_spec("openvino") and (reason := why_not(source)):
         fix = f"take {spelled('engine', 'onnxruntime')}, or build with {spelled('targets', 'cpu')}"
-        raise EngineError(f"{bundle.path}: {reason}", fix)
-    engine = OpenVinoEngine(bundle.graph, settings=settings, owner=str(bundle.path))
-    match_manifest(bundle, engine.inputs, engine.outputs, what=bundle.graph.name)
-    engine.inputs = bundle.manifest.inputs  # they know the profile's limits, the graph does not
-    engine.outputs = bundle.manifest.outputs
+        raise EngineError(f"{source.path}: {reason}", fix)
+    engine = OpenVinoEngine(source.graph, options=options, owner=str(source.path))
+    match_interface(source, engine.inputs, engine.outputs, what=source.graph.name)
+    engine.inputs = source.interface.inputs  # they know the profile's limits, the graph does not
+    engine.outputs = source.interface.outputs
     return engine
 
 
@@ -70,10 +68,10 @@ class OpenVinoEngine:
     concurrent = False  # one request holds one set of activations
 
     def __init__(
-        self, graph: str | Path | bytes, *, settings: EngineSettings | None = None, owner: str | None = None
+        self, graph: str | Path | bytes, *, options: RuntimeOptions | None = None, owner: str | None = None
     ) -> None:
         self._graph = graph
-        self._settings = settings or EngineSettings()
+        self._settings = options or RuntimeOptions()
         self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
         compiled = _compiled(graph, self._settings, self._owner)
         self.inputs = tuple(_spec(port, self._owner) for port in compiled.inputs)
@@ -126,7 +124,7 @@ class OpenVinoEngine:
         self._request = None
 
 
-def _compiled(graph: str | Path | bytes, settings: EngineSettings, owner: str, *, timed: bool = False) -> Any:
+def _compiled(graph: str | Path | bytes, options: RuntimeOptions, owner: str, *, timed: bool = False) -> Any:
     try:
         import openvino
         from openvino.frontend import FrontEndManager
@@ -138,8 +136,8 @@ def _compiled(graph: str | Path | bytes, settings: EngineSettings, owner: str, *
         "INFERENCE_PRECISION_HINT": "f32",  # left alone, it takes bfloat16 where the CPU has it
         "PERF_COUNT": timed,
     }
-    if settings.threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = settings.threads
+    if options.threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = options.threads
     try:
         # Left to guess the format, OpenVINO offers a broken file to all of its parsers, and some write to stderr.
         reader = FrontEndManager().load_by_framework("onnx")

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from twins_trt.errors import BundleError, EngineError, UsageError
-from twins_trt.runtime.tensors import Described, TensorSpec, describe
+from twins_trt.inference.tensors import Described, TensorSpec, describe
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
 
-    from twins_trt.runtime.bundle import Bundle
+    from twins_trt.inference.interface import GraphInterface
+    from twins_trt.runtime.manifest import EngineFile
 
     Array = npt.NDArray[np.generic]
 
@@ -28,7 +31,7 @@ Observe = Callable[[Stage, float], None]
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class RuntimeOptions:
     """How an engine runs. Settings that a kind has no use for are ignored by it.
 
     threads: CPU threads for one call; None lets the runtime take every core. deterministic: refuse kernels whose result
@@ -38,7 +41,7 @@ class EngineSettings:
     memory: which package moves data, `cuda-bindings` or `pycuda`; `auto` takes what is installed.
     runtime_cache: the folder or file where TensorRT-RTX keeps the kernels it compiles on this GPU; `auto` is
     `~/.cache/twins-trt/runtime`, `none` compiles them anew in every process.
-    observe: called with the time of every stage, also by the Segmenter that was given these settings.
+    observe: called with the time of every stage, also by the Segmenter that was given these options.
     """
 
     threads: int | None = None
@@ -56,6 +59,30 @@ class EngineSettings:
             )
         if self.contexts < 1:
             raise UsageError(f"contexts is {self.contexts}", "give 1 or more")
+
+
+class EngineSource(Protocol):
+    """What an engine is opened from: a bundle, or what a build holds before it is one.
+
+    path: what errors call it. graph: the ONNX file. interface: of the graph. precision: `fp32`, `fp16` or `int8`.
+    engines: serialized ones, by the GPUs that they are for. rebuild: the command that makes all of it again.
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def graph(self) -> Path: ...
+    @property
+    def interface(self) -> GraphInterface: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def engines(self) -> tuple[EngineFile, ...]: ...
+    @property
+    def rebuild(self) -> str: ...
+    def read(self, engine: EngineFile) -> bytes:
+        """One of `engines`, as the compiler serialized it."""
+        ...
 
 
 @runtime_checkable
@@ -113,7 +140,7 @@ class Pipelined(Protocol):
     def submit(self, image: Array, *, outputs: Sequence[str] | None = None, wait: bool = True) -> Pending | None:
         """Start a call; `image` may be reused at once. Raises as `Engine.__call__` does.
 
-        wait: until there is room for one more call (`EngineSettings.contexts`); without, None where there is none. Who
+        wait: until there is room for one more call (`RuntimeOptions.contexts`); without, None where there is none. Who
         has a call pending must not wait for room for another: two who do would wait for each other.
         """
         ...
@@ -210,20 +237,22 @@ def observed(observe: Observe | None, stage: Stage) -> Iterator[None]:
     observe(stage, time.perf_counter() - start)
 
 
-def match_manifest(bundle: Bundle, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, what: str) -> None:
-    """Raise BundleError, with both sides, unless an engine's tensors are those that the bundle's manifest describes.
+def match_interface(
+    source: EngineSource, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, what: str
+) -> None:
+    """Raise BundleError, with both sides, unless an engine's tensors are those of the source's interface.
 
     what: the file that has these tensors.
     """
-    manifest = bundle.manifest
-    for kind, listed, actual in (("inputs", manifest.inputs, inputs), ("outputs", manifest.outputs, outputs)):
+    interface = source.interface
+    for kind, listed, actual in (("inputs", interface.inputs, inputs), ("outputs", interface.outputs, outputs)):
         found = {spec.name: spec for spec in actual}
         for i, spec in enumerate(listed):
             other = found.get(spec.name)
             if other is None or not _agree(spec, other):
                 has = ", ".join(map(str, actual)) if other is None else str(other)
                 raise BundleError(
-                    f"{bundle.path}: manifest.json: {kind}[{i}] is {spec}, {what} has {has}", manifest.rebuild
+                    f"{source.path}: manifest.json: {kind}[{i}] is {spec}, {what} has {has}", source.rebuild
                 )
 
 

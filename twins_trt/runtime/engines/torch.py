@@ -16,8 +16,9 @@ import numpy as np
 
 from twins_trt.device import current_device
 from twins_trt.errors import BundleError, EngineError, missing
+from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
-from twins_trt.runtime.engines.protocol import EngineSettings, check_input, check_out, observed, wanted_outputs
+from twins_trt.runtime.engines.protocol import RuntimeOptions, check_input, check_out, observed, wanted_outputs
 from twins_trt.runtime.manifest import WEIGHTS
 from twins_trt.spelling import spelled
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from twins_trt.inference.interface import GraphInterface
     from twins_trt.models.segmentor import Segmentor
-    from twins_trt.runtime.bundle import Bundle
-    from twins_trt.runtime.manifest import Manifest
+    from twins_trt.runtime.engines.protocol import EngineSource
 
     Array = npt.NDArray[np.generic]
 
@@ -35,23 +36,25 @@ NAME = "torch"
 MAX_CAPTURES = 8  # shapes; each holds the activations of one call
 
 
-def why_not(bundle: Bundle) -> str | None:
-    """Why this kind cannot run `bundle` here, or None if it can. Torch is not imported for that."""
-    if not _has_weights(bundle):
+def why_not(source: EngineSource) -> str | None:
+    """Why this kind cannot run `source` here, or None if it can. Torch is not imported for that."""
+    if _with_weights(source) is None:
         return f"the bundle holds no {WEIGHTS}: build it with {spelled('with_weights', True)}"
     if find_spec("torch") is None:
         return 'torch is not installed: pip install "twins-trt[build,triton]"'
     return None if current_device() else "there is no CUDA GPU"
 
 
-def open_engine(bundle: Bundle, settings: EngineSettings) -> TorchEngine:
+def open_engine(source: EngineSource, options: RuntimeOptions) -> TorchEngine:
     """The model of the bundle's weights, or of its seed.
 
     Raises BundleError for a bundle without weights, CheckpointError for weights that do not fit,
     MissingDependencyError without torch, EngineError without a GPU that it can use.
     """
-    if not _has_weights(bundle):
-        raise BundleError(f"{bundle.path} holds no {WEIGHTS}, which the torch engine runs", _with_weights(bundle))
+    bundle = _with_weights(source)
+    if bundle is None:
+        fix = f"{source.rebuild} --with-weights --overwrite"
+        raise BundleError(f"{source.path} holds no {WEIGHTS}, which the torch engine runs", fix)
     try:
         import torch
     except ImportError as error:
@@ -61,7 +64,7 @@ def open_engine(bundle: Bundle, settings: EngineSettings) -> TorchEngine:
         raise EngineError(
             f"the torch engine needs a CUDA GPU; {cause}", f"use {spelled('engine', 'onnxruntime')} on a CPU"
         )
-    return TorchEngine(load_model(bundle), bundle.manifest, settings=settings, owner=str(bundle.path))
+    return TorchEngine(load_model(bundle), source.interface, options=options, owner=str(source.path))
 
 
 def load_model(bundle: Bundle) -> Segmentor:
@@ -71,7 +74,7 @@ def load_model(bundle: Bundle) -> Segmentor:
 
     manifest = bundle.manifest
     weights = bundle.file(WEIGHTS) if WEIGHTS in bundle.files else None
-    model = build_model(manifest.model, manifest.num_classes, weights, padding=manifest.padding)
+    model = build_model(manifest.model, bundle.interface.num_classes, weights, padding=manifest.padding)
     if weights is None:
         seed_weights(model)
     return model
@@ -80,7 +83,7 @@ def load_model(bundle: Bundle) -> Segmentor:
 class TorchEngine:
     """A model with what comes before and after it, on one device.
 
-    model: taken over and changed (see `InferenceModel`). manifest: says what goes in and what comes out.
+    model: taken over and changed (see `InferenceModel`). interface: what goes in and what comes out.
     device: `cuda`, or `cpu`, where neither kernels nor CUDA graphs exist. dtype: of weights and activations; by default
     float16 on a GPU and float32 on a CPU. Calls must not overlap; a Segmenter sees to that.
     """
@@ -91,9 +94,9 @@ class TorchEngine:
     def __init__(
         self,
         model: Segmentor,
-        manifest: Manifest,
+        interface: GraphInterface,
         *,
-        settings: EngineSettings | None = None,
+        options: RuntimeOptions | None = None,
         owner: str = "the model",
         device: str = "cuda",
         dtype: torch.dtype | None = None,
@@ -102,13 +105,13 @@ class TorchEngine:
 
         from twins_trt.models.inference import InferenceModel
 
-        self._settings = settings or EngineSettings()
+        self._settings = options or RuntimeOptions()
         self._owner = owner
-        self._manifest = manifest
-        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self._interface = interface
+        self.inputs, self.outputs = interface.inputs, interface.outputs
         self._device = torch.device(device)
         self._dtype = dtype or (torch.float16 if self._device.type == "cuda" else torch.float32)
-        self._image_dtype: torch.dtype = getattr(torch, manifest.image.dtype)
+        self._image_dtype: torch.dtype = getattr(torch, interface.image.dtype)
         self._network: InferenceModel | None = InferenceModel(model, device=self._device, dtype=self._dtype)
         self._stream: Any = None
         self._pool: Any = None
@@ -175,13 +178,13 @@ class TorchEngine:
         import torch
 
         from twins_trt.kernels.postprocess import resize_argmax
-        from twins_trt.kernels.preprocess import resize_normalise
+        from twins_trt.kernels.preprocess import resize_normalize
 
         assert self._network is not None  # checked by the call
-        if self._manifest.layout == "NHWC":
+        if self._interface.layout == "NHWC":
             size = (image.shape[1], image.shape[2])
-            facts = self._manifest.preprocessing
-            x = resize_normalise(image, size, mean=facts.mean, std=facts.std, dtype=self._dtype, channels_last=True)
+            facts = self._interface.preprocessing
+            x = resize_normalize(image, size, mean=facts.mean, std=facts.std, dtype=self._dtype, channels_last=True)
         else:
             size = (image.shape[2], image.shape[3])
             x = image.to(self._dtype, memory_format=torch.channels_last)
@@ -209,7 +212,7 @@ class TorchEngine:
         except RuntimeError as error:
             raise EngineError(
                 f"{self._owner}: {list(shape)} cannot be captured as a CUDA graph: {_first_line(error)}",
-                "EngineSettings(cuda_graph=False)",
+                "RuntimeOptions(cuda_graph=False)",
             ) from error
 
     def _numerics(self) -> contextlib.AbstractContextManager[Any]:
@@ -233,9 +236,8 @@ def _deliver(array: Array, buffer: Array | None) -> Array:
     return buffer
 
 
-def _has_weights(bundle: Bundle) -> bool:
-    return WEIGHTS in bundle.files or bundle.manifest.source.seeded
-
-
-def _with_weights(bundle: Bundle) -> str:
-    return f"{bundle.manifest.rebuild} --with-weights --overwrite"
+def _with_weights(source: EngineSource) -> Bundle | None:
+    """The source, where it is a bundle that holds weights or was made of seeded ones."""
+    if isinstance(source, Bundle) and (WEIGHTS in source.files or source.manifest.source.seeded):
+        return source
+    return None

@@ -72,7 +72,7 @@ class Memory(Protocol):
         ...
 
     def copy_out(self, block: HostBlock, address: int, size: int, stream: int) -> None:
-        """`size` bytes from the device into the block, which holds them once the stream was synchronised."""
+        """`size` bytes from the device into the block, which holds them once the stream was synchronized."""
         ...
 
     def synchronize(self, stream: int) -> None:

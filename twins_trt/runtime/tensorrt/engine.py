@@ -17,31 +17,31 @@ from twins_trt.device import Device
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime.engines.protocol import (
     DeviceMemory,
-    EngineSettings,
     LayerTime,
+    RuntimeOptions,
     check_input,
     check_out,
-    match_manifest,
+    match_interface,
     wanted_outputs,
 )
 from twins_trt.runtime.memory import Memory, open_memory
 from twins_trt.runtime.memory.arrays import DeviceArray, DeviceView, on_device, size_of, stream_handle, view
 from twins_trt.runtime.tensorrt.lane import Lane
-from twins_trt.runtime.tensorrt.plan import Plan, Shape
+from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
 from twins_trt.runtime.tensorrt.selection import choose, here, load_runtime
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from twins_trt.runtime.bundle import Bundle
-    from twins_trt.runtime.tensors import TensorSpec
+    from twins_trt.inference.tensors import TensorSpec
+    from twins_trt.runtime.engines.protocol import EngineSource
 
     Array = npt.NDArray[np.generic]
 
 log = logging.getLogger("twins_trt")
 
 
-def open_engine(bundle: Bundle, flavour: str, settings: EngineSettings) -> TensorRTEngine:
+def open_engine(source: EngineSource, flavour: str, options: RuntimeOptions) -> TensorRTEngine:
     """The bundle's engine of `flavour` for this GPU, warmed up.
 
     Raises EngineError without a GPU, where the runtime refuses the plan or there is no room for it, BundleError where
@@ -49,21 +49,20 @@ def open_engine(bundle: Bundle, flavour: str, settings: EngineSettings) -> Tenso
     """
     device = here()
     module = load_runtime(flavour)
-    file = choose(bundle, flavour, module, device)
-    memory = open_memory(settings.memory)
-    path = bundle.file(file.file)
-    content = path.read_bytes()
+    file = choose(source, flavour, module, device)
+    memory = open_memory(options.memory)
+    content, path = source.read(file), source.path / file.file
     with memory.entered():
-        plan = Plan(module, content, owner=str(path), rebuild=bundle.manifest.rebuild)
+        plan = LoadedEngine(module, content, owner=str(path), rebuild=source.rebuild)
         plan.specialize(
-            cuda_graph=settings.cuda_graph,
-            stored=_runtime_cache(settings, flavour, str(module.__version__), device, content),
+            cuda_graph=options.cuda_graph,
+            stored=_runtime_cache(options, flavour, str(module.__version__), device, content),
         )
     del content  # as large as the weights on the device
-    engine = TensorRTEngine(plan, memory, device, name=flavour, settings=settings, owner=str(path))
+    engine = TensorRTEngine(plan, memory, device, name=flavour, options=options, owner=str(path))
     try:
-        match_manifest(bundle, engine.inputs, engine.outputs, what=path.name)
-        engine.inputs, engine.outputs = bundle.manifest.inputs, bundle.manifest.outputs
+        match_interface(source, engine.inputs, engine.outputs, what=path.name)
+        engine.inputs, engine.outputs = source.interface.inputs, source.interface.outputs
         engine.warm_up()
     except BaseException:
         engine.close()
@@ -76,7 +75,7 @@ class TensorRTEngine:
 
     plan: opened. memory: what moves data. name: the kind. owner: what errors call it.
 
-    Threads: any number may call at once. A call takes one of `settings.contexts` lanes, each with a context, a stream
+    Threads: any number may call at once. A call takes one of `options.contexts` lanes, each with a context, a stream
     and buffers of its own, made when first needed, and waits where all are taken. Lanes do not share anything that a
     call changes. `close` must come after the last call.
 
@@ -88,18 +87,18 @@ class TensorRTEngine:
     concurrent = True
 
     def __init__(
-        self, plan: Plan, memory: Memory, device: Device, *, name: str, settings: EngineSettings, owner: str
+        self, plan: LoadedEngine, memory: Memory, device: Device, *, name: str, options: RuntimeOptions, owner: str
     ) -> None:
         self.name = name
         self.inputs: tuple[TensorSpec, ...] = plan.inputs
         self.outputs: tuple[TensorSpec, ...] = plan.outputs
-        self._plan: Plan | None = plan
-        self._memory, self._owner, self._settings = memory, owner, settings
+        self._plan: LoadedEngine | None = plan
+        self._memory, self._owner, self._settings = memory, owner, options
         self._mapped = device.integrated
-        self._graphs = settings.cuda_graph and memory.graphs and not plan.captures
+        self._graphs = options.cuda_graph and memory.graphs and not plan.captures
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
-        self._most = settings.contexts
+        self._most = options.contexts
         self._changed = threading.Condition()
 
     def __call__(
@@ -321,7 +320,7 @@ class TensorRTEngine:
         self._lanes.append(lane)
         return lane
 
-    def _opened(self) -> Plan:
+    def _opened(self) -> LoadedEngine:
         if self._plan is None:
             raise EngineError(f"{self._owner} is closed")
         return self._plan
@@ -348,14 +347,14 @@ class GpuCall:
 
 
 def _runtime_cache(
-    settings: EngineSettings, flavour: str, version: str, device: Device, content: bytes
+    options: RuntimeOptions, flavour: str, version: str, device: Device, content: bytes
 ) -> CompilerCache | None:
     """Where kernels that RTX compiles are kept; None for the other flavour, or where that is unwanted or impossible."""
-    if flavour != "tensorrt_rtx" or settings.runtime_cache == "none":
+    if flavour != "tensorrt_rtx" or options.runtime_cache == "none":
         return None
     key = CacheKey(flavour, version, device.target, device.name, hashlib.sha256(content).hexdigest()[:12])
-    if settings.runtime_cache != "auto":
-        return CompilerCache.at(settings.runtime_cache, key, "runtime cache")
+    if options.runtime_cache != "auto":
+        return CompilerCache.at(options.runtime_cache, key, "runtime cache")
     folder = Path.home() / ".cache" / "twins-trt" / "runtime"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from twins_trt.errors import EngineError
 from twins_trt.runtime.engines.protocol import Observe, check_input
 from twins_trt.runtime.memory import HostBlock, Memory
 from twins_trt.runtime.memory.arrays import DeviceView, size_of
-from twins_trt.runtime.tensorrt.plan import Plan, Shape
+from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -79,7 +79,9 @@ class Lane:
     took, by the GPU's own clock. Raises EngineError where there is no room for it.
     """
 
-    def __init__(self, plan: Plan, memory: Memory, *, mapped: bool, graphs: bool, observe: Observe | None) -> None:
+    def __init__(
+        self, plan: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool, observe: Observe | None
+    ) -> None:
         self._plan, self._memory, self._observe = plan, memory, observe
         self._graphs = graphs
         self._shape: Shape | None = None

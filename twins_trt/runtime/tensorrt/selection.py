@@ -13,13 +13,13 @@ from twins_trt.runtime.memory import PACKAGES, installed
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
-    from twins_trt.runtime.bundle import Bundle
+    from twins_trt.runtime.engines.protocol import EngineSource
     from twins_trt.runtime.manifest import EngineFile
 
 
-def why_not(bundle: Bundle, flavour: str) -> str | None:
+def why_not(source: EngineSource, flavour: str) -> str | None:
     """Why no engine of `flavour` in the bundle can run here, or None if one can. Asks the cheap questions first."""
-    if not any(engine.flavour == flavour for engine in bundle.manifest.engines):
+    if not any(engine.flavour == flavour for engine in source.engines):
         return "the bundle has no such engine"
     if find_spec(flavour) is None:
         return f"{flavour} is not installed"
@@ -27,7 +27,7 @@ def why_not(bundle: Bundle, flavour: str) -> str | None:
         return f"neither {' nor '.join(PACKAGES)} is installed"
     try:
         device = here()
-        choose(bundle, flavour, load_runtime(flavour), device)
+        choose(source, flavour, load_runtime(flavour), device)
     except TwinsError as error:
         return error.cause
     return None
@@ -51,33 +51,32 @@ def load_runtime(flavour: str) -> ModuleType:
     )
 
 
-def choose(bundle: Bundle, flavour: str, module: ModuleType, device: Device) -> EngineFile:
+def choose(source: EngineSource, flavour: str, module: ModuleType, device: Device) -> EngineFile:
     """The bundle's engine for this GPU and this version of the compiler's runtime.
 
     Raises BundleError, with what the engines are for and what is here, if there is none.
     """
-    manifest = bundle.manifest
-    engines = [engine for engine in manifest.engines if engine.flavour == flavour]
+    engines = [engine for engine in source.engines if engine.flavour == flavour]
     name, version = NAMES[flavour], str(module.__version__)
     if not engines:
-        others = ", ".join(f"{NAMES.get(e.flavour, e.flavour)} for {'+'.join(e.targets)}" for e in manifest.engines)
+        others = ", ".join(f"{NAMES.get(e.flavour, e.flavour)} for {'+'.join(e.targets)}" for e in source.engines)
         raise BundleError(
-            f"{bundle.path} has no {name} engine; it has {others or 'only its graph'}",
-            f"{manifest.rebuild} --flavour {flavour}",
+            f"{source.path} has no {name} engine; it has {others or 'only its graph'}",
+            f"{source.rebuild} --flavour {flavour}",
         )
     fitting = [engine for engine in engines if engine.runs_on(device.target)]
     if not fitting:
         found = ", ".join(f"{engine.file} for {'+'.join(engine.targets)}" for engine in engines)
         raise BundleError(
-            f"{bundle.path} has {found}; this GPU is {device.name} ({device.target})",
-            f"rebuild for it: {manifest.rebuild}",
+            f"{source.path} has {found}; this GPU is {device.name} ({device.target})",
+            f"rebuild for it: {source.rebuild}",
         )
     for engine in fitting:
         if _same_release(engine.version, version):
             return engine
     raise BundleError(
-        f"{bundle.path}: {fitting[0].file} was built with {name} {fitting[0].version}, installed is {version}",
-        f"rebuild with it: {manifest.rebuild}",
+        f"{source.path}: {fitting[0].file} was built with {name} {fitting[0].version}, installed is {version}",
+        f"rebuild with it: {source.rebuild}",
     )
 
 

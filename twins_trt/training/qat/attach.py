@@ -13,29 +13,29 @@ from torch import nn
 
 from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.export.export import build_graph
-from twins_trt.builders.plan import Plan
+from twins_trt.builders.plan.precision_plan import PrecisionPlan
+from twins_trt.builders.plan.sites import Site, block_of, source_of
 from twins_trt.builders.quantize.rewrite import FIRST_OPSET, attention_operands
-from twins_trt.builders.sites import Site, block_of, source_of
 from twins_trt.calib.ranges import Ranges
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.data.preprocessing import Size
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.heads import ConvModule
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.training.qat.fake import Activation
 from twins_trt.training.qat.modules import (
-    QuantisedConv2d,
-    QuantisedConvModule,
-    QuantisedFFN,
-    QuantisedGSA,
-    QuantisedLSA,
+    QuantizedConv2d,
+    QuantizedConvModule,
+    QuantizedFFN,
+    QuantizedGSA,
+    QuantizedLSA,
 )
 
-_BLOCKS = {"FFN": QuantisedFFN, "LSA": QuantisedLSA, "GSA": QuantisedGSA}
+_BLOCKS = {"FFN": QuantizedFFN, "LSA": QuantizedLSA, "GSA": QuantizedGSA}
 
 
 @dataclass(frozen=True)
-class FakeQuantised:
+class FakeQuantized:
     """What `attach` did. sites: the graph's nodes that compute in INT8. activations: what they read, by tensor."""
 
     sites: tuple[str, ...]
@@ -48,7 +48,7 @@ class FakeQuantised:
 
     def choose_ranges(self) -> None:
         """Ends observing: each tensor without a range gets the one that its values call for."""
-        settings = CalibrationSettings()
+        settings = CalibrationOptions()
         for each in self.activations.values():
             if each.observing:
                 each.amax = each.choose(settings)
@@ -58,10 +58,10 @@ class FakeQuantised:
         return {name: each.amax for name, each in self.activations.items() if each.amax is not None}
 
 
-def read_plan(path: str | Path, *, model: str) -> Plan:
+def read_plan(path: str | Path, *, model: str) -> PrecisionPlan:
     """A precision plan that can be trained. Raises `DataError` where it cannot be read, `UsageError` where it is of
     another model or has SmoothQuant, whose scales are not part of a checkpoint."""
-    plan = Plan.from_json(_text(path))
+    plan = PrecisionPlan.from_json(_text(path))
     if plan.model != model:
         raise UsageError(f"{path} is a plan of {plan.model}, not {model}", "name this model's plan")
     if plan.smooth is not None:
@@ -81,7 +81,9 @@ def read_amax(path: str | Path) -> dict[str, float]:
     return {name: ranges.amax(name) for name in ranges.ranges}
 
 
-def attach(model: Segmentor, plan: Plan, *, size: Size, amax: Mapping[str, float] | None = None) -> FakeQuantised:
+def attach(
+    model: Segmentor, plan: PrecisionPlan, *, size: Size, amax: Mapping[str, float] | None = None
+) -> FakeQuantized:
     """Makes `model` compute as the graph that `quantize` makes of it with this plan, for TensorRT; in place.
 
     size: (height, width) of that graph, pixels. amax: range of each tensor it reads through INT8; None leaves them to
@@ -89,9 +91,9 @@ def attach(model: Segmentor, plan: Plan, *, size: Size, amax: Mapping[str, float
     Raises `UsageError` for a plan that does not fit the model, `DataError` for a tensor without a range.
     """
     graph, _ = build_graph(model, ExportOptions(*size, opset=FIRST_OPSET, outputs=("logits",)))
-    sites = plan.quantised(graph)
+    sites = plan.quantized(graph)
     nodes = {node.name: node for node in graph.nodes}
-    bins = CalibrationSettings().bins
+    bins = CalibrationOptions().bins
     activations: dict[str, Activation] = {}
 
     def place(tensor: str) -> Activation:
@@ -116,7 +118,7 @@ def attach(model: Segmentor, plan: Plan, *, size: Size, amax: Mapping[str, float
                     f"calibrate a graph of the crop's size: twins-trt export --size {size[0]}x{size[1]}",
                 )
             each.amax = float(amax[name])
-    return FakeQuantised(tuple(site.node for site in sites), activations)
+    return FakeQuantized(tuple(site.node for site in sites), activations)
 
 
 def _in_block(model: Segmentor, site: Site, name: str, activation: Activation) -> None:
@@ -140,9 +142,9 @@ def _convolution(module: nn.Module, activation: Activation) -> None:
     if isinstance(module, ConvModule):
         if not module.norm:
             return _convolution(module.conv, activation)
-        module.__class__ = QuantisedConvModule
+        module.__class__ = QuantizedConvModule
     else:
-        module.__class__ = QuantisedConv2d
+        module.__class__ = QuantizedConv2d
     module.place = activation  # type: ignore[assignment]  # no tensor and no module: a plain attribute
 
 

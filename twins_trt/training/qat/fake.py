@@ -12,15 +12,15 @@ from torch import Tensor
 from twins_trt.builders.quantize.insert import QMAX, SMALLEST_SCALE
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.observers import amax as chosen_amax
-from twins_trt.calib.settings import CalibrationSettings
+from twins_trt.calib.settings import CalibrationOptions
 
 SOFTMAX_RANGE = 1.0
 
 
 class Activation:
-    """One tensor that is quantised: per tensor, symmetric, int8.
+    """One tensor that is quantized: per tensor, symmetric, int8.
 
-    name: the graph's. It first observes what it sees, unchanged, and quantises once it has a range.
+    name: the graph's. It first observes what it sees, unchanged, and quantizes once it has a range.
     """
 
     def __init__(self, name: str, *, bins: int) -> None:
@@ -32,7 +32,7 @@ class Activation:
     def observing(self) -> bool:
         return self.amax is None
 
-    def choose(self, settings: CalibrationSettings) -> float:
+    def choose(self, settings: CalibrationOptions) -> float:
         """The range of what was seen, by the first of the settings' observers."""
         return chosen_amax(settings.observers[0], self.histogram, settings)
 
@@ -41,15 +41,15 @@ class Activation:
         if self.amax is None:
             self.histogram.add(x.detach().float().cpu().numpy())
             return x
-        return quantised_activation(x, self.amax)
+        return quantized_activation(x, self.amax)
 
 
-def quantised_activation(x: Tensor, amax: float) -> Tensor:
+def quantized_activation(x: Tensor, amax: float) -> Tensor:
     """x: float of any shape, rounded to int8 steps of amax / 127; saturates at -128 and 127, as QuantizeLinear does."""
     return _round(x, scale_of(torch.tensor(amax, device=x.device)), -QMAX - 1)
 
 
-def quantised_weight(weight: Tensor) -> Tensor:
+def quantized_weight(weight: Tensor) -> Tensor:
     """weight: float [out, ...], rounded to int8 with a step for each output; -128 is not used."""
     largest = weight.detach().abs().flatten(1).amax(dim=1)
     scale = scale_of(largest).view(-1, *[1] * (weight.ndim - 1))

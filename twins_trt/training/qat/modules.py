@@ -27,14 +27,14 @@ from twins_trt.kernels.lsa.reference import (
 )
 from twins_trt.models.backbone import FFN, GSA, LSA
 from twins_trt.models.heads import ConvModule
-from twins_trt.training.qat.fake import SOFTMAX_RANGE, Activation, quantised_activation, quantised_weight
+from twins_trt.training.qat.fake import SOFTMAX_RANGE, Activation, quantized_activation, quantized_weight
 
 Size = tuple[int, int]
 Places = Mapping[str, Activation]
 """The tensors that a layer reads through INT8, by the graph node's name in its block: `fc1`, `qkv`, `attention.q`."""
 
 
-class QuantisedFFN(FFN):
+class QuantizedFFN(FFN):
     places: Places
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class QuantisedFFN(FFN):
         return self.dropout_layer(_linear(x, fc2.weight, fc2.bias, self.places.get("fc2")))
 
 
-class QuantisedLSA(LSA):
+class QuantizedLSA(LSA):
     places: Places
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
@@ -81,7 +81,7 @@ class QuantisedLSA(LSA):
         return to_map(out, padded.shape[1], padded.shape[2], self.window_size)[:, :height, :width]
 
 
-class QuantisedGSA(GSA):
+class QuantizedGSA(GSA):
     places: Places
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
@@ -104,14 +104,14 @@ class QuantisedGSA(GSA):
         return self.dropout_layer(_project(out, self.attn.out_proj, bias[2 * channels :], self.places))
 
 
-class QuantisedConv2d(nn.Conv2d):
+class QuantizedConv2d(nn.Conv2d):
     place: Activation
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(self.place(x), _rounded(self.weight, self.place), self.bias)
 
 
-class QuantisedConvModule(ConvModule):
+class QuantizedConvModule(ConvModule):
     """A convolution with its BatchNorm folded in, and ReLU."""
 
     place: Activation
@@ -147,9 +147,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, places: Places, mask: Tensor | N
         scores = scores + mask
     probabilities = scores.softmax(dim=-1)
     if not place.observing:
-        probabilities = quantised_activation(probabilities, SOFTMAX_RANGE)
+        probabilities = quantized_activation(probabilities, SOFTMAX_RANGE)
     return probabilities @ places["attention.v"](v)
 
 
 def _rounded(weight: Tensor, place: Activation) -> Tensor:
-    return weight if place.observing else quantised_weight(weight)
+    return weight if place.observing else quantized_weight(weight)

@@ -1,0 +1,45 @@
+"""What a build would be refused for after minutes of work, looked at beforehand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twins_trt.builders.bundle.job import BuildJob
+from twins_trt.builders.plan.precision_plan import read_plan
+from twins_trt.errors import BundleError, UsageError
+from twins_trt.folders import restore
+from twins_trt.runtime.manifest import MANIFEST
+from twins_trt.spelling import spelled
+
+
+def check(job: BuildJob) -> None:
+    """Sees that a job's place is free, and that its data and files are there.
+
+    Raises `BundleError` where `out` exists or cannot be written, `DataError` and `UsageError` for data and files.
+    """
+    _check_out(job.out, overwrite=job.overwrite)
+    if job.gate is not None:
+        job.gate.open()
+    if job.int8 is None:
+        return
+    if job.int8.images is not None:
+        job.int8.images.open()
+    if job.int8.plan is not None:
+        read_plan(job.int8.plan)
+    if isinstance(job.int8.ranges, str) and not Path(job.int8.ranges).is_file():
+        raise UsageError(f"there is no range file {job.int8.ranges}", "twins-trt calibrate writes one")
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """What `write_bundle` would refuse."""
+    restore(out)  # a bundle whose replacement was cut off is there, not missing
+    if out.exists() or out.is_symlink():
+        if not (out / MANIFEST).is_file():
+            raise BundleError(f"{out} exists and is not a bundle, so it is not replaced", "choose another name")
+        if not overwrite:
+            fix = f"choose another name, or replace it: {spelled('overwrite', True)}"
+            raise BundleError(f"{out} exists", fix)
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise BundleError(f"{out} cannot be written: {parent} is no folder to write in", "choose another place")

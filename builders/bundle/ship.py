@@ -1,0 +1,139 @@
+"""The last steps of a build: engines, their audit, and the bundle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from twins_trt.builders.bundle.job import AUDIT, CALIBRATION, FALLBACK, GATE, PLAN, BuildJob
+from twins_trt.builders.bundle.judge import Judged
+from twins_trt.builders.bundle.make import BuiltGraph
+from twins_trt.builders.bundle.manifest import audit_file, manifest, peak_host_mib
+from twins_trt.builders.engine import BuiltEngine, build_in_thread
+from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
+from twins_trt.builders.fallback import Fallback
+from twins_trt.builders.gate import GateResult, gate_file, gate_status
+from twins_trt.builders.plan.precision_plan import PrecisionPlan
+from twins_trt.builders.quantize import check_int8
+from twins_trt.calib import save_ranges
+from twins_trt.codec import encode
+from twins_trt.errors import UnfusedAttentionError
+from twins_trt.models.weights import ModelFacts
+from twins_trt.progress import Clock
+from twins_trt.runtime.bundle import Bundle, write_bundle
+from twins_trt.runtime.manifest import GRAPH, WEIGHTS, Manifest
+
+log = logging.getLogger("twins_trt")
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a build has made and is to ship. judged: None where nobody judged."""
+
+    facts: ModelFacts
+    made: BuiltGraph
+    judged: Judged | None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What came out. audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB.
+
+    gate: None where nobody judged. plan: None but for INT8. fallback: None where the first plan passed. not_int8: by
+    engine file, what was planned to run in INT8 and does not.
+    """
+
+    bundle: Bundle
+    audits: Mapping[str, Audit]
+    seconds: Mapping[str, float]
+    peak_host_mib: float | None
+    gate: GateResult | None = None
+    plan: PrecisionPlan | None = None
+    fallback: Fallback | None = None
+    not_int8: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {
+            "bundle": str(self.bundle.path),
+            "manifest": self.bundle.manifest.to_json(),
+            "audits": {name: audit.to_json() for name, audit in self.audits.items()},
+            "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
+            "peak_host_mib": self.peak_host_mib,
+            "gate": None if self.gate is None else self.gate.to_json(),
+            "plan": None if self.plan is None else encode(self.plan),
+            "fallback": None if self.fallback is None else self.fallback.to_json(),
+            "not_int8": {file: list(nodes) for file, nodes in self.not_int8.items()},
+        }
+
+
+def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildReport:
+    """Compiles the engines that are not there yet, audits all, and writes the bundle.
+
+    folder: of the build. Raises `UnfusedAttentionError` where an engine leaves an attention unfused and that is not
+    allowed, and as `build_in_thread` and `write_bundle` do.
+    """
+    made, judged = product.made, product.judged
+    built = _engines(job, made, {} if judged is None else judged.engines, clock)
+    audits = {file: _audited(job, made, engine) for file, engine in built.items()}
+    not_int8 = {file: _not_int8(made, file, engine) for file, engine in built.items()}
+    clock.begin(str(job.out))
+    files: dict[str, bytes | Path] = {GRAPH: made.graph, **{file: engine.serialized for file, engine in built.items()}}
+    if built:
+        files[AUDIT] = audit_file(built, audits, not_int8)
+    if made.int8 is not None:
+        files[PLAN] = made.int8.plan.to_json().encode()
+        files[CALIBRATION] = save_ranges(made.int8.ranges, folder / CALIBRATION)
+    if job.with_weights:
+        files[WEIGHTS] = folder / WEIGHTS
+    final: Manifest = manifest(job, made.graph, made.info, product.facts, built)
+    if judged is not None:
+        files[GATE] = gate_file(judged.gate)
+        final = replace(final, gate=gate_status(judged.gate))
+        if judged.fallback is not None:
+            files[FALLBACK] = judged.fallback.file()
+    bundle = write_bundle(job.out, final, files, overwrite=job.overwrite)
+    clock.end()
+    return BuildReport(
+        bundle,
+        audits,
+        clock.seconds,
+        peak_host_mib(),
+        gate=None if judged is None else judged.gate,
+        plan=None if made.int8 is None else made.int8.plan,
+        fallback=None if judged is None else judged.fallback,
+        not_int8=not_int8,
+    )
+
+
+def _engines(job: BuildJob, made: BuiltGraph, there: Mapping[str, BuiltEngine], clock: Clock) -> dict[str, BuiltEngine]:
+    """The engines, those that the gate needed and those built now."""
+    built = {}
+    for each in job.engines:
+        clock.begin(each.compiler)
+        built[each.file] = there.get(each.file) or build_in_thread(made.graph, each.options, clock.progress)
+    return built
+
+
+def _audited(job: BuildJob, made: BuiltGraph, engine: BuiltEngine) -> Audit:
+    audit = audit_layers(engine.layers, expected_attentions=made.info.attentions)
+    if job.precision == "fp32":
+        return audit  # no compiler fuses float32 attention, so there is nothing to hold it to
+    try:
+        check_fused(audit)
+    except UnfusedAttentionError as error:
+        if not job.allow_unfused:
+            log.warning("audit of the engine that is refused:\n%s", audit.table())  # no bundle will hold it
+            raise
+        log.warning("%s (allowed)", error.cause)
+    return audit
+
+
+def _not_int8(made: BuiltGraph, file: str, engine: BuiltEngine) -> tuple[str, ...]:
+    missing = () if made.int8 is None else check_int8(engine.layers, made.int8.done)
+    if missing:
+        log.warning("%s: %d places that the plan has in INT8 are not: %s", file, len(missing), ", ".join(missing[:4]))
+    return missing

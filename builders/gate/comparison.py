@@ -1,0 +1,76 @@
+"""Two masks of every image, counted: how far the second falls behind the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.builders.gate.result import ImageResult
+from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
+from twins_trt.evaluation import ConfusionMatrix, Scores
+
+WORST = 8  # images listed
+
+Mask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The outcome. images: how many. agreement: the share of all pixels on which both agree. class_drops: points of IoU
+    per class. worst: the images on which they agree least."""
+
+    images: int
+    drop: Drop
+    reference: Scores
+    scores: Scores
+    class_drops: tuple[float, ...]
+    agreement: float
+    worst: tuple[ImageResult, ...]
+
+
+class Comparison:
+    """Counts what a reference and an engine make of the same images, one after another."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self._matrices: tuple[list[ConfusionMatrix], list[ConfusionMatrix]] = ([], [])
+        self._totals = (ConfusionMatrix(num_classes), ConfusionMatrix(num_classes))
+        self._rows: list[ImageResult] = []
+        self._equal = self._pixels = 0
+
+    def add(self, name: str, label: Mask, reference: Mask, engine: Mask) -> None:
+        """Counts one image. label, reference, engine: uint8 [H, W]."""
+        pair = [ConfusionMatrix.of(mask, label, num_classes=self._num_classes) for mask in (reference, engine)]
+        for matrix, matrices, total in zip(pair, self._matrices, self._totals, strict=True):
+            matrices.append(matrix)
+            total.counts += matrix.counts
+        equal = int((engine == reference).sum())
+        self._equal, self._pixels = self._equal + equal, self._pixels + engine.size
+        drop = pair[0].scores().miou - pair[1].scores().miou
+        self._rows.append(ImageResult(name, equal / engine.size, drop))
+
+    @property
+    def images(self) -> int:
+        """How many have been counted."""
+        return len(self._rows)
+
+    @property
+    def drop(self) -> float:
+        """Points of mIoU that the engine lacks, of what has been counted so far."""
+        reference, engine = self._totals
+        return reference.scores().miou - engine.scores().miou
+
+    def result(self) -> Compared:
+        """All of it, with the drop's interval."""
+        reference, scores = (total.scores() for total in self._totals)
+        return Compared(
+            images=len(self._rows),
+            drop=bootstrap_drop(*self._matrices),
+            reference=reference,
+            scores=scores,
+            class_drops=tuple(a - b for a, b in zip(reference.iou, scores.iou, strict=True)),
+            agreement=self._equal / self._pixels,
+            worst=tuple(sorted(self._rows, key=lambda row: row.agreement)[:WORST]),
+        )

@@ -1,0 +1,88 @@
+"""Judging what a build has made before it is a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.builders.gate.gate import Subject, gate
+from twins_trt.builders.gate.options import GateOptions
+from twins_trt.builders.gate.result import GateResult
+from twins_trt.calib.images import digest
+from twins_trt.evaluation.evaluate import warn_of_other_classes
+from twins_trt.files import sha256_of
+from twins_trt.inference.interface import GraphInterface
+from twins_trt.progress import Progress
+from twins_trt.runtime.engines import RuntimeOptions
+from twins_trt.runtime.manifest import EngineFile
+
+if TYPE_CHECKING:
+    from twins_trt.models.segmentor import Segmentor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph and the engines made of it so far, in memory: an `EngineSource`.
+
+    path: of the bundle that it is to be, for errors. serialized: the engines' bytes by file. ships: whether an engine
+    will ship, so that ONNX Runtime, where it runs the graph, only stands in for it. seeded: its weights are random.
+    """
+
+    path: Path
+    graph: Path
+    interface: GraphInterface
+    precision: str
+    rebuild: str
+    ships: bool
+    seeded: bool
+    engines: tuple[EngineFile, ...] = ()
+    serialized: Mapping[str, bytes] = field(default_factory=dict)
+
+    def read(self, engine: EngineFile) -> bytes:
+        """See `EngineSource.read`."""
+        return self.serialized[engine.file]
+
+
+class Judge:
+    """Gates candidates of one model, the reference's masks computed once.
+
+    model: the float32 reference. threads: of the CPU, where a graph runs there. folder: keeps the masks.
+    """
+
+    def __init__(self, model: Segmentor, options: GateOptions, *, threads: int | None, folder: Path) -> None:
+        self.dataset = options.open()
+        warn_of_other_classes(tuple(model.meta.classes or ()) if model.meta else (), self.dataset)
+        self.thresholds = options.thresholds
+        self._model = model
+        self._threads = threads
+        self._folder = folder
+
+    def images(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """The images of these names, uint8 [H, W, 3], in the data set's order."""
+        return [self.dataset.read(item).image for item in self.dataset.items if item.name in names]
+
+    def key(self) -> str:
+        """sha256 of all images and labels: one changed pixel gives another."""
+        digests = []
+        for sample in self.dataset.load():
+            digests += [digest(sample.image), b"" if sample.label is None else digest(sample.label)]
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def __call__(self, candidate: Candidate, *, progress: Progress | None = None) -> GateResult:
+        """The verdict on a candidate. Raises as `gate` does."""
+        result = gate(
+            Subject(candidate, sha256_of(candidate.graph), candidate.seeded),
+            self._model,
+            self.dataset,
+            thresholds=self.thresholds,
+            options=RuntimeOptions(threads=self._threads),
+            cache=self._folder,
+            progress=progress,
+        )
+        return replace(result, simulated=result.simulated or (candidate.ships and not candidate.engines))

@@ -1,0 +1,88 @@
+"""What a gate has found: the verdict, and everything that it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twins_trt.builders.gate.options import Thresholds
+from twins_trt.builders.gate.statistics import Drop
+from twins_trt.evaluation import Scores
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image: the share of pixels on which both agree, and the change of its own mIoU in points."""
+
+    name: str
+    agreement: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The verdict and everything it rests on.
+
+    model, graph_sha256: what was judged. reasons: why it failed; empty when it passed. simulated: ONNX Runtime stood in
+    for the engine that ships. class_drops: points of IoU per class, NaN where a class does not occur. repeats: a second
+    run gave the same masks. batch_agrees: masks of a batch equal those of single images; None where the graph takes one
+    image at a time. seconds: wall time of the engine over all images, and of the model where all its masks had to be
+    computed; on a shared machine no benchmark. created: ISO 8601 with a zone.
+    """
+
+    model: str
+    graph_sha256: str
+    passed: bool
+    reasons: tuple[str, ...]
+    engine: str
+    simulated: bool
+    precision: str
+    dataset: str
+    split: str
+    images: int
+    thresholds: Thresholds
+    drop: Drop
+    reference: Scores
+    scores: Scores
+    classes: tuple[str, ...]
+    class_drops: tuple[float, ...]
+    agreement: float
+    worst: tuple[ImageResult, ...]
+    repeats: bool
+    batch_agrees: bool | None
+    seconds: dict[str, float]
+    measured_on: str
+    seeded: bool
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `gate.json`; NaN becomes None."""
+        plain = dataclasses.asdict(dataclasses.replace(self, reference=None, scores=None))  # type: ignore[arg-type]
+        plain["reference"], plain["scores"] = self.reference.to_json(), self.scores.to_json()
+        plain["class_drops"] = [None if np.isnan(each) else each for each in self.class_drops]
+        return plain
+
+    def table(self) -> str:
+        """The verdict in a few lines for a terminal."""
+        drop, bound = self.drop, self.thresholds.max_drop
+        what = f"{self.engine}{' standing in for the engine' if self.simulated else ''}, {self.precision}"
+        lines = [
+            f"gate          {'passed' if self.passed else 'FAILED'}: {what}",
+            f"data          {self.dataset} ({self.split}), {self.images} images",
+            f"mIoU          {self.scores.miou:.3f} against {self.reference.miou:.3f}",
+            f"drop          {drop.mean:+.3f} points, {drop.confidence:.0%} interval "
+            f"{drop.low:+.3f} to {drop.high:+.3f}, at most {bound:g} allowed",
+            f"pixels equal  {100 * self.agreement:.3f} %",
+            f"repeatable    {'yes' if self.repeats else 'NO'}",
+        ]
+        if self.batch_agrees is not None:
+            lines.append(f"batch = one   {'yes' if self.batch_agrees else 'NO'}")
+        ranked = sorted(zip(self.class_drops, self.classes, strict=True), key=lambda each: -np.nan_to_num(each[0]))
+        lines.append("worst classes " + ", ".join(f"{name} {value:+.2f}" for value, name in ranked[:3]))
+        lines.append(
+            "worst images  " + ", ".join(f"{each.name} {100 * each.agreement:.2f} %" for each in self.worst[:3])
+        )
+        return "\n".join([*lines, *(f"reason        {reason}" for reason in self.reasons)])

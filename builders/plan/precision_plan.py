@@ -1,0 +1,185 @@
+"""The precision plan: which block runs at which level. A JSON file that a person can read, edit and build from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+from twins_trt.builders.plan.levels import LEVELS
+from twins_trt.builders.plan.sites import LONGEST_INT8_ATTENTION, Site, block_of, find_sites
+from twins_trt.codec import decode, encode
+from twins_trt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Precision per named block.
+
+    model: the zoo's name. level: what the plan set out from, to which `reverted_flops` compares.
+    blocks: name -> level. A name is a block (`stages.2.blocks.4.ffn`, `stages.0.pos`, `neck`, `head`) or, finer, a node
+    or a group of nodes in one (`head/classifier`, `neck/conv.0`, `stages.2.blocks.4.attn/sr`); the longest name that
+    fits a node decides. Every block of the model must be named.
+    smooth: SmoothQuant's strength, 0 to 1 (0.5: activations and weights meet halfway); None leaves weights as they are.
+    observer: which of the ranges of a calibration are used; None for its first. ranges: tensor -> largest magnitude, in
+    place of the calibrated one. bias_correction: whether biases take in the mean shift that INT8 causes.
+    Raises `UsageError` for a level that does not exist, with the nearest ones.
+    """
+
+    model: str
+    level: str
+    blocks: dict[str, str]
+    smooth: float | None = None
+    observer: str | None = None
+    ranges: dict[str, float] = field(default_factory=dict)
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        for level in (self.level, *self.blocks.values()):
+            if level not in LEVELS:
+                raise UsageError(f"unknown precision level {level!r}", _nearest(level, LEVELS, "levels"))
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise UsageError(f"a SmoothQuant strength of {self.smooth}", "give 0 to 1, or none")
+        for tensor, largest in self.ranges.items():
+            if not (math.isfinite(largest) and largest >= 0):
+                raise UsageError(f"the plan's range of {tensor} is {largest}", "give its largest magnitude, or none")
+
+    def to_json(self) -> str:
+        """The plan as indented JSON text, one line a block."""
+        return json.dumps(encode(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PrecisionPlan:
+        """The plan that `to_json` wrote, or that a person edited. Raises `UsageError` with the field that is wrong."""
+        try:
+            return decode(cls, json.loads(text))
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"precision plan: {error}", "mend the plan file, or write a new one") from error
+
+    def with_level(self, block: str, level: str) -> PrecisionPlan:
+        """This plan with one block at another level. block: a name of the plan, or a finer one inside of it.
+
+        A block's own entry does not reach finer entries. Raises `UsageError` for an unknown block or level.
+        """
+        if block not in self.blocks and not ("/" in block and block_of(block) in self.blocks):
+            raise UsageError(f"the plan has no block {block!r}", _nearest(block, self.blocks, "blocks"))
+        return replace(self, blocks={**self.blocks, block: level})
+
+    def reverted(self, names: Iterable[str]) -> PrecisionPlan:
+        """This plan with everything at or below each of `names` at FP16. Raises as `with_level` does."""
+        plan = self
+        for name in names:
+            finer = [other for other in self.blocks if name in _groups(other)]
+            for each in (name, *finer):
+                plan = plan.with_level(each, "fp16")
+        return plan
+
+    def level_of(self, node: str) -> str:
+        """The level of one node. Raises `UsageError` where the plan names no block that holds it."""
+        for name in _groups(node):
+            if name in self.blocks:
+                return self.blocks[name]
+        raise UsageError(f"the plan of {self.model} says nothing about {node}", "add its block to the plan")
+
+    def quantized(self, graph: gs.Graph | Sequence[Site]) -> tuple[Site, ...]:
+        """The places that run in INT8. graph: the FP32 graph, or its `find_sites`.
+
+        An attention with more keys than the compiler fuses in INT8, or with a dynamic number of them, stays FP16 at
+        every level. Raises `UsageError` for
+        a name that the graph does not have, and for a block of the graph that the plan does not name.
+        """
+        sites = _as_sites(graph)
+        self._check_names(sites)
+        return tuple(site for site in sites if site.kind in LEVELS[self.level_of(site.node)] and _possible(site))
+
+    def quantizable_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
+        """FLOPs of everything that a uniform plan of this plan's `level` runs in INT8.
+
+        Raises `UsageError` for a graph of dynamic size, which has no FLOPs of its own.
+        """
+        return sum(site.flops for site in self._quantizable(_as_sites(graph)))
+
+    def reverted_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
+        """FLOPs that a uniform plan of this plan's `level` runs in INT8, and this plan does not."""
+        sites = _as_sites(graph)
+        kept = {site.node for site in self.quantized(sites)}
+        return sum(site.flops for site in self._quantizable(sites) if site.node not in kept)
+
+    def _quantizable(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+        if any(site.flops == 0 for site in sites):
+            raise UsageError("a graph of dynamic size has no number of FLOPs", "count them on a graph of a fixed size")
+        return uniform_plan(sites, self.level, model=self.model).quantized(sites)
+
+    def _check_names(self, sites: Iterable[Site]) -> None:
+        # Written for a CPU, the classifier is no place for INT8, and a plan made for a GPU still names it.
+        known = {"head/classifier", *(name for site in sites for name in _groups(site.node))}
+        for name in self.blocks:
+            if name not in known:
+                raise UsageError(f"{self.model} has no block {name!r}", _nearest(name, known, "blocks"))
+
+
+def read_plan(path: str | Path) -> PrecisionPlan:
+    """A plan file. Raises `UsageError` where it cannot be read or is no plan."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the plan {path} cannot be read: {error}", "name a plan.json as a bundle holds it") from error
+    try:
+        return PrecisionPlan.from_json(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.cause}", error.fix) from error
+
+
+def uniform_plan(
+    graph: gs.Graph | Sequence[Site],
+    level: str,
+    *,
+    model: str | None = None,
+    smooth: float | None = None,
+) -> PrecisionPlan:
+    """The plan with every block at `level`, save those that are FP16 at any level unless asked for by name.
+
+    Those are the classifier, whose rounding shows in the mask directly, and the positional convolutions: they are less
+    than 1 % of the FLOPs, and what they read is the residual stream itself. model: the graph's name by default.
+    """
+    sites = _as_sites(graph)
+    blocks = dict.fromkeys((block_of(site.node) for site in sites), level)
+    for site in sites:
+        if site.positional:
+            blocks[block_of(site.node)] = "fp16"
+        elif site.classifier:
+            blocks[site.node] = "fp16"
+    name = model if model is not None else getattr(graph, "name", "")
+    return PrecisionPlan(name, level, blocks, smooth)
+
+
+def _groups(node: str) -> Iterator[str]:
+    """The node and every group that it is in, the smallest first: `neck/conv.0.phase.01`, `neck/conv.0.phase`,
+    `neck/conv.0`, `neck/conv`, `neck`."""
+    block, *rest = node.split("/")
+    for depth in range(len(rest), 0, -1):
+        parts = rest[depth - 1].split(".")
+        for count in range(len(parts), 0, -1):
+            yield "/".join([block, *rest[: depth - 1], ".".join(parts[:count])])
+    yield block
+
+
+def _possible(site: Site) -> bool:
+    return site.kind != "attention" or 0 < site.keys <= LONGEST_INT8_ATTENTION
+
+
+def _as_sites(graph: gs.Graph | Sequence[Site]) -> Sequence[Site]:
+    return find_sites(graph) if isinstance(graph, gs.Graph) else graph
+
+
+def _nearest(name: str, known: Iterable[str] | Mapping[str, object], what: str) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
+    return f"nearest {what}: {', '.join(close)}" if close else f"{what}: {', '.join(names[:8])}"

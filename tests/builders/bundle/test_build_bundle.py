@@ -1,0 +1,342 @@
+"""The build as a library call. The compiler is stood in for where its work is not what is tested."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("tensorrt_rtx")
+
+from twins_trt.builders.bundle import make, resolve, targets
+from twins_trt.builders.bundle.run import BuildReport, Progress, Step, resolve_build
+from twins_trt.builders.bundle.run import build_bundle as build
+from twins_trt.builders.bundle.targets import engines_for
+from twins_trt.builders.engine import BuiltEngine, EngineOptions, apart, read_header
+from twins_trt.builders.engine.layers import Layer
+from twins_trt.builders.export import DynamicDim
+from twins_trt.errors import (
+    BuildError,
+    BundleError,
+    MissingDependencyError,
+    UnfusedAttentionError,
+    UsageError,
+)
+from twins_trt.models.checkpoint import read_checkpoint
+from twins_trt.runtime import open_bundle
+from twins_trt.verbs.build import BuildRequest
+
+MODEL = "twins_svt-s_fpn"
+RTX = {"targets": ("sm_89",), "flavour": ("tensorrt_rtx",)}
+
+
+def small(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "size": (64, 96), **RTX, "seeded": True, "num_classes": 4, **fields}
+
+
+def build_bundle(
+    fields: dict[str, Any], out: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> BuildReport:
+    return build(BuildRequest(**fields, out=str(out), overwrite=overwrite), progress=progress)
+
+
+def plan(fields: dict[str, Any], out: Path) -> Any:
+    return resolve_build(BuildRequest(**fields, out=str(out)))
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files go. Whatever a test does, none may be left."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+Compiler = Callable[..., list[tuple[Path, EngineOptions]]]
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """`compiler(fused=18, unfused=0)` stands in for the real one, and lists what it was given."""
+
+    def install(*, fused: int = 18, unfused: int = 0) -> list[tuple[Path, EngineOptions]]:
+        asked = []
+        layers = [Layer(f"_gemm_mha_v2_{i}", "gemm") for i in range(fused)]
+        layers += [Layer(f"__myl_MaxrSubExp_{i}", "kgen") for i in range(unfused)]
+
+        def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
+            asked.append((graph, options))
+            progress("compiling", 0.5)
+            return BuiltEngine(b"plan", tuple(layers), options.flavour, "1.2.3", options.targets, 0.1)
+
+        monkeypatch.setattr(apart, "build_engine", build)
+        return asked
+
+    return install
+
+
+def test_a_real_build_from_a_library_call(place: Path) -> None:
+    steps: list[Step] = []
+    report = build_bundle(small(), place / "x.bundle", progress=steps.append)
+    names = ["weights", "graph", "engine tensorrt_rtx sm_89", "bundle"]
+    assert list(dict.fromkeys((step.number, step.count, step.name) for step in steps)) == [
+        (i + 1, 4, name) for i, name in enumerate(names)
+    ]
+    assert list(report.seconds) == names and report.seconds["graph"] > 0
+    audit = report.audits["engines/tensorrt_rtx-sm_89.engine"]
+    assert (audit.attentions, audit.expected_attentions, audit.unfused_attentions) == (18, 18, ())
+    opened = open_bundle(place / "x.bundle")
+    assert opened.manifest == report.bundle.manifest
+    assert opened.manifest.source.seeded and opened.interface.classes == (
+        "class 0",
+        "class 1",
+        "class 2",
+        "class 3",
+    )
+    assert json.loads(json.dumps(report.to_json()))["manifest"] == opened.manifest.to_json()
+
+
+def test_weights_travel_where_asked_for(place: Path, compiler: Compiler) -> None:
+    import torch
+
+    from twins_trt.runtime.engines.torch import load_model
+
+    compiler()
+    options = small(with_weights=True)
+    assert "weights.pth" in plan(options, place / "x.bundle").files
+    bundle = build_bundle(options, place / "x.bundle").bundle
+    assert bundle.manifest.rebuild.endswith(" --with-weights")
+    assert f" --out {place / 'x.bundle'} " in bundle.manifest.rebuild
+    saved = read_checkpoint(bundle.file("weights.pth"))
+    assert saved.meta.classes == bundle.interface.classes and saved.meta.palette == bundle.interface.palette
+    loaded = load_model(bundle).state_dict()
+    assert set(loaded) == set(saved.state_dict)
+    assert all(torch.equal(loaded[key], value) for key, value in saved.state_dict.items())
+
+
+def test_every_group_of_targets_gets_its_engine(place: Path, compiler: Compiler) -> None:
+    asked = compiler()
+    build_bundle(small(targets=("sm_86", "sm_75", "sm_120")), place / "x.bundle")
+    assert [options.targets for _, options in asked] == [("sm_86", "sm_120"), ("sm_75",)]
+    opened = open_bundle(place / "x.bundle")
+    files = ("engines/tensorrt_rtx-sm_86-sm_120.engine", "engines/tensorrt_rtx-sm_75.engine")
+    assert [(e.file, e.targets, e.version) for e in opened.manifest.engines] == [
+        (files[0], ("sm_86", "sm_120"), "1.2.3"),
+        (files[1], ("sm_75",), "1.2.3"),
+    ]
+    assert opened.file(files[0]).read_bytes() == b"plan"
+    assert [entry["file"] for entry in opened.read_json("audit.json")["engines"]] == list(files)
+    assert opened.manifest.tools["tensorrt_rtx"] == "1.2.3"
+
+
+def test_an_unfused_attention_fails_the_build_and_shows_the_audit(
+    place: Path, compiler: Compiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler(fused=17, unfused=1)
+    with caplog.at_level(logging.WARNING), pytest.raises(UnfusedAttentionError, match="1 of 18") as raised:
+        build_bundle(small(), place / "x.bundle")
+    assert "allow_unfused=True" in str(raised.value.fix)
+    assert "attentions fused  17 of 18" in caplog.text
+    assert list(place.iterdir()) == []
+
+
+def test_an_unfused_attention_can_be_allowed_and_fp32_has_none(
+    place: Path, compiler: Compiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler(fused=0, unfused=18)
+    build_bundle(small(allow_unfused=True), place / "allowed.bundle")
+    assert "(allowed)" in caplog.text
+    manifest = open_bundle(place / "allowed.bundle").manifest
+    assert "--allow-unfused" in manifest.rebuild
+    build_bundle(small(precision="fp32"), place / "fp32.bundle")
+    audit = open_bundle(place / "fp32.bundle").read_json("audit.json")["engines"][0]["audit"]
+    assert (audit["attentions"], len(audit["unfused_attentions"])) == (0, 18)
+
+
+@pytest.mark.parametrize("failure", [BuildError("no kernel"), KeyboardInterrupt(), SystemExit(143)])
+def test_a_failing_compiler_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, scratch: Path, failure: BaseException
+) -> None:
+    def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
+        assert graph.is_file() and graph.is_relative_to(scratch)
+        raise failure
+
+    monkeypatch.setattr(apart, "build_engine", build)
+    with pytest.raises(type(failure)):
+        build_bundle(small(), place / "x.bundle")
+    assert list(place.iterdir()) == []
+
+
+def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Compiler) -> None:
+    compiler()
+
+    def stop(step: Step) -> None:
+        if step.name == "bundle":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(small(), place / "x.bundle", progress=stop)
+    assert list(place.iterdir()) == []
+
+
+def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised in the caller's thread while the compiler works: the compiler is told, and nothing runs on behind it."""
+    states: list[str] = []
+
+    def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
+        try:
+            while True:
+                progress("compiling", None)
+                time.sleep(0.01)
+        finally:
+            time.sleep(0.2)
+            states.append("stopped" if graph.is_file() else "stopped too late")
+
+    def interrupt(step: Step) -> None:
+        if step.detail == "compiling":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(apart, "build_engine", build)
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(small(), place / "x.bundle", progress=interrupt)
+    assert states == ["stopped"]
+    assert list(place.iterdir()) == []
+
+
+def test_what_exists_is_refused_before_any_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "load_weights", lambda *words, **names: pytest.fail("weights were loaded"))
+    (place / "bundle").mkdir()
+    (place / "bundle" / "manifest.json").touch()
+    (place / "folder").mkdir()
+    (place / "file").touch()
+    with pytest.raises(BundleError, match="bundle exists") as raised:
+        build_bundle(small(), place / "bundle")
+    assert "overwrite=True" in str(raised.value.fix)
+    for name in ("folder", "file"):
+        with pytest.raises(BundleError, match="is not a bundle"):
+            build_bundle(small(), place / name, overwrite=True)
+    with pytest.raises(BundleError, match="is no folder to write in"):
+        build_bundle(small(), place / "file" / "x.bundle")
+
+
+def test_one_that_appears_meanwhile_is_not_replaced(place: Path, compiler: Compiler) -> None:
+    compiler()
+    out = place / "x.bundle"
+
+    def appear(step: Step) -> None:
+        if step.name == "bundle":
+            out.mkdir()
+            (out / "mine").touch()
+
+    with pytest.raises(BundleError, match="exists"):
+        build_bundle(small(), out, progress=appear)
+    assert [path.name for path in out.iterdir()] == ["mine"] and [path.name for path in place.iterdir()] == ["x.bundle"]
+
+
+def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, compiler: Compiler) -> None:
+    asked = compiler()
+    size = (DynamicDim(64, 64, 128), DynamicDim(64, 96, 160))
+    fields = small(size=size, batch=DynamicDim(1, 2, 4), outputs=("logits",), test_scale=(160, 64))
+    build_bundle(fields, place / "x.bundle")
+    shapes = ((1, 64, 64, 3), (2, 64, 96, 3), (4, 128, 160, 3))
+    assert asked[0][1].profile == {"image": shapes}
+    manifest = open_bundle(place / "x.bundle").manifest
+    assert (manifest.interface.image.min, manifest.interface.image.opt, manifest.interface.image.max) == shapes
+    assert manifest.interface.preprocessing.test_scale == (160, 64)
+    logits = manifest.interface.output("logits")
+    assert logits is not None and logits.shape[1] == 4 and logits.dynamic
+
+
+def test_float_input_puts_the_channels_first(place: Path, compiler: Compiler) -> None:
+    asked = compiler()
+    build_bundle(small(batch=DynamicDim(1, 2, 4), input="float32"), place / "x.bundle")
+    assert asked[0][1].profile == {"image": ((1, 3, 64, 96), (2, 3, 64, 96), (4, 3, 64, 96))}
+    assert open_bundle(place / "x.bundle").manifest.interface.layout == "NCHW"
+
+
+def test_a_graph_alone_is_written_for_the_cpu(place: Path) -> None:
+    report = build_bundle(small(targets=("cpu",), flavour=None), place / "x.bundle")
+    assert report.audits == {} and report.bundle.files == ("graph.onnx",)
+    assert list(report.seconds) == ["weights", "graph", "bundle"]
+    assert '"target": "cpu"' in read_header(report.bundle.graph).metadata["twins_trt.info"]
+    assert report.bundle.manifest.rebuild.endswith(" --target cpu")
+
+
+def test_a_plan_settles_targets_and_refuses_what_cannot_be(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = place / "x.bundle"
+    job = plan(small(), out)
+    assert job.files == ("graph.onnx", "engines/tensorrt_rtx-sm_89.engine", "audit.json", "manifest.json")
+    assert job.weights is None and job.engines[0].compiler.startswith("TensorRT-RTX ")
+    with pytest.raises(UsageError, match="no target sm_87"):
+        plan(small(targets=("87",)), out)
+    twice = engines_for(["sm_89"], flavours=["tensorrt_rtx"]) * 2
+    monkeypatch.setattr(resolve, "engines_for", lambda *words, **names: twice)
+    with pytest.raises(UsageError, match="name each of them once"):
+        plan(small(), out)
+    monkeypatch.undo()
+    monkeypatch.setattr(resolve, "current_device", lambda: None)
+    with pytest.raises(UsageError, match="there is no GPU here") as raised:
+        plan(small(targets=()), out)
+    assert "or cpu" in str(raised.value.fix)
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError):
+        plan(small(targets=(), flavour=("tensorrt",)), out)
+
+
+def test_engines_of_targets() -> None:
+    assert engines_for(["cpu"]) == () == engines_for([" CPU "], flavours=["tensorrt_rtx"])
+    with pytest.raises(UsageError, match="goes alone"):
+        engines_for(["cpu", "sm_86"])
+    both = engines_for(["86"], flavours=["tensorrt_rtx", "tensorrt"], hardware_compatibility="ampere_plus")
+    assert [(e.flavour, e.targets, e.hardware_compatibility) for e in both] == [
+        ("tensorrt_rtx", ("sm_86",), "none"),
+        ("tensorrt", (), "ampere_plus"),
+    ]
+    assert engines_for(["sm_87"], flavours=["tensorrt"])[0].targets == ("sm_87",)
+    settings = engines_for(["86", "75"], flavours=["tensorrt_rtx"], workspace_mib=64, optimization_level=1)
+    assert [(e.workspace_mib, e.optimization_level) for e in settings] == [(64, 1)] * 2
+    with pytest.raises(UsageError, match="not a GPU target"):
+        engines_for(["86", "orin"])
+
+
+@pytest.mark.parametrize(
+    ("installed", "flavour"),
+    [
+        ({"tensorrt_rtx", "tensorrt"}, "tensorrt_rtx"),
+        ({"tensorrt_rtx"}, "tensorrt_rtx"),
+        ({"tensorrt"}, "tensorrt"),
+        (set(), "tensorrt_rtx"),
+    ],
+)
+def test_auto_takes_the_flavour_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], flavour: str
+) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: name if name in installed else None)
+    assert engines_for(["sm_86"])[0].flavour == flavour
+
+
+def test_requests_survive_json() -> None:
+    size = (DynamicDim(64, 96, 128), DynamicDim(64, 96, 128))
+    request = BuildRequest(MODEL, "x", checkpoint="x.pth", size=size, batch=2, opset=19, outputs=("mask", "logits"))
+    for asked in (request, BuildRequest(**small(test_scale=(2048, 512), smooth=0.5, fallback=False))):
+        assert BuildRequest.from_json(json.loads(json.dumps(asked.to_json()))) == asked
+    with pytest.raises(UsageError, match="colour"):
+        BuildRequest.from_json({"model": MODEL, "colour": "red"})
+    with pytest.raises(UsageError, match="batch"):
+        BuildRequest.from_json({"model": MODEL, "batch": "tall"})

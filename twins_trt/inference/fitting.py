@@ -1,0 +1,116 @@
+"""How an image of any size meets a graph of fixed or limited size, and how its mask finds the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.data.images import UInt8Array
+from twins_trt.data.preprocessing import Size, input_size, normalized_planes, scale_size
+from twins_trt.data.resizing import FloatArray, resize_image, resize_mask, resize_plane
+from twins_trt.errors import EngineError
+from twins_trt.inference.interface import GraphInterface
+from twins_trt.spelling import spelled
+
+FitMode = Literal["stretch", "letterbox"]
+Limits = tuple[int, int | None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """original: the image's size. inner: what it is resized to. canvas: what the graph sees; the rest is padding on the
+    right and at the bottom, in the mean colour. All (height, width)."""
+
+    original: Size
+    inner: Size
+    canvas: Size
+
+
+def fit_size(size: Size, interface: GraphInterface, mode: FitMode) -> Fit:
+    """How an image of (height, width) `size` goes into the graph of `interface`.
+
+    A graph of fixed size gets the image stretched to it, or, with `letterbox`, as large as fits with its ratio kept and
+    padded. A graph of dynamic size gets mmsegmentation's test pipeline: the image fitted into the test scale (at its
+    own size where there is none), then into the limits of the profile, the ratio kept as far as the limits allow.
+    """
+    if interface.size is not None:
+        canvas = interface.size
+        return Fit(size, canvas if mode == "stretch" else scale_size(size, _largest_factor(size, canvas)), canvas)
+    height, width = interface.size_limits
+    canvas = _limited(input_size(size, interface.preprocessing), height, width)
+    return Fit(size, canvas, canvas)
+
+
+def place(image: UInt8Array, fit: Fit, interface: GraphInterface) -> npt.NDArray[np.uint8] | npt.NDArray[np.floating]:
+    """The image as the graph takes it, without the batch axis: uint8 [h, w, 3], or float [3, h, w] normalized.
+
+    A uint8 image that already has the graph's size is returned as it is, not copied.
+    """
+    pixels = resize_image(image, fit.inner)
+    if fit.canvas != fit.inner:
+        canvas = np.empty((*fit.canvas, 3), np.uint8)
+        canvas[:] = np.rint(interface.preprocessing.mean).astype(np.uint8)
+        canvas[: fit.inner[0], : fit.inner[1]] = pixels
+        pixels = canvas
+    if interface.layout == "NHWC":
+        return pixels
+    return normalized_planes(pixels, interface.preprocessing).astype(interface.image.dtype, copy=False)
+
+
+def unfit_mask(mask: UInt8Array, fit: Fit) -> UInt8Array:
+    """A mask of the canvas, uint8 [h, w], at the image's own size: padding cut off, then nearest neighbour.
+
+    Raises EngineError if the mask does not have the canvas's size.
+    """
+    if mask.shape != fit.canvas:
+        raise EngineError(f"the engine gave a mask of {list(mask.shape)} for an image of {list(fit.canvas)}")
+    return resize_mask(mask[: fit.inner[0], : fit.inner[1]], fit.original)
+
+
+def logits_to_mask(logits: npt.NDArray[np.floating], fit: Fit) -> UInt8Array:
+    """Logits of the canvas at any scale, float [classes, h, w], to the mask uint8 at the image's own size.
+
+    As mmsegmentation does it: bilinear to the canvas, padding cut off, bilinear to the image's size, then argmax with
+    the first of equal classes. One class at a time, so that 150 classes at full size never exist in memory.
+    Raises EngineError where no class has a finite logit.
+    """
+    best = np.full(fit.original, -np.inf, np.float32)
+    mask = np.zeros(fit.original, np.uint8)
+    for index, plane in enumerate(_planes(logits, fit)):
+        better = plane > best
+        np.copyto(best, plane, where=better)
+        mask[better] = index
+    if not np.isfinite(best).all():
+        raise EngineError(
+            f"{np.count_nonzero(~np.isfinite(best))} of {best.size} pixels have no finite logit",
+            f"the precision overflows: build with {spelled('precision', 'fp32')}",
+        )
+    return mask
+
+
+def _planes(logits: npt.NDArray[np.floating], fit: Fit) -> Iterable[FloatArray]:
+    for plane in logits:
+        full = resize_plane(plane.astype(np.float32, copy=False), fit.canvas)
+        yield resize_plane(full[: fit.inner[0], : fit.inner[1]], fit.original)
+
+
+def _limited(size: Size, height: Limits, width: Limits) -> Size:
+    for dim in (0, 1):  # shrink first: too large is refused by the engine, too small often too
+        largest = (height, width)[dim][1]
+        if largest is not None and size[dim] > largest:
+            size = scale_size(size, largest / size[dim])
+    smallest = max(height[0] / size[0], width[0] / size[1])
+    if smallest > 1:
+        size = scale_size(size, smallest)
+    clipped = [
+        max(low, n if high is None else min(n, high)) for n, (low, high) in zip(size, (height, width), strict=True)
+    ]
+    return clipped[0], clipped[1]
+
+
+def _largest_factor(size: Size, canvas: Size) -> float:
+    return min(canvas[0] / size[0], canvas[1] / size[1])
