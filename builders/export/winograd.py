@@ -15,8 +15,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from twins_trt.builders.export.shape_inference import tensor_shapes
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-from twins_trt.builders.plan.sites import tensor_shapes
 
 LEAST_PRODUCT = 256 * 512
 """Input times output channels from which ONNX Runtime gains on a CPU; at 256 × 256 both forms take as long."""
