@@ -98,7 +98,7 @@ def islands() -> str:
 
 def offers() -> str:
     """What each TensorRT version offers, by the code that asks for it, from the recorded names of its bindings."""
-    from twins_trt.builders.engine import describe
+    from twins_trt.builders.engine import Compiler
 
     sys.path.insert(0, str(ROOT / "tests"))
     try:
@@ -107,15 +107,16 @@ def offers() -> str:
         sys.path.pop(0)
     rows = []
     for version in fake_tensorrt.versions():
-        offer = describe(module := fake_tensorrt.fake_module(version), module.__name__)
+        module = fake_tensorrt.fake_module(version)
+        compiler = Compiler.of(module, module.__name__)
         rows.append(
             (
-                offer.name,
-                {"always": "strong, always", "flag": "strong, by flag", "none": "weak"}[offer.typing],
-                offer.opset or "",
-                " ".join(offer.targets) or "its own GPU",
-                ", ".join(f"`{level}`" for level in offer.hardware_compatibility),
-                *("yes" if has else "" for has in (offer.timing_cache, offer.progress, offer.attention)),
+                compiler.name,
+                {"always": "strong, always", "flag": "strong, by flag", "none": "weak"}[compiler.typing],
+                compiler.opset or "",
+                " ".join(compiler.targets) or "its own GPU",
+                ", ".join(f"`{level}`" for level in compiler.hardware_compatibility),
+                *("yes" if has else "" for has in (compiler.timing_cache, compiler.progress, compiler.attention)),
             )
         )
     head = (

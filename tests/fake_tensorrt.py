@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -31,14 +32,14 @@ NAMES = Path(__file__).with_name("tensorrt_names.json")
 class Script:
     """What happens in a simulated parse and build.
 
-    `plan`: the plan; None for a build that fails. `parse_errors`: (description, node name, operator) of a parse that
-    fails. `parse_messages`, `messages`: (severity name, text) logged while parsing and while building. `layers`: the
-    engine's layers, as inspector JSON. `layer_log`: the list that TensorRT-RTX prints instead.
+    `serialized`: the engine; None for a build that fails. `parse_errors`: (description, node name, operator) of a parse
+    that fails. `parse_messages`, `messages`: (severity name, text) logged while parsing and while building. `layers`:
+    the engine's layers, as inspector JSON. `layer_log`: the list that TensorRT-RTX prints instead.
     `phases`: (name, parent or None, steps) the monitor is told of, one after another. `during`: called at every step.
     `network`: (layer type name, data type name of its output) of every layer of the parsed network.
     """
 
-    plan: bytes | None = b"plan"
+    serialized: bytes | None = b"engine"
     parse_errors: Sequence[tuple[str, str, str]] = ()
     parse_messages: Sequence[tuple[str, str]] = ()
     messages: Sequence[tuple[str, str]] = ()
@@ -51,6 +52,7 @@ class Script:
     device: bool = True
     loads: bool = True
     cancelled: bool = field(default=False, init=False)  # set by a build that its monitor stopped
+    ended: Event = field(default_factory=Event, init=False)  # set by a build that returns
 
 
 @cache
@@ -279,6 +281,13 @@ def _get_error(self: Any, index: int) -> Any:
 
 
 def _build(self: Any, network: Any, config: Any) -> Any:
+    try:
+        return _act_out(self, config)
+    finally:
+        self._module.script.ended.set()
+
+
+def _act_out(self: Any, config: Any) -> Any:
     module, script = self._module, self._module.script
     monitor = getattr(config, "progress_monitor", None)
     for severity, text in script.messages:
@@ -295,9 +304,9 @@ def _build(self: Any, network: Any, config: Any) -> Any:
     for name, _, _ in reversed(script.phases):
         if monitor is not None:
             monitor.phase_finish(name)
-    if script.layer_log and script.plan is not None:
+    if script.layer_log and script.serialized is not None:
         _say(module, self._logger, "VERBOSE", script.layer_log)
-    return None if script.plan is None else _memory(module, script.plan)
+    return None if script.serialized is None else _memory(module, script.serialized)
 
 
 def _memory(module: Any, content: bytes) -> Any:
@@ -327,8 +336,10 @@ def _combine(self: Any, other: Any, _: bool) -> bool:
 def _inspect(self: Any, _: Any) -> str:
     module = self._module
     new = int(module.__version__.split(".")[0]) >= 11 or module.__name__ == "tensorrt_rtx"
-    ports: dict[str, Any] = {"I/O Tensors": [{"Name": "image", "IOMode": "Input"}]} if new else {"Bindings": ["image"]}
-    return json.dumps({"Layers": list(module.script.layers), **ports})
+    tensors: dict[str, Any] = (
+        {"I/O Tensors": [{"Name": "image", "IOMode": "Input"}]} if new else {"Bindings": ["image"]}
+    )
+    return json.dumps({"Layers": list(module.script.layers), **tensors})
 
 
 _INITS: dict[str, Callable[..., None]] = {"Builder": _with_logger, "Runtime": _with_logger, "OnnxParser": _parser}
@@ -350,7 +361,7 @@ _BEHAVIOURS: dict[tuple[str, str], Callable[..., Any]] = {
     ("IBuilderConfig", "get_timing_cache"): lambda self: self._cache,
     ("ITimingCache", "combine"): _combine,
     ("ITimingCache", "serialize"): lambda self: _memory(self._module, self._content + b"+measured"),
-    ("Runtime", "deserialize_cuda_engine"): lambda self, plan: (
+    ("Runtime", "deserialize_cuda_engine"): lambda self, serialized: (
         self._module.ICudaEngine() if self._module.script.loads else None
     ),
     ("EngineInspector", "get_engine_information"): _inspect,

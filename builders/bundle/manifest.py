@@ -99,13 +99,3 @@ def _tools(built: Mapping[str, BuiltEngine]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # importable without metadata (a vendored or system package): nothing to write down
     return tools | {engine.flavour: engine.version for engine in built.values()}
-
-
-def peak_host_mib() -> float | None:
-    """The most memory that this process has held, MiB; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)

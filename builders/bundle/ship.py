@@ -11,7 +11,7 @@ from typing import Any
 from twins_trt.builders.bundle.job import AUDIT, CALIBRATION, FALLBACK, GATE, PLAN, BuildJob
 from twins_trt.builders.bundle.judge import Judged
 from twins_trt.builders.bundle.make import BuiltGraph
-from twins_trt.builders.bundle.manifest import audit_file, manifest, peak_host_mib
+from twins_trt.builders.bundle.manifest import audit_file, manifest
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.fallback import Fallback
@@ -21,6 +21,7 @@ from twins_trt.builders.quantize import check_int8
 from twins_trt.calib import save_ranges
 from twins_trt.codec import encode
 from twins_trt.errors import UnfusedAttentionError
+from twins_trt.host_memory import peak_host_mib
 from twins_trt.models.weights import ModelFacts
 from twins_trt.progress import Clock
 from twins_trt.runtime.bundle import Bundle, write_bundle

@@ -1,6 +1,6 @@
 """One builder of engines for TensorRT-RTX (any target, no GPU) and TensorRT 8.6 to 11 (for the GPU it runs on).
 
-`build_engine(graph, options)` reads a precision-complete ONNX file and returns the plan and the finished layer list.
+`build_engine(graph, options)` reads a precision-complete ONNX file and returns the serialized engine with its layers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from twins_trt.builders.engine.build import BuiltEngine, build_engine
 from twins_trt.builders.engine.header import GraphHeader, TensorInfo, read_header
 from twins_trt.builders.engine.in_thread import build_in_thread
 from twins_trt.builders.engine.options import FLAVOURS, EngineOptions, parse_target
-from twins_trt.builders.engine.versions import Compiler, describe, group_targets, load
+from twins_trt.builders.engine.versions import Compiler, group_targets, open_compiler
 from twins_trt.device import Device, current_device
 
 __all__ = [
@@ -23,9 +23,8 @@ __all__ = [
     "build_engine",
     "build_in_thread",
     "current_device",
-    "describe",
     "group_targets",
-    "load",
+    "open_compiler",
     "parse_target",
     "read_header",
 ]

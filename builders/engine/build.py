@@ -1,27 +1,25 @@
-"""From an ONNX graph to a serialized plan and its layer list."""
+"""From an ONNX graph to a serialized engine and its layer list."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from twins_trt.builders.engine import versions
 from twins_trt.builders.engine.failures import build_failure, parser_failure, refuse_beforehand
 from twins_trt.builders.engine.header import GraphHeader, read_header
 from twins_trt.builders.engine.layers import Layer, parse_build_log, parse_inspector
 from twins_trt.builders.engine.log import BuildLog, capture
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.engine.progress import BuildState, attach_monitor, watch
-from twins_trt.builders.engine.versions import Compiler
+from twins_trt.builders.engine.versions import Compiler, group_targets, open_compiler
 from twins_trt.compiler_cache import CacheKey, CompilerCache
 from twins_trt.device import Device, current_device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
-from twins_trt.progress import Progress
+from twins_trt.host_memory import peak_host_mib
+from twins_trt.progress import Progress, silent
 
 log = logging.getLogger("twins_trt")
 
@@ -31,7 +29,7 @@ class BuiltEngine:
     """A finished engine.
 
     `serialized`: exactly what the compiler made. `layers`: its final layer list. `version`: the compiler's, in full.
-    `targets`: compute capabilities the plan is for. `seconds`: wall time from the graph to the plan.
+    `targets`: compute capabilities that the engine is for. `seconds`: wall time from the graph to the engine.
     `peak_host_mib`: the process's highest resident memory so far, MiB; None where the platform does not tell.
     """
 
@@ -44,54 +42,67 @@ class BuiltEngine:
     peak_host_mib: float | None = None
 
 
+@dataclass(frozen=True)
+class _Compilation:
+    """What the steps of one build share. `logger`: the compiler's; its messages go into `messages`."""
+
+    compiler: Compiler
+    logger: Any
+    messages: BuildLog
+    graph: Path
+    header: GraphHeader
+    options: EngineOptions
+    progress: Progress
+
+
 def build_engine(graph: Path | str, options: EngineOptions, *, progress: Progress | None = None) -> BuiltEngine:
-    """Compiles an ONNX graph into a plan. One build at a time runs in a process; others wait.
+    """Compiles an ONNX graph into an engine. A process runs one build at a time; other builds wait.
 
     `graph`: a precision-complete ONNX file (casts and Q/DQ in the graph; no builder flag changes a type).
     `progress`: called from this thread, at most ten times a second. Its detail is the compiler's phase, its share
-        that of the whole build. What it raises cancels the build.
+        that of the whole build. An exception that it raises cancels the build.
 
     Raises MissingDependencyError when the flavour is not installed or needs a GPU that is not there; UsageError for
     targets, profiles or a cache folder that do not fit; BuildError when the graph cannot be read or compiled, or an
-    option is one that this version lacks. A KeyboardInterrupt stops the build where the version has a progress monitor.
+    option is one that this version lacks. A KeyboardInterrupt stops the build if the version has a progress monitor.
     """
     graph = Path(graph)
     started = time.perf_counter()
     header = read_header(graph)
-    module = versions.load(options.flavour)
-    compiler = versions.describe(module, options.flavour)
+    compiler = open_compiler(options.flavour)
     device = current_device()
-    targets = versions.settle_targets(compiler, options, device)
+    targets = compiler.settle_targets(options, device)
     check_profile(header, options)
     refuse_beforehand(compiler, graph, header)
-    if len(groups := versions.group_targets(targets)) > 1:
-        log.warning("sm_75 in one plan with %s costs the others kernels: build it apart", ", ".join(groups[0]))
-    with capture(module) as (logger, build_log):
-        plan = _compile(module, compiler, logger, build_log, graph, header, options, targets, device, progress)
-        layers = _layers(module, compiler, logger, build_log, plan)
+    if len(groups := group_targets(targets)) > 1:
+        log.warning("sm_75 in one engine with %s costs the others kernels: build it separately", ", ".join(groups[0]))
+    with capture(compiler.module) as (logger, messages):
+        compilation = _Compilation(compiler, logger, messages, graph, header, options, progress or silent)
+        serialized = _compile(compilation, targets, device)
+        layers = _layers(compilation, serialized)
     seconds = time.perf_counter() - started
-    return BuiltEngine(plan, layers, options.flavour, compiler.version, targets, seconds, _peak_host_mib())
+    return BuiltEngine(serialized, layers, options.flavour, compiler.version, targets, seconds, peak_host_mib())
 
 
 def check_profile(header: GraphHeader, options: EngineOptions) -> None:
     """Raises UsageError when the options' profile and the graph's dynamic inputs do not belong together."""
     profile = options.profile or {}
-    ports = {port.name: port for port in header.inputs}
+    tensors = {tensor.name: tensor for tensor in header.inputs}
     for name in profile:
-        if name not in ports:
-            raise UsageError(f"the profile names {name!r}, which is no input", f"inputs: {', '.join(ports)}")
-    for name, port in ports.items():
-        shape = "x".join("?" if extent is None else str(extent) for extent in port.shape)
+        if name not in tensors:
+            raise UsageError(f"the profile names {name!r}, which is no input", f"inputs: {', '.join(tensors)}")
+    for name, tensor in tensors.items():
+        shape = "x".join("?" if extent is None else str(extent) for extent in tensor.shape)
         if name not in profile:
-            if port.dynamic:
+            if tensor.dynamic:
                 raise UsageError(
-                    f"input {name!r} is dynamic ({shape}) and has no profile", "give its smallest, usual, largest shape"
+                    f"input {name!r} is dynamic ({shape}) and has no profile", "give its min, opt and max shape"
                 )
             continue
-        if any(len(given) != len(port.shape) for given in profile[name]):
+        if any(len(given) != len(tensor.shape) for given in profile[name]):
             raise UsageError(f"the profile of {name!r} has another rank than the input ({shape})")
         for given in profile[name]:
-            for extent, fixed in zip(given, port.shape, strict=True):
+            for extent, fixed in zip(given, tensor.shape, strict=True):
                 if isinstance(fixed, int) and extent != fixed:
                     raise UsageError(
                         f"the profile of {name!r} has {'x'.join(map(str, given))}, but the input is fixed to {shape}",
@@ -99,74 +110,89 @@ def check_profile(header: GraphHeader, options: EngineOptions) -> None:
                     )
 
 
-def _compile(
-    module: ModuleType,
-    compiler: Compiler,
-    logger: Any,
-    build_log: BuildLog,
-    graph: Path,
-    header: GraphHeader,
-    options: EngineOptions,
-    targets: tuple[str, ...],
-    device: Device | None,
-    progress: Progress | None,
-) -> bytes:
-    builder = _create(module.Builder, logger, compiler)
-    network = versions.create_network(module, compiler, builder)
-    parser = module.OnnxParser(network, logger)
-    if progress is not None:
-        progress("engine", "Reading the graph", None)
-    # From the file and not from bytes: weights may lie beside it.
-    if not parser.parse_from_file(str(graph)):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise parser_failure(compiler, graph, header, errors, build_log.errors)
-    config = builder.create_builder_config()
-    versions.configure(module, compiler, config, options, targets)
-    versions.set_precision(module, compiler, config, network, header)
-    if options.profile:
-        shapes = builder.create_optimization_profile()
-        for name, (least, usual, most) in options.profile.items():
-            shapes.set_shape(name, least, usual, most)
-        if config.add_optimization_profile(shapes) < 0:
-            raise build_failure(compiler, graph, build_log.errors)
-    cache = _open_cache(compiler, config, options, device)
-    state = BuildState()
-    if compiler.progress:
-        attach_monitor(module, config, state)
-    build_log.errors.clear()
-    serialized = watch(
-        lambda: builder.build_serialized_network(network, config), state, progress, can_cancel=compiler.progress
-    )
-    if serialized is None:
-        raise build_failure(compiler, graph, build_log.errors)
-    plan = bytes(serialized)
-    for message in build_log.errors:
-        log.warning("the compiler recovered from: %s", message)
+def _compile(compilation: _Compilation, targets: tuple[str, ...], device: Device | None) -> bytes:
+    """The serialized engine."""
+    module = compilation.compiler.module
+    builder = _start(compilation, module.Builder)
+    network = compilation.compiler.new_network(builder)
+    parser = module.OnnxParser(network, compilation.logger)  # the network's weights are its: it lives until the end
+    _parse(compilation, parser)
+    config = _configure(compilation, builder, network, targets)
+    cache = _open_cache(compilation, config, device)
+    serialized = _serialize(compilation, builder, network, config)
     if cache is not None:
         _store_cache(config, cache)
-    return plan
+    return serialized
 
 
-def _create(factory: Any, logger: Any, compiler: Compiler) -> Any:
+def _start(compilation: _Compilation, factory: Any) -> Any:
     """A Builder or Runtime; the bindings turn the null that the library returns on failure into a TypeError."""
     try:
-        return factory(logger)
+        return factory(compilation.logger)
     except (TypeError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"{compiler.name} does not start: {error}",
+            f"{compilation.compiler.name} does not start: {error}",
             "check that the GPU driver matches its CUDA version (nvidia-smi)",
         ) from error
 
 
-def _open_cache(compiler: Compiler, config: Any, options: EngineOptions, device: Device | None) -> CompilerCache | None:
-    if options.timing_cache is None:
+def _parse(compilation: _Compilation, parser: Any) -> None:
+    """Fills the parser's network with the graph."""
+    compilation.progress("engine", "Reading the graph", None)
+    graph = compilation.graph
+    # From the file and not from bytes: weights may lie beside it.
+    if not parser.parse_from_file(str(graph)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        raise parser_failure(compilation.compiler, graph, compilation.header, errors, compilation.messages.errors)
+
+
+def _configure(compilation: _Compilation, builder: Any, network: Any, targets: tuple[str, ...]) -> Any:
+    """A builder configuration with the options and the optimization profile."""
+    compiler, options = compilation.compiler, compilation.options
+    config = builder.create_builder_config()
+    compiler.configure(config, options, targets)
+    compiler.keep_precision(config, network, compilation.header)
+    if options.profile:
+        profile = builder.create_optimization_profile()
+        for name, shapes in options.profile.items():  # min, opt, max
+            profile.set_shape(name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise build_failure(compiler, compilation.graph, compilation.messages.errors)
+    return config
+
+
+def _serialize(compilation: _Compilation, builder: Any, network: Any, config: Any) -> bytes:
+    """Runs the compiler, which takes nearly all of a build's time."""
+    compiler, messages = compilation.compiler, compilation.messages
+    state = BuildState()
+    if compiler.progress:
+        attach_monitor(compiler.module, config, state)
+    messages.errors.clear()
+    serialized = watch(
+        lambda: builder.build_serialized_network(network, config),
+        state,
+        compilation.progress,
+        can_cancel=compiler.progress,
+    )
+    if serialized is None:
+        raise build_failure(compiler, compilation.graph, messages.errors)
+    content = bytes(serialized)
+    for message in messages.errors:
+        log.warning("the compiler recovered from: %s", message)
+    return content
+
+
+def _open_cache(compilation: _Compilation, config: Any, device: Device | None) -> CompilerCache | None:
+    """The timing cache that the options name, loaded into the configuration."""
+    compiler, path = compilation.compiler, compilation.options.timing_cache
+    if path is None:
         return None
     if not compiler.timing_cache:
         log.warning("%s never times kernels, so the timing cache is left alone", compiler.name)
         return None
-    assert device is not None  # settle_targets saw to it: only a build on a device times anything
+    assert device is not None  # settle_targets made sure: only a build on a device times anything
     key = CacheKey(compiler.flavour, compiler.version, device.target, device.name)
-    cache = CompilerCache.at(options.timing_cache, key, "timing cache")
+    cache = CompilerCache.at(path, key, "timing cache")
     if not config.set_timing_cache(config.create_timing_cache(cache.read()), False):
         log.warning("%s refuses timing cache %s: not used, and replaced after the build", compiler.name, cache.path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -185,24 +211,19 @@ def _store_cache(config: Any, stored: CompilerCache) -> None:
     stored.write(merge)
 
 
-def _layers(module: ModuleType, compiler: Compiler, logger: Any, build_log: BuildLog, plan: bytes) -> tuple[Layer, ...]:
+def _layers(compilation: _Compilation, serialized: bytes) -> tuple[Layer, ...]:
+    """The finished layers: from the build's log, or from the engine loaded on the device."""
+    compiler, messages = compilation.compiler, compilation.messages
     if compiler.inspector == "log":
-        if not build_log.layers:
+        if not messages.layers:
             raise BuildError(
                 f"{compiler.name} printed no layer list into this build's log, so there is nothing to audit",
                 "release runtimes and builders made with another logger, or build in a fresh process",
             )
-        return parse_build_log(build_log.layers)
-    engine = _create(module.Runtime, logger, compiler).deserialize_cuda_engine(plan)
+        return parse_build_log(messages.layers)
+    engine = _start(compilation, compiler.module.Runtime).deserialize_cuda_engine(serialized)
     if engine is None:
-        raise BuildError(f"{compiler.name} cannot load the plan it has just built: {'; '.join(build_log.errors[-2:])}")
-    return parse_inspector(engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON))
-
-
-def _peak_host_mib() -> float | None:
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        words = "; ".join(messages.errors[-2:])
+        raise BuildError(f"{compiler.name} cannot load the engine it has just built: {words}")
+    as_json = compiler.module.LayerInformationFormat.JSON
+    return parse_inspector(engine.create_engine_inspector().get_engine_information(as_json))

@@ -17,6 +17,7 @@ import pytest
 import tensorrt_bindings
 from engine_graphs import attention
 
+TESTS = Path(fake_tensorrt.__file__).parent
 FOLDER = os.environ.get("TWINS_TRT_BINDINGS")
 WHEELS = sorted(Path(FOLDER).glob("*.whl")) if FOLDER else []
 
@@ -25,20 +26,24 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to compile stand-in libraries with"),
 ]
 
-OFFER = """
+COMPILER = """
 import json, sys, tensorrt_bindings
-from dataclasses import asdict
-from twins_trt.builders.engine import versions
+from dataclasses import fields
+from twins_trt.builders.engine import open_compiler
 sys.modules["tensorrt"] = tensorrt_bindings
-print(json.dumps(asdict(versions.describe(versions.load("tensorrt"), "tensorrt"))))
+compiler = open_compiler("tensorrt")
+print(json.dumps({each.name: getattr(compiler, each.name) for each in fields(compiler) if each.name != "module"}))
 """
 START = """
 import sys, tensorrt_bindings
-from twins_trt.builders.engine import EngineOptions, build, build_engine
+sys.path.insert(0, {tests!r})
+import pytest
+from fake_driver import install_driver
+from twins_trt.builders.engine import EngineOptions, build_engine
 from twins_trt.device import Device
 from twins_trt.errors import MissingDependencyError
 sys.modules["tensorrt"] = tensorrt_bindings
-build.current_device = lambda: Device("Orin", "sm_87")
+install_driver(pytest.MonkeyPatch(), Device("Orin", "sm_87"))
 try:
     build_engine({graph!r}, EngineOptions(flavour="tensorrt"))
 except MissingDependencyError as error:
@@ -61,12 +66,12 @@ def test_recorded_names_are_those_of_the_wheel(wheel: Path, stubs: Path) -> None
 
 
 @pytest.mark.parametrize("wheel", WHEELS, ids=lambda wheel: wheel.name.split("-cp")[0])
-def test_offers_and_a_library_that_does_not_start(wheel: Path, stubs: Path, tmp_path: Path) -> None:
-    compiler = json.loads(tensorrt_bindings.run_with_wheel(wheel, stubs, OFFER))
+def test_compilers_and_a_library_that_does_not_start(wheel: Path, stubs: Path, tmp_path: Path) -> None:
+    compiler = json.loads(tensorrt_bindings.run_with_wheel(wheel, stubs, COMPILER))
     assert compiler["typing"] == {"8": "none", "10": "flag", "11": "always"}[compiler["version"].split(".")[0]]
     assert compiler["targets"] == [] and compiler["timing_cache"] is True
     graph = attention(tmp_path / "graph.onnx")
-    said = tensorrt_bindings.run_with_wheel(wheel, stubs, START.format(graph=str(graph)))
+    said = tensorrt_bindings.run_with_wheel(wheel, stubs, START.format(graph=str(graph), tests=str(TESTS)))
     assert said.startswith(
         f"TensorRT {compiler['version']} does not start: pybind11::init(): factory function returned"
     )

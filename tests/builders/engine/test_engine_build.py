@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,15 +15,16 @@ from typing import Any
 import fake_tensorrt
 import pytest
 from engine_graphs import BLOCK, attention, single
+from fake_driver import install_driver
 from fake_tensorrt import Script
 from onnx import helper
 
 from twins_trt.bindings import process_logger
-from twins_trt.builders.engine import EngineOptions, build, build_engine
+from twins_trt.builders.engine import EngineOptions, build_engine
 from twins_trt.builders.engine.in_thread import build_in_thread
 from twins_trt.builders.engine.log import capture
 from twins_trt.compiler_cache import CacheKey, CompilerCache
-from twins_trt.device import Device
+from twins_trt.device import Device, current_device, pci_bus_id
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 from twins_trt.verbs.build import FLAGS
 from twins_trt.verbs.command_line import on_command_line
@@ -50,7 +55,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(version: str, script: Script | None = None, device: Device | None = ORIN) -> Any:
         module = fake_tensorrt.fake_module(version, script or Script(layers=LAYERS))
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(build, "current_device", lambda: device)
+        install_driver(monkeypatch, device)
         return module
 
     return put
@@ -65,7 +70,7 @@ def test_every_version_builds_for_the_device_it_is_on(version: str, graph: Path,
     module = install(version)
     options = EngineOptions(flavour="tensorrt", workspace_mib=512, optimization_level=2)
     built = build_engine(graph, options)
-    assert built.serialized == b"plan"
+    assert built.serialized == b"engine"
     assert (built.flavour, built.version, built.targets) == ("tensorrt", version, ("sm_87",))
     (layer,) = built.layers
     assert layer.nodes == (f"{BLOCK}/scores", f"{BLOCK}/softmax")
@@ -171,7 +176,7 @@ def test_the_attention_operator_is_refused_at_once_where_it_is_unknown(
 def test_the_attention_operator_is_tried_where_it_is_known(version: str, tmp_path: Path, install: Any) -> None:
     install(version)
     built = build_engine(single(tmp_path / "graph.onnx", "Attention", opset=23), EngineOptions(flavour="tensorrt"))
-    assert built.serialized == b"plan"
+    assert built.serialized == b"engine"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ def test_the_attention_operator_is_tried_where_it_is_known(version: str, tmp_pat
 def test_a_failed_build_says_why_and_what_mends_it(
     message: str, cause: str, fix: str | None, graph: Path, install: Any
 ) -> None:
-    install("10.3.0", Script(plan=None, messages=(("INFO", "hello"), ("ERROR", message))))
+    install("10.3.0", Script(serialized=None, messages=(("INFO", "hello"), ("ERROR", message))))
     with pytest.raises(BuildError) as caught:
         build_engine(graph, EngineOptions(flavour="tensorrt"))
     assert cause in caught.value.cause and caught.value.cause.startswith("TensorRT 10.3.0 cannot build graph.onnx")
@@ -217,7 +222,7 @@ def test_a_failed_build_says_why_and_what_mends_it(
 @pytest.mark.parametrize("build_", [build_engine, lambda *given: build_in_thread(*given, lambda *_: None)])
 def test_an_error_of_the_compilers_thread_speaks_as_its_caller(build_: Any, graph: Path, install: Any) -> None:
     message = "Could not find any implementation for node {ForeignNode[a...b]}."
-    install("10.3.0", Script(plan=None, messages=(("ERROR", message),)))
+    install("10.3.0", Script(serialized=None, messages=(("ERROR", message),)))
     for speaker, fix in (
         (nullcontext(), "raise workspace or leave it out"),
         (on_command_line(FLAGS), "raise --workspace or leave it out"),
@@ -239,19 +244,19 @@ def test_errors_of_a_build_that_succeeds_are_passed_on(
     building = (("ERROR", "tactic 17 failed"), ("WARNING", "slow"))
     install("10.3.0", Script(layers=LAYERS, parse_messages=parsing, messages=building))
     with caplog.at_level(logging.WARNING, "twins_trt"):
-        assert build_engine(graph, EngineOptions(flavour="tensorrt")).serialized == b"plan"
+        assert build_engine(graph, EngineOptions(flavour="tensorrt")).serialized == b"engine"
     assert [record.message for record in caplog.records] == [
         "compiler: slow",
         "the compiler recovered from: tactic 17 failed",
     ]
 
 
-def test_a_library_that_does_not_start_and_a_plan_that_does_not_load(graph: Path, install: Any) -> None:
+def test_a_library_that_does_not_start_and_an_engine_that_does_not_load(graph: Path, install: Any) -> None:
     install("10.3.0", Script(device=False))
     with pytest.raises(MissingDependencyError, match="does not start"):
         build_engine(graph, EngineOptions(flavour="tensorrt"))
     install("10.3.0", Script(loads=False))
-    with pytest.raises(BuildError, match="cannot load the plan it has just built"):
+    with pytest.raises(BuildError, match="cannot load the engine it has just built"):
         build_engine(graph, EngineOptions(flavour="tensorrt"))
     install("10.3.0", device=None)
     with pytest.raises(MissingDependencyError, match="there is no CUDA device"):
@@ -282,22 +287,20 @@ def test_rtx_needs_no_device_and_reads_its_layers_from_the_log(graph: Path, inst
 
 
 def test_turing_among_other_targets_is_warned_of(graph: Path, install: Any, caplog: pytest.LogCaptureFixture) -> None:
-    install("rtx-1.7.1.116", Script(plan=None), None)
+    install("rtx-1.7.1.116", Script(serialized=None), None)
     with caplog.at_level(logging.WARNING, "twins_trt"), pytest.raises(BuildError):
         build_engine(graph, EngineOptions(targets=("sm_86", "sm_75")))
-    assert "sm_75 in one plan with sm_86 costs the others kernels" in caplog.text
+    assert "sm_75 in one engine with sm_86 costs the others kernels" in caplog.text
 
 
 def test_progress_is_told_in_phases_and_the_callback_runs_in_this_thread(graph: Path, install: Any) -> None:
-    import threading
-    import time
-
     phases = (("Building engine", None, 2), ("Timing tactics", "Building engine", 4))
     install("10.3.0", Script(layers=LAYERS, phases=phases, during=lambda: time.sleep(0.08)))
     told: list[tuple[str, float | None]] = []
     threads = set()
 
-    def progress(phase: str, share: float | None) -> None:
+    def progress(step: str, phase: str, share: float | None) -> None:
+        assert step == "engine"
         told.append((phase, share))
         threads.add(threading.current_thread())
 
@@ -313,36 +316,27 @@ def test_progress_is_told_in_phases_and_the_callback_runs_in_this_thread(graph: 
 def test_an_interrupt_stops_the_build_where_it_can_be_stopped(
     version: str, stops: bool, graph: Path, install: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import time
-
     script = Script(layers=LAYERS, phases=(("Building engine", None, 12),), during=lambda: time.sleep(0.05))
     install(version, script)
-    looks = iter(range(100))
-    original = build.BuildState.look
-
-    def interrupted(state: Any) -> Any:
-        if next(looks) == 1:
-            raise KeyboardInterrupt
-        return original(state)
-
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "twins_trt"):
-        patch.setattr(build.BuildState, "look", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            build_engine(graph, EngineOptions(flavour="tensorrt"))
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    with caplog.at_level(logging.WARNING, "twins_trt"), pytest.raises(KeyboardInterrupt):
+        timer.start()
+        build_engine(graph, EngineOptions(flavour="tensorrt"))
+    timer.join()
+    # An interrupted `Thread.join` takes the compiler's thread for ended (CPython 3.11), so it may still be ending.
+    script.ended.wait(10)
     assert script.cancelled is stops
     assert ("stopping the build" if stops else "cannot stop a build") in caplog.text
     # Nothing of the cancelled build stands in the way of the next.
     script.cancelled = False
-    assert build_engine(graph, EngineOptions(flavour="tensorrt")).serialized == b"plan"
+    assert build_engine(graph, EngineOptions(flavour="tensorrt")).serialized == b"engine"
 
 
 def test_an_error_of_the_callback_cancels_the_build_and_comes_out(graph: Path, install: Any) -> None:
-    import time
-
     script = Script(phases=(("Building engine", None, 50),), during=lambda: time.sleep(0.05))
     install("10.3.0", script)
 
-    def progress(phase: str, share: float | None) -> None:
+    def progress(step: str, phase: str, share: float | None) -> None:
         if share is not None:
             raise RuntimeError("the terminal went away")
 
@@ -391,8 +385,6 @@ def test_what_another_build_added_to_the_timing_cache_meanwhile_is_kept(
 
 
 def test_one_build_at_a_time_has_the_log() -> None:
-    import threading
-
     module = fake_tensorrt.fake_module("10.3.0")
     order: list[str] = []
 
@@ -426,31 +418,12 @@ def test_a_logger_that_fails_inside_the_compiler_does_not_raise(monkeypatch: pyt
 
 @pytest.mark.parametrize("fails_at", [None, "cuInit", "cuDeviceGetAttribute"])
 def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twins_trt import device
-
-    class Driver:
-        def __getattr__(self, name: str) -> Any:
-            def call(*given: Any) -> int:
-                if name == "cuDeviceGetName":
-                    given[0].value = b"Orin"
-                if name == "cuDeviceGetPCIBusId":
-                    given[0].value = b"0000:65:00.0"
-                if name == "cuDeviceGetAttribute":
-                    given[0]._obj.value = {18: 1, 75: 8, 76: 7}[given[1]]
-                return 100 if name == fails_at else 0
-
-            return call
-
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver())
-    assert device.current_device() == (ORIN if fails_at is None else None)
-    assert device.pci_bus_id() == (None if fails_at == "cuInit" else "0000:65:00.0")
-
-    def absent(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr(device.ctypes, "CDLL", absent)
-    assert device.current_device() is None
-    assert device.pci_bus_id() is None
+    install_driver(monkeypatch, ORIN, fails_at=fails_at)
+    assert current_device() == (ORIN if fails_at is None else None)
+    assert pci_bus_id() == (None if fails_at == "cuInit" else "0000:65:00.0")
+    install_driver(monkeypatch, None)
+    assert current_device() is None
+    assert pci_bus_id() is None
 
 
 def test_options_a_flavour_does_not_know_never_reach_a_compiler() -> None:

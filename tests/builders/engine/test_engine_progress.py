@@ -74,7 +74,7 @@ def test_cancelling_waits_for_the_work_to_end() -> None:
             pass
         ended.set()
 
-    def impatient(phase: str, share: float | None) -> None:
+    def impatient(step: str, phase: str, share: float | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -15,7 +15,7 @@ from engine_graphs import BLOCK, attention, linear, single
 from onnx import TensorProto
 
 from twins_trt.bindings import process_logger
-from twins_trt.builders.engine import BuiltEngine, EngineOptions, build, build_engine, describe, load
+from twins_trt.builders.engine import BuiltEngine, EngineOptions, build, build_engine, open_compiler
 from twins_trt.builders.engine.audit import audit_layers, check_fused
 from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
 
@@ -29,9 +29,9 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> BuiltEngine:
     return build_engine(attention(tmp_path_factory.mktemp("graphs") / "graph.onnx"), AMPERE_ON)
 
 
-def test_one_plan_serves_three_targets(fused: BuiltEngine) -> None:
+def test_one_engine_serves_three_targets(fused: BuiltEngine) -> None:
     assert fused.targets == ("sm_86", "sm_89", "sm_120")
-    assert fused.flavour == "tensorrt_rtx" and fused.version == load("tensorrt_rtx").__version__
+    assert fused.flavour == "tensorrt_rtx" and fused.version == open_compiler("tensorrt_rtx").version
     assert len(fused.serialized) > 10_000 and 0 < fused.seconds < 60
     assert fused.peak_host_mib is not None and fused.peak_host_mib > 50
 
@@ -63,10 +63,10 @@ def test_builds_are_repeatable(fused: BuiltEngine, tmp_path: Path) -> None:
 
 
 def test_every_listed_target_builds(tmp_path: Path) -> None:
-    compiler = describe(load("tensorrt_rtx"), "tensorrt_rtx")
+    compiler = open_compiler("tensorrt_rtx")
     graph = attention(tmp_path / "graph.onnx")
     for target in compiler.targets:
-        assert build_engine(graph, EngineOptions(targets=(target,))).plan, target
+        assert build_engine(graph, EngineOptions(targets=(target,))).serialized, target
 
 
 def test_a_dynamic_batch_needs_a_profile_and_stays_fused(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_turing_refuses_fp32_products(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="sm_75 has no FP32 matrix product") as caught:
         build_engine(graph, EngineOptions(targets=("sm_75",)))
     assert "head/classifier" in caught.value.cause and "leave sm_75 out" in str(caught.value.fix)
-    assert build_engine(graph, EngineOptions(targets=("sm_80",))).plan
+    assert build_engine(graph, EngineOptions(targets=("sm_80",))).serialized
 
 
 def test_the_attention_operator_fails_with_the_way_out(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_settings_it_takes_and_a_timing_cache_it_does_not(tmp_path: Path, caplog
 
 
 def test_builders_of_others_do_not_take_the_layer_list(tmp_path: Path) -> None:
-    module = load("tensorrt_rtx")
+    module = open_compiler("tensorrt_rtx").module
     graph = attention(tmp_path / "graph.onnx")
     for logger in (process_logger(module), module.Logger(module.Logger.ERROR)):
         builder = module.Builder(logger)
@@ -153,9 +153,8 @@ class SlowState(build.BuildState):
 def test_progress_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "BuildState", SlowState)
     told: list[tuple[str, float | None]] = []
-    build_engine(
-        attention(tmp_path / "graph.onnx"), AMPERE_ON, progress=lambda phase, share: told.append((phase, share))
-    )
+    graph = attention(tmp_path / "graph.onnx")
+    build_engine(graph, AMPERE_ON, progress=lambda step, phase, share: told.append((phase, share)))
     assert told[0] == ("Reading the graph", None)
     shares = [share for _, share in told[1:] if share is not None]
     assert len(shares) > 3 and shares == sorted(shares) and shares[-1] > 0.5
@@ -169,7 +168,7 @@ def test_ctrl_c_stops_a_build_and_leaves_the_process_fit(
     steps.clear()
     graph = attention(tmp_path / "graph.onnx")
     monkeypatch.setattr(build, "BuildState", SlowState)
-    assert build_engine(graph, AMPERE_ON).plan == fused.serialized
+    assert build_engine(graph, AMPERE_ON).serialized == fused.serialized
     whole = len(steps)
     steps.clear()
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
@@ -179,4 +178,4 @@ def test_ctrl_c_stops_a_build_and_leaves_the_process_fit(
     timer.join()
     assert 0 < len(steps) < whole
     monkeypatch.undo()
-    assert build_engine(graph, AMPERE_ON).plan == fused.serialized
+    assert build_engine(graph, AMPERE_ON).serialized == fused.serialized

@@ -1,4 +1,4 @@
-"""What each TensorRT offers is read off its names, and asked for in its own way."""
+"""What a compiler can do is read from the names that it has, and each thing is done in its own way."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import fake_tensorrt
 import pytest
 
-from twins_trt.builders.engine import versions
+from twins_trt.builders.engine import Compiler, group_targets, open_compiler
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
@@ -21,7 +22,7 @@ from twins_trt.verbs.command_line import on_command_line
 RTX = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 LEVELS = ("ampere_plus", "same_compute_capability")
 # version: targets, typing, explicit batch, hardware compatibility, timing cache, progress, Attention, opset
-OFFERS = {
+COMPILERS = {
     "8.6.1": ((), "none", True, ("ampere_plus",), True, False, False, 17),
     "10.3.0": ((), "flag", False, ("ampere_plus",), True, True, False, 20),
     "10.13.3.9": ((), "flag", False, LEVELS, True, True, False, 24),
@@ -31,21 +32,21 @@ OFFERS = {
 }
 
 
-def offer_of(version: str) -> versions.Compiler:
+def compiler_of(version: str) -> Compiler:
     module = fake_tensorrt.fake_module(version)
-    return versions.describe(module, module.__name__)
+    return Compiler.of(module, module.__name__)
 
 
 def test_a_description_of_every_version_is_there() -> None:
-    assert set(fake_tensorrt.versions()) == set(OFFERS)
+    assert set(fake_tensorrt.versions()) == set(COMPILERS)
 
 
-@pytest.mark.parametrize("version", OFFERS)
-def test_offer_is_derived_from_names(version: str) -> None:
-    compiler = offer_of(version)
+@pytest.mark.parametrize("version", COMPILERS)
+def test_a_compiler_is_described_by_its_names(version: str) -> None:
+    compiler = compiler_of(version)
     found = (compiler.targets, compiler.typing, compiler.explicit_batch, tuple(sorted(compiler.hardware_compatibility)))
-    assert found == OFFERS[version][:4]
-    assert (compiler.timing_cache, compiler.progress, compiler.attention, compiler.opset) == OFFERS[version][4:]
+    assert found == COMPILERS[version][:4]
+    assert (compiler.timing_cache, compiler.progress, compiler.attention, compiler.opset) == COMPILERS[version][4:]
     assert compiler.workspace and compiler.optimization_level
     assert compiler.inspector == ("log" if compiler.targets else "engine")
 
@@ -55,76 +56,74 @@ def test_offer_is_derived_from_names(version: str) -> None:
     [("8.6.1", 0b1), ("10.3.0", 0b10), ("10.16.1.11", 0b10), ("11.4.0.106", 0b1), ("rtx-1.7.1.116", 0b1)],
 )
 def test_networks_are_created_with_that_versions_bits(version: str, flags: int) -> None:
-    module = fake_tensorrt.fake_module(version)
-    compiler = versions.describe(module, module.__name__)
-    builder = module.Builder(type("Logger", (module.ILogger,), {})())
-    versions.create_network(module, compiler, builder)
+    compiler = compiler_of(version)
+    module: Any = compiler.module
+    compiler.new_network(module.Builder(type("Logger", (module.ILogger,), {})()))
     assert ("Builder", "create_network", (flags,)) in module.calls
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
 def test_a_hardware_compatibility_it_lacks_is_refused(version: str) -> None:
-    module = fake_tensorrt.fake_module(version)
-    compiler = versions.describe(module, "tensorrt")
+    compiler = compiler_of(version)
     options = EngineOptions(flavour="tensorrt", hardware_compatibility="same_compute_capability")
     with pytest.raises(BuildError, match="has no hardware compatibility 'same_compute_capability'") as caught:
-        versions.configure(module, compiler, module.IBuilderConfig(), options, ("sm_87",))
+        compiler.configure(compiler.module.IBuilderConfig(), options, ("sm_87",))
     assert caught.value.fix == "choose from none, ampere_plus"
 
 
 def test_rtx_takes_targets_and_no_hardware_compatibility() -> None:
-    module = fake_tensorrt.fake_module("rtx-1.7.1.116")
-    compiler = versions.describe(module, "tensorrt_rtx")
+    compiler = compiler_of("rtx-1.7.1.116")
+    module: Any = compiler.module
     config = module.IBuilderConfig()
-    versions.configure(module, compiler, config, EngineOptions(), ("sm_86", "sm_120"))
+    compiler.configure(config, EngineOptions(), ("sm_86", "sm_120"))
     assert config.num_compute_capabilities == 2
     capability = module.ComputeCapability
     calls = [given for _, name, given in module.calls if name == "set_compute_capability"]
     assert calls == [(capability.SM86, 0), (capability.SM120, 1)]
     with pytest.raises(BuildError) as caught:
-        versions.configure(module, compiler, config, EngineOptions(hardware_compatibility="ampere_plus"), ("sm_86",))
+        compiler.configure(config, EngineOptions(hardware_compatibility="ampere_plus"), ("sm_86",))
     assert caught.value.fix == "list the GPUs in targets instead"
 
 
 def test_targets_of_an_ahead_of_time_build() -> None:
-    compiler = offer_of("rtx-1.7.1.116")
+    compiler = compiler_of("rtx-1.7.1.116")
     chosen = EngineOptions(targets=("120", "SM86", "sm_86"))
-    assert versions.settle_targets(compiler, chosen, None) == ("sm_120", "sm_86")
-    assert versions.settle_targets(compiler, EngineOptions(), Device("RTX 4090", "sm_89")) == ("sm_89",)
+    assert compiler.settle_targets(chosen, None) == ("sm_120", "sm_86")
+    assert compiler.settle_targets(EngineOptions(), Device("RTX 4090", "sm_89")) == ("sm_89",)
     with pytest.raises(UsageError, match="has no target sm_87"):
-        versions.settle_targets(compiler, EngineOptions(targets=("sm_86", "sm_87")), None)
+        compiler.settle_targets(EngineOptions(targets=("sm_86", "sm_87")), None)
     with pytest.raises(UsageError, match="there is no GPU here"):
-        versions.settle_targets(compiler, EngineOptions(), None)
+        compiler.settle_targets(EngineOptions(), None)
     with pytest.raises(UsageError, match=r"does not list this GPU \(sm_90\)"):
-        versions.settle_targets(compiler, EngineOptions(), Device("H200", "sm_90"))
+        compiler.settle_targets(EngineOptions(), Device("H200", "sm_90"))
 
 
 def test_targets_of_a_build_on_the_device() -> None:
-    compiler, orin = offer_of("10.3.0"), Device("Orin", "sm_87")
+    compiler, orin = compiler_of("10.3.0"), Device("Orin", "sm_87")
     for targets in ((), ("sm_87",)):
-        assert versions.settle_targets(compiler, EngineOptions(flavour="tensorrt", targets=targets), orin) == ("sm_87",)
+        assert compiler.settle_targets(EngineOptions(flavour="tensorrt", targets=targets), orin) == ("sm_87",)
     other = EngineOptions(flavour="tensorrt", targets=("sm_89",))
     with pytest.raises(UsageError, match=r"Orin \(sm_87\), not for sm_89") as refused:
-        versions.settle_targets(compiler, other, orin)
+        compiler.settle_targets(other, orin)
     assert refused.value.fix == 'leave targets out, build on the other device, or choose flavour="tensorrt_rtx"'
     with on_command_line(FLAGS), pytest.raises(UsageError) as refused:
-        versions.settle_targets(compiler, other, orin)
+        compiler.settle_targets(other, orin)
     assert refused.value.fix == "leave --target out, build on the other device, or choose --flavour tensorrt_rtx"
     with pytest.raises(MissingDependencyError, match="no CUDA device or driver"):
-        versions.settle_targets(compiler, EngineOptions(flavour="tensorrt"), None)
+        compiler.settle_targets(EngineOptions(flavour="tensorrt"), None)
 
 
-def test_turing_is_built_apart() -> None:
-    assert versions.group_targets(("sm_86", "sm_75", "sm_120")) == (("sm_86", "sm_120"), ("sm_75",))
-    assert versions.group_targets(("sm_75",)) == (("sm_75",),)
-    assert versions.group_targets(()) == ()
+def test_turing_gets_an_engine_of_its_own() -> None:
+    assert group_targets(("sm_86", "sm_75", "sm_120")) == (("sm_86", "sm_120"), ("sm_75",))
+    assert group_targets(("sm_75",)) == (("sm_75",),)
+    assert group_targets(()) == ()
 
 
 def test_an_old_tensorrt_is_refused() -> None:
     module = fake_tensorrt.fake_module("8.6.1")
     module.__version__ = "8.5.2"
     with pytest.raises(BuildError, match=r"TensorRT 8\.5\.2 is too old"):
-        versions.describe(module, "tensorrt")
+        Compiler.of(module, "tensorrt")
 
 
 def test_absent_flavours_name_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +131,11 @@ def test_absent_flavours_name_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setitem(sys.modules, flavour, None)
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         with pytest.raises(MissingDependencyError) as caught:
-            versions.load(flavour)
+            open_compiler(flavour)
         assert fix in str(caught.value.fix) and caught.value.exit_code == 4
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(MissingDependencyError, match="JetPack") as caught:
-        versions.load("tensorrt")
+        open_compiler("tensorrt")
     assert "--system-site-packages" in str(caught.value.fix)
 
 
@@ -147,16 +146,16 @@ def test_a_module_without_its_libraries_or_of_another_kind_is_refused(
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')\n")
     with pytest.raises(MissingDependencyError, match=r"cannot be loaded \(libnvinfer\.so\.10"):
-        versions.load("tensorrt")
+        open_compiler("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     with pytest.raises(MissingDependencyError, match="has no Builder"):
-        versions.load("tensorrt")
+        open_compiler("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.fake_module("rtx-1.7.1.116"))
     with pytest.raises(MissingDependencyError, match="the module tensorrt is the library tensorrt_rtx"):
-        versions.load("tensorrt")
+        open_compiler("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_module("10.3.0"))
     with pytest.raises(MissingDependencyError, match="the module tensorrt_rtx is the library tensorrt"):
-        versions.load("tensorrt_rtx")
+        open_compiler("tensorrt_rtx")
 
 
 @pytest.mark.shared
@@ -190,7 +189,7 @@ def test_names_agree_with_the_recorded_api(version: str, theirs: str, shared: Pa
 def test_names_agree_with_the_installed_rtx() -> None:
     import tensorrt_bindings
 
-    module = versions.load("tensorrt_rtx")
+    module = open_compiler("tensorrt_rtx").module
     ours = fake_tensorrt.describe("rtx-1.7.1.116")
     if module.__version__ != "1.7.1.116":
         pytest.skip(f"recorded are the names of 1.7.1.116; installed is {module.__version__}")
