@@ -185,10 +185,9 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
 def test_the_rebuild_command_builds_the_same_again(
     request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Compilers stand in: TensorRT's own is on a device.
-    monkeypatch.setattr(resolving, "load", lambda flavour: flavour)
-    monkeypatch.setattr(resolving, "describe", lambda module, flavour: SimpleNamespace(name=f"{flavour} 1.2.3"))
-    monkeypatch.setattr(resolving, "settle_targets", lambda compiler, engine, device: engine.targets or ("sm_87",))
+    # TensorRT's own compiler is on a device, so one stands in.
+    compiler = SimpleNamespace(name="a compiler", settle_targets=lambda engine, device: engine.targets or ("sm_87",))
+    monkeypatch.setattr(resolving, "open_compiler", lambda flavour: compiler)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my weights").mkdir()
     (tmp_path / "my weights" / "it's.pth").touch()

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,18 +105,21 @@ USUAL = {"model", "out", "seeded"}  # without these a request fails for want of 
 @pytest.fixture(autouse=True)
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compilers of both flavours, and a GPU for TensorRT's."""
-    monkeypatch.setattr(resolving, "load", lambda flavour: flavour)
-    monkeypatch.setattr(resolving, "describe", lambda module, flavour: SimpleNamespace(name=f"{flavour} 1.2.3"))
-    monkeypatch.setattr(resolving, "settle_targets", settle_targets)
+    monkeypatch.setattr(resolving, "open_compiler", CompilerHere)
     yield
 
 
-def settle_targets(compiler: object, engine: EngineOptions, device: object) -> tuple[str, ...]:
-    """On a machine with an Orin, which TensorRT alone builds for."""
-    here = ("sm_87",) if engine.flavour == "tensorrt" else ("sm_86",)
-    if engine.flavour == "tensorrt" and engine.targets not in ((), here):
-        raise UsageError("TensorRT builds for the GPU it runs on", "leave the targets out")
-    return engine.targets or here
+class CompilerHere:
+    """A compiler of a flavour on a machine with an Orin, which TensorRT alone builds for."""
+
+    def __init__(self, flavour: str) -> None:
+        self.name = f"{flavour} 1.2.3"
+
+    def settle_targets(self, engine: EngineOptions, device: object) -> tuple[str, ...]:
+        here = ("sm_87",) if engine.flavour == "tensorrt" else ("sm_86",)
+        if engine.flavour == "tensorrt" and engine.targets not in ((), here):
+            raise UsageError("TensorRT builds for the GPU it runs on", "leave the targets out")
+        return engine.targets or here
 
 
 @st.composite
