@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from twins_trt.calib.collecting import CollectRun, calibrate, collect
     from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
     from twins_trt.calib.images import data_key
+    from twins_trt.calib.options import OBSERVERS, CalibrationOptions
     from twins_trt.calib.ranges import Ranges, TensorRange, load_ranges, save_ranges
-    from twins_trt.calib.settings import OBSERVERS, CalibrationOptions
     from twins_trt.calib.tensorrt_cache import CalibrationCache, cache_of
     from twins_trt.calib.tensors import observed_tensors
 
@@ -53,7 +53,7 @@ __getattr__, __dir__ = lazy_names(
         "twins_trt.calib.collection": ["Collection", "load_collection", "merge", "save_collection"],
         "twins_trt.calib.images": ["data_key"],
         "twins_trt.calib.ranges": ["Ranges", "TensorRange", "load_ranges", "save_ranges"],
-        "twins_trt.calib.settings": ["OBSERVERS", "CalibrationOptions"],
+        "twins_trt.calib.options": ["OBSERVERS", "CalibrationOptions"],
         "twins_trt.calib.tensorrt_cache": ["CalibrationCache", "cache_of"],
         "twins_trt.calib.tensors": ["observed_tensors"],
     },

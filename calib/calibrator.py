@@ -25,10 +25,10 @@ from twins_trt.calib.images import (
     refuse_too_few,
     unbatched,
 )
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import write_atomically
-from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.calib.tensorrt_cache import ALGORITHMS, CalibrationCache, version_number
-from twins_trt.calib.tensors import input_ports, read_graph
+from twins_trt.calib.tensors import graph_inputs, read_graph
 from twins_trt.errors import BuildError, DataError, TwinsError, UsageError, missing
 
 log = logging.getLogger("twins_trt")
@@ -66,14 +66,14 @@ def tensorrt_calibrator(
     memory: DeviceMemory,
     algorithm: str = "entropy",
     cache: str | Path | None = None,
-    settings: CalibrationOptions | None = None,
+    options: CalibrationOptions | None = None,
     module: ModuleType | None = None,
 ) -> Calibrator:
     """A calibrator of TensorRT's own class for an FP32 graph, fed with what a `Segmenter` would feed.
 
     images: as for `calibrate`. memory: where a batch goes; nothing is allocated before TensorRT asks for one.
     algorithm: `entropy` (IInt8EntropyCalibrator2) or `minmax` (IInt8MinMaxCalibrator). cache: TensorRT's calibration
-    cache; read if it is there, and then no image is; written at the end otherwise. settings: of these only the minimum
+    cache; read if it is there, and then no image is; written at the end otherwise. options: of these only the minimum
     and how images are fitted. module: TensorRT, by default the installed one.
 
     TensorRT goes on to the end when a calibrator fails half-way. So what goes wrong with the images ends them, keeps
@@ -92,13 +92,13 @@ def tensorrt_calibrator(
             f"{name} {module.__version__} has no INT8 calibrators: it quantizes what the graph says, and nothing else",
             "put the ranges of twins-trt calibrate into the graph as Q/DQ: twins-trt build --precision int8",
         )
-    settings = settings or CalibrationOptions()
+    options = options or CalibrationOptions()
     model = read_graph(graph)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
-    fitter = Fitter(input_ports(model), metadata, fit=settings.fit, preprocessing=settings.preprocessing)
+    fitter = Fitter(graph_inputs(model), metadata, fit=options.fit, preprocessing=options.preprocessing)
     path = None if cache is None else Path(cache)
     stored = _stored(path, module, algorithm)
-    stream = _Stream(images, fitter, memory, settings.minimum)
+    stream = _Stream(images, fitter, memory, options.minimum)
 
     class StreamCalibrator(base):
         """TensorRT calls these; exceptions would be printed and forgotten there."""

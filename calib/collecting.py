@@ -18,19 +18,19 @@ import numpy.typing as npt
 from twins_trt.calib.collection import Collection, load_collection, save_collection
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.images import Fitter, UInt8Array, digest, is_noise, refuse_blank, refuse_noise, unbatched
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import Ranges
-from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.calib.tensors import (
     channelled_tensors,
+    graph_inputs,
     graph_sha256,
-    input_ports,
     observed_tensors,
     read_graph,
     split_by_size,
     with_outputs,
     with_shapes,
 )
-from twins_trt.errors import DataError, EngineError, MissingDependencyError, UsageError, missing
+from twins_trt.errors import DataError, EngineError, MissingDependencyError, UsageError, first_line, missing
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 
@@ -104,78 +104,137 @@ def collect(
     ONNX Runtime refuses it; MissingDependencyError without onnx or onnxruntime.
     """
     options, run = options or CalibrationOptions(), run or CollectRun()
-    runner = _Runner(graph, options, run)
-    collection = runner.empty(options)
-    state = None if run.state is None else Path(run.state)
-    names, total = run.names, run.total
-    if state is not None and state.exists():
-        collection = _resumed(state, collection)
-    waiting = Counter(collection.digests)  # images of an earlier run that this one has not come to yet
-    if total is None and isinstance(images, (list, tuple)):
-        total = sum(len(each) if getattr(each, "ndim", 3) == 4 else 1 for each in images)
-    started = saved_at = time.monotonic()
-    pending: list[tuple[bytes, bool, npt.NDArray[Any]]] = []
-    counted = saved = number = 0
-    for number, image in enumerate(unbatched(images), 1):
-        name = names[number - 1] if names is not None and number <= len(names) else f"image {number}"
+    names = run.names or ()
+    work = _Collecting(graph, options, run, total=_count(images) if run.total is None else run.total)
+    for index, image in enumerate(unbatched(images)):
+        work.add(image, name=names[index] if index < len(names) else f"image {index + 1}")
+    return work.finish()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An image that waits until its batch is full. fitted: as the graph takes it, without the batch axis."""
+
+    digest: bytes
+    noisy: bool
+    fitted: npt.NDArray[Any]
+
+
+class _Collecting:
+    """One run over a stream of images: fills batches, counts them, keeps the state, and says where it is."""
+
+    def __init__(self, graph: str | Path, options: CalibrationOptions, run: CollectRun, *, total: int | None) -> None:
+        self._graph = _ObservedGraph(graph, options, run)
+        self._state = _State(None if run.state is None else Path(run.state))
+        self._collection = self._state.resume(self._graph.empty(options))
+        self._earlier = Counter(self._collection.digests)  # what the state holds and this run has not met yet
+        self._minimum = options.minimum
+        self._progress, self._total = run.progress, total
+        self._batch: list[_Waiting] = []
+        self._met = self._counted = 0  # images given to this run, and those of them that it ran
+        self._started = time.monotonic()
+
+    def add(self, image: UInt8Array, *, name: str) -> None:
+        """Takes the next image, uint8 [H, W, 3], and counts its batch when it is full. name: what errors call it."""
+        self._met += 1
         refuse_blank(image, name)
         identity = digest(image)
-        if waiting[identity]:
-            waiting[identity] -= 1
-            continue
-        pending.append((identity, is_noise(image), runner.fitter(image)))
-        if len(pending) < runner.fitter.batch:
-            continue
-        runner.count(np.stack([fitted for _, _, fitted in pending]), collection, name)
-        collection.digests += [identity for identity, _, _ in pending]
-        collection.noisy += sum(noisy for _, noisy, _ in pending)
-        counted += len(pending)
-        pending.clear()
-        if len(collection.digests) >= options.minimum:
-            refuse_noise(collection.noisy, len(collection.digests))
-        now = time.monotonic()
-        if state is not None and (counted - saved >= _SAVE_EVERY or now - saved_at >= _SAVE_SECONDS):
-            save_collection(collection, state)
-            saved, saved_at = counted, time.monotonic()
-        run.progress(*_step(len(collection.digests), total, (now - started) / counted))
-    if pending:
-        raise DataError(
-            f"the graph takes {runner.fitter.batch} images at once, and {len(pending)} are left over",
-            f"give a multiple of {runner.fitter.batch} images, or a graph exported with {spelled('batch', 1)}",
-        )
-    if strangers := sum(waiting.values()):
-        raise DataError(
-            f"{state} holds {strangers} images that are not among the {number} of this run",
-            "give the same images as before, or remove the file to begin anew",
-        )
-    if state is not None and counted > saved:
-        save_collection(collection, state)
-    return collection
+        if self._earlier[identity]:
+            self._earlier[identity] -= 1
+            return
+        self._batch.append(_Waiting(identity, is_noise(image), self._graph.fitter(image)))
+        if len(self._batch) == self._graph.fitter.batch:
+            self._count_batch(name)
+
+    def finish(self) -> Collection:
+        """The collection, and its state written. Raises DataError for an unfilled batch and for images of the state
+        that this run has not met."""
+        if self._batch:
+            raise DataError(
+                f"the graph takes {self._graph.fitter.batch} images at once, and {len(self._batch)} are left over",
+                f"give a multiple of {self._graph.fitter.batch} images, or a graph exported with {spelled('batch', 1)}",
+            )
+        if strangers := self._earlier.total():
+            raise DataError(
+                f"{self._state.path} holds {strangers} images that are not among the {self._met} of this run",
+                "give the same images as before, or remove the file to begin anew",
+            )
+        self._state.write(self._collection)
+        return self._collection
+
+    def _count_batch(self, name: str) -> None:
+        batch, self._batch = self._batch, []
+        collection = self._collection
+        self._graph.count(np.stack([each.fitted for each in batch]), collection, name)
+        collection.digests += [each.digest for each in batch]
+        collection.noisy += sum(each.noisy for each in batch)
+        self._counted += len(batch)
+        done = len(collection.digests)
+        if done >= self._minimum:
+            refuse_noise(collection.noisy, done)
+        per_image = (time.monotonic() - self._started) / self._counted  # seconds
+        self._state.update(collection, len(batch))
+        if self._total is None:
+            self._progress("calibrate", f"{done} images", None)
+        else:
+            left = max(0, self._total - done) * per_image
+            self._progress("calibrate", f"{done} of {self._total} images, {left:.0f} s left", done / self._total)
 
 
-def _resumed(state: Path, fresh: Collection) -> Collection:
-    """What an earlier run has left, or `fresh` where that is damaged."""
-    try:
-        stored = load_collection(state)
-    except DataError as error:
-        if isinstance(error.__cause__, (PermissionError, IsADirectoryError)):  # nothing to mend by collecting again
-            raise
-        aside = state.with_name(f"{state.name}.damaged")  # not removed: it may be something else that was named here
-        os.replace(state, aside)
-        log.warning("%s; collecting anew, and what was there is now %s", error.cause, aside.name)
-        return fresh
-    if stored.key != fresh.key or list(stored.histograms) != list(fresh.histograms):
-        raise DataError(
-            f"{state} is of another graph or other settings: its key is {stored.key}, wanted is {fresh.key}",
-            "remove the file to begin anew",
-        )
-    if stored.collected_with != fresh.collected_with:
-        stored.collected_with = ", ".join(sorted({stored.collected_with, fresh.collected_with}))
-    log.info("%s: going on after %d images", state, len(stored.digests))
-    return stored
+class _State:
+    """The file that holds the work so far. Without a path nothing is read or written."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._unwritten = 0  # images
+        self._written_at = time.monotonic()
+
+    def resume(self, fresh: Collection) -> Collection:
+        """What an earlier run has left; `fresh` if that is nothing, or is damaged."""
+        if self.path is None or not self.path.exists():
+            return fresh
+        try:
+            stored = load_collection(self.path)
+        except DataError as error:
+            if isinstance(error.__cause__, (PermissionError, IsADirectoryError)):  # collecting again would not help
+                raise
+            # Not removed: the path may have been mistyped, and the file be something else.
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            os.replace(self.path, aside)
+            log.warning("%s; collecting anew, and what was there is now %s", error.cause, aside.name)
+            return fresh
+        if stored.key != fresh.key or list(stored.histograms) != list(fresh.histograms):
+            raise DataError(
+                f"{self.path} is of another graph or other settings: its key is {stored.key}, wanted is {fresh.key}",
+                "remove the file to begin anew",
+            )
+        if stored.collected_with != fresh.collected_with:
+            stored.collected_with = ", ".join(sorted({stored.collected_with, fresh.collected_with}))
+        log.info("%s: going on after %d images", self.path, len(stored.digests))
+        return stored
+
+    def update(self, collection: Collection, images: int) -> None:
+        """Notes that `collection` has grown by `images`, and writes it every `_SAVE_EVERY` images or so."""
+        self._unwritten += images
+        if self._unwritten >= _SAVE_EVERY or time.monotonic() - self._written_at >= _SAVE_SECONDS:
+            self.write(collection)
+
+    def write(self, collection: Collection) -> None:
+        """Writes the collection, if the file does not hold it yet."""
+        if self.path is None or not self._unwritten:
+            return
+        save_collection(collection, self.path)
+        self._unwritten, self._written_at = 0, time.monotonic()
 
 
-class _Runner:
+def _count(images: Iterable[UInt8Array]) -> int | None:
+    """How many images there are; None for a stream that cannot be counted in advance."""
+    if not isinstance(images, (list, tuple)):
+        return None
+    return sum(len(each) if getattr(each, "ndim", 3) == 4 else 1 for each in images)
+
+
+class _ObservedGraph:
     """The graph, cut into parts whose observed activations fit into memory together, one session each."""
 
     def __init__(self, graph: str | Path, options: CalibrationOptions, run: CollectRun) -> None:
@@ -191,22 +250,22 @@ class _Runner:
         self._ran_with = f"onnxruntime {onnxruntime.__version__} {providers[0][0]}"
 
         def open_session(part: onnx.ModelProto) -> Any:
-            session = onnxruntime.SessionOptions()
-            session.intra_op_num_threads = run.threads or 0
-            session.log_severity_level = 3
-            # Unfused: which tensors are looked at must not change their values. It costs no time worth mentioning.
-            session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            session.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory, twice over
+            how = onnxruntime.SessionOptions()
+            how.intra_op_num_threads = run.threads or 0
+            how.log_severity_level = 3
+            # Unfused: observing a tensor must not change its value. It costs no time worth mentioning.
+            how.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            how.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory, twice over
             try:
-                return onnxruntime.InferenceSession(part.SerializeToString(), session, providers=providers)
+                return onnxruntime.InferenceSession(part.SerializeToString(), how, providers=providers)
             except Exception as error:  # onnxruntime's own classes have no common base
                 raise EngineError(
-                    f"ONNX Runtime {onnxruntime.__version__} refuses {graph}: {_first_line(error)}",
+                    f"ONNX Runtime {onnxruntime.__version__} refuses {graph}: {first_line(error)}",
                     "export the graph again, or upgrade: pip install --upgrade onnxruntime",
                 ) from error
 
         metadata = {prop.key: prop.value for prop in model.metadata_props}
-        self.fitter = Fitter(input_ports(model), metadata, fit=options.fit, preprocessing=options.preprocessing)
+        self.fitter = Fitter(graph_inputs(model), metadata, fit=options.fit, preprocessing=options.preprocessing)
         self._parts: list[tuple[list[str], Any]] = []
         # Run once for the sizes: shape inference gives up on a graph of dynamic size.
         shapes = self._run(open_session(with_shapes(model, self._tensors)), None, self.fitter.largest_input())
@@ -242,7 +301,7 @@ class _Runner:
         try:
             outputs: list[Any] = session.run(names, {self.fitter.name: batch})
         except Exception as error:  # onnxruntime's own classes have no common base
-            raise EngineError(f"the graph failed on ONNX Runtime: {_first_line(error)}") from error
+            raise EngineError(f"the graph failed on ONNX Runtime: {first_line(error)}") from error
         return outputs
 
 
@@ -254,16 +313,3 @@ def _providers(device: str, available: list[str]) -> list[tuple[str, dict[str, A
     # TF32 would round the ranges to 10 bits.
     cuda: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
     return cuda + cpu if has_cuda and device != "cpu" else cpu
-
-
-def _step(done: int, total: int | None, seconds: float) -> tuple[str, str, float | None]:
-    """What `Progress` takes. seconds: of an image."""
-    if total is None:
-        return "calibrate", f"{done} images", None
-    left = max(0, total - done)
-    return "calibrate", f"{done} of {total} images, {left * seconds:.0f} s left", done / total
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

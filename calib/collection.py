@@ -15,8 +15,8 @@ import numpy.typing as npt
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.images import data_key, refuse_noise, refuse_too_few
 from twins_trt.calib.observers import amax
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import Ranges, TensorRange, range_key, write_atomically
-from twins_trt.calib.settings import CalibrationOptions
 from twins_trt.codec import decode, encode
 from twins_trt.errors import DataError
 from twins_trt.spelling import speaking
@@ -43,7 +43,7 @@ class Collection:
 
     @property
     def key(self) -> str:
-        """Of graph and settings: collections of one key can be merged."""
+        """Of graph and options: collections of one key can be merged."""
         return range_key(self.graph_sha256, "", self.settings)
 
     def ranges(self) -> Ranges:
@@ -72,7 +72,7 @@ class Collection:
 def merge(shards: Iterable[Collection]) -> Collection:
     """One collection of all the images of `shards`, in whatever order: the same counts as in one run, bit for bit.
 
-    Raises DataError where there is none, where they are of different graphs or settings, or where two hold the same
+    Raises DataError where there is none, where they are of different graphs or options, or where two hold the same
     image.
     """
     parts = list(shards)
@@ -132,8 +132,8 @@ def load_collection(path: str | Path) -> Collection:
         if facts["format"] != _FORMAT:
             raise ValueError(f"it is of format {facts['format']}, this twins-trt reads {_FORMAT}")
         with speaking(None):  # a file has fields, whoever reads it
-            settings = decode(CalibrationOptions, facts["settings"], "settings")
-        if counts.shape != (len(facts["histograms"]), settings.bins) or counts.dtype != np.int64:
+            options = decode(CalibrationOptions, facts["settings"], "settings")
+        if counts.shape != (len(facts["histograms"]), options.bins) or counts.dtype != np.int64:
             raise ValueError(f"its counts are {counts.dtype} {list(counts.shape)}")
         histograms = {
             name: Histogram(counts[i].copy(), exponent, zeros, low, high)
@@ -142,7 +142,7 @@ def load_collection(path: str | Path) -> Collection:
         digests = [bytes.fromhex(each) for each in facts["digests"]]
         channels = {name: np.array(largest, np.float32) for name, largest in facts["channels"].items()}
         return Collection(
-            facts["graph_sha256"], settings, facts["collected_with"], histograms, digests, facts["noisy"], channels
+            facts["graph_sha256"], options, facts["collected_with"], histograms, digests, facts["noisy"], channels
         )
     except Exception as error:  # zip, npy, JSON and our own checks each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.calib.histogram import Histogram
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 
 LEVELS = 127
 _CANDIDATES = 256  # ranges that entropy and MSE try, evenly spaced over the bins
@@ -21,26 +21,26 @@ _CANDIDATES = 256  # ranges that entropy and MSE try, evenly spaced over the bin
 Floats = npt.NDArray[np.float64]
 
 
-def amax(observer: str, histogram: Histogram, settings: CalibrationOptions) -> float:
+def amax(observer: str, histogram: Histogram, options: CalibrationOptions) -> float:
     """The range that `observer` chooses; 0 where all values are 0. Never above the largest absolute value."""
     if histogram.exponent is None:
         return 0.0
-    return min(_OBSERVERS[observer](histogram, settings), histogram.largest)
+    return min(_OBSERVERS[observer](histogram, options), histogram.largest)
 
 
-def minmax(histogram: Histogram, settings: CalibrationOptions) -> float:
+def minmax(histogram: Histogram, options: CalibrationOptions) -> float:
     """Everything is kept."""
     return histogram.largest
 
 
-def percentile(histogram: Histogram, settings: CalibrationOptions) -> float:
-    """The upper edge of the bin in which `settings.percentile` of all values, zeros included, is reached."""
+def percentile(histogram: Histogram, options: CalibrationOptions) -> float:
+    """The upper edge of the bin in which `options.percentile` of all values, zeros included, is reached."""
     below = np.cumsum(histogram.counts) + histogram.zeros
-    wanted = histogram.total * settings.percentile / 100
+    wanted = histogram.total * options.percentile / 100
     return float(np.searchsorted(below, wanted) + 1) * histogram.width
 
 
-def mse(histogram: Histogram, settings: CalibrationOptions) -> float:
+def mse(histogram: Histogram, options: CalibrationOptions) -> float:
     """The least mean squared error of rounding and clipping, every value taken to lie in the middle of its bin."""
     top = _top(histogram)
     counts, middles = histogram.counts[:top].astype(np.float64), np.arange(top) + 0.5
@@ -53,7 +53,7 @@ def mse(histogram: Histogram, settings: CalibrationOptions) -> float:
     return _best(histogram, error)
 
 
-def entropy(histogram: Histogram, settings: CalibrationOptions) -> float:
+def entropy(histogram: Histogram, options: CalibrationOptions) -> float:
     """The least Kullback-Leibler divergence of the quantized distribution from the original one.
 
     As in Migacz, "8-bit inference with TensorRT" (GTC 2017): what is clipped counts as the last bin of the original,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.calib.images import data_key, digest, unbatched
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.tensors import graph_sha256
 from twins_trt.codec import decode, encode
 from twins_trt.errors import DataError, UsageError
@@ -54,7 +54,7 @@ class Ranges:
 
     @property
     def key(self) -> str:
-        """sha256 over graph, images and settings: one changed weight, pixel or option gives another."""
+        """sha256 over graph, images and options: one changed weight, pixel or option gives another."""
         return range_key(self.graph_sha256, self.data_key, self.settings)
 
     @property
@@ -99,7 +99,7 @@ class Ranges:
         try:
             with speaking(None):  # a file has fields, whoever reads it
                 ranges = decode(cls, fields)
-        except ValueError as error:  # UsageError of the settings' own checks included
+        except ValueError as error:  # UsageError of the checks of the options included
             cause = error.cause if isinstance(error, UsageError) else str(error)
             raise DataError(f"{name}: {cause}", _AGAIN.format(path=name)) from error
         if key != ranges.key:
@@ -115,9 +115,9 @@ class Ranges:
         return ranges
 
 
-def range_key(graph: str, data: str, settings: CalibrationOptions) -> str:
-    """The key of a calibration: of a graph's sha256, a `data_key` and settings."""
-    parts = {"graph": graph, "data": data, "settings": encode(settings)}
+def range_key(graph: str, data: str, options: CalibrationOptions) -> str:
+    """The key of a calibration: of a graph's sha256, a `data_key` and options."""
+    parts = {"graph": graph, "data": data, "settings": encode(options)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -133,9 +133,9 @@ def load_ranges(
     *,
     graph: str | Path,
     images: Iterable[npt.NDArray[np.uint8]] | None = None,
-    settings: CalibrationOptions | None = None,
+    options: CalibrationOptions | None = None,
 ) -> Ranges:
-    """Reads a range file and checks that it is the one for `graph`, and for `images` and `settings` where given.
+    """Reads a range file and checks that it is the one for `graph`, and for `images` and `options` where given.
 
     graph: the FP32 graph's file. images: as given to `calibrate`; they are only read and hashed.
     Raises DataError, with both keys, for a file that belongs to something else, and for one that is damaged.
@@ -151,11 +151,11 @@ def load_ranges(
     wanted = {
         "graph": graph_sha256(graph),
         "data": ranges.data_key if images is None else data_key(digest(image) for image in unbatched(images)),
-        "settings": ranges.settings if settings is None else settings,
+        "settings": ranges.settings if options is None else options,
     }
     held = {"graph": ranges.graph_sha256, "data": ranges.data_key, "settings": ranges.settings}
     if different := [part for part in wanted if wanted[part] != held[part]]:
-        key = range_key(str(wanted["graph"]), str(wanted["data"]), settings or ranges.settings)
+        key = range_key(str(wanted["graph"]), str(wanted["data"]), options or ranges.settings)
         raise DataError(
             f"{path} is of another {' and other '.join(different)}: its key is {ranges.key}, wanted is {key}",
             _AGAIN.format(path=path),

@@ -120,19 +120,19 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return part
 
 
-def input_ports(model: onnx.ModelProto) -> list[tuple[str, str, tuple[int | str, ...]]]:
+def graph_inputs(model: onnx.ModelProto) -> list[tuple[str, str, tuple[int | str, ...]]]:
     """(name, element type such as `uint8`, shape) of each input; dynamic extents by their names."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     weights = {weight.name for weight in model.graph.initializer}
     return [
         (
-            port.name,
-            str(tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type)),
-            tuple(dim.dim_value or dim.dim_param for dim in port.type.tensor_type.shape.dim),
+            value.name,
+            str(tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+            tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim),
         )
-        for port in model.graph.input
-        if port.name not in weights
+        for value in model.graph.input
+        if value.name not in weights
     ]
 
 

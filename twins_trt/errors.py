@@ -87,3 +87,9 @@ def missing(package: str, *, extra: str, purpose: str) -> MissingDependencyError
     """The error for an absent package: `raise missing("onnx", extra="build", purpose="export") from error`."""
     cause = f"{purpose} needs {package}, which is not installed"
     return MissingDependencyError(cause, f'pip install "twins-trt[{extra}]"')
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

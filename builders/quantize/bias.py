@@ -20,7 +20,7 @@ from twins_trt.builders.export.export import graph_proto
 from twins_trt.builders.plan.sites import Site, Tensor, input_axis, output_axis, weight_of
 from twins_trt.builders.quantize.insert import Inserter, dequantized_weight
 from twins_trt.calib.images import Fitter
-from twins_trt.calib.tensors import input_ports
+from twins_trt.calib.tensors import graph_inputs
 from twins_trt.runtime.engines import RuntimeOptions
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -46,22 +46,22 @@ def mean_shifts(
     INT8; those without a bias are left out (k's shift changes no softmax). ranges: by tensor. images: uint8 [H, W, 3].
     half, unsigned: how values are rounded, as `Inserter` takes them.
     """
-    work = Inserter(graph, ranges, half=half, unsigned=unsigned)
+    inserter = Inserter(graph, ranges, half=half, unsigned=unsigned)
     nodes = {node.name: node for node in graph.nodes}
     products = [nodes[site.node] for site in sites if site.kind != "attention" and bias_of(nodes[site.node])]
     graph.outputs = []
     weights = {}
     for node in products:
-        weights[node.name] = (weight_of(node).values, dequantized_weight(*work.weight(node)))
-        for tensor, kind in ((node.inputs[0], "exact"), (work.rounded(node, 0), "rounded")):
-            mean = (_taps if node.op == "Conv" else _rows)(work, node, tensor)
+        weights[node.name] = (weight_of(node).values, dequantized_weight(*inserter.weight(node)))
+        for tensor, kind in ((node.inputs[0], "exact"), (inserter.rounded(node, 0), "rounded")):
+            mean = (_taps if node.op == "Conv" else _rows)(inserter, node, tensor)
             mean.name = f"{kind} {node.name}"
             graph.outputs.append(mean)
-    work.finish()
+    inserter.finish()
     totals: dict[str, Floats] = {}
     count = 0
     proto = graph_proto(graph)
-    fit = Fitter(input_ports(proto), {})
+    fit = Fitter(graph_inputs(proto), {})
     engine = OnnxRuntimeEngine(proto.SerializeToString(), options=RuntimeOptions(threads=threads))
     for image in images:
         count += 1
@@ -103,40 +103,40 @@ def bias_of(node: gs.Node) -> tuple[gs.Node, int] | None:
     return None
 
 
-def _rows(work: Inserter, node: gs.Node, tensor: Tensor) -> Tensor:
+def _rows(inserter: Inserter, node: gs.Node, tensor: Tensor) -> Tensor:
     """[..., C] -> [C], the mean over everything but the last axis."""
     channels = weight_of(node).values.shape[input_axis(node)]
-    flat = work.node("Reshape", "mean.rows", [tensor, _ints(work, [-1, channels])], _FLOAT, {})
-    return _mean(work, flat, [0])
+    flat = inserter.node("Reshape", "mean.rows", [tensor, _ints(inserter, [-1, channels])], _FLOAT, {})
+    return _mean(inserter, flat, [0])
 
 
-def _taps(work: Inserter, node: gs.Node, tensor: Tensor) -> Tensor:
+def _taps(inserter: Inserter, node: gs.Node, tensor: Tensor) -> Tensor:
     """[N, C, H, W] -> [taps, C]: what each tap of a kernel reads, averaged over the output's positions."""
     pads = list(node.attrs.get("pads", [0, 0, 0, 0]))
     if any(pads):
-        amounts = _ints(work, [0, 0, *pads[:2], 0, 0, *pads[2:]])
-        tensor = work.node("Pad", "mean.padded", [tensor, amounts], _FLOAT, {"mode": "constant"})
+        amounts = _ints(inserter, [0, 0, *pads[:2], 0, 0, *pads[2:]])
+        tensor = inserter.node("Pad", "mean.padded", [tensor, amounts], _FLOAT, {"mode": "constant"})
     height, width = weight_of(node).values.shape[2:]
-    axes, steps = _ints(work, [2, 3]), _ints(work, list(node.attrs.get("strides", [1, 1])))
+    axes, steps = _ints(inserter, [2, 3]), _ints(inserter, list(node.attrs.get("strides", [1, 1])))
     means = []
     for y in range(height):
         for x in range(width):
             # From the end, so that the map's size need not be known: the last tap reads up to the edge.
             ends = [_END if tap == side - 1 else tap - side + 1 for tap, side in ((y, height), (x, width))]
-            inputs = [tensor, _ints(work, [y, x]), _ints(work, ends), axes, steps]
-            means.append(_mean(work, work.node("Slice", "mean.tap", inputs, _FLOAT, {}), [0, 2, 3]))
-    rows = [work.node("Unsqueeze", "mean.row", [mean, _ints(work, [0])], _FLOAT, {}) for mean in means]
-    return work.node("Concat", "mean.taps", rows, _FLOAT, {"axis": 0})
+            inputs = [tensor, _ints(inserter, [y, x]), _ints(inserter, ends), axes, steps]
+            means.append(_mean(inserter, inserter.node("Slice", "mean.tap", inputs, _FLOAT, {}), [0, 2, 3]))
+    rows = [inserter.node("Unsqueeze", "mean.row", [mean, _ints(inserter, [0])], _FLOAT, {}) for mean in means]
+    return inserter.node("Concat", "mean.taps", rows, _FLOAT, {"axis": 0})
 
 
-def _mean(work: Inserter, tensor: Tensor, axes: list[int]) -> Tensor:
-    if work.graph.opset >= 18:
-        return work.node("ReduceMean", "mean", [tensor, _ints(work, axes)], _FLOAT, {"keepdims": 0})
-    return work.node("ReduceMean", "mean", [tensor], _FLOAT, {"keepdims": 0, "axes": axes})
+def _mean(inserter: Inserter, tensor: Tensor, axes: list[int]) -> Tensor:
+    if inserter.graph.opset >= 18:
+        return inserter.node("ReduceMean", "mean", [tensor, _ints(inserter, axes)], _FLOAT, {"keepdims": 0})
+    return inserter.node("ReduceMean", "mean", [tensor], _FLOAT, {"keepdims": 0, "axes": axes})
 
 
-def _ints(work: Inserter, values: list[int]) -> gs.Constant:
-    return gs.Constant(work.unique("mean.ints"), np.array(values, np.int64))
+def _ints(inserter: Inserter, values: list[int]) -> gs.Constant:
+    return gs.Constant(inserter.unique("mean.ints"), np.array(values, np.int64))
 
 
 def _through(node: gs.Node, weight: npt.NDArray[Any], mean: Floats) -> Floats:

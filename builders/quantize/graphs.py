@@ -21,7 +21,7 @@ from twins_trt.builders.quantize.rewrite import Quantization, int8_sites, observ
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.calib import Ranges
 from twins_trt.calib.images import Fitter
-from twins_trt.calib.tensors import input_ports
+from twins_trt.calib.tensors import graph_inputs
 from twins_trt.errors import UsageError
 from twins_trt.runtime.engines import RuntimeOptions
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -78,7 +78,7 @@ class QuantizedGraphs:
         proto = graph_proto(
             build_graph(self._model, options)[0] if plan is None else self._build(plan, options, in_float32=True)[0]
         )
-        fit = Fitter(input_ports(proto), {})
+        fit = Fitter(graph_inputs(proto), {})
         engine = OnnxRuntimeEngine(proto.SerializeToString(), options=RuntimeOptions(threads=threads))
         try:
             return [engine(fit(image)[None])["logits"].astype(np.float32, copy=False) for image in images]

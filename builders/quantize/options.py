@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data import Dataset, open_dataset
 
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Where ranges come from. data: as `open_dataset` takes it. count: spread over the split; 0 for all."""
+    """Images to calibrate on. data: as `open_dataset` takes it. count: how many, spread over the split; 0 for all."""
 
     data: str
     split: str
@@ -26,11 +26,11 @@ class CalibrationImages:
 class Int8Options:
     """How a graph is quantized.
 
-    ranges: images to collect ranges on, or a range file. calibration: how ranges are collected and chosen; the first
-    observer is the one used. images: what biases are corrected on, where there are any.
-    plan: the file of the precision plan to build. None builds the uniform plan of `level`, with `smooth`,
-    SmoothQuant's strength, images to search the best one on, or None; and with `bias_correction`, whether the mean
-    shift of every quantized product goes into its bias.
+    plan: the file of a precision plan; None for the uniform plan of `level`.
+    ranges: images to collect ranges on, or a range file. images: those that biases are corrected on, or None.
+    calibration: how ranges are collected and chosen; the ranges of its first observer are used.
+    smooth, bias_correction: of the uniform plan. smooth: SmoothQuant's strength, 0 to 1; images to search the best
+    strength on; or None for no SmoothQuant. bias_correction: whether biases take in the mean shift that INT8 causes.
     """
 
     level: str

@@ -52,9 +52,9 @@ def test_a_graph(graph: Path, data: Path, tmp_path: Path) -> None:
     ran = run_main(graph, "--data", f"folder:{data}", "--images", 10, "--observer", "entropy,minmax", "--out", out)
     assert ran.code == 0, ran.err
     # Ten of twenty, spread: every second one.
-    settings = CalibrationOptions(observers=("entropy", "minmax"))
-    expected = calibrate(graph, photos(20)[::2], settings=settings)
-    assert load_ranges(out, graph=graph, images=photos(20)[::2], settings=settings) == expected
+    options = CalibrationOptions(observers=("entropy", "minmax"))
+    expected = calibrate(graph, photos(20)[::2], options=options)
+    assert load_ranges(out, graph=graph, images=photos(20)[::2], options=options) == expected
     assert f"{len(OBSERVED)} tensors over 10 images" in ran.out and expected.key[:12] in ran.out
     assert "most clipped" in ran.out and "calibrate  10 %  1 of 10 images" in ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json"]
@@ -65,8 +65,8 @@ def test_from_python(graph: Path, data: Path, tmp_path: Path, monkeypatch: pytes
     seen: list[tuple[str, str, float | None]] = []
     asked: dict[str, Any] = {"images": 10, "observers": "entropy,minmax"}
     ranges = twins_trt.calibrate(graph, f"folder:{data}", **asked, progress=lambda *step: seen.append(step))
-    settings = CalibrationOptions(observers=("entropy", "minmax"))
-    assert ranges == calibrate(graph, photos(20)[::2], settings=settings)
+    options = CalibrationOptions(observers=("entropy", "minmax"))
+    assert ranges == calibrate(graph, photos(20)[::2], options=options)
     assert [share for _, _, share in seen] == [pytest.approx(done / 10) for done in range(1, 11)]
     assert not list(tmp_path.iterdir())
     out = tmp_path / "calibration.json"
@@ -109,7 +109,7 @@ def test_dry_run_writes_nothing(graph: Path, data: Path, tmp_path: Path) -> None
 
 def test_the_work_of_a_killed_run_is_taken_up(graph: Path, data: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "calibration.json", tmp_path / "calibration.json.partial"
-    save_collection(collect(graph, photos(12), settings=CalibrationOptions()), partial)
+    save_collection(collect(graph, photos(12), options=CalibrationOptions()), partial)
     ran = run_main(graph, "--data", f"folder:{data}", "--out", out)
     assert ran.code == 0, ran.err
     assert f"going on from {partial}" in ran.err and "13 of 20 images" in ran.err

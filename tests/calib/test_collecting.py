@@ -98,8 +98,8 @@ def test_shards_of_several_processes_are_the_whole_bit_for_bit(graph: Path, tmp_
     script = (
         "import sys; from calib_graphs import photos; from twins_trt.calib import *\n"
         "graph, out, first, count = sys.argv[1:]\n"
-        "settings = CalibrationOptions(minimum=4)\n"
-        "save_collection(collect(graph, photos(int(count), first=int(first)), settings=settings), out)"
+        "options = CalibrationOptions(minimum=4)\n"
+        "save_collection(collect(graph, photos(int(count), first=int(first)), options=options), out)"
     )
     parts = [(0, 3), (3, 1), (4, 5)]  # one with fewer images than the minimum, which holds for the whole
     running = [run_script(script, graph, tmp_path / f"{first}.npz", first, count) for first, count in parts]
@@ -137,16 +137,13 @@ def test_a_killed_run_goes_on_where_it_was(graph: Path, tmp_path: Path) -> None:
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert len(load_collection(state).digests) == 16  # two writings of eight; the last four are lost
-    steps: list[CalibrationStep] = []
-    images = photos(30)
-    run = CollectRun(state=state, progress=steps.append)
-    resumed = calibrate(graph, images[::-1], options=OPTIONS, run=run)
-    assert [step.done for step in steps] == list(range(17, 31))
+    images, said = photos(30), Said()
+    resumed = calibrate(graph, images[::-1], options=OPTIONS, run=CollectRun(state=state, progress=said))
+    assert [detail.split(",")[0] for detail in said.details] == [f"{done} of 30 images" for done in range(17, 31)]
     assert resumed == calibrate(graph, images, options=OPTIONS)
-    again: list[CalibrationStep] = []
-    run = CollectRun(state=state, progress=again.append)
-    assert calibrate(graph, images, options=OPTIONS, run=run) == resumed
-    assert again == []
+    again = Said()
+    assert calibrate(graph, images, options=OPTIONS, run=CollectRun(state=state, progress=again)) == resumed
+    assert again.calls == []
 
 
 def test_a_state_of_something_else_is_refused(graph: Path, tmp_path: Path) -> None:
@@ -192,29 +189,65 @@ def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:
     assert load_collection(save_collection(collection, tmp_path / "shard")) == collection
 
 
-def test_progress_has_an_eta_where_the_number_is_known(graph: Path) -> None:
-    steps: list[CalibrationStep] = []
-    collect(graph, photos(4), options=OPTIONS, run=CollectRun(progress=steps.append))
-    assert [(step.done, step.total) for step in steps] == [(n, 4) for n in range(1, 5)]
-    assert steps[-1].eta == 0 and all(step.eta is not None and step.eta > 0 for step in steps[:-1])
-    steps.clear()
-    collect(graph, [np.stack(photos(3)), photo(3)], options=OPTIONS, run=CollectRun(progress=steps.append))
-    assert steps[-1].total == 4
-    steps.clear()
-    collect(graph, iter(photos(4)), options=OPTIONS, run=CollectRun(progress=steps.append))
-    assert [(step.total, step.eta) for step in steps] == [(None, None)] * 4
+class Said:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, float | None]] = []
+
+    def __call__(self, step: str, detail: str, share: float | None) -> None:
+        self.calls.append((step, detail, share))
+
+    @property
+    def details(self) -> list[str]:
+        return [detail for _, detail, _ in self.calls]
 
 
-def test_slow_images_make_the_eta(graph: Path) -> None:
-    def slow() -> Iterator[np.ndarray]:
-        for image in photos(4):
-            time.sleep(0.2)
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[np.ndarray]]:
+    """Makes streams of photographs of which each takes 100 seconds, by a clock that nothing else moves."""
+    now = [5000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def stream(count: int) -> Iterator[np.ndarray]:
+        for image in photos(count):
+            now[0] += 100
             yield image
 
-    steps: list[CalibrationStep] = []
-    collect(graph, slow(), options=OPTIONS, run=CollectRun(progress=steps.append, total=4))
-    assert steps[1].eta == pytest.approx(steps[1].seconds, rel=0.01)  # two done, two to go
-    assert steps[1].seconds >= 0.4
+    return stream
+
+
+def test_progress_has_an_eta_where_the_number_is_known(
+    graph: Path, camera: Callable[[int], Iterator[np.ndarray]]
+) -> None:
+    said = Said()
+    collect(graph, camera(4), options=OPTIONS, run=CollectRun(progress=said, total=4))
+    assert said.calls == [
+        ("calibrate", "1 of 4 images, 300 s left", 0.25),
+        ("calibrate", "2 of 4 images, 200 s left", 0.5),
+        ("calibrate", "3 of 4 images, 100 s left", 0.75),
+        ("calibrate", "4 of 4 images, 0 s left", 1.0),
+    ]
+    said = Said()
+    collect(graph, camera(4), options=OPTIONS, run=CollectRun(progress=said))
+    assert said.calls == [("calibrate", f"{done} images", None) for done in range(1, 5)]
+
+
+def test_lists_and_their_batches_are_counted_in_advance(graph: Path) -> None:
+    for images in (photos(4), [np.stack(photos(3)), photo(3)]):
+        said = Said()
+        collect(graph, images, options=OPTIONS, run=CollectRun(progress=said))
+        assert [share for _, _, share in said.calls] == [0.25, 0.5, 0.75, 1.0]
+        assert said.details[-1] == "4 of 4 images, 0 s left"
+
+
+def test_a_resumed_run_reckons_with_its_own_images(
+    graph: Path, tmp_path: Path, camera: Callable[[int], Iterator[np.ndarray]]
+) -> None:
+    state, said = tmp_path / "state", Said()
+    collect(graph, photos(2), options=OPTIONS, run=CollectRun(state=state))
+    collect(graph, camera(4), options=OPTIONS, run=CollectRun(state=state, progress=said, total=4))
+    assert said.details == ["3 of 4 images, 300 s left", "4 of 4 images, 0 s left"]  # two were only read
 
 
 def noise(seed: int) -> np.ndarray:
@@ -238,7 +271,7 @@ def test_data_that_is_none(graph: Path) -> None:
         calibrate(graph, [blank], options=OPTIONS, run=CollectRun(names=["a.png"]))
     default = CalibrationOptions()
     with pytest.raises(DataError, match="7 different images are too few to calibrate with; the minimum is 8"):
-        calibrate(graph, photos(7), settings=default)
+        calibrate(graph, photos(7), options=default)
 
 
 def test_random_data_stops_early(graph: Path) -> None:

@@ -11,6 +11,7 @@ from calib_graphs import photo
 
 from twins_trt.calib.images import Fitter
 from twins_trt.errors import UsageError
+from twins_trt.inference.interface import GraphInterface
 from twins_trt.runtime import Manifest, Preprocessing, Segmenter, Source, TensorSpec, write_bundle
 
 INFO = '{"options": {"height": {"min": 32, "opt": 64, "max": 96}, "width": {"min": 32, "opt": 64, "max": 128}}}'
@@ -39,17 +40,12 @@ class Recorder:
 def fed_by_segmenter(folder: Path, image: TensorSpec, mask: TensorSpec, fit: Any, scale: Any) -> list[np.ndarray]:
     manifest = Manifest(
         model="twins_svt-s_fpn",
-        num_classes=1,
-        classes=("any",),
-        palette=((0, 0, 0),),
-        inputs=(image,),
-        outputs=(mask,),
+        interface=GraphInterface((image,), (mask,), ("any",), ((0, 0, 0),), Preprocessing(test_scale=scale)),
         padding="parity",
         precision="fp32",
         opset=17,
         source=Source(checkpoint="x.pth", sha256="ab" * 32),
         rebuild="twins-trt build",
-        preprocessing=Preprocessing(test_scale=scale),
     )
     engine = Recorder(manifest)
     with Segmenter(write_bundle(folder / "x.bundle", manifest, {"graph.onnx": b"x"}), engine, fit=fit) as segmenter:

@@ -12,7 +12,7 @@ from calib_graphs import OBSERVED, photo, write_graph
 from onnx import helper, numpy_helper
 
 from twins_trt.calib import observed_tensors
-from twins_trt.calib.tensors import input_ports, read_graph, split_by_size, with_outputs, with_shapes
+from twins_trt.calib.tensors import graph_inputs, read_graph, split_by_size, with_outputs, with_shapes
 from twins_trt.errors import DataError, UsageError
 
 
@@ -79,7 +79,7 @@ def test_parts_hold_what_they_need_and_no_more(graph: Path) -> None:
 
 def test_ports(tmp_path: Path) -> None:
     model = read_graph(write_graph(tmp_path / "x.onnx", batch="N", size=("H", 48)))
-    assert input_ports(model) == [("image", "uint8", ("N", "H", 48, 3))]
+    assert graph_inputs(model) == [("image", "uint8", ("N", "H", 48, 3))]
 
 
 def test_groups_follow_each_other_and_fit() -> None:

@@ -12,7 +12,7 @@ from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.observers import amax
 from twins_trt.errors import UsageError
 
-SETTINGS = CalibrationOptions()
+OPTIONS = CalibrationOptions()
 SHAPES = {
     "normal": lambda rng: rng.standard_normal(200_000),
     "laplace": lambda rng: rng.laplace(size=200_000),
@@ -22,7 +22,7 @@ SHAPES = {
 }
 
 
-def histogram_of(values: np.ndarray, bins: int = SETTINGS.bins) -> Histogram:
+def histogram_of(values: np.ndarray, bins: int = OPTIONS.bins) -> Histogram:
     histogram = Histogram.empty(bins)
     histogram.add(values.astype(np.float32))
     return histogram
@@ -38,9 +38,9 @@ def test_minmax_keeps_all_and_the_others_no_more(shape: str, rng: np.random.Gene
     values = SHAPES[shape](rng).astype(np.float32)
     histogram = histogram_of(values)
     largest = float(np.abs(values).max())
-    assert amax("minmax", histogram, SETTINGS) == largest
+    assert amax("minmax", histogram, OPTIONS) == largest
     for observer in OBSERVERS:
-        assert 0 < amax(observer, histogram, SETTINGS) <= largest
+        assert 0 < amax(observer, histogram, OPTIONS) <= largest
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -56,7 +56,7 @@ def test_percentile_within_a_bin(shape: str, percent: float, rng: np.random.Gene
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mse_is_the_least_error_of_the_values_themselves(shape: str, rng: np.random.Generator) -> None:
     values = SHAPES[shape](rng).astype(np.float32).astype(np.float64)
-    found = quantization_error(values, amax("mse", histogram_of(values), SETTINGS))
+    found = quantization_error(values, amax("mse", histogram_of(values), OPTIONS))
     largest = np.abs(values).max()
     best = min(quantization_error(values, top) for top in np.linspace(largest / 40, largest, 300))
     assert found <= 1.02 * best
@@ -83,8 +83,8 @@ def divergence(counts: np.ndarray, kept: int) -> float:
 @pytest.mark.parametrize("shape", ["normal", "relu", "outlier"])
 def test_entropy_is_the_least_divergence(shape: str, rng: np.random.Generator) -> None:
     histogram = histogram_of(SHAPES[shape](rng)[-20_000:], bins=1024)
-    settings = CalibrationOptions(bins=1024)
-    found = amax("entropy", histogram, settings)
+    options = CalibrationOptions(bins=1024)
+    found = amax("entropy", histogram, options)
     top = int(np.flatnonzero(histogram.counts)[-1]) + 1
     costs = {kept: divergence(histogram.counts, kept) for kept in range(top, 127, -4)}
     best = min(costs.values())
@@ -95,22 +95,22 @@ def test_outliers_are_clipped_and_uniform_values_are_not(rng: np.random.Generato
     outlier, uniform = histogram_of(SHAPES["outlier"](rng)), histogram_of(SHAPES["uniform"](rng))
     # Of 200 000 values two are far out; only the squared error still cares for them.
     for observer, limit in (("entropy", 10), ("percentile", 10), ("mse", 45)):
-        assert amax(observer, outlier, SETTINGS) < limit
-        assert amax(observer, uniform, SETTINGS) > 2.9
+        assert amax(observer, outlier, OPTIONS) < limit
+        assert amax(observer, uniform, OPTIONS) > 2.9
 
 
 def test_scaling_the_values_by_a_power_of_two_scales_the_range(rng: np.random.Generator) -> None:
     values = rng.laplace(size=50_000)
     for observer in OBSERVERS:
-        ranges = [amax(observer, histogram_of(values * 2.0**k), SETTINGS) / 2.0**k for k in (0, -20, 15)]
+        ranges = [amax(observer, histogram_of(values * 2.0**k), OPTIONS) / 2.0**k for k in (0, -20, 15)]
         assert ranges[0] == ranges[1] == ranges[2]
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_zeros_and_a_single_value(observer: str) -> None:
-    assert amax(observer, histogram_of(np.zeros(9)), SETTINGS) == 0
+    assert amax(observer, histogram_of(np.zeros(9)), OPTIONS) == 0
     # Alone it must not be clipped.
-    assert amax(observer, histogram_of(np.array([0.0, -0.3])), SETTINGS) == pytest.approx(0.3, rel=1e-3)
+    assert amax(observer, histogram_of(np.array([0.0, -0.3])), OPTIONS) == pytest.approx(0.3, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,6 @@ def test_zeros_and_a_single_value(observer: str) -> None:
         ({"fit": "crop"}, "no fit 'crop'"),
     ],
 )
-def test_settings_that_cannot_be(options: dict, said: str) -> None:
+def test_options_that_cannot_be(options: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         CalibrationOptions(**options)

@@ -15,13 +15,13 @@ from twins_trt.calib import CalibrationOptions, Ranges, calibrate, load_ranges, 
 from twins_trt.calib.images import data_key, digest
 from twins_trt.errors import DataError, UsageError
 
-SETTINGS = CalibrationOptions(minimum=4)
+OPTIONS = CalibrationOptions(minimum=4)
 IMAGES = photos(4)
 
 
 @pytest.fixture(scope="module")
 def ranges(graph: Path) -> Ranges:
-    return calibrate(graph, IMAGES, settings=SETTINGS)
+    return calibrate(graph, IMAGES, options=OPTIONS)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def file(ranges: Ranges, tmp_path: Path) -> Path:
 
 
 def test_round_trip(ranges: Ranges, file: Path, graph: Path) -> None:
-    loaded = load_ranges(file, graph=graph, images=reversed(IMAGES), settings=SETTINGS)
+    loaded = load_ranges(file, graph=graph, images=reversed(IMAGES), options=OPTIONS)
     assert loaded == ranges
     assert loaded.key == ranges.key == json.loads(file.read_text())["key"]
     assert tuple(loaded.ranges) == OBSERVED
@@ -42,13 +42,13 @@ def test_one_pixel_one_weight_or_one_option_is_another_key(ranges: Ranges, graph
     pixel[2][5, 7, 1] ^= 1
     keys = {
         ranges.key,
-        calibrate(graph, pixel, settings=SETTINGS).key,
-        calibrate(write_graph(tmp_path / "other.onnx", seed=1), IMAGES, settings=SETTINGS).key,
-        calibrate(graph, IMAGES, settings=replace(SETTINGS, percentile=99.9)).key,
-        calibrate(graph, IMAGES, settings=replace(SETTINGS, bins=2048)).key,
-        calibrate(graph, IMAGES, settings=replace(SETTINGS, observers=("mse",))).key,
-        calibrate(graph, IMAGES[:3] + photos(1, first=9), settings=SETTINGS).key,
-        calibrate(graph, [*IMAGES, IMAGES[0]], settings=SETTINGS).key,
+        calibrate(graph, pixel, options=OPTIONS).key,
+        calibrate(write_graph(tmp_path / "other.onnx", seed=1), IMAGES, options=OPTIONS).key,
+        calibrate(graph, IMAGES, options=replace(OPTIONS, percentile=99.9)).key,
+        calibrate(graph, IMAGES, options=replace(OPTIONS, bins=2048)).key,
+        calibrate(graph, IMAGES, options=replace(OPTIONS, observers=("mse",))).key,
+        calibrate(graph, IMAGES[:3] + photos(1, first=9), options=OPTIONS).key,
+        calibrate(graph, [*IMAGES, IMAGES[0]], options=OPTIONS).key,
     }
     assert len(keys) == 8
 
@@ -63,17 +63,17 @@ def test_the_same_bytes_in_another_shape_are_other_images() -> None:
 def test_stale_files_are_refused_with_both_keys(ranges: Ranges, file: Path, graph: Path, tmp_path: Path) -> None:
     pixel = [*IMAGES[:3], IMAGES[3] ^ np.uint8(1)]
     other = write_graph(tmp_path / "other.onnx", seed=1)
-    options = replace(SETTINGS, percentile=99.0)
-    for graph_given, images, settings, said in (
-        (other, IMAGES, SETTINGS, "graph"),
-        (graph, pixel, SETTINGS, "data"),
-        (graph, IMAGES, options, "settings"),
-        (other, pixel, options, "graph and other data and other settings"),
+    changed = replace(OPTIONS, percentile=99.0)
+    for graph_given, images, options, said in (
+        (other, IMAGES, OPTIONS, "graph"),
+        (graph, pixel, OPTIONS, "data"),
+        (graph, IMAGES, changed, "settings"),
+        (other, pixel, changed, "graph and other data and other settings"),
     ):
         with pytest.raises(DataError, match=f"is of another {said}:") as caught:
-            load_ranges(file, graph=graph_given, images=images, settings=settings)
+            load_ranges(file, graph=graph_given, images=images, options=options)
         keys = re.findall(r"[0-9a-f]{64}", caught.value.cause)
-        assert keys == [ranges.key, calibrate(graph_given, images, settings=settings).key]
+        assert keys == [ranges.key, calibrate(graph_given, images, options=options).key]
         assert "twins-trt calibrate" in str(caught.value.fix)
 
 
@@ -87,7 +87,7 @@ def test_altered_and_damaged_files(file: Path, graph: Path) -> None:
         ({"settings": whole["settings"] | {"bins": 77}}, "bins is 77"),
         ({"surprise": 1}, "surprise"),
         ({"ranges": {tensor: {"min": 0.0, "max": 1.0, "amax": {"mse": 1.0}}}}, f"ranges.{tensor} is"),
-        ({"ranges": {tensor: {"min": 0.0, "max": 1.0, "amax": dict.fromkeys(SETTINGS.observers, -1.0)}}}, "is {'min'"),
+        ({"ranges": {tensor: {"min": 0.0, "max": 1.0, "amax": dict.fromkeys(OPTIONS.observers, -1.0)}}}, "is {'min'"),
     ):
         file.write_text(json.dumps(whole | fields))
         with pytest.raises(DataError, match=re.escape(said)):

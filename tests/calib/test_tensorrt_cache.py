@@ -70,7 +70,7 @@ def test_version_numbers() -> None:
 
 
 def test_our_ranges_as_a_cache(graph: Path) -> None:
-    ranges = calibrate(graph, photos(4), settings=CalibrationOptions(minimum=4))
+    ranges = calibrate(graph, photos(4), options=CalibrationOptions(minimum=4))
     for algorithm, line in (("entropy", "TRT-8601-EntropyCalibration2"), ("minmax", "TRT-8601-MinMaxCalibration")):
         content = cache_of(ranges, "8.6.1", algorithm=algorithm)
         assert content.decode().splitlines()[0] == line
@@ -82,5 +82,5 @@ def test_our_ranges_as_a_cache(graph: Path) -> None:
     assert named.scales["attn/v"] == np.float32(ranges.amax("attn/v", "mse") / 127)
     with pytest.raises(UsageError, match="no calibrator 'legacy'"):
         cache_of(ranges, "8.6.1", algorithm="legacy")
-    only = calibrate(graph, photos(4), settings=CalibrationOptions(minimum=4, observers=("mse",)))
+    only = calibrate(graph, photos(4), options=CalibrationOptions(minimum=4, observers=("mse",)))
     assert CalibrationCache.from_bytes(cache_of(only, "10.3.0")).scales == named.scales

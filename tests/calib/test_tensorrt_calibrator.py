@@ -26,7 +26,7 @@ from twins_trt.errors import BuildError, DataError, MissingDependencyError, Usag
 
 FOLDER = os.environ.get("TWINS_TRT_BINDINGS")
 WHEELS = sorted(Path(FOLDER).glob("*.whl")) if FOLDER else []
-SETTINGS = CalibrationOptions(minimum=4)
+OPTIONS = CalibrationOptions(minimum=4)
 CACHE = b"TRT-8601-EntropyCalibration2\nattn/v: 3c010204\n"
 
 
@@ -78,7 +78,7 @@ def test_batches_are_what_a_segmenter_feeds(graph: Path, algorithm: str, base: s
     module, memory = fake_tensorrt(), Memory()
     images = [photo(seed, height=40, width=40 + seed) for seed in range(5)]
     calibrator: Any = tensorrt_calibrator(
-        graph, images, memory=memory, algorithm=algorithm, settings=SETTINGS, module=module
+        graph, images, memory=memory, algorithm=algorithm, options=OPTIONS, module=module
     )
     assert isinstance(calibrator, getattr(module, base)) and calibrator.started
     assert calibrator.get_batch_size() == 1
@@ -95,7 +95,7 @@ def test_batches_are_what_a_segmenter_feeds(graph: Path, algorithm: str, base: s
 def test_batches_of_a_fixed_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory = Memory()
     graph = write_graph(tmp_path / "four.onnx", batch=4)
-    calibrator: Any = tensorrt_calibrator(graph, photos(10), memory=memory, settings=SETTINGS, module=fake_tensorrt())
+    calibrator: Any = tensorrt_calibrator(graph, photos(10), memory=memory, options=OPTIONS, module=fake_tensorrt())
     assert calibrator.get_batch_size() == 4
     assert len(drain(calibrator)) == 2
     assert [batch.shape for batch in memory.copied] == [(4, 32, 48, 3)] * 2
@@ -106,7 +106,7 @@ def test_batches_of_a_fixed_size(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_the_cache_is_written_and_then_no_image_is_read(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.cache"
     first: Any = tensorrt_calibrator(
-        graph, photos(4), memory=Memory(), cache=path, settings=SETTINGS, module=fake_tensorrt()
+        graph, photos(4), memory=Memory(), cache=path, options=OPTIONS, module=fake_tensorrt()
     )
     drain(first)
     first.write_calibration_cache(memoryview(CACHE))
@@ -120,7 +120,7 @@ def test_the_cache_is_written_and_then_no_image_is_read(graph: Path, tmp_path: P
 
 def test_our_ranges_stand_in_for_a_calibration(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.cache"
-    path.write_bytes(cache_of(calibrate(graph, photos(4), settings=SETTINGS), "10.3.0"))
+    path.write_bytes(cache_of(calibrate(graph, photos(4), options=OPTIONS), "10.3.0"))
     calibrator: Any = tensorrt_calibrator(graph, [], memory=Memory(), cache=path, module=fake_tensorrt("10.3.0"))
     assert calibrator.read_calibration_cache() == path.read_bytes()
 
@@ -146,7 +146,7 @@ def test_what_goes_wrong_ends_the_images_and_is_raised_at_the_end(graph: Path, t
     ):
         memory, path = Memory(), tmp_path / "x.cache"
         calibrator: Any = tensorrt_calibrator(
-            graph, images, memory=memory, cache=path, settings=SETTINGS, module=fake_tensorrt()
+            graph, images, memory=memory, cache=path, options=OPTIONS, module=fake_tensorrt()
         )
         assert len(drain(calibrator)) == batches
         assert calibrator.get_batch(["image"]) is None
@@ -194,7 +194,7 @@ import json, sys
 sys.path[:0] = {paths!r}
 import tensorrt_bindings as trt
 from calib_graphs import photos
-from test_tensorrt_calibrator import CACHE, SETTINGS, Memory, drain
+from test_tensorrt_calibrator import CACHE, OPTIONS, Memory, drain
 from twins_trt.calib import tensorrt_calibrator
 from twins_trt.errors import BuildError
 found = {{"version": trt.__version__}}
@@ -202,7 +202,7 @@ for algorithm, name in (("entropy", "IInt8EntropyCalibrator2"), ("minmax", "IInt
     memory = Memory()
     try:
         calibrator = tensorrt_calibrator(
-            {graph!r}, photos(4), memory=memory, algorithm=algorithm, settings=SETTINGS, module=trt
+            {graph!r}, photos(4), memory=memory, algorithm=algorithm, options=OPTIONS, module=trt
         )
     except BuildError as error:
         found[algorithm] = str(error)

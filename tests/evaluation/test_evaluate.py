@@ -96,7 +96,7 @@ def test_the_mode_reaches_the_network(dataset: Dataset) -> None:
 
 
 def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> None:
-    steps: list[tuple[int, int, float]] = []
+    steps: list[tuple[str, str, float | None]] = []
     seen = []
     result = evaluate_masks(
         always_road,
@@ -106,12 +106,15 @@ def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> No
             observe=lambda sample, mask, matrix: seen.append((sample.name, mask, matrix)),
         ),
     )
-    assert [(done, total) for done, total, _ in steps] == [(i, 5) for i in range(1, 6)]
-    assert steps[-1][2] == result.scores.miou
+    matrices = [matrix for _, _, matrix in seen]
+    so_far = [sum(matrices[1:done], matrices[0]).scores().miou for done in range(1, 6)]
+    assert steps == [
+        ("evaluate", f"{done} of 5 images, mIoU {miou:.2f}", done / 5) for done, miou in enumerate(so_far, start=1)
+    ]
+    assert so_far[-1] == result.scores.miou
     assert [name for name, _, _ in seen] == list(dataset.names)
     total = seen[0][2] + seen[1][2] + seen[2][2] + seen[3][2] + seen[4][2]
     assert total.scores() == result.scores
-    assert steps[1][2] == (seen[0][2] + seen[1][2]).scores().miou
     assert seen[2][1].shape == (20, 20)
 
 

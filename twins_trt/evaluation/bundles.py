@@ -1,4 +1,4 @@
-"""Scoring a bundle over a data set, with what its masks owe to resizing said beside the scores."""
+"""Scores a bundle over a data set, and says whether mmsegmentation's pipeline would give the same masks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing, input_size
 from twins_trt.evaluation.evaluate import EvalResult, EvaluationOptions, evaluate_masks, warn_of_other_classes
 from twins_trt.inference.fitting import FitMode, fit_size
+from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import Mode, resolve_mode
 from twins_trt.inference.tiling import Tiles
 from twins_trt.runtime.bundle import Bundle
@@ -20,10 +21,10 @@ from twins_trt.spelling import spelled
 
 @dataclass(frozen=True)
 class BundleScore:
-    """The result and how it came about.
+    """The scores of a bundle, and how its masks came about.
 
-    engine: the kind that ran. resized: how many images did not have the graph's size. exact: whether the masks are what
-    mmsegmentation's test pipeline gives of this graph; if not, `notes` says why.
+    engine: the kind that ran. resized: how many images did not have the graph's size. exact: whether mmsegmentation's
+    test pipeline would get the same masks from this graph; if not, `notes` says why.
     """
 
     result: EvalResult
@@ -56,13 +57,13 @@ def score_bundle(
 ) -> BundleScore:
     """Scores a bundle as it runs: through a `Segmenter`, one image at a time, at the images' own sizes.
 
-    engine, fit, mode: as `Segmenter` takes them. runtime: its options. preprocessing: in place of the bundle's own, of
-    which a graph of dynamic size follows the test scale. Others are as in `evaluate_masks`.
+    engine, fit, mode: as `Segmenter` takes them. runtime: its options. preprocessing: replaces the bundle's own; a
+    graph of dynamic size follows its test scale. options: as in `evaluate_masks`.
 
-    A graph of fixed size gives an image of that very size its exact mask. Any other image is resized on the way in, and
-    its mask (or its logits, where the graph gives them) on the way out. A graph of dynamic size runs mmsegmentation's
-    pipeline; where that resizes, only logits can be resized as it does, a mask is an approximation. Modes other than
-    `whole` run images in parts and follow mmsegmentation's, except for `tile`, which has no counterpart there.
+    A graph of fixed size gives exact masks of images of that size. Any other image is resized on the way in, and its
+    mask (or its logits, if the graph has them) on the way out. A graph of dynamic size runs mmsegmentation's pipeline.
+    Where that resizes, logits are resized as there, and a mask is an approximation. Modes other than `whole` run an
+    image in parts as mmsegmentation does, except for `tile`, which it does not have.
     Raises as `evaluate_masks` and `Segmenter` do.
     """
     if preprocessing is not None:
@@ -70,17 +71,13 @@ def score_bundle(
         bundle = replace(bundle, manifest=replace(bundle.manifest, interface=graph))
     interface = bundle.interface
     warn_of_other_classes(interface.classes, dataset)
-    resized = outside = 0
+    sizes = _Sizes(interface, fit)
     parts = resolve_mode(mode)
     with Segmenter(bundle, engine, fit=fit, mode=mode, options=runtime) as segmenter:
 
         def predict(image: UInt8Array) -> UInt8Array:
-            nonlocal resized, outside
-            if parts is not None:
-                return segmenter(image).mask
-            placed = fit_size((image.shape[0], image.shape[1]), interface, fit)
-            resized += placed.canvas != placed.original
-            outside += placed.canvas != input_size(placed.original, interface.preprocessing)
+            if parts is None:
+                sizes.count(image)
             return segmenter(image).mask
 
         result = evaluate_masks(
@@ -91,26 +88,42 @@ def score_bundle(
             num_classes=interface.num_classes,
             options=options,
         )
-        ran = segmenter.engine.name
+        engine_name = segmenter.engine.name
     result = replace(result, preprocessing=interface.preprocessing)
-    notes, exact = _notes(bundle, resized, outside, fit)
+    notes, exact = _notes(bundle, sizes)
     if isinstance(parts, Tiles):
         notes, exact = (*notes, "images were run in tiles of their own size, which mmsegmentation does not do"), False
-    return BundleScore(result, ran, resized, exact, notes)
+    return BundleScore(result, engine_name, sizes.resized, exact, notes)
 
 
-def _notes(bundle: Bundle, resized: int, outside: int, fit: FitMode) -> tuple[tuple[str, ...], bool]:
+@dataclass
+class _Sizes:
+    """Counts images that run at another size than their own, and at another than mmsegmentation would give them."""
+
+    interface: GraphInterface
+    fit: FitMode
+    resized: int = 0
+    unlike_mmseg: int = 0
+
+    def count(self, image: UInt8Array) -> None:
+        placed = fit_size((image.shape[0], image.shape[1]), self.interface, self.fit)
+        self.resized += placed.canvas != placed.original
+        self.unlike_mmseg += placed.canvas != input_size(placed.original, self.interface.preprocessing)
+
+
+def _notes(bundle: Bundle, sizes: _Sizes) -> tuple[tuple[str, ...], bool]:
+    """What a reader of the scores must know, and whether the masks are exact."""
     interface, notes, exact = bundle.interface, [], True
     if bundle.manifest.source.seeded:
         notes.append("random weights: the scores mean nothing")
-    if outside:
+    if sizes.unlike_mmseg:
         exact = False
-        size = "the profile's sizes" if interface.size is None else "{}x{} ({})".format(*interface.size, fit)
+        size = "the profile's sizes" if interface.size is None else "{}x{} ({})".format(*interface.size, sizes.fit)
         notes.append(
-            f"{outside} images were resized to the graph's limits, {size}, instead of as mmsegmentation's test "
-            "pipeline would"
+            f"{sizes.unlike_mmseg} images were resized to the graph's limits, {size}, instead of as mmsegmentation's "
+            "test pipeline would"
         )
-    if resized and interface.output("logits") is None:
+    if sizes.resized and interface.output("logits") is None:
         exact = False
         notes.append(
             "masks were resized to the images by the nearest pixel, where mmsegmentation resizes logits: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("twins_trt")
 
-# observe(sample, mask, matrix): after every image, with the mask and the confusion matrix of this image alone.
+# observe(sample, mask, matrix): after every image, with its mask and the confusion matrix of this image alone.
 Observe = Callable[[Sample, UInt8Array, ConfusionMatrix], None]
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a data set is run through.
+    """How a data set is evaluated; nothing here changes the scores.
 
-    workers: processes that read images ahead. progress: called after every image. observe: likewise, with its mask.
+    workers: processes that read images ahead. progress, observe: called after every image.
     """
 
     workers: int = 0
@@ -43,11 +43,11 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What was scored, on what, how, and the scores.
+    """The scores of one evaluation, and what they are of.
 
     name: of the model or engine. dataset, split: as opened. classes: names, empty if the data set has none.
     mode: how the masks came about. images: how many. seconds: wall time of the whole evaluation, reading included.
-    preprocessing: what the images went through; None where the predictor did that itself.
+    preprocessing: what was done to the images; None where the predictor prepares them itself.
     """
 
     name: str
@@ -146,22 +146,18 @@ def evaluate_logits(
     num_classes: int | None = None,
     options: EvaluationOptions | None = None,
 ) -> EvalResult:
-    """Score a network: float32 [1, 3, H, W], normalized RGB -> logits [1, C, h, w] (NumPy or torch). Else as above."""
+    """Score a network: float32 [1, 3, H, W], normalized RGB -> logits [1, C, h, w] (NumPy or torch).
+
+    num_classes: C; by default as many as the data set names. The rest is as in `evaluate_model`.
+    """
     mode = inference_mode(mode)
     preprocessing = preprocessing or Preprocessing()
 
     def predict_whole(image: UInt8Array) -> UInt8Array:
         return predict_mask(predict, image, preprocessing=preprocessing, mode=mode)
 
-    return _evaluate(
-        predict_whole,
-        dataset,
-        mode.name,
-        preprocessing,
-        name=name,
-        num_classes=num_classes,
-        options=options,
-    )
+    result = evaluate_masks(predict_whole, dataset, name=name, mode=mode.name, num_classes=num_classes, options=options)
+    return replace(result, preprocessing=preprocessing)
 
 
 def evaluate_masks(
@@ -175,30 +171,10 @@ def evaluate_masks(
 ) -> EvalResult:
     """Score anything that segments an image: uint8 [H, W, 3], RGB -> class indices [H, W]: a bundle, an engine.
 
-    mode: what to write down about how the masks came about. Raises DataError as `evaluate_model` does, EngineError if
-    a mask has another size than its image or a class that the data set has not.
+    name, mode: only written into the result. num_classes: by default as many as the data set names.
+    Raises DataError as `evaluate_model` does, EngineError if a mask has another size than its image or a class that the
+    data set does not have.
     """
-    return _evaluate(
-        predict,
-        dataset,
-        mode,
-        None,
-        name=name,
-        num_classes=num_classes,
-        options=options,
-    )
-
-
-def _evaluate(
-    predict: Callable[[UInt8Array], npt.ArrayLike],
-    dataset: Dataset,
-    mode: str,
-    preprocessing: Preprocessing | None,
-    *,
-    name: str,
-    num_classes: int | None,
-    options: EvaluationOptions | None,
-) -> EvalResult:
     options = options or EvaluationOptions()
     total = ConfusionMatrix(_class_count(dataset, num_classes))
     start = time.perf_counter()
@@ -229,7 +205,6 @@ def _evaluate(
         images=done,
         seconds=time.perf_counter() - start,
         scores=total.scores(),
-        preprocessing=preprocessing,
     )
 
 
@@ -274,8 +249,11 @@ def _checked_label(sample: Sample, num_classes: int) -> UInt8Array:
 
 
 def warn_of_other_classes(trained: tuple[str, ...], dataset: Dataset) -> None:
-    """Logs where a model's classes and a data set's have other names: the same number in another order scores as
-    nonsense. Models without names, and those that are only numbered, are not compared."""
+    """Logs a warning where as many classes have other names in the model than in the data set.
+
+    Classes in another order would pass every check and score as nonsense. trained: the model's class names; none, and
+    names that are only numbers (`class 0`), are not compared.
+    """
 
     def plain(names: tuple[str, ...]) -> list[str]:
         return ["".join(letter for letter in name.lower() if letter.isalnum()) for name in names]

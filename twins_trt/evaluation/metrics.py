@@ -16,10 +16,11 @@ from twins_trt.errors import UsageError
 
 @dataclass(frozen=True)
 class Scores:
-    """Percentages. A class that is neither predicted nor labelled has an IoU of NaN and stays out of the mean, and so
-    does the accuracy of a class that is not labelled (IoUMetric with `nan_to_num=None`).
+    """Scores in percent.
 
     miou: mean IoU. aacc: share of the labelled pixels that are right. macc: mean accuracy. iou, acc: per class.
+    The IoU of a class that is neither predicted nor labelled is NaN and left out of the mean; so is the accuracy of a
+    class that is not labelled (IoUMetric with `nan_to_num=None`).
     """
 
     miou: float
@@ -85,7 +86,7 @@ class ConfusionMatrix:
     def update(self, mask: npt.ArrayLike, label: npt.ArrayLike) -> ConfusionMatrix:
         """Count a predicted mask against a label map of the same shape; label 255 is ignored. Returns itself.
 
-        Raises UsageError, and counts nothing, for other shapes or for a class that there is not.
+        Raises UsageError, and counts nothing, where the shapes differ or a class does not exist.
         """
         mask, label = np.asarray(mask), np.asarray(label)
         if mask.shape != label.shape:
@@ -113,7 +114,7 @@ class ConfusionMatrix:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ConfusionMatrix) and np.array_equal(self.counts, other.counts)
 
-    __hash__ = None  # type: ignore[assignment]  # it is counted into: no key for a dict
+    __hash__ = None  # type: ignore[assignment]  # mutable: it cannot be a key
 
     @property
     def pixels(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.export.options import ExportOptions
 from twins_trt.builders.plan.levels import LEVELS
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.errors import UsageError
 from twins_trt.progress import Progress
 from twins_trt.verbs.calibrate import CalibrateRequest

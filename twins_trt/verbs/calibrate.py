@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from twins_trt.builders.export.options import DynamicDim, ExportOptions
 from twins_trt.builders.plan.levels import INT8_OPSET
 from twins_trt.calib.collecting import MEMORY_MIB
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.zoo import get_spec, is_model

@@ -17,7 +17,7 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.plan.sites import Site, block_of, source_of
 from twins_trt.builders.quantize.rewrite import FIRST_OPSET, attention_operands
 from twins_trt.calib.ranges import Ranges
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import Size
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.heads import ConvModule

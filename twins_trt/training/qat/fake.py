@@ -12,7 +12,7 @@ from torch import Tensor
 from twins_trt.builders.quantize.insert import QMAX, SMALLEST_SCALE
 from twins_trt.calib.histogram import Histogram
 from twins_trt.calib.observers import amax as chosen_amax
-from twins_trt.calib.settings import CalibrationOptions
+from twins_trt.calib.options import CalibrationOptions
 
 SOFTMAX_RANGE = 1.0
 
