@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -22,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 PYTHON_PAGES = ("README.md", "docs/api.md")
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+DOCS = [name for name in NAMES if name.startswith("docs/")]
+PROGRAM = r"(\S*/)?(twins-trt|python|run_tests\.sh|quickstart\.sh|venv\.sh)\b"
+METADATA = {"twins_trt.model", "twins_trt.precision", "twins_trt.attentions", "twins_trt.info"}
+"""Keys of a graph's metadata: no names of modules."""
 
 
 def shell_commands() -> list[tuple[str, str]]:
@@ -31,11 +36,29 @@ def shell_commands() -> list[tuple[str, str]]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in text.splitlines():
             command = line.split("#", 1)[0].strip()
-            if line.startswith("    ") and re.match(
-                r"(\S*/)?(twins-trt|python|run_tests\.sh|quickstart\.sh|venv\.sh)\b", command
-            ):
+            if line.startswith("    ") and re.match(PROGRAM, command):
                 found.append((page.name, command))
     return found
+
+
+def code(text: str) -> str:
+    """The fenced and indented blocks of a page, without comments, and its code spans. Rendered tables are left out:
+    results files keep the words that they were written with."""
+    text = re.sub(r"<!-- begin ([\w-]+).*?<!-- end \1 -->", "", text, flags=re.DOTALL)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = "\n".join([*fenced, *re.findall(r"^    .*$", text, re.MULTILINE)])
+    return "\n".join([re.sub(r"#.*", "", blocks), *re.findall(r"`([^`]+)`", text)])
+
+
+def retired_words() -> list[str]:
+    """Patterns of the names in the third column of CONTRIBUTING.md's table of words. `Manifest` and `Progress` stand
+    there too, but keep one of their meanings."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("\n| word | means | retired |\n")
+    columns = [row.split(" | ")[2] for row in table.partition("\n\n")[0].splitlines()]
+    words = {word for column in columns for word in re.findall(r"`([^`]+)`", column)}
+    return sorted(re.escape(word).replace(r"\.\.\.", r"\w*") for word in words - {"Manifest", "Progress"})
 
 
 @pytest.mark.parametrize("name", render.SECTIONS)
@@ -99,6 +122,31 @@ def test_the_documentation_has_commands() -> None:
     assert {"engines.md", "bundle.md", "install.md", "CONTRIBUTING.md"} <= set(pages)
 
 
+@pytest.mark.parametrize("name", DOCS)
+def test_a_page_opens_with_its_command(name: str) -> None:
+    """A command or a call comes first, behind two sentences at most."""
+    title, _, text = (ROOT / name).read_text(encoding="utf-8").partition("\n\n")
+    assert title.startswith("# ")
+    before, block = re.split(r"^(?=```python\n|    )", text, maxsplit=1, flags=re.MULTILINE)
+    assert len(re.findall(r"[.:!?](?=\s)", before)) <= 2 and "|" not in before and "#" not in before
+    assert block.startswith("```python\n") or re.match(PROGRAM, block.strip())
+
+
+def test_the_table_of_words_is_read() -> None:
+    words = retired_words()
+    assert {"forms", "Lane", r"\w*Settings", "plan_build"} <= set(words)
+    assert not {"PrecisionPlan", "Progress", "Manifest", "target"} & set(words)
+    assert re.search(rf"(?<!\w){words[words.index('forms')]}(?!\w)", code("a\n\n    twins-trt export --forms cpu\n"))
+    assert code("<!-- begin t -->\n    new\n<!-- end t -->") == code("    # new\n").strip() == ""
+
+
+@pytest.mark.parametrize("name", ["README.md", *DOCS])
+def test_code_of_the_documentation_has_no_retired_word(name: str) -> None:
+    text = code((ROOT / name).read_text(encoding="utf-8"))
+    found = {word for word in retired_words() if re.search(rf"(?<!\w){word}(?!\w)", text)}
+    assert not found, "see the table of words in CONTRIBUTING.md"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_links_lead_to_files(name: str) -> None:
     page = ROOT / name
@@ -115,6 +163,18 @@ def test_files_that_are_named_exist(name: str) -> None:
     ):
         if "NAME" not in path:
             assert (ROOT / path).exists(), path
+    for path in re.findall(
+        r"`((?:docs|docker|tests|benchmarks|examples|builders|calib|kernels|twins_trt)/[\w/]*)`", text
+    ):
+        assert (ROOT / path).is_dir(), path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for dotted in re.findall(r"(?<![\w.])twins_trt(?:\.[A-Za-z_]\w*)+", text):
+        if dotted not in METADATA:
+            pkgutil.resolve_name(dotted)  # raises where there is none
 
 
 @pytest.mark.parametrize("name", NAMES)
