@@ -6,7 +6,7 @@
 #       twins-trt predict x.bundle photos --out masks
 #
 # EXTRAS chooses what is inside (docs/install.md): with cpu,cuda,tensorrt TensorRT itself instead of TensorRT-RTX, with
-# build,rtx,cuda also torch and what turns checkpoints into bundles.
+# build,rtx,cuda also torch and the tools that turn checkpoints into bundles.
 ARG BASE=nvidia/cuda:13.0.0-base-ubuntu24.04
 
 FROM ${BASE} AS build

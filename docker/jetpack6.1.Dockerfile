@@ -21,7 +21,7 @@ RUN python3 -m venv --system-site-packages /venv \
     && /venv/bin/python -c "import tensorrt; assert tensorrt.__version__.startswith('10.3.'), tensorrt.__version__"
 
 FROM ${BASE}
-# A Jetson's GPU is open to the groups video, which has the same number everywhere, and render, which has not.
+# A Jetson's GPU is open to two groups: video, which has the same number everywhere, and render, whose number differs.
 RUN useradd --create-home --uid 10001 --groups video twins
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:${PATH}

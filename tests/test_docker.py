@@ -1,4 +1,4 @@
-"""The Dockerfiles, which no Docker built here: what hadolint does not check."""
+"""What hadolint does not check of the Dockerfiles. No Docker built them here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_there_is_one_for_desktops_and_one_for_each_jetpack() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids)
-def test_an_image_runs_as_nobody_special_and_looks_after_itself(file: Path) -> None:
+def test_an_image_runs_as_an_ordinary_user_and_checks_its_health(file: Path) -> None:
     steps = instructions(file)
     last = max(index for index, (name, _) in enumerate(steps) if name == "FROM")
     final = dict(steps[last:])
@@ -53,7 +53,7 @@ def test_base_images_have_a_version(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_what_is_copied_reaches_docker(file: Path) -> None:
-    """.dockerignore leaves everything out but what it names; what pip is given must be among that."""
+    """.dockerignore keeps only what it names, and that includes all that the Dockerfiles give to pip."""
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in kept)
     used = set(re.findall(r"/source/([\w.]+)", file.read_text(encoding="utf-8")))

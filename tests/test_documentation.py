@@ -1,4 +1,4 @@
-"""The documentation says what is so: tables are rendered, commands parse, links lead somewhere, examples import."""
+"""The documentation fits the code: tables are rendered, commands parse, links lead to files, examples import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: light imports, pins that fit the ranges, files that travel."""
+"""What holds for the repository as a whole: light imports, pins within the ranges, no path of one machine."""
 
 from __future__ import annotations
 
