@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from tiny_graphs import MakeBundle, tensors, tiny_graph, tiny_manifest
+from tiny_graphs import MakeBundle, tensors, tiny_graph, tiny_interface, tiny_manifest
 
 from twins_trt.inference.tensors import Dim
-from twins_trt.runtime import Bundle, write_bundle
+from twins_trt.runtime import Bundle, GraphInterface, write_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +61,9 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """`make_bundle(height, width, batch=1, outputs=("mask",), dtype="uint8", **fields of the manifest)`.
+    """`make_bundle(height, width, batch=1, outputs=("mask",), dtype="uint8", **fields)`.
+
+    Fields are the manifest's or its interface's.
 
     Engines that the manifest names hold their own name.
     """
@@ -74,12 +76,14 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         batch: Dim = 1,
         outputs: tuple[str, ...] = ("mask",),
         dtype: str = "uint8",
-        **fields: object,
+        **given: object,
     ) -> Bundle:
         nonlocal made
         made += 1
         image, specs = tensors(height, width, batch, outputs, dtype)
-        manifest = replace(tiny_manifest(image, specs), **fields)  # type: ignore[arg-type]
+        of_interface = {each.name: given.pop(each.name) for each in fields(GraphInterface) if each.name in given}
+        interface = replace(tiny_interface(image, specs), **of_interface)  # type: ignore[arg-type]
+        manifest = replace(tiny_manifest(image, specs), interface=interface, **given)  # type: ignore[arg-type]
         files: dict[str, bytes | Path] = {engine.file: engine.file.encode() for engine in manifest.engines}
         files["graph.onnx"] = tiny_graph(image, specs)
         return write_bundle(tmp_path / f"tiny{made}.bundle", manifest, files)

@@ -1,7 +1,7 @@
 """TensorRT runtimes of any version that run engines on a `FakeGpu`, with ONNX Runtime doing the arithmetic.
 
 `runtime_module("10.3.0", gpu)` is `fake_tensorrt`'s module, whose names and signatures are the real ones, with a
-runtime, engines and contexts behind them. `plan(graph, ...)` makes what it deserializes. What TensorRT does only
+runtime, engines and contexts behind them. `serialize(graph, ...)` makes what it deserializes. What TensorRT does only
 sometimes or leaves undefined is an error here: running a graph whose context has changed since, capturing before the
 work that follows a change of shape is done, a context in two streams at once, tensors without an address.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from fake_gpu import Failure, FakeGpu, Status, Work
 from fake_tensorrt import fake_module
 
-MAGIC = b"fake plan\n"
+MAGIC = b"fake engine\n"
 DTYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 NUMPY = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
 LAYERS = ("copy", "_gemm_mha_v2", "argmax")
@@ -37,8 +37,8 @@ class Faults:
     contexts_made: int = field(default=0, init=False)
 
 
-def plan(graph: bytes, *, version: str, profile: tuple[Any, Any, Any] | None = None) -> bytes:
-    """A serialized engine. profile: smallest, usual, largest shape of a dynamic input."""
+def serialize(graph: bytes, *, version: str, profile: tuple[Any, Any, Any] | None = None) -> bytes:
+    """A serialized engine. profile: min, opt and max shape of a dynamic input."""
     return MAGIC + json.dumps({"version": version, "profile": profile}).encode() + b"\n" + graph
 
 
@@ -59,7 +59,7 @@ def _deserialize(self: Any, content: Any) -> Any:
 
     module = self._module
     module.Runtime.logger = self._logger
-    assert self.engine_host_code_allowed is False, "a plan may bring code along"
+    assert self.engine_host_code_allowed is False, "an engine may bring code along"
     if not module.faults.loads or not bytes(content).startswith(MAGIC):
         _fail(self, "Serialization assertion failed: no engine")
         return None

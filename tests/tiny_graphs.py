@@ -75,10 +75,14 @@ def tiny_graph(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> bytes:
     return model.SerializeToString()
 
 
+def tiny_interface(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> GraphInterface:
+    return GraphInterface((image,), outputs, CLASSES, PALETTE, PREPROCESSING)
+
+
 def tiny_manifest(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> Manifest:
     return Manifest(
         model="twins_svt-s_fpn",
-        interface=GraphInterface((image,), outputs, CLASSES, PALETTE, PREPROCESSING),
+        interface=tiny_interface(image, outputs),
         padding="parity",
         precision="fp32",
         opset=17,

@@ -1,4 +1,4 @@
-"""Where an image of any size lands in a graph, and how its mask finds the way back."""
+"""How an image of any size is fitted into a graph, and how its mask is brought back to the image's size."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from bilinear import bilinear
-from tiny_graphs import CLASSES, PREPROCESSING, tensors, tiny_manifest
+from tiny_graphs import CLASSES, PREPROCESSING, tensors, tiny_interface
 
 from twins_trt.data import resizing as resize_module
 from twins_trt.errors import EngineError
 from twins_trt.inference.fitting import Fit, fit_size, logits_to_mask, place, unfit_mask
+from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.tensors import Dim
-from twins_trt.runtime import Manifest, Preprocessing
+from twins_trt.runtime import Preprocessing
 
 
 @pytest.fixture(params=["opencv", "pillow"])
@@ -25,9 +26,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-def graph(height: Dim, width: Dim, *, scale: tuple[int, int] | None = None, keep_ratio: bool = True) -> Manifest:
-    manifest = tiny_manifest(*tensors(height, width, 1, ("mask",), "uint8"))
-    return replace(manifest, preprocessing=Preprocessing(test_scale=scale, keep_ratio=keep_ratio))
+def graph(height: Dim, width: Dim, *, scale: tuple[int, int] | None = None, keep_ratio: bool = True) -> GraphInterface:
+    interface = tiny_interface(*tensors(height, width, 1, ("mask",), "uint8"))
+    return replace(interface, preprocessing=Preprocessing(test_scale=scale, keep_ratio=keep_ratio))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +96,9 @@ def test_letterbox_pads_right_and_below_with_the_mean() -> None:
 
 
 def test_planes_are_normalized_in_rgb(rng: np.random.Generator) -> None:
-    manifest = tiny_manifest(*tensors(8, 12, 1, ("mask",), "float32"))
+    planes = tiny_interface(*tensors(8, 12, 1, ("mask",), "float32"))
     image = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    placed = place(image, fit_size((8, 12), manifest, "stretch"), manifest)
+    placed = place(image, fit_size((8, 12), planes, "stretch"), planes)
     wanted = (image.astype(float) - PREPROCESSING.mean) / PREPROCESSING.std
     assert placed.dtype == np.float32
     assert placed.shape == (3, 8, 12)

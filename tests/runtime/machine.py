@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engines import Faults, plan, runtime_module
+from fake_driver import install_driver
+from fake_engines import Faults, runtime_module, serialize
 from fake_gpu import FakeGpu
 from tiny_graphs import MakeBundle
 
@@ -53,8 +54,7 @@ class Machine:
             modules += [_package(".".join(parents[: end + 1])) for end in range(len(parents))] + [made]
         for module in modules:
             self._patch.setitem(sys.modules, module.__name__, module)
-        for where in ("twins_trt.runtime.tensorrt.selection", "twins_trt.runtime.engines"):
-            self._patch.setattr(f"{where}.current_device", lambda: device)
+        install_driver(self._patch, device)
 
     def bundle(self, height: Any = 24, width: Any = 32, *, target: str | None = None, **more: Any) -> Bundle:
         """A bundle of a tiny graph with an engine for this machine. target, version: of the engine, if other ones."""
@@ -67,7 +67,7 @@ class Machine:
         targets = (target or (self.device or ADA).target,)
         file = EngineFile(f"engines/{flavour}.engine", flavour, version, targets, hardware)
         graph = bundle.graph.read_bytes()
-        files = {"graph.onnx": graph, file.file: plan(graph, version=version, profile=profile)}
+        files = {"graph.onnx": graph, file.file: serialize(graph, version=version, profile=profile)}
         return write_bundle(bundle.path, replace(bundle.manifest, engines=(file,), files=()), files, overwrite=True)
 
     def engine(self, bundle: Bundle | None = None, **options: Any) -> Any:

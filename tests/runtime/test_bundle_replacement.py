@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from tiny_graphs import MakeBundle, tensors, tiny_manifest
 
 from twins_trt import exchange
 from twins_trt.errors import BundleError
 from twins_trt.runtime import Bundle, EngineFile, Manifest, Segmenter, open_bundle, write_bundle
-from twins_trt.runtime import segmenter as segmenter_module
 from twins_trt.runtime.bundle import amend_bundle
 
 WAYS = ("exchanged", "renamed twice")
@@ -66,22 +68,6 @@ def child(script: str, *arguments: object) -> subprocess.Popen[str]:
     started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None and started.stdout.readline() == "ready\n"
     return started
-
-
-class StandIn:
-    """An engine that gives the class of each pixel by its red alone."""
-
-    name, concurrent = "stand-in", True
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.inputs, self.outputs = manifest.interface.inputs, manifest.interface.outputs
-        self.closed = False
-
-    def __call__(self, image: Any, *, outputs: object = None, out: object = None) -> dict[str, Any]:
-        return {"mask": image[..., 0] // 64}
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture(params=WAYS)
@@ -320,23 +306,31 @@ def test_a_segmenter_opens_a_path_again_and_refuses_an_opened_bundle(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, other = make_bundle(), make_bundle(20, 32, tools={"name": "other"})
-    engines: list[StandIn] = []
-    files: dict[str, bytes | Path] = {"graph.onnx": other.graph}
+    first = {"graph.onnx": bundle.graph.read_bytes()}
+    second = {"graph.onnx": other.graph.read_bytes()}
+    replaced = {1: (other.manifest, second), 3: (bundle.manifest, first)}
+    sessions: list[weakref.ref[Any]] = []
+    real_session = onnxruntime.InferenceSession
 
-    def open_engine(given: Bundle, kind: str, *, options: object) -> StandIn:
-        engines.append(StandIn(given.manifest))
-        if len(engines) == 1:  # while the first opens
-            write_bundle(bundle.path, other.manifest, files, overwrite=True)
-        return engines[-1]
+    def open_session(*given: Any, **named: Any) -> Any:
+        session = real_session(*given, **named)
+        sessions.append(weakref.ref(session))
+        if len(sessions) in replaced:  # while an engine opens
+            write_bundle(bundle.path, *replaced[len(sessions)], overwrite=True)
+        return session
 
-    monkeypatch.setattr(segmenter_module, "open_engine", open_engine)
-    with Segmenter(bundle.path) as segmenter:
-        assert segmenter.interface.tools == {"name": "other"} and segmenter.engine is engines[1]
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with Segmenter(bundle.path, "onnxruntime") as segmenter:
+        assert segmenter.bundle is not None and segmenter.bundle.manifest.tools == {"name": "other"}
         assert segmenter(np.zeros((20, 32, 3), np.uint8)).mask.shape == (20, 32)
-    assert len(engines) == 2 and engines[0].closed
-    with pytest.raises(BundleError, match="was replaced since it was opened"):
-        Segmenter(bundle)
-    assert engines[2].closed
+        gc.collect()
+        assert [session() is None for session in sessions] == [True, False]
+    opened = open_bundle(bundle.path)
+    for _ in range(2):  # it is replaced while its engine opens, and then before
+        with pytest.raises(BundleError, match="was replaced since it was opened"):
+            Segmenter(opened, "onnxruntime")
+    gc.collect()
+    assert [session() for session in sessions] == [None] * 3
 
 
 def test_what_stays_away_does_not_exist(tmp_path: Path) -> None:

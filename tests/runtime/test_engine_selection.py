@@ -12,8 +12,8 @@ from machine import ADA, ORIN, Machine
 
 from twins_trt.device import Device
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
-from twins_trt.runtime import EngineFile, Segmenter, open_engine
-from twins_trt.runtime.engines import KINDS
+from twins_trt.runtime import EngineFile, Segmenter, Source, open_engine
+from twins_trt.runtime.engines import KINDS, why_not
 
 REBUILD = "twins-trt build twins_svt-s_fpn --checkpoint tiny.pth --num-classes 5 --out tiny.bundle"
 
@@ -55,7 +55,7 @@ def test_a_bundle_without_such_an_engine_says_what_it_has(machine: Machine) -> N
         machine.engine(bundle)
 
 
-def test_a_plan_that_is_none_is_refused(machine: Machine) -> None:
+def test_a_file_that_is_no_engine_is_refused(machine: Machine) -> None:
     machine.install(faults=Faults(loads=False))
     with pytest.raises(EngineError, match=r"TensorRT 10\.13\.3\.9 refuses .*: Serialization assertion failed"):
         machine.engine()
@@ -125,10 +125,10 @@ def test_auto_takes_the_engine_that_fits(machine: Machine) -> None:
     assert open_and_close(machine) == "tensorrt_rtx"
 
 
-def test_auto_does_not_take_torch(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.install(device=None)
-    bundle = machine.bundle()
-    monkeypatch.setattr("twins_trt.runtime.engines.torch.why_not", lambda bundle: None)
+def test_auto_does_not_take_torch(machine: Machine) -> None:
+    bundle = machine.bundle(source=Source(seeded=True))
+    machine.install(package=None)
+    assert why_not(bundle, "torch") is None
     with Segmenter(bundle) as segmenter:
         assert segmenter.engine.name == "onnxruntime"
 

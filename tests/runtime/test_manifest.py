@@ -6,13 +6,14 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_graphs import tensors, tiny_manifest
+from tiny_graphs import tensors, tiny_interface, tiny_manifest
 
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.runtime import EngineFile, Figure, FileEntry, Manifest, Preprocessing, Source, TensorSpec
+from twins_trt.runtime import EngineFile, Figure, FileEntry, Manifest, Preprocessing, Source, TensorSpec, open_bundle
 
 REBUILD = "twins-trt build twins_svt-s_fpn --checkpoint tiny.pth --num-classes 5 --out tiny.bundle"
 
@@ -22,7 +23,7 @@ def manifest() -> Manifest:
     dynamic = tensors((32, 64, 96), (32, 64, 128), (1, 2, 8), ("mask", "logits"), "uint8")
     return replace(
         tiny_manifest(*dynamic),
-        preprocessing=Preprocessing(test_scale=(2048, 512)),
+        interface=replace(tiny_interface(*dynamic), preprocessing=Preprocessing(test_scale=(2048, 512))),
         engines=(EngineFile("engines/rtx.engine", "tensorrt_rtx", "1.7.1", ("sm_86", "sm_89")),),
         figures=(Figure("miou", 63.25, "%", "AMD EPYC", True),),
         tools={"onnx": "1.23"},
@@ -40,16 +41,33 @@ def test_the_format_version_is_the_first_thing_in_the_file(manifest: Manifest) -
     assert manifest.dumps().startswith('{\n  "format_version": 1,')
 
 
+def test_a_bundle_of_an_earlier_version_opens_and_keeps_its_text(tmp_path: Path) -> None:
+    """`earlier_manifest.json` was written when the manifest itself held the fields of the interface."""
+    text = Path(__file__).with_name("earlier_manifest.json").read_text(encoding="utf-8")
+    files = {"engines/rtx.engine": b"engine", "graph.onnx": b"graph", "manifest.json": text.encode()}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    bundle = open_bundle(tmp_path)
+    assert bundle.manifest.dumps() == text
+    assert bundle.interface.classes == ("road", "Straße") and bundle.interface.palette[1] == (244, 35, 232)
+    assert str(bundle.interface.image) == "image uint8 [N=1-8, H=32-96, W=32-128, 3]"
+    assert [spec.name for spec in bundle.interface.outputs] == ["mask", "logits"]
+    assert bundle.interface.preprocessing.test_scale == (2048, 512)
+    assert (bundle.manifest.gate, bundle.precision, bundle.engines[0].targets) == ("passed", "int8", ("sm_86", "sm_89"))
+
+
 def test_dynamic_sizes_and_their_limits(manifest: Manifest) -> None:
-    assert manifest.size is None
-    assert manifest.size_limits == ((32, 96), (32, 128))
-    assert manifest.batch_limits == (1, 8)
-    assert str(manifest.image) == "image uint8 [N=1-8, H=32-96, W=32-128, 3]"
+    interface = manifest.interface
+    assert interface.size is None
+    assert interface.size_limits == ((32, 96), (32, 128))
+    assert interface.batch_limits == (1, 8)
+    assert str(interface.image) == "image uint8 [N=1-8, H=32-96, W=32-128, 3]"
 
 
 def test_fixed_sizes_of_both_layouts() -> None:
-    pixels = tiny_manifest(*tensors(480, 360, 1, ("mask",), "uint8"))
-    planes = tiny_manifest(*tensors(480, 360, 1, ("mask",), "float32"))
+    pixels = tiny_interface(*tensors(480, 360, 1, ("mask",), "uint8"))
+    planes = tiny_interface(*tensors(480, 360, 1, ("mask",), "float32"))
     assert (pixels.layout, planes.layout) == ("NHWC", "NCHW")
     assert pixels.size == planes.size == (480, 360)
     assert planes.image.shape == (1, 3, 480, 360)

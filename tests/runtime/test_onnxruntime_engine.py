@@ -185,7 +185,8 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_refused(
     make_bundle: MakeBundle, field: str, spec: TensorSpec, said: str
 ) -> None:
     bundle = make_bundle()
-    wrong = replace(bundle, manifest=replace(bundle.manifest, **{field: (spec,)}))  # type: ignore[arg-type]
+    interface = replace(bundle.interface, **{field: (spec,)})  # type: ignore[arg-type]
+    wrong = replace(bundle, manifest=replace(bundle.manifest, interface=interface))
     with pytest.raises(BundleError, match=said) as caught:
         open_engine(wrong)
     assert caught.value.fix == bundle.manifest.rebuild

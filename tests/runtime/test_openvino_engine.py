@@ -132,7 +132,8 @@ def test_a_bare_graph_runs_and_knows_its_shapes(picture: Draw) -> None:
 
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused(make_bundle: MakeBundle) -> None:
     bundle = make_bundle()
-    wrong = replace(bundle, manifest=replace(bundle.manifest, inputs=(TensorSpec.image(24, 40),)))
+    interface = replace(bundle.interface, inputs=(TensorSpec.image(24, 40),))
+    wrong = replace(bundle, manifest=replace(bundle.manifest, interface=interface))
     with pytest.raises(BundleError, match=r"inputs\[0\] is image uint8 \[1, 24, 40, 3\], .* has image .* 32, 3\]"):
         open_engine(wrong, "openvino")
 

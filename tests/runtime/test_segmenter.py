@@ -291,8 +291,8 @@ def test_an_engine_for_one_thread_is_run_by_one_at_a_time(
 
 def test_an_unlimited_batch_runs_in_one_go(make_bundle: MakeBundle, picture: Draw) -> None:
     bundle = make_bundle(batch=(1, 2, 4))
-    free = replace(bundle.manifest, inputs=(TensorSpec("image", "uint8", ("N", 24, 32, 3)),))
-    bundle = replace(bundle, manifest=free)
+    free = replace(bundle.interface, inputs=(TensorSpec("image", "uint8", ("N", 24, 32, 3)),))
+    bundle = replace(bundle, manifest=replace(bundle.manifest, interface=free))
     engine = NumpyEngine(bundle)
     images = [picture(24, 32) for _ in range(6)]
     masks = [result.mask for result in Segmenter(bundle, engine)(images)]

@@ -20,6 +20,22 @@ GRAPH = "graph.onnx"
 WEIGHTS = "weights.pth"  # only where asked for: what the torch engine runs
 REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # where the manifest cannot say better
 
+# The fields that a file begins with, in the order in which every version has written them.
+_FIRST = (
+    "format_version",
+    "model",
+    "num_classes",
+    "classes",
+    "palette",
+    "inputs",
+    "outputs",
+    "padding",
+    "precision",
+    "opset",
+    "source",
+    "rebuild",
+    "preprocessing",
+)
 _JETSONS = ("sm_87", "sm_101", "sm_110")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -106,9 +122,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         plain: dict[str, Any] = encode(self)
-        interface = plain.pop("interface")
-        first = {"format_version": plain.pop("format_version"), "model": plain.pop("model")}
-        return {**first, "num_classes": self.interface.num_classes, **interface, **plain}
+        plain |= {"num_classes": self.interface.num_classes, **plain.pop("interface")}
+        return {name: plain.pop(name) for name in _FIRST} | plain
 
     @classmethod
     def from_json(cls, values: Any) -> Manifest:
