@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-import twins_trt
 from benchmarks import render
 from twins_trt.cli import COMMANDS, command_module
 from twins_trt.cli.parsing import new_parser
@@ -188,15 +187,19 @@ def test_python_examples_import_what_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_python_examples_call_what_is_there(name: str) -> None:
+    """What a block imports takes the arguments that the block gives it."""
     for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL):
-        for call in ast.walk(ast.parse(block)):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("twins_trt."):
-                called = twins_trt
-                for part in ast.unparse(call.func).split(".")[1:]:
-                    called = getattr(called, part)
-                inspect.signature(called).bind_partial(
-                    *call.args, **{keyword.arg: None for keyword in call.keywords if keyword.arg}
-                )
+        nodes = list(ast.walk(ast.parse(block)))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        known = {alias.name: f"{node.module}:{alias.name}" for node in imports for alias in node.names}
+        for call in nodes:
+            if not isinstance(call, ast.Call):
+                continue
+            spelled = ast.unparse(call.func)
+            target = spelled if spelled.startswith("twins_trt.") else known.get(spelled)
+            if target is not None:
+                given = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+                inspect.signature(pkgutil.resolve_name(target)).bind_partial(*call.args, **given)
 
 
 def test_the_first_page_and_the_page_on_python_show_one_example() -> None:
