@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Each says the cause in one sentence and, where there is one, the mend."""
+"""Every error that this package raises on purpose: a cause in one sentence and, if possible, a line that fixes it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ReportError(TwinsError):
 
 
 class TrainingError(TwinsError):
-    """A training run diverged, or its folder cannot be written or gone on with."""
+    """A training run diverged, or its folder cannot be written or resumed from."""
 
 
 class MissingDependencyError(TwinsError, ImportError):
