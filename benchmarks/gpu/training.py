@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu.models import CLASSES, seeded_model
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.timing import peak_memory, time_call
-from twins_trt.training.losses import SegmentationLoss
+from twins_trt.training.step.losses import SegmentationLoss
 
 Row = dict[str, Any]
 

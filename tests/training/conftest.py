@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ pytest.importorskip("torch")
 pytest.importorskip("cv2")
 
 import toy
+from toy import Options
 
 from twins_trt.training import TrainRequest
-
-Options = Callable[..., TrainRequest]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def options(blocks: str, tmp_path: Path) -> Options:
     """The request of a short run of the toy model; fields can be overridden."""
 
     def make(**fields: Any) -> TrainRequest:
-        usual: dict[str, Any] = {
+        short: dict[str, Any] = {
             "model": toy.TOY,
             "data": blocks,
             "out": str(tmp_path / "run"),
@@ -47,6 +46,6 @@ def options(blocks: str, tmp_path: Path) -> Options:
             "validate_every": 100,
             "threads": 1,
         }
-        return TrainRequest(**{**usual, **fields})
+        return TrainRequest(**{**short, **fields})
 
     return make

@@ -38,7 +38,7 @@ def test_camvid(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         if step.iteration == 96:
             shutil.copytree(options.out, copy)
 
-    report = train(options, progress=keep_the_state)
+    report = train(options, observe=keep_the_state)
     assert report.first_loss is not None and report.last_loss is not None
     assert report.last_loss < 0.9 * report.first_loss
 

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Options
-from toy import log_rows, weights
+from toy import Options, log_rows, weights
 
 from twins_trt.training import TrainRequest, train
 

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import torch
 import toy
-from conftest import Options
 from make_golden import CLASSES, described, seeded_batch
 from torch import nn
+from toy import Options
 
 from twins_trt.data import open_dataset
 from twins_trt.errors import CheckpointError, TwinsError, UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
-from twins_trt.training import TrainRequest, resolve, resolve_training, train
-from twins_trt.training.augment import Augmentation, crop_place, distort_colours, random_size
-from twins_trt.training.batches import BatchReader, Draws
-from twins_trt.training.losses import SegmentationLoss, cross_entropy
-from twins_trt.training.schedule import learning_rate, parameter_groups
-from twins_trt.training.start import start_weights
-from twins_trt.training.trainer import checkpoint_blocks, on_device, set_regularization
+from twins_trt.training import TrainRequest, resolve_options, resolve_training, train
+from twins_trt.training.data.augment import Augmentation, crop_place, distort_colours, random_size
+from twins_trt.training.data.batches import BatchReader, Draws
+from twins_trt.training.run.start import start_weights
+from twins_trt.training.step.losses import SegmentationLoss, cross_entropy
+from twins_trt.training.step.schedule import learning_rate, parameter_groups
+from twins_trt.training.step.trainer import checkpoint_blocks, on_device, set_regularization
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
@@ -111,9 +111,9 @@ def test_which_parameters_decay() -> None:
 
 
 def test_a_request_resolves_to_mmsegs_numbers() -> None:
-    fpn = resolve(TrainRequest("twins_svt-s_fpn", "ade20k:x", "run"))
+    fpn = resolve_options(TrainRequest("twins_svt-s_fpn", "ade20k:x", "run"))
     assert (fpn.iterations, fpn.lr, fpn.weight_decay, fpn.power, fpn.scale) == (80_000, 1e-4, 1e-4, 0.9, (2048, 512))
-    upernet = resolve(TrainRequest("twins_svt-l_upernet", "camvid:x", "run"))
+    upernet = resolve_options(TrainRequest("twins_svt-l_upernet", "camvid:x", "run"))
     assert (upernet.iterations, upernet.lr, upernet.weight_decay, upernet.power) == (160_000, 6e-5, 0.01, 1.0)
     assert (upernet.warmup, upernet.scale, upernet.drop_path, upernet.crop) == (1500, None, 0.3, (512, 512))
 

@@ -12,8 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import toy
-from conftest import Options
-from toy import log_rows, stop_after, weights
+from toy import Options, log_rows, stop_after, weights
 
 from twins_trt.builders.export import ExportOptions, export_graph
 from twins_trt.builders.export.export import build_graph
@@ -204,7 +203,7 @@ def test_a_quantized_run_observes_learns_and_goes_on(options: Options, tmp_path:
 
     broken = replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
-        train(broken, progress=stop_after(2))
+        train(broken, observe=stop_after(2))
     Path(plan).unlink()  # the run has its own copy
     train(broken, resume=True)
     assert log_rows(broken.out) == log_rows(whole.out)

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Options
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import log_rows, stop_after
+from toy import Options, log_rows, stop_after
 
 from twins_trt.cli import train as command
 from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import CheckpointError, UsageError
-from twins_trt.training import TrainOptions, TrainRequest, load_options, resolve, resolve_training, train
+from twins_trt.training import TrainOptions, TrainRequest, load_options, resolve_options, resolve_training, train
 from twins_trt.verbs.command_line import on_command_line
-from twins_trt.verbs.train import CHANGEABLE, FLAGS, TABLE, TrainDefaults, going_on
+from twins_trt.verbs.train import CHANGEABLE, FLAGS, TABLE, TrainDefaults, resume_request
 
 NAMES = tuple(field.name for field in dataclasses.fields(TrainRequest))
 
@@ -56,8 +55,8 @@ def test_a_value_may_be_its_text() -> None:
 
 def test_an_image_may_keep_its_own_size_on_any_data() -> None:
     ade = TrainRequest("twins_svt-s_fpn", "ade20k:x", "run")
-    assert resolve(ade).scale == (2048, 512)
-    assert resolve(dataclasses.replace(ade, scale="none")).scale is None
+    assert resolve_options(ade).scale == (2048, 512)
+    assert resolve_options(dataclasses.replace(ade, scale="none")).scale is None
 
 
 # --- from Python and from a command line ---------------------------------------------------------------------------
@@ -112,7 +111,7 @@ def requests(values: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dic
 def resolved(request: TrainRequest) -> TrainOptions | str:
     """What it comes to, or why that cannot be."""
     try:
-        return resolve(request)
+        return resolve_options(request)
     except (CheckpointError, UsageError) as error:
         return error.cause
 
@@ -175,10 +174,10 @@ def test_errors_speak_the_callers_language(
 ) -> None:
     request = TrainRequest(**{"model": "twins_svt-s_fpn", "data": "camvid:x", "out": "run", **fields})
     with pytest.raises(UsageError) as raised:
-        resolve(request)
+        resolve_options(request)
     assert here[0] in raised.value.cause and here[1] in str(raised.value.fix)
     with on_command_line(FLAGS), pytest.raises(UsageError) as raised:
-        resolve(request)
+        resolve_options(request)
     assert there[0] in raised.value.cause and there[1] in str(raised.value.fix)
 
 
@@ -196,10 +195,10 @@ def test_a_run_goes_on_with_its_own_options_where_nothing_is_said(options: Optio
     train(whole)
     broken = dataclasses.replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
-        train(broken, progress=stop_after(2))
+        train(broken, observe=stop_after(2))
     rest = TrainRequest(out=broken.out, log_every=3)
     plan = resolve_training(rest, resume=True)
-    assert (plan.start, plan.options) == ("resumed", dataclasses.replace(resolve(broken), log_every=3))
+    assert (plan.start, plan.options) == ("resumed", dataclasses.replace(resolve_options(broken), log_every=3))
     assert train(rest, resume=True).resumed == 2
     assert log_rows(tmp_path / "broken") == log_rows(tmp_path / "whole")
     assert load_options(tmp_path / "broken").log_every == 3
@@ -212,12 +211,12 @@ def test_a_run_goes_on_with_its_own_options_where_nothing_is_said(options: Optio
 def test_what_may_change_when_a_run_goes_on() -> None:
     free = TrainRequest(device="cpu", workers=1, threads=1, save_every=2, log_every=3)
     assert set(free.given()) == set(CHANGEABLE)
-    assert going_on(free, "run") == dataclasses.replace(free, out="run")
+    assert resume_request(free, "run") == dataclasses.replace(free, out="run")
     for fixed in (TrainRequest(lr=0.1), TrainRequest(out="other"), TrainRequest(model="twins_svt-s_fpn")):
         with pytest.raises(UsageError, match=r"own options, (lr|out|model) among them"):
-            going_on(fixed, "run")
+            resume_request(fixed, "run")
     with on_command_line(FLAGS), pytest.raises(UsageError, match="own options, --lr among them"):
-        going_on(TrainRequest(lr=0.1), "run")
+        resume_request(TrainRequest(lr=0.1), "run")
 
 
 SAVED_EARLIER = """
@@ -235,7 +234,7 @@ def test_a_folder_of_an_earlier_version_goes_on(options: Options, tmp_path: Path
     """Its options were written by one type for both, asked and complete."""
     request = options()
     with pytest.raises(KeyboardInterrupt):
-        train(request, progress=stop_after(2))
+        train(request, observe=stop_after(2))
     saved = Path(str(request.out)) / "options.json"
     text = SAVED_EARLIER.replace("MODEL", str(request.model)).replace("DATA", str(request.data))
     assert json.loads(text.replace("OUT", str(request.out))) == json.loads(saved.read_text())

@@ -11,22 +11,20 @@ from typing import Any
 import pytest
 import torch
 import toy
-from conftest import Options
-from toy import assert_same, log_rows, stop_after, weights
+from toy import Options, assert_same, log_rows, stop_after, weights
 
 from twins_trt.data import open_dataset
 from twins_trt.errors import TrainingError, UsageError
 from twins_trt.evaluation import evaluate_model
 from twins_trt.models import build_model
 from twins_trt.models.checkpoint import identify, read_checkpoint
-from twins_trt.training import TrainOptions, TrainStep, load_options, loop, resolve, train
-from twins_trt.training.run import save_state
+from twins_trt.training import TrainOptions, TrainStep, load_options, resolve_options, train
 
 
 def test_training_learns_and_leaves_what_other_commands_read(options: Options) -> None:
     steps: list[TrainStep] = []
     chosen = options(iterations=60, batch=4, lr=4e-3, validate_every=30, distort=False)
-    report = train(chosen, progress=steps.append)
+    report = train(chosen, observe=steps.append)
     assert report.first_loss is not None and report.last_loss is not None
     assert report.last_loss < 0.5 * report.first_loss
     assert report.best_miou is not None and report.best_miou > 60
@@ -48,7 +46,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
     model = build_model(toy.TOY, 3, report.best)
     again = evaluate_model(model, open_dataset(chosen.data, split="val"))
     assert again.scores.miou == pytest.approx(report.best_miou, abs=1e-9)
-    assert load_options(chosen.out) == resolve(chosen)
+    assert load_options(chosen.out) == resolve_options(chosen)
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema": 0.9, "clip_norm": 1.0}])
@@ -57,7 +55,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(options: Options, tmp_path: Path, fie
     report = train(whole)
     broken = replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
-        train(broken, progress=stop_after(2))
+        train(broken, observe=stop_after(2))
     assert len(log_rows(broken.out)) == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     rest = train(broken, resume=True)
@@ -75,7 +73,7 @@ def test_a_killed_run_goes_on_from_its_last_state(options: Options, tmp_path: Pa
     class Killed(BaseException):
         pass
 
-    def progress(step: TrainStep) -> None:
+    def observe(step: TrainStep) -> None:
         if step.iteration == 3:
             raise Killed
 
@@ -83,7 +81,7 @@ def test_a_killed_run_goes_on_from_its_last_state(options: Options, tmp_path: Pa
     train(whole)
     broken = replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(Killed):
-        train(broken, progress=progress)
+        train(broken, observe=observe)
     assert len(log_rows(broken.out)) == 4
     assert train(broken, resume=True).resumed == 2
     assert log_rows(broken.out) == log_rows(whole.out)
@@ -98,24 +96,27 @@ def test_the_state_is_written_once_a_point_and_behind_the_best_weights(
     whole = options(out=str(tmp_path / "whole"), validate_every=2, save_every=2)
     written: list[int] = []
 
-    def count(folder: Path, state: dict[str, Any]) -> None:
-        written.append(state["validated"])
-        save_state(folder, state)
+    save = torch.save
 
-    def kill(folder: Path, state: dict[str, Any]) -> None:
-        if state["validated"]:
+    def count(content: dict[str, Any], file: Any) -> None:
+        if "validated" in content:  # a state, no weights
+            written.append(content["validated"])
+        save(content, file)
+
+    def kill(content: dict[str, Any], file: Any) -> None:
+        if content.get("validated"):
             raise Killed
-        save_state(folder, state)
+        save(content, file)
 
-    monkeypatch.setattr(loop, "save_state", count)
+    monkeypatch.setattr(torch, "save", count)
     train(whole)
     assert written == [0, 2, 4]
     broken = replace(whole, out=str(tmp_path / "broken"))
-    monkeypatch.setattr(loop, "save_state", kill)
+    monkeypatch.setattr(torch, "save", kill)
     with pytest.raises(Killed):
         train(broken)
     assert (Path(broken.out) / "best.pth").is_file()
-    monkeypatch.setattr(loop, "save_state", count)
+    monkeypatch.setattr(torch, "save", count)
     assert train(broken, resume=True).resumed == 0
     assert_same(weights(Path(broken.out) / "best.pth"), weights(Path(whole.out) / "best.pth"))
 
@@ -167,7 +168,7 @@ def test_torch_is_left_as_it_was(options: Options) -> None:
 
 
 def test_options_survive_json(options: Options) -> None:
-    chosen = resolve(options(ema=0.99))
+    chosen = resolve_options(options(ema=0.99))
     assert TrainOptions.from_json(chosen.to_json()) == chosen
     with pytest.raises(UsageError, match="lr is 'fast', not a number"):
         TrainOptions.from_json(json.dumps({**json.loads(chosen.to_json()), "lr": "fast"}))

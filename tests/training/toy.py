@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 
 from twins_trt.models import zoo
-from twins_trt.training import TrainStep
+from twins_trt.training import TrainRequest, TrainStep
+
+Options = Callable[..., TrainRequest]
+"""The fixture `options`."""
 
 TOY, TOY_UPERNET, TOY_PCPVT = "twins_svt-toy_fpn", "twins_svt-toy_upernet", "twins_pcpvt-toy_fpn"
 COLOURS = np.array([(200, 60, 40), (60, 230, 200), (20, 20, 120)], np.uint8)  # told apart in grey too
@@ -74,10 +77,10 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def stop_after(iteration: int) -> Callable[[TrainStep], None]:
-    """Progress that sends Ctrl-C once."""
+    """An observer that sends Ctrl-C once."""
 
-    def progress(step: TrainStep) -> None:
+    def observe(step: TrainStep) -> None:
         if step.iteration == iteration and step.phase == "train":
             signal.raise_signal(signal.SIGINT)
 
-    return progress
+    return observe

@@ -22,7 +22,7 @@ from twins_trt.errors import TwinsError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.zoo import DEMO
 from twins_trt.training import TrainRequest, TrainStep, train
-from twins_trt.training.run import LAST
+from twins_trt.training.run.folder import LAST, OPTIONS
 
 SEED = 0
 FIRST_TRAINING_SCENE = 100_000
@@ -41,10 +41,11 @@ def train_demo(
     stop: int | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Writes the checkpoint `out` and returns its meta. folder: for the scenes and the run; one in it goes on.
+    """Writes the checkpoint `out` and returns its meta.
 
-    iterations: of the schedule. stop: take the weights of this iteration, a multiple of a tenth of the schedule, which
-    is when they are saved; None for the last. Raises as `train` does, `UsageError` for another `stop`.
+    folder: for the scenes and the run; a run that it holds is resumed. iterations: of the schedule. stop: take the
+    weights of this iteration, a multiple of a tenth of the schedule, because only those are saved; None for the last.
+    Raises as `train` does, `UsageError` for another `stop`.
     """
     if stop is not None and (not 0 < stop <= iterations or stop % max(1, iterations // 10)):
         raise UsageError(f"weights of iteration {stop} are not saved", f"give a multiple of {max(1, iterations // 10)}")
@@ -77,11 +78,11 @@ def train_demo(
         if step.iteration % 25 == 0:
             left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
             print(f"{step.iteration} of {step.iterations}, loss {step.loss:.3f}{left}", flush=True)
-        if step.iteration > stop:  # what was saved at `stop` is there by now
+        if step.iteration > stop:  # the weights of `stop` are saved by now
             raise _Stopped
 
     with contextlib.suppress(_Stopped):
-        train(request, resume=(folder / "run" / "options.json").is_file(), progress=watch)
+        train(request, resume=(folder / "run" / OPTIONS).is_file(), observe=watch)
     facts = {"scenes": scenes, "iterations": stop, "schedule": iterations, "batch": BATCH, "seed": SEED}
     command = f"python -m twins_trt.demo.train weights.pth --scenes {scenes} --iterations {iterations} --stop {stop}"
     return save_rounded(folder / "run" / LAST, out, data=data, facts={**facts, "command": command})
@@ -126,7 +127,7 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=1200, help="to train on (default %(default)s)")
     parser.add_argument("--iterations", type=int, default=DEMO.schedule_iterations, help="default %(default)s")
     parser.add_argument("--stop", type=int, metavar="N", help="take the weights of iteration N of the schedule")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="scenes and run go here and stay; a run goes on")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep scenes and run here; a run in it is resumed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:

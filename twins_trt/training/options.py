@@ -1,4 +1,4 @@
-"""What a training run does: one value, saved with the run, that describes it whole; and how a request becomes one."""
+"""The options of a training: one value that describes a run completely and is saved with it; made from a request."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SMALLEST_CROP = 32  # one pixel of the last stage
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """A training, complete: every number that a run needs. `resolve` makes it; fields are as `TrainRequest` says.
+    """Every number that a training needs. `resolve_options` makes it; `TrainRequest` describes the fields.
 
-    None is an answer, too. checkpoint: the published weights, or random ones with scratch. scale: the image's own size.
-    clip_norm: any norm. ema: no running mean. val_limit: all images. threads: PyTorch's choice. plan: no rounding.
-    calibration: ranges of the first pictures.
+    Where None stands it means: checkpoint: the published weights, or random ones with scratch. scale: the image's own
+    size. clip_norm: no limit. ema: no running mean. val_limit: all images. threads: PyTorch's choice. plan: no INT8
+    rounding. calibration: ranges of the first pictures.
 
-    Raises `UsageError` for a value that cannot be, or a combination that cannot.
+    Raises `UsageError` for a value out of bounds and for fields that exclude each other.
     """
 
     model: str
@@ -97,15 +97,15 @@ class TrainOptions:
                 f"give {spelled('plan', 'FILE')}, or leave {spelled('calibration')} out",
             )
         for name in ("iterations", "batch", "validate_every", "save_every", "val_limit", "log_every", "threads"):
-            self._check(name, least=1)
+            self._check(name, at_least=1)
         for name in ("warmup", "workers", "seed", "weight_decay", "min_lr", "aux_weight"):
-            self._check(name, least=0)
+            self._check(name, at_least=0)
         for name in ("lr", "power", "clip_norm"):
-            self._check(name, least=0, open_end=True)
+            self._check(name, above=0)
         for name in ("flip", "cat_max_ratio"):
-            self._check(name, least=0, most=1)
+            self._check(name, at_least=0, at_most=1)
         for name in ("drop_path", "dropout", "ema"):
-            self._check(name, least=0, below=1)
+            self._check(name, at_least=0, below=1)
         if min(self.crop) < SMALLEST_CROP:
             raise UsageError(
                 f"a crop of {_size(self.crop)}", f"give {spelled('crop')} sides of {SMALLEST_CROP} pixels or more"
@@ -130,7 +130,7 @@ class TrainOptions:
     def from_json(cls, text: str) -> TrainOptions:
         """The inverse of `to_json`. Raises `UsageError` with the field that does not fit."""
         try:
-            with speaking(None):  # a file has fields, whoever reads it
+            with speaking(None):  # a file has fields, also where a command line reads it
                 return decode(cls, json.loads(text))
         except UsageError:
             raise
@@ -141,27 +141,27 @@ class TrainOptions:
         self,
         name: str,
         *,
-        least: float,
-        most: float = math.inf,
+        at_least: float = -math.inf,
+        above: float = -math.inf,
+        at_most: float = math.inf,
         below: float = math.inf,
-        open_end: bool = False,
     ) -> None:
         value = getattr(self, name)
         if value is None:
             return
-        fits = least <= value <= most and value < below and not (open_end and value == least)
+        fits = at_least <= value <= at_most and above < value < below
         if not fits or not math.isfinite(value):
-            start = f"more than {least}" if open_end else f"at least {least}"
-            end = f", at most {most}" if most < math.inf else f", below {below}" if below < math.inf else ""
+            start = f"more than {above}" if above > -math.inf else f"at least {at_least}"
+            end = f", at most {at_most}" if at_most < math.inf else f", below {below}" if below < math.inf else ""
             raise UsageError(f"{spelled(name)} is {value}", f"give {start}{end}")
 
 
-def resolve(request: TrainRequest) -> TrainOptions:
-    """The training that a request asks for: every default decided, every combination checked.
+def resolve_options(request: TrainRequest) -> TrainOptions:
+    """The options of a request: every default decided, every combination checked.
 
     mmsegmentation's numbers (configs/twins): FPN trains with AdamW, lr 1e-4, weight decay 1e-4, power 0.9; UPerNet
     with lr 6e-5, weight decay 0.01, power 1 and 1500 iterations of warm-up. Its FPN configurations also inherit a
-    smallest rate of 1e-4, which makes the rate a constant: `min_lr=1e-4` does so here.
+    smallest rate of 1e-4, which makes the rate a constant: `min_lr=1e-4` has that effect here.
 
     Raises `UsageError` where model, data or out is missing, for an unknown model, and as `TrainOptions` does.
     """
@@ -221,15 +221,15 @@ def resolve(request: TrainRequest) -> TrainOptions:
 
 
 def changed(options: TrainOptions, request: TrainRequest) -> TrainOptions:
-    """The same training with what the request says in place. Raises as `TrainOptions` does."""
-    said = request.given()
-    if said.get("scale") == "none":
-        said["scale"] = None
-    return replace(options, **said)
+    """The options with the fields that the request gives. Raises as `TrainOptions` does."""
+    fields_given = request.given()
+    if fields_given.get("scale") == "none":
+        fields_given["scale"] = None
+    return replace(options, **fields_given)
 
 
 def differing(options: TrainOptions, others: TrainOptions) -> tuple[str, ...]:
-    """Names of the fields that two runs differ in."""
+    """Names of the fields in which two runs differ."""
     return tuple(each.name for each in fields(options) if getattr(options, each.name) != getattr(others, each.name))
 
 

@@ -1,4 +1,4 @@
-"""`train`: what a training is asked to be, every default of it, and its flags."""
+"""`train`: the request of a training, its defaults and its flags; `twins_trt.training` trains."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from twins_trt.verbs.kinds import FIXED_SIZE, NUMBER, SWITCH, TEST_SCALE, WHOLE,
 from twins_trt.verbs.request import Request
 
 CHANGEABLE = ("device", "workers", "threads", "save_every", "log_every")
-"""What may be different when a run goes on: where and how fast it computes, not what."""
+"""The fields that may change when a run is resumed: where and how fast it computes, not what."""
 
 
 @dataclass(frozen=True)
 class TrainRequest(Request):
-    """What to train, on what, how, and where the run is kept; None where nothing is said.
+    """What to train, on which images, how, and where the run is kept.
 
-    `DEFAULTS` has what then holds, and `RECIPES` what depends on the model: mmsegmentation's numbers for its head.
+    Every field may be None. Then `DEFAULTS` applies, and for what depends on the model `RECIPES`: mmsegmentation's
+    numbers for its head.
 
     model: a name of the zoo. data: `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. out: the run's folder.
-    checkpoint: where the weights start: a whole model's, or a backbone's alone; by default the published ones, if they
-        were fetched. scratch: random ones. A classifier of another number of classes starts anew.
-    split, val_split: of the data set; an empty val_split validates never.
+    checkpoint: the first weights, of a whole model or of a backbone; by default the published ones, if they were
+        fetched. scratch: random ones. A classifier of another number of classes starts at random.
+    split, val_split: of the data set; with an empty val_split the run never validates.
     iterations: steps of the optimizer; by default the schedule that the zoo's weights were trained with.
     batch: images of one step, over all processes. crop: (height, width), pixels; by default the zoo's.
     scale: (long, short) side that an image is fitted into before `ratios` resize it at random, pixels, or `none` for
@@ -40,16 +41,16 @@ class TrainRequest(Request):
     clip_norm: largest norm of the gradient; by default any. aux_weight: of the auxiliary head's loss. drop_path:
         largest rate; by default the zoo's. dropout: before the classifiers.
     amp: `off`, `bf16`, or `fp16` with loss scaling (CUDA only). checkpointing: compute each block twice and keep less.
-    ema: decay of a running mean of the weights, which is then what is validated and saved; by default there is none.
+    ema: decay of a running mean of the weights, which is then validated and saved in their place; by default none.
     validate_every, save_every: iterations; by default a tenth of all. val_limit: only the first images. log_every:
         iterations between TensorBoard's points; the CSV has every iteration.
     seed: of everything random. workers: processes that read ahead. threads: of the CPU; by default PyTorch's choice.
-    padding: as `build_model` takes it.
-    plan: a precision plan's file: train with its INT8 rounding in place. calibration: a range file for it, of a graph
-        of the crop's size; by default the first pictures are observed.
+    padding: as in `build_model`.
+    plan: a precision plan's file, whose INT8 rounding takes part in the training. calibration: its range file, of a
+        graph of the crop's size; by default the ranges of the first pictures.
 
     Sizes and ratios may be given as their text on a command line (`crop="512x512"`, `ratios="0.5:2.0"`).
-    Raises `UsageError` for a value that is none of its field's kind.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     model: str | None = None
@@ -98,7 +99,7 @@ class TrainRequest(Request):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What mmsegmentation trains a kind of head with. power: of the polynomial that the rate falls by."""
+    """mmsegmentation's numbers for a kind of head. power: of the polynomial by which the learning rate falls."""
 
     lr: float
     weight_decay: float
@@ -109,18 +110,18 @@ RECIPES = {
     "fpn": Recipe(lr=1e-4, weight_decay=1e-4, power=0.9),
     "upernet": Recipe(lr=6e-5, weight_decay=1e-2, power=1.0),
 }
-"""By the head of a model; from mmsegmentation's configs/twins."""
+"""By kind of head; from mmsegmentation's configs/twins."""
 
 LONGEST_WARM_UP = 1500
 """Iterations: mmseg's for UPerNet, of 160,000."""
 
 ADE20K_SCALE = (2048, 512)
-"""(long, short): what mmseg fits ADE20K's images into."""
+"""(long, short), pixels: mmseg fits ADE20K's images into this."""
 
 
 @dataclass(frozen=True)
 class TrainDefaults:
-    """What holds where a request says nothing. What depends on other fields, `twins_trt.training.resolve` decides."""
+    """The defaults of a request. `twins_trt.training.resolve_options` decides those that depend on other fields."""
 
     scratch: bool = False
     split: str = "train"
@@ -172,7 +173,7 @@ def _any_of(words: tuple[str, ...]) -> str:
 
 
 START, SCHEDULE, PICTURES, INT8, RUNNING = "start and data", "schedule", "pictures", "INT8", "how it runs"
-_SMALL, _LARGE = get_spec("twins_svt-s_fpn"), get_spec("twins_svt-l_upernet")  # whose numbers help names
+_SMALL, _LARGE = get_spec("twins_svt-s_fpn"), get_spec("twins_svt-l_upernet")  # help shows their numbers
 
 TABLE: tuple[Flag, ...] = (
     Flag("MODEL", "model", "a name that twins-trt models lists", nargs="?"),
@@ -293,11 +294,11 @@ FLAGS = FlagTable(
 )
 
 
-def going_on(request: TrainRequest, folder: str) -> TrainRequest:
-    """The request to go on with the run in `folder`. Raises `UsageError` where it says more than what may change."""
+def resume_request(request: TrainRequest, folder: str) -> TrainRequest:
+    """The request to resume the run in `folder`. Raises `UsageError` for a field that may not change."""
     if refused := [name for name in request.given() if name not in CHANGEABLE]:
         raise UsageError(
-            f"a run goes on with its own options, {spelled(refused[0])} among them",
+            f"a resumed run keeps its own options, {spelled(refused[0])} among them",
             f"leave it out, or start a new run; {', '.join(map(spelled, CHANGEABLE))} may change",
         )
     return dataclasses.replace(request, out=folder)

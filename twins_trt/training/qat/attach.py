@@ -1,4 +1,4 @@
-"""From a precision plan to a model that rounds where the plan's graph does: graph nodes become modules."""
+"""Makes a model round where the INT8 graph of a precision plan rounds: from graph nodes to modules."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.plan.sites import Site, block_of, source_of
 from twins_trt.builders.quantize.rewrite import FIRST_OPSET, attention_operands
-from twins_trt.calib.ranges import Ranges
 from twins_trt.calib.options import CalibrationOptions
+from twins_trt.calib.ranges import Ranges
 from twins_trt.data.preprocessing import Size
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.heads import ConvModule
@@ -36,7 +36,8 @@ _BLOCKS = {"FFN": QuantizedFFN, "LSA": QuantizedLSA, "GSA": QuantizedGSA}
 
 @dataclass(frozen=True)
 class FakeQuantized:
-    """What `attach` did. sites: the graph's nodes that compute in INT8. activations: what they read, by tensor."""
+    """What `attach` did. sites: the graph's nodes that compute in INT8. activations: the tensors that they read, by
+    name."""
 
     sites: tuple[str, ...]
     activations: dict[str, Activation]
@@ -47,11 +48,11 @@ class FakeQuantized:
         return any(each.observing for each in self.activations.values())
 
     def choose_ranges(self) -> None:
-        """Ends observing: each tensor without a range gets the one that its values call for."""
-        settings = CalibrationOptions()
+        """Ends observing: gives each tensor without a range the range of the values that it has seen."""
+        options = CalibrationOptions()
         for each in self.activations.values():
             if each.observing:
-                each.amax = each.choose(settings)
+                each.amax = each.choose(options)
 
     def amax(self) -> dict[str, float]:
         """The range of every tensor that has one."""
@@ -59,8 +60,11 @@ class FakeQuantized:
 
 
 def read_plan(path: str | Path, *, model: str) -> PrecisionPlan:
-    """A precision plan that can be trained. Raises `DataError` where it cannot be read, `UsageError` where it is of
-    another model or has SmoothQuant, whose scales are not part of a checkpoint."""
+    """A precision plan that can be trained.
+
+    Raises `DataError` where it cannot be read, `UsageError` where it belongs to another model or has SmoothQuant, whose
+    scales are not part of a checkpoint.
+    """
     plan = PrecisionPlan.from_json(_text(path))
     if plan.model != model:
         raise UsageError(f"{path} is a plan of {plan.model}, not {model}", "name this model's plan")
@@ -86,12 +90,12 @@ def attach(
 ) -> FakeQuantized:
     """Makes `model` compute as the graph that `quantize` makes of it with this plan, for TensorRT; in place.
 
-    size: (height, width) of that graph, pixels. amax: range of each tensor it reads through INT8; None leaves them to
-    be observed. Weights are rounded from what they are at each step. State-dict keys stay.
+    size: (height, width) of that graph, pixels. amax: range of each tensor that it reads in INT8; with None the ranges
+    are observed first. Weights are rounded anew at each step. State-dict keys stay.
     Raises `UsageError` for a plan that does not fit the model, `DataError` for a tensor without a range.
     """
     graph, _ = build_graph(model, ExportOptions(*size, opset=FIRST_OPSET, outputs=("logits",)))
-    sites = plan.quantized(graph)
+    sites = plan.int8_sites(graph)
     nodes = {node.name: node for node in graph.nodes}
     bins = CalibrationOptions().bins
     activations: dict[str, Activation] = {}
@@ -122,7 +126,7 @@ def attach(
 
 
 def _in_block(model: Segmentor, site: Site, name: str, activation: Activation) -> None:
-    """Gives the attention or FFN that the site is in one more tensor to round."""
+    """Adds a tensor to round to the attention or FFN of the site."""
     stage, block, part = _block_place(site.node)
     module = getattr(cast(Any, model.backbone.layers)[stage][block], part)
     kind = type(module).__name__
@@ -149,7 +153,7 @@ def _convolution(module: nn.Module, activation: Activation) -> None:
 
 
 def _convolutions(model: Segmentor, node: str) -> list[nn.Module]:
-    """The modules that a graph's convolution stands for: one, or the four of UPerNet's pyramid that it does at once."""
+    """The modules of a graph's convolution: one, or the four of UPerNet's pyramid, which the graph computes at once."""
     block, name = node.split("/", 1)
     numbers = [int(part) for part in re.findall(r"\.(\d+)", node)]
     backbone, head = cast(Any, model.backbone), cast(Any, model.decode_head)

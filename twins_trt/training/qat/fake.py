@@ -1,7 +1,7 @@
-"""Rounding to INT8 and back, as QuantizeLinear and DequantizeLinear of `builders.quantize` do it, and its gradient.
+"""Rounding to INT8 and back, as by QuantizeLinear and DequantizeLinear in `builders.quantize`, and its gradient.
 
-The gradient is the straight-through estimate: rounding passes it on, clipping stops it (arXiv 1308.3432). Scales are
-rounded to float16 as an engine stores them.
+The gradient is the straight-through estimate: rounding passes it, clipping stops it (arXiv 1308.3432). Scales are
+rounded to float16, as an engine stores them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SOFTMAX_RANGE = 1.0
 class Activation:
     """One tensor that is quantized: per tensor, symmetric, int8.
 
-    name: the graph's. It first observes what it sees, unchanged, and quantizes once it has a range.
+    name: as in the graph. Without a range it returns its values unchanged and observes them; with one it quantizes.
     """
 
     def __init__(self, name: str, *, bins: int) -> None:
@@ -32,12 +32,12 @@ class Activation:
     def observing(self) -> bool:
         return self.amax is None
 
-    def choose(self, settings: CalibrationOptions) -> float:
-        """The range of what was seen, by the first of the settings' observers."""
-        return chosen_amax(settings.observers[0], self.histogram, settings)
+    def choose(self, options: CalibrationOptions) -> float:
+        """The range of the observed values, by the first observer of the options."""
+        return chosen_amax(options.observers[0], self.histogram, options)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: float of any shape -> the same, as what reads it through INT8 sees it."""
+        """x: float of any shape -> the same shape and dtype, as an INT8 layer reads it."""
         if self.amax is None:
             self.histogram.add(x.detach().float().cpu().numpy())
             return x
@@ -61,7 +61,7 @@ def scale_of(amax: Tensor) -> Tensor:
     return (amax.double() / QMAX).clamp(min=SMALLEST_SCALE).half().float()
 
 
-def _round(x: Tensor, scale: Tensor, least: int) -> Tensor:
-    steps = (x.float() / scale).clamp(least, QMAX)
+def _round(x: Tensor, scale: Tensor, lowest: int) -> Tensor:
+    steps = (x.float() / scale).clamp(lowest, QMAX)
     rounded = steps + (steps.round() - steps).detach()  # exact: the difference is at most a half
     return (rounded * scale).to(x.dtype)

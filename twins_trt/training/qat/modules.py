@@ -1,8 +1,8 @@
 """The model's layers with INT8 rounding where an exported graph has it. State-dict keys stay as they are.
 
-The graph's products are not all the model's own (`builders.export`): the score's scale is in the query's weights, keys
-and values have no bias (the value's is behind attention, in the output projection), and BatchNorm is in the convolution
-before it. What is rounded here are those products. BatchNorm therefore uses its running statistics while training too.
+These layers compute the graph's products, which differ from the model's own (`builders.export`): the query's weights
+contain the scale of the scores; keys and values have no bias, and the output projection adds the value's; a convolution
+contains the BatchNorm after it. BatchNorm therefore uses its running statistics in training too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from twins_trt.training.qat.fake import SOFTMAX_RANGE, Activation, quantized_act
 
 Size = tuple[int, int]
 Places = Mapping[str, Activation]
-"""The tensors that a layer reads through INT8, by the graph node's name in its block: `fc1`, `qkv`, `attention.q`."""
+"""The tensors that a layer reads in INT8, by the graph node's name in its block: `fc1`, `qkv`, `attention.q`."""
 
 
 class QuantizedFFN(FFN):
@@ -69,7 +69,7 @@ class QuantizedLSA(LSA):
         return _project(out, self.proj, bias[2 * channels :], self.places)
 
     def _attend(self, packed: Tensor) -> Tensor:
-        """`lsa_reference` on queries that are scaled already."""
+        """`lsa_reference` on queries that are already scaled."""
         height, width = packed.shape[1:3]
         padded, inside = pad_with_bias(packed, packed.new_zeros(packed.shape[-1]), self.window_size)
         q, k, v = split_heads(to_windows(padded, self.window_size), self.num_heads)
@@ -132,7 +132,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, place: Activation | 
 
 
 def _project(context: Tensor, proj: nn.Linear, value_bias: Tensor, places: Places) -> Tensor:
-    """The output projection of what attention without a value bias gives."""
+    """The output projection, with the bias of the values, which attention left out."""
     bias = proj.bias + proj.weight @ value_bias
     if "proj" not in places and "attention.context" in places:
         return F.linear(places["attention.context"](context), proj.weight, bias)

@@ -1,4 +1,4 @@
-"""What a training run would do, checked before anything is read."""
+"""What a training run will do, checked before any weight or picture is read."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from twins_trt.codec import encode
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import DataError, UsageError
 from twins_trt.spelling import spelled
-from twins_trt.training.distributed import choose_device, process_rank, world_size
-from twins_trt.training.options import TrainOptions, resolve
+from twins_trt.training.options import TrainOptions, resolve_options
 from twins_trt.training.qat import read_plan
-from twins_trt.training.run import check_new, resumed
-from twins_trt.training.start import weights_file
+from twins_trt.training.run.folder import check_new, resumed
+from twins_trt.training.run.start import weights_file
+from twins_trt.training.step.distributed import choose_device, process_rank, world_size
 from twins_trt.verbs.train import TrainRequest
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What a run would do. weights: the file it starts from, None where start is another.
+    """What a run will do.
 
-    start: `checkpoint`, `scratch` or `resumed`. rank: which of the processes this is.
+    start: `checkpoint`, `scratch` or `resumed`. weights: the file of `checkpoint`; None for the others. images,
+    val_images: how many there are. processes: that train together. rank: of this process, counted from 0.
     """
 
     options: TrainOptions
@@ -47,14 +48,14 @@ class TrainJob:
 
 
 def resolve_training(request: TrainRequest, *, resume: bool = False) -> TrainJob:
-    """Checks a training and decides what its request leaves open, without reading weights or pictures.
+    """The job of a request. Neither weights nor pictures are read.
 
-    Raises as `train` does for everything that shows beforehand.
+    Raises as `train` does for every error that shows beforehand.
     """
     if resume:
         options = resumed(request)
     else:
-        options = resolve(request)
+        options = resolve_options(request)
         check_new(options.out)
     weights = None if resume else weights_file(options)
     if options.plan is not None and not resume:
@@ -80,7 +81,10 @@ def resolve_training(request: TrainRequest, *, resume: bool = False) -> TrainJob
 
 
 def open_datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
-    """What to train on, and what to validate on. Raises `DataError` where classes or labels are missing."""
+    """The images to train on, and the images to validate on, None without a split for them.
+
+    Raises `DataError` where classes or labels are missing.
+    """
     dataset = open_dataset(options.data, split=options.split)
     if not dataset.classes:
         raise DataError(f"{options.data} does not name its classes", "add classes.txt, one name a line in label order")

@@ -1,4 +1,4 @@
-"""The learning rate of every iteration, and which parameters decay."""
+"""The learning rate of every iteration, and the parameters that decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WARM_UP_START = 1e-6  # of the rate, mmseg's start_factor
 def learning_rate(iteration: int, *, lr: float, iterations: int, warmup: int, power: float, min_lr: float) -> float:
     """The rate of one iteration, 0 to `iterations` - 1: linear warm-up, then a polynomial down to `min_lr`.
 
-    As mmengine's LinearLR (start_factor 1e-6) and PolyLR behind it: the last iteration of each has its end value.
+    As mmengine's LinearLR (start_factor 1e-6) followed by PolyLR: the last iteration of each has its end value.
     """
     if iteration < warmup:
         return lr * (WARM_UP_START + (1 - WARM_UP_START) * iteration / max(1, warmup - 1))
@@ -21,7 +21,7 @@ def learning_rate(iteration: int, *, lr: float, iterations: int, warmup: int, po
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay: str, norms_decay: bool) -> list[dict[str, Any]]:
-    """AdamW's two groups: parameters that decay, and those that do not.
+    """AdamW's two groups: parameters that decay and parameters that do not.
 
     decay: `weights`: neither norms (LayerNorm, BatchNorm) nor biases nor position encodings decay, as the Twins paper's
     recipe has it. `mmseg`: what mmseg's configurations do, biases and position encodings included: with norms_decay

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Exponential moving average of parameters; buffers (BatchNorm's statistics) are taken as they are.
+    """Exponential moving average of parameters; buffers (BatchNorm's statistics) are copied.
 
     decay: the share of the mean that a step keeps, such as 0.9998 (mmengine's default).
     """
@@ -22,7 +22,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the weights after a step in."""
+        """Adds the weights after a step to the mean."""
         for key, value in model.state_dict().items():
             if key in self._averaged:
                 self.values[key].lerp_(value, 1 - self.decay)
@@ -31,12 +31,13 @@ class Ema:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
+        """Takes the `values` of a saved run."""
         for key, value in values.items():
             self.values[key].copy_(value)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """`model` with the mean in place of its weights, until the block ends."""
+        """Within the block `model` has the mean in place of its weights."""
         own = {key: value.detach().clone() for key, value in model.state_dict().items()}
         model.load_state_dict(self.values)
         try:

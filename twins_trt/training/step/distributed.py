@@ -1,7 +1,7 @@
 """Several processes that train one model: `torchrun`'s environment, sums over all of them, BatchNorm over all of them.
 
-torch's own SyncBatchNorm takes CUDA tensors only. This one is plain tensor operations, the same on every device, so
-that what runs on GPUs is what was tested.
+torch's own SyncBatchNorm takes CUDA tensors only. This one uses plain tensor operations on every device, so that GPUs
+run the code that was tested on a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PATIENCE = timedelta(hours=2)  # the first process validates while the others wa
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and this one's place. device: where this one computes."""
+    """The processes of a run. rank: of this one, counted from 0. size: how many. device: where this one computes."""
 
     rank: int
     size: int
@@ -32,7 +32,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, validates and reports for all."""
+        """Whether this is the process that writes, validates and reports for all."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -42,27 +42,27 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Waits until every process calls this."""
         if self.size > 1:
             dist.barrier()
 
 
 def world_size() -> int:
-    """How many processes `torchrun` started; 1 without it."""
+    """The number of processes that `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_rank() -> int:
-    """Which of them this is, counted from 0."""
+    """The rank of this process, counted from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """This process as one of those that `torchrun` started (its env:// variables), or on its own.
+    """Joins the processes that `torchrun` started (its env:// variables); without it the world is this process alone.
 
     device: `auto`, `cpu` or `cuda`; with CUDA, LOCAL_RANK chooses the GPU. Processes talk over NCCL on GPUs, gloo on
-    CPUs. Raises `MissingDependencyError` where a GPU is asked for and there is none.
+    CPUs. Raises `MissingDependencyError` where `cuda` is wanted and there is no GPU.
     """
     chosen = choose_device(device)
     if world_size() == 1:
@@ -78,7 +78,7 @@ def joined(device: str) -> Iterator[World]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`, this process's own GPU where there are several."""
+    """The device called `name`; with several GPUs this process's own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cuda":
@@ -111,7 +111,7 @@ class _SumOverAll(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose statistics, while training, are of the batches of all processes, which must be of one shape."""
+    """BatchNorm2d whose statistics in training are over the batches of all processes, which must have one shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float [N, C, H, W] -> the same shape and dtype; statistics in float32."""
@@ -133,7 +133,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batch_norms(model: nn.Module) -> None:
-    """Makes every BatchNorm2d of `model` one over all processes, in place; names, weights and statistics stay."""
+    """Turns every BatchNorm2d of `model` into a `SyncBatchNorm2d`, in place; names, weights and statistics stay."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d

@@ -1,4 +1,4 @@
-"""The training loop: reads, steps, logs, validates, saves, and stops so that it can go on."""
+"""The training loop: it reads, steps, logs, validates and saves, and stops so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,14 +18,12 @@ from twins_trt.data import ADE20K_TEST, Preprocessing
 from twins_trt.data.loading import load_in_order
 from twins_trt.evaluation import EvaluationOptions, Scores, evaluate_model
 from twins_trt.models.segmentor import Segmentor, build_model
-from twins_trt.training.augment import Augmentation
-from twins_trt.training.batches import Batch, BatchReader, Draws
-from twins_trt.training.distributed import World, joined
-from twins_trt.training.job import TrainJob, open_datasets, resolve_training
+from twins_trt.progress import Progress, silent
+from twins_trt.training.data.augment import Augmentation
+from twins_trt.training.data.batches import Batch, BatchReader, Draws
 from twins_trt.training.options import TrainOptions
 from twins_trt.training.qat import FakeQuantized, attach, read_amax, read_plan
-from twins_trt.training.report import Progress, TrainReport, TrainStep
-from twins_trt.training.run import (
+from twins_trt.training.run.folder import (
     BEST,
     LAST,
     OPTIONS,
@@ -36,42 +34,54 @@ from twins_trt.training.run import (
     save_state,
     save_text,
 )
-from twins_trt.training.start import Start, start_weights
-from twins_trt.training.stopping import StopRequest
-from twins_trt.training.trainer import Trainer, on_device
+from twins_trt.training.run.job import TrainJob, open_datasets, resolve_training
+from twins_trt.training.run.report import TrainReport, TrainStep
+from twins_trt.training.run.start import Start, start_weights
+from twins_trt.training.run.stopping import StopRequest
+from twins_trt.training.step.distributed import World, joined
+from twins_trt.training.step.trainer import Trainer, on_device
 from twins_trt.verbs.train import TrainRequest
 
 log = logging.getLogger("twins_trt")
 
-OBSERVED_IMAGES = 64  # from which a quantized run without a range file takes its ranges
-_SPEED_STEPS = 50  # the last ones, from which the time that is left is told
+Observe = Callable[[TrainStep], None]
+
+OBSERVED_IMAGES = 64  # a quantized run without a range file takes its ranges from these
+_SPEED_STEPS = 50  # the time that is left is estimated from the last so many steps
 
 
-def train(request: TrainRequest, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
+def train(
+    request: TrainRequest,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    observe: Observe | None = None,
+) -> TrainReport:
     """Trains a model and keeps everything in the folder `request.out`.
 
         report = train(TrainRequest("twins_svt-s_fpn", "camvid:PATH", "runs/camvid", iterations=4000))
         report = train(TrainRequest(out="runs/camvid"), resume=True)
 
-    resume: go on with the run in that folder, bit for bit as if it had not stopped (on a CPU; some CUDA kernels add in
-    no fixed order), with its own options where the request says nothing; what it says may differ in `CHANGEABLE` only.
-    progress: called after every step and every validated image, in the first process.
-    Under `torchrun` every process calls this; the first one writes, validates and reports.
-    Ctrl-C and SIGTERM end the running step, save the state, and only then take effect.
+    resume: continue the run in that folder, bit for bit as if it had not stopped (on a CPU; some CUDA kernels add in
+    no fixed order). Fields that the request leaves out are the run's own; others may differ in `CHANGEABLE` only.
+    progress: called with `train` or `validate`, a detail in words and the share of it that is done, after every step
+    and every validated image, in the first process. observe: called beside it with the same in numbers.
+    Under `torchrun` every process calls this function; the first one writes, validates and reports.
+    Ctrl-C and SIGTERM let the running step end and the state be saved before they take effect.
 
     Raises `UsageError` for a request that cannot be or is not the run's, `DataError` and `ImageError` for data that
     does not fit its layout, `CheckpointError` for weights that do not fit the model, `TrainingError` where the loss is
     no longer finite, the folder cannot be written, or holds another run, `MissingDependencyError` without OpenCV.
     """
-    plan = resolve_training(request, resume=resume)
-    options, started = plan.options, time.perf_counter()
+    job = resolve_training(request, resume=resume)
+    options, started = job.options, time.perf_counter()
     with StopRequest() as stop, joined(options.device) as world, _own_randomness(options, world):
-        run = _Run(plan, world, stop, progress, resume=resume)
+        run = _Run(job, world, stop, progress or silent, observe, resume=resume)
         finished = run.finish()
     if not finished:
         if world.first:
             where = f"{run.iteration} of {options.iterations}"
-            log.warning("stopped after iteration %s; go on: twins-trt train --resume %s", where, options.out)
+            log.warning("stopped after iteration %s; resume it: twins-trt train --resume %s", where, options.out)
         stop.follow()
     tenth = max(1, len(run.losses) // 10)
     return TrainReport(
@@ -97,13 +107,20 @@ class _Run:
     """One call of `train`: the trainer, and what was reached so far."""
 
     def __init__(
-        self, plan: TrainJob, world: World, stop: StopRequest, progress: Progress | None, *, resume: bool
+        self,
+        job: TrainJob,
+        world: World,
+        stop: StopRequest,
+        progress: Progress,
+        observe: Observe | None,
+        *,
+        resume: bool,
     ) -> None:
-        self.options = options = plan.options
+        self.options = options = job.options
         self.folder = Path(options.out)
-        self._world, self._stop, self._progress = world, stop, progress
+        self._world, self._stop, self._progress, self._observe = world, stop, progress, observe
         self._dataset, self._val = open_datasets(options)
-        model = build_model(options.model, len(plan.classes), padding=options.padding)
+        model = build_model(options.model, len(job.classes), padding=options.padding)
         self.miou: float | None = None
         self.best: float | None = None
         self._validated = 0  # the iteration of the last validation
@@ -118,7 +135,7 @@ class _Run:
             self._trainer = Trainer(model, options, world)
             self._trainer.load_state_dict(state["trainer"])
         else:
-            self.start = start_weights(model, plan.weights)
+            self.start = start_weights(model, job.weights)
             amax = None if options.calibration is None else read_amax(options.calibration)
             self._quantize(model, options.plan, amax=amax)
             self._trainer = Trainer(model, options, world)
@@ -127,7 +144,7 @@ class _Run:
             if options.plan is not None:
                 save_text(self.folder / PLAN, Path(options.plan).read_text(encoding="utf-8"))
             self._save()
-        if world.first:  # last: a folder with options has all that they ask for
+        if world.first:  # last, so that a folder with options holds everything that they name
             save_text(self.folder / OPTIONS, options.to_json())
 
     @property
@@ -135,7 +152,7 @@ class _Run:
         return self._trainer.iteration
 
     def finish(self) -> bool:
-        """Trains to the end, or until a signal asks to stop: then False, and the state is saved."""
+        """Trains to the end; False where a signal asked to stop, with the state saved."""
         with closing(Log(self.folder, iteration=self.iteration) if self._world.first else _NoLog()) as self._log:
             batches = self._batches(self.iteration, self.options.iterations)
             try:
@@ -158,7 +175,7 @@ class _Run:
                     batches.close()
 
     def _quantize(self, model: Segmentor, path: str | Path | None, *, amax: Mapping[str, float] | None) -> None:
-        """Puts a plan's rounding into the model, with these ranges or those of the first pictures."""
+        """Makes the model round as the plan at `path`. amax: ranges by tensor; None observes the first pictures."""
         options = self.options
         if options.plan is None or path is None:
             return
@@ -167,7 +184,7 @@ class _Run:
         if quantized.observing:
             model.to(self._world.device).eval()
             count = -(-OBSERVED_IMAGES // options.batch)
-            # Every process sees the same pictures, so that all come to the same ranges.
+            # Every process sees the same pictures, so that all find the same ranges.
             for batch in self._batches(0, count, share=False):
                 with torch.inference_mode():
                     model(on_device(batch, self._world.device)[0])
@@ -183,7 +200,7 @@ class _Run:
         self._seconds.append(seconds)
         point = self.iteration % self.options.log_every == 0 or self.iteration == self.options.iterations
         self._log.step(self.iteration, {**asdict(losses), "lr": rate, "seconds": round(seconds, 4)}, point=point)
-        self._report("train", self.iteration / self.options.iterations)
+        self._tell("train", self.iteration / self.options.iterations)
 
     def _validate(self) -> None:
         if self._world.first:
@@ -197,27 +214,27 @@ class _Run:
                         options=EvaluationOptions(progress=self._validating),
                     ).scores
             except _Stopped:
-                pass  # it is made up for when the run goes on
+                pass  # the resumed run validates
             else:
                 self._keep(scores)
         self._world.wait()
 
     def _keep(self, scores: Scores) -> None:
-        """The best weights are written before the state that names them: a run that is killed in between validates
-        anew."""
+        """Writes the best weights before the state that names them: a run that is killed in between validates
+        again."""
         self.miou, self._validated = scores.miou, self.iteration
         self._log.validation(self.iteration, {"miou": scores.miou, "aacc": scores.aacc, "macc": scores.macc})
         if self.best is None or scores.miou > self.best:
             self.best = scores.miou
             self._save_weights(BEST)
 
-    def _validating(self, done: int, total: int, miou: float) -> None:
-        self._report("validate", done / total, miou=miou)
+    def _validating(self, step: str, detail: str, share: float | None) -> None:
+        self._tell("validate", share or 0.0, scored=detail)
         if self._stop.wanted is not None:
             raise _Stopped
 
     def _save(self) -> None:
-        """The state before the last weights: a run that is killed in between goes on from it and writes them later."""
+        """Saves the state before the last weights: a run that is killed in between resumes from it and writes them."""
         state = {
             "trainer": self._trainer.state_dict(),
             "start": encode(self.start),
@@ -261,38 +278,40 @@ class _Run:
             flip=options.flip,
             distort=options.distort,
         )
-        # The reader goes to the workers with every batch: without the list of items it is a few kilobytes.
+        # The workers get the reader with every batch: without the list of items it is a few kilobytes.
         read = replace(self._dataset, items=()).read
         return load_in_order(BatchReader(read, augmentation, options.seed), draws, workers=options.workers)
 
     def _is_due(self, every: int) -> bool:
-        """Whether what happens `every` so many iterations, and at the end, happens now."""
+        """Whether something that happens every `every` iterations, and at the end, happens now."""
         now, last = self.iteration, self.options.iterations
         return now > 0 and (now == last or now % every == 0)
 
     def _wants_to_stop(self) -> bool:
-        """Whether any process was asked to: all stop behind the same iteration."""
+        """Whether any process was asked to stop: all stop after the same iteration."""
         wanted = torch.tensor(float(self._stop.wanted is not None), device=self._world.device)
         return bool(self._world.total(wanted))
 
-    def _report(self, phase: str, share: float, *, miou: float | None = None) -> None:
-        if self._progress is None or not self._world.first:
+    def _tell(self, phase: str, share: float, *, scored: str | None = None) -> None:
+        """Says where the run is. scored: what the running validation says of itself."""
+        if not self._world.first:
             return
         iterations = self.options.iterations
         left = None
         if self._seconds:
             left = (iterations - self.iteration) * sum(self._seconds) / len(self._seconds)
-        self._progress(
-            TrainStep(
-                phase=phase,
-                iteration=self.iteration,
-                iterations=iterations,
-                share=share,
-                loss=self.losses[-1] if self.losses else None,
-                miou=self.miou if miou is None else miou,
-                seconds_left=left,
-            )
+        step = TrainStep(
+            phase=phase,
+            iteration=self.iteration,
+            iterations=iterations,
+            share=share,
+            loss=self.losses[-1] if self.losses else None,
+            miou=self.miou,
+            seconds_left=left,
         )
+        self._progress(phase, step.in_words(scored), share)
+        if self._observe is not None:
+            self._observe(step)
 
 
 class _NoLog:
@@ -309,7 +328,7 @@ class _NoLog:
 
 @contextmanager
 def _own_randomness(options: TrainOptions, world: World) -> Iterator[None]:
-    """torch's generators and threads set for the run, and as they were behind it."""
+    """Sets torch's generators and threads for the run, and puts them back after it."""
     threads = torch.get_num_threads()
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -22,7 +22,7 @@ _HEADS = ("neck.", "decode_head.", "auxiliary_head.")
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights came from. file: None from scratch. anew: parts that the file did not have, or not fitting."""
+    """Where the weights came from. file: None from scratch. anew: parts that the file lacks or that did not fit."""
 
     file: str | None
     sha256: str | None
@@ -37,10 +37,10 @@ def weights_file(options: TrainOptions) -> Path | None:
 
 
 def start_weights(model: Segmentor, path: Path | None) -> Start:
-    """Gives `model` its first weights: those of the file, and mmseg's random initialization for what it lacks.
+    """Gives `model` its first weights: those of the file, and mmseg's random initialization for what the file lacks.
 
-    A classifier of another number of classes is left out, and so is an auxiliary head that is not there; both are said
-    in the log. A file with a backbone only (ImageNet weights) leaves all heads at random.
+    A classifier of another number of classes starts at random, and so does an auxiliary head that is missing; the log
+    says so. With a file of a backbone alone (ImageNet weights) all heads start at random.
     Raises `CheckpointError`, before the model has changed, for weights of another model.
     """
     if path is None:

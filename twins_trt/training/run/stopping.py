@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish: the step that is running ends, its state is saved, then the signal takes its course."""
+"""Ctrl-C and SIGTERM take effect after the running step has ended and its state is saved."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While the block lasts, the first signal only sets `wanted`; a second one acts at once, as it would have without.
+    """Within its block the first signal only sets `wanted`; a second one acts at once, as outside of the block.
 
-    Outside of the main thread, where Python handles no signals, nothing changes.
+    In other threads than the main one, where Python handles no signals, it changes nothing.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class StopRequest:
         self._restore()
 
     def follow(self) -> None:
-        """Lets the signal that came do what it does. Call it behind the block."""
+        """Raises the signal that came, if any. Call it after the block."""
         if self.wanted is not None:
             signal.raise_signal(self.wanted)
 

@@ -1,10 +1,10 @@
-"""A run's folder: its options, the state to go on from, the log of every iteration, and checkpoints in mmseg's format.
+"""A run's folder: its options, the state to resume from, the log of every iteration, and checkpoints as mmseg's.
 
 options.json   TrainOptions
 log.csv        one line an iteration; validation.csv: one line a validation
 tensorboard/   the same for TensorBoard, where it is installed
-state.pth      what `resume` goes on from
-last.pth       the weights of state.pth, best.pth: those of the best validation; both for every other command
+state.pth      everything that `resume` needs
+last.pth       the weights of state.pth; best.pth: those of the best validation. Every other command takes both
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STATE_VERSION = 1
 
 
 def check_new(out: str) -> None:
-    """Raises `TrainingError` where a new run cannot be kept: there is one already, or a file."""
+    """Raises `TrainingError` where `out` is a file or holds a run already."""
     folder = Path(out)
     _check_folder(folder)
     if (folder / OPTIONS).exists():
@@ -47,9 +47,9 @@ def check_new(out: str) -> None:
 
 
 def resumed(request: TrainRequest) -> TrainOptions:
-    """The options that the run in the folder `request.out` goes on with: its own where the request says nothing.
+    """The options with which the run in the folder `request.out` is resumed: its own, but for fields of the request.
 
-    Raises `TrainingError` where there is no run, `UsageError` where the request says what the run was not started with.
+    Raises `TrainingError` where there is no run, `UsageError` where the request changes what may not change.
     """
     if request.out is None:
         raise UsageError(f"{spelled('out')} is missing", f"name the run's folder: {spelled('out', 'DIR')}")
@@ -67,7 +67,7 @@ def resumed(request: TrainRequest) -> TrainOptions:
 
 
 def load_options(folder: str | Path) -> TrainOptions:
-    """The options a run was started with. Raises `TrainingError` where there is none."""
+    """The options of the run in `folder`. Raises `TrainingError` where there is no run."""
     path = Path(folder) / OPTIONS
     try:
         text = path.read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def load_options(folder: str | Path) -> TrainOptions:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Writes a file of the run's folder, which is made. Raises `TrainingError` where that fails."""
+    """Writes a file of the run's folder, and makes the folder. Raises `TrainingError` where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
@@ -101,7 +101,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]
-    except Exception as error:  # the file's bytes drive the unpickler: any error may come of them
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise TrainingError(f"{path} is damaged ({type(error).__name__})", "start the run anew") from error
     if version != STATE_VERSION:
         raise TrainingError(f"{path} is of version {version}, this is {STATE_VERSION}", "pip install -U twins-trt")
@@ -131,7 +131,7 @@ def save_checkpoint(
 
 
 class Log:
-    """The two CSV files and TensorBoard's. Lines behind `iteration`, of a run that was killed there, are taken out."""
+    """The two CSV files and TensorBoard's. Lines after `iteration`, which a killed run left, are removed."""
 
     def __init__(self, folder: Path, *, iteration: int) -> None:
         columns = ("iteration", "loss", "decode", "auxiliary", "accuracy", "lr", "seconds")
@@ -143,7 +143,7 @@ class Log:
         self._curves = _curves(folder / CURVES, iteration)
 
     def step(self, iteration: int, values: Mapping[str, float], *, point: bool) -> None:
-        """One iteration; point: for TensorBoard too."""
+        """Logs one iteration; point: for TensorBoard too."""
         self._write(self._steps, iteration, list(values.values()))
         if point:
             self._steps.flush()
@@ -179,7 +179,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _opened(path: Path, columns: Sequence[str], iteration: int) -> Any:
-    """The file, open behind the line of `iteration`."""
+    """The file, open for the lines after `iteration`."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and iteration else []
     kept = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= iteration]
     with whole_file(path) as file:

@@ -25,9 +25,9 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a picture and its labels before the network sees them.
+    """The random changes of a picture and its labels.
 
-    crop: (height, width) that is cut out at most, pixels. scale: (long, short) side to fit into before the random
+    crop: (height, width) of the largest cut, pixels. scale: (long, short) side to fit into before the random
     ratio; None for the picture's own size. ratios: smallest and largest factor. cat_max_ratio: a crop with a larger
     share of one class is drawn again, up to ten times. flip: probability. distort: photometric distortion.
     """
@@ -66,7 +66,10 @@ def random_size(
 
 
 def crop_place(label: UInt8Array, crop: Size, cat_max_ratio: float, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a crop in which no class has `cat_max_ratio` of the labelled pixels or more, if one is found."""
+    """(top, left) of a crop in which every class has less than `cat_max_ratio` of the labelled pixels.
+
+    Where ten draws find none, the next one is taken as it is.
+    """
 
     def draw() -> tuple[int, int]:
         top, left = (int(rng.integers(max(side - cut, 0) + 1)) for side, cut in zip(label.shape, crop, strict=True))
@@ -106,7 +109,7 @@ def _maybe(change: Callable[[UInt8Array], UInt8Array], image: UInt8Array, rng: n
 
 
 def _linear(values: UInt8Array, factor: float, offset: float) -> UInt8Array:
-    # Cut to whole grey levels, not rounded, as mmseg does.
+    # Truncated to whole grey levels, not rounded, as in mmseg.
     return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
 
 

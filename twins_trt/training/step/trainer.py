@@ -1,4 +1,4 @@
-"""One step of training, and everything that has to be kept to take the next one as if nothing had happened."""
+"""One step of training, and the state from which the next one continues exactly."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from twins_trt.models.backbone import DropPath
 from twins_trt.models.heads import Classifier
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.spelling import spelled
-from twins_trt.training.batches import Batch
-from twins_trt.training.distributed import World, sync_batch_norms
-from twins_trt.training.ema import Ema
-from twins_trt.training.losses import SegmentationLoss
+from twins_trt.training.data.batches import Batch
 from twins_trt.training.options import TrainOptions
-from twins_trt.training.schedule import learning_rate, parameter_groups
+from twins_trt.training.step.distributed import World, sync_batch_norms
+from twins_trt.training.step.ema import Ema
+from twins_trt.training.step.losses import SegmentationLoss
+from twins_trt.training.step.schedule import learning_rate, parameter_groups
 
 BETAS = (0.9, 0.999)
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,9 +43,9 @@ class StepLosses:
 
 
 class Trainer:
-    """A model under training. model: with its first weights; it is moved and changed.
+    """A model under training. model: with its first weights; it is moved to the device and changed in place.
 
-    `iteration` counts the steps taken. With a precision plan BatchNorm keeps its statistics, as the graph does.
+    `iteration` counts the steps. With a precision plan BatchNorm keeps its statistics, as the graph does.
     """
 
     def __init__(self, model: Segmentor, options: TrainOptions, world: World) -> None:
@@ -91,7 +91,7 @@ class Trainer:
     def step(self, batch: Batch) -> StepLosses:
         """One step of the optimizer.
 
-        Raises `TrainingError` where the loss is not finite: no weight was changed then; BatchNorm's statistics were.
+        Raises `TrainingError` where the loss is not finite; no weight has changed then, BatchNorm's statistics have.
         """
         self.model.train()
         if self.options.plan is not None:
@@ -101,16 +101,16 @@ class Trainer:
         rate = self.rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        # What is random in a step (dropout, drop path) is a function of seed, iteration and process, not of history.
+        # Dropout and drop path depend on seed, iteration and process alone, so that a resumed run draws the same.
         entropy = np.random.SeedSequence((1, self.options.seed, self.iteration, self.world.rank))
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         images, labels = on_device(batch, self.world.device)
         with self._autocast():
             losses = self._loss(images, labels)
-        said = self._mean(losses)
-        if not math.isfinite(said.loss):
+        means = self._mean(losses)
+        if not math.isfinite(means.loss):
             raise TrainingError(
-                f"the loss of iteration {self.iteration + 1} is {said.loss}",
+                f"the loss of iteration {self.iteration + 1} is {means.loss}",
                 f"train with a smaller {spelled('lr')}, a longer {spelled('warmup')} or {spelled('clip_norm', 1.0)}"
                 + (f", or {spelled('amp', 'bf16')}" if self.options.amp == "fp16" else ""),
             )
@@ -124,16 +124,16 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.model)
         self.iteration += 1
-        return said
+        return means
 
     @contextmanager
     def weights_to_use(self) -> Iterator[Segmentor]:
-        """The model as it is validated and saved: with the running mean where there is one."""
+        """The model as it is validated and saved: with the running mean of its weights if there is one."""
         with nullcontext() if self.ema is None else self.ema.applied(self.model):
             yield self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on, as tensors and plain values. What is random needs no state."""
+        """Everything on which the next step depends, as tensors and plain values. Random numbers need no state."""
         return {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
@@ -143,7 +143,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Continues from the result of `state_dict`."""
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -166,7 +166,10 @@ class Trainer:
 
 
 def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalized pixels float32 [N, 3, H, W], 0 outside of each picture as mmseg pads, and labels int64 [N, H, W]."""
+    """Normalized pixels, float32 [N, 3, H, W], and labels, int64 [N, H, W].
+
+    Outside of each picture the pixels are 0, as mmseg pads.
+    """
     normal = Preprocessing()
     mean = torch.tensor(normal.mean, device=device).view(3, 1, 1)
     std = torch.tensor(normal.std, device=device).view(3, 1, 1)
@@ -179,9 +182,9 @@ def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def set_regularization(model: Segmentor, *, drop_path: float, dropout: float) -> None:
-    """Scales the blocks' drop path, which rises linearly with depth, to end at `drop_path`, and sets the heads'
-    dropout."""
-    largest = model.spec.drop_path_rate or 1.0  # where it is 0, so is every block's
+    """Sets the heads' dropout, and scales the blocks' drop path, which rises linearly with depth, to end at
+    `drop_path`."""
+    largest = model.spec.drop_path_rate or 1.0  # a rate of 0 leaves every block at 0
     for module in model.modules():
         if isinstance(module, DropPath):
             module.rate *= drop_path / largest
@@ -190,7 +193,7 @@ def set_regularization(model: Segmentor, *, drop_path: float, dropout: float) ->
 
 
 def checkpoint_blocks(model: Segmentor) -> None:
-    """Makes every block of the backbone keep its input only, and compute itself again for its gradient."""
+    """Makes every block of the backbone keep only its input, and compute its forward pass again for the gradient."""
     for stage in model.backbone.layers:
         for block in cast(nn.ModuleList, stage):
             setattr(block, "forward", partial(_checkpointed, block.forward))  # noqa: B010  # mypy: a method

@@ -1,7 +1,7 @@
-"""Which pictures a step sees, and reading them: a pure function of seed and iteration.
+"""The pictures of each step, read and augmented: a pure function of seed and iteration.
 
-Nothing is remembered between steps, so a run that goes on where it stopped, or is spread over more processes, sees the
-pictures, crops and colours that it would have seen.
+Nothing is remembered between steps, so a resumed run, or one with more processes, sees the same pictures, crops and
+colours.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from twins_trt.data.datasets import Item, Sample
 from twins_trt.data.images import IGNORE_INDEX, UInt8Array
 from twins_trt.data.preprocessing import Size
 from twins_trt.errors import DataError
-from twins_trt.training.augment import Augmentation
+from twins_trt.training.data.augment import Augmentation
 
 Draw = tuple[int, Item]
-"""Number of a sample, counted from the start of the training, and where it lies."""
+"""The number of a sample, counted from the start of the training, and its files."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Batch:
 
 
 class Draws(Sequence[tuple[Draw, ...]]):
-    """What one of `world` processes reads for each iteration from `start` to `stop`: its share of the batch.
+    """The samples of process `rank` of `world`: its share of the batch of each iteration from `start` to `stop`.
 
-    The data set is shuffled anew each time it has been seen whole (mmengine's InfiniteSampler).
+    The data set is shuffled again after every epoch (mmengine's InfiniteSampler).
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Draws(Sequence[tuple[Draw, ...]]):
 
 @dataclass(frozen=True)
 class BatchReader:
-    """Reads, augments and stacks what `Draws` drew. Pickles, so that other processes can read ahead.
+    """Reads, augments and stacks the samples of `Draws`. It can be pickled, so that other processes can read ahead.
 
-    read: from an item to its sample.
+    read: returns the sample of an item.
     """
 
     read: Callable[[Item], Sample]
@@ -100,7 +100,7 @@ class BatchReader:
             sample = self.read(item)
             if sample.label is None:
                 raise DataError(f"{item.image} has no label", "add it to the labels/ folder")
-            # The first 0 sets pictures apart from the shuffling, which draws from (seed, epoch).
+            # The leading 0 keeps these seeds apart from the shuffling's, (seed, epoch).
             image, label = self.augmentation(sample.image, sample.label, np.random.default_rng((0, self.seed, number)))
             sizes.append((image.shape[0], image.shape[1]))
             images[i, : image.shape[0], : image.shape[1]] = image

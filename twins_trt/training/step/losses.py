@@ -1,4 +1,4 @@
-"""The training loss: cross entropy of both heads at the size of the labels, as mmsegmentation takes it."""
+"""The training loss: cross entropy of both heads at the size of the labels, as in mmsegmentation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SegmentationLoss(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """images: float [N, 3, H, W], normalized RGB; labels: int64 [N, H, W], 255 = ignore.
 
-        Returns scalars: `loss`, to minimize; `decode` and, with an auxiliary head, `auxiliary`, of which it is the
-        weighted sum; `labelled`, the number of pixels with a label, and `right`, how many of them are right.
+        Returns scalars: `loss`, the weighted sum of `decode` and, with an auxiliary head, `auxiliary`; `labelled`, the
+        number of pixels with a label; `right`, the number of those whose class is predicted.
         """
         stages = self.model.forward_features(images)
         logits = _resized(self.model.forward_head(stages), labels)
@@ -37,7 +37,7 @@ class SegmentationLoss(nn.Module):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over all pixels, where one without a label counts as 0 (mmseg's `avg_non_ignore=False`).
+    """Mean over all pixels; a pixel without a label counts as 0 (mmseg's `avg_non_ignore=False`).
 
     logits: float [N, C, H, W], labels: int64 [N, H, W], 255 = ignore.
     """
@@ -46,7 +46,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def count_right(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """`labelled` pixels, and those among them whose class is `right`. Counts, because means of processes do not add."""
+    """`labelled`: pixels with a label. `right`: those whose class is predicted.
+
+    Counts, because they add up over processes and means do not.
+    """
     labelled = labels != IGNORE_INDEX
     return {"labelled": labelled.sum(), "right": ((logits.argmax(dim=1) == labels) & labelled).sum()}
 
