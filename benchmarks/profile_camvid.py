@@ -133,14 +133,14 @@ def main() -> int:
     from twins_trt.cli.profile import text_of
     from twins_trt.data import open_dataset
     from twins_trt.profiling.measure import profile
-    from twins_trt.profiling.results import Settings, write_profile
+    from twins_trt.profiling.results import ProfileOptions, write_profile
 
     command = (
         "python -m benchmarks.profile_camvid --checkpoint FILE --data camvid:PATH --mmseg-python PATH --folder DIR"
     )
     picture = open_dataset(arguments.data, split="val").first(1).items[0].image
     found = candidates(arguments)
-    settings = Settings(rounds=arguments.rounds, calls=5, warm_up_s=20.0, threads=arguments.threads, power_s=0.0)
+    settings = ProfileOptions(rounds=arguments.rounds, calls=5, warm_up_s=20.0, threads=arguments.threads, power_s=0.0)
     result = profile(found, settings, picture=picture, baseline=MMSEG, command=command, progress=_say)
     rows = check(found, picture, threads=arguments.threads)  # afterwards, for the same reason
     rows.append(overhead(arguments.folder / "fp32.bundle", threads=arguments.threads))

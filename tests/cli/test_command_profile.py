@@ -11,8 +11,9 @@ import pytest
 from conftest import MODEL, Twins
 
 from twins_trt.cli import profile as command
+from twins_trt.cli.console import Console
 from twins_trt.cli.parsing import new_parser
-from twins_trt.profiling.results import PROFILE, Profile, Settings, read_profile
+from twins_trt.profiling.results import PROFILE, Profile, ProfileOptions, read_profile
 from twins_trt.runtime import open_bundle
 from twins_trt.verbs.profile import FLAGS, ProfileJob
 
@@ -88,12 +89,11 @@ def test_results_of_different_times_are_compared(twins: Twins, bundle: Path, tmp
 def test_an_interrupt_shows_and_writes_what_there_is(
     twins: Twins, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from twins_trt.profiling import measure
+    def interrupt_after_the_rounds(console: Console, step: str, detail: str = "", share: float | None = None) -> None:
+        if step in ("sweep", "layers", "energy"):
+            raise KeyboardInterrupt
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(measure, "_sweep", interrupt)
+    monkeypatch.setattr(Console, "progress", interrupt_after_the_rounds)
     out = tmp_path / "p.json"
     ran = twins("profile", bundle, *QUICK, "--out", out, "--save")
     assert ran.code == 130
@@ -137,6 +137,6 @@ def test_the_command_is_written_down_without_defaults() -> None:
     command.configure(parser)
     words = ["a b.bundle", "--onnx", "c.onnx", "--onnx", "d.onnx", "--rounds", "20", "--threads", "2", "--no-layers"]
     request = FLAGS.read(parser.parse_args([*words, "--save", "--json", "--out", "p.json"]))
-    written = ProfileJob(request, Settings(), (), ()).command
+    written = ProfileJob(request, ProfileOptions(), (), ()).command
     assert written == "twins-trt profile 'a b.bundle' --onnx c.onnx --onnx d.onnx --threads 2 --no-layers"
     assert FLAGS.read(parser.parse_args(shlex.split(written)[2:])) == replace(request, save=False, out=None)

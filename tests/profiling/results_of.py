@@ -14,8 +14,8 @@ from twins_trt.profiling.results import (
     Measurement,
     Memory,
     Profile,
+    ProfileOptions,
     Ratio,
-    Settings,
     Subject,
     WarmUp,
 )
@@ -56,7 +56,7 @@ def profile(*measurements: Measurement) -> Profile:
         command="twins-trt profile x.bundle",
         machine=machine,
         versions={"python": "3.11.7", "onnxruntime": "1.32.0"},
-        settings=Settings(rounds=3, calls=1, batches=(4,), picture="scene of 24x32"),
+        settings=ProfileOptions(rounds=3, calls=1, batches=(4,), picture="scene of 24x32"),
         before=Conditions(0.5, 0.25, {"cpu": 2600.0}, {"cpu": 40.0}, "MAXN", (), {"stolen": 1}),
         after=Conditions(1.5, clocks_mhz={"cpu": 2600.0}),
         seconds=12.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from twins_trt.profiling.candidates import (
     bundle_candidate,
     noise,
     onnx_candidate,
+    opt_size,
     torch_candidate,
-    usual_size,
 )
 from twins_trt.runtime import RuntimeOptions, Source
 from twins_trt.runtime.engines import Stage
@@ -129,20 +130,19 @@ def test_a_pytorch_model_gives_the_mask_of_its_resized_logits() -> None:
 
 
 def test_sizes_that_a_graph_is_made_for(make_bundle: MakeBundle) -> None:
-    assert usual_size(make_bundle(24, 32).manifest) == (24, 32)
-    dynamic = make_bundle((16, 24, 48), (32, 40, 64), dtype="float32").manifest
-    assert usual_size(dynamic) == (24, 40)
+    assert opt_size(make_bundle(24, 32).interface) == (24, 32)
+    dynamic = make_bundle((16, 24, 48), (32, 40, 64), dtype="float32").interface
+    assert opt_size(dynamic) == (24, 40)
     open_ended = replace(dynamic.image, min=None, opt=None, max=None)
-    assert usual_size(replace(dynamic, inputs=(open_ended,))) is None
+    assert opt_size(replace(dynamic, inputs=(open_ended,))) is None
 
 
 def test_an_engine_that_is_missing_is_named(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twins_trt.runtime.engines import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "why_not", lambda bundle: "not today")
-    monkeypatch.setattr("twins_trt.runtime.engines.KINDS", {"onnxruntime": onnxruntime.__name__})
-    with pytest.raises(MissingDependencyError, match="not today"):
-        bundle_candidate(make_bundle().path).open(RuntimeOptions())
+    for package in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, package, None)
+    candidate = bundle_candidate(make_bundle().path)
+    with pytest.raises(MissingDependencyError, match=r"no engine can run .*onnxruntime: .*openvino: "):
+        candidate.open(RuntimeOptions())
 
 
 def test_memory_that_runs_out_in_pytorch_is_a_typed_error() -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ from twins_trt.errors import EngineError, ImageError, UsageError
 from twins_trt.profiling import measure
 from twins_trt.profiling.candidates import Candidate, bundle_candidate
 from twins_trt.profiling.measure import draw_picture, profile
-from twins_trt.profiling.results import Profile, Settings, WarmUp
+from twins_trt.profiling.results import Profile, ProfileOptions, WarmUp
 from twins_trt.profiling.statistics import ratio_of_medians
 from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import DeviceMemory, LayerTime
 
-QUICK = Settings(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=False, power_s=0.0)
+QUICK = ProfileOptions(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=False, power_s=0.0)
 
 
 class Sleeper:
@@ -32,9 +31,9 @@ class Sleeper:
 
     name, concurrent = "sleeper", True
 
-    def __init__(self, bundle: Bundle, milliseconds: Callable[[int], float], settings: RuntimeOptions) -> None:
+    def __init__(self, bundle: Bundle, milliseconds: Callable[[int], float], options: RuntimeOptions) -> None:
         self.inputs, self.outputs = bundle.interface.inputs, bundle.interface.outputs
-        self.milliseconds, self.settings = milliseconds, settings
+        self.milliseconds, self.options = milliseconds, options
         self.sizes: list[int] = []
         self.closed = 0
 
@@ -44,10 +43,10 @@ class Sleeper:
         self.sizes.append(len(image))
         seconds = self.milliseconds(len(self.sizes)) / 1e3
         time.sleep(seconds)
-        assert self.settings.observe is not None
-        self.settings.observe("copy_in", 0.1 * seconds)
-        self.settings.observe("engine", 0.8 * seconds)
-        self.settings.observe("copy_out", 0.1 * seconds)
+        assert self.options.observe is not None
+        self.options.observe("copy_in", 0.1 * seconds)
+        self.options.observe("engine", 0.8 * seconds)
+        self.options.observe("copy_out", 0.1 * seconds)
         return {"mask": np.zeros(image.shape[:3], np.uint8)}
 
     def device_memory(self) -> DeviceMemory:
@@ -70,14 +69,14 @@ def sleeper(make_bundle: MakeBundle) -> Callable[..., tuple[Candidate, list[Slee
         engines: list[Sleeper] = []
         takes = milliseconds if callable(milliseconds) else lambda number: milliseconds
 
-        def open_(settings: RuntimeOptions) -> Any:
-            engines.append(Sleeper(bundle, takes, settings))
-            segmenter = Segmenter(bundle, engines[-1], options=settings)
-            real, subject = candidate.open(settings)
+        def open_sleeper(options: RuntimeOptions) -> Any:
+            engines.append(Sleeper(bundle, takes, options))
+            segmenter = Segmenter(bundle, engines[-1], options=options)
+            real, subject = candidate.open(options)
             real.close()
             return segmenter, replace(subject, engine="sleeper")
 
-        return Candidate(label, open_), engines
+        return Candidate(label, open_sleeper), engines
 
     return make
 
@@ -119,10 +118,9 @@ def test_turns_rotate_and_the_baseline_can_be_chosen(sleeper: Any) -> None:
 
 
 def warm_up(times: Iterable[float], limit_s: float) -> WarmUp:
-    """The warm-up of a candidate whose calls take these seconds, by their own account."""
+    """The warm-up of calls that say they took these seconds."""
     account = iter(times)
-    stand_in = SimpleNamespace(call=lambda pictures: {"call": next(account)})
-    return measure._warm_up(stand_in, [], limit_s)  # type: ignore[arg-type]
+    return measure.warm_up(lambda: next(account), limit_s=limit_s)
 
 
 def test_warm_up_waits_for_two_windows_that_agree() -> None:
@@ -158,22 +156,22 @@ def test_a_batch_that_fails_ends_its_sweep_only(sleeper: Any, caplog: pytest.Log
     candidate, engines = sleeper("x", 1.0, batch=(1, 2, 8))
     opened = candidate.open
 
-    def open_(settings: RuntimeOptions) -> Any:
-        segmenter, subject = opened(settings)
+    def open_small(options: RuntimeOptions) -> Any:
+        segmenter, subject = opened(options)
         engine = engines[-1]
         run = engine.__call__
 
         class Small(Sleeper):
-            def __call__(self, image: Any, **rest: Any) -> dict[str, Any]:
+            def __call__(self, image: Any, **options: Any) -> dict[str, Any]:
                 if len(image) > 2:
                     raise EngineError("out of memory")
-                return run(image, **rest)
+                return run(image, **options)
 
         engine.__class__ = Small
         return segmenter, subject
 
     with caplog.at_level(logging.WARNING, logger="twins_trt"):
-        found = profile([Candidate("x", open_)], replace(QUICK, batches=(2, 4, 8))).measurements[0]
+        found = profile([Candidate("x", open_small)], replace(QUICK, batches=(2, 4, 8))).measurements[0]
     assert [batch.size for batch in found.batches] == [2]
     assert "x does not take a batch of 4: out of memory" in caplog.text
 

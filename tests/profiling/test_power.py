@@ -199,13 +199,12 @@ def test_a_gpus_power_through_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert nvml.open == 0
 
 
-def test_nvmls_gpu_is_the_one_that_cuda_sees_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvmls_gpu_is_the_one_that_cuda_sees_first() -> None:
     nvml = SimpleNamespace(
         nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetHandleByPciBusId=lambda bus_id: bus_id
     )
     for bus_id, handle in (("0000:65:00.0", "0000:65:00.0"), (None, 0)):
-        monkeypatch.setattr(machine, "pci_bus_id", lambda bus_id=bus_id: bus_id)
-        assert machine.first_gpu(nvml) == handle
+        assert machine.first_gpu(nvml, bus_id) == handle
 
 
 def test_nvml_without_counter_driver_or_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from twins_trt.models.weights import load_weights
 from twins_trt.models.zoo import DEMO
 from twins_trt.profiling.candidates import bundle_candidate
 from twins_trt.profiling.measure import profile
-from twins_trt.profiling.results import Settings
+from twins_trt.profiling.results import ProfileOptions
 from twins_trt.profiling.saved import save_profile
 from twins_trt.progress import Clock, Progress
 from twins_trt.report import write_report
@@ -168,7 +168,7 @@ def _profile(options: DemoRequest, bundle: Bundle, clock: Clock) -> Bundle:
     clock.begin("")
     found = profile(
         [bundle_candidate(bundle.path)],
-        Settings(rounds=options.rounds, warm_up_s=5.0, batches=(), threads=options.threads, power_s=0.0),
+        ProfileOptions(rounds=options.rounds, warm_up_s=5.0, batches=(), threads=options.threads, power_s=0.0),
         command=f"twins-trt profile {bundle.path} --rounds {options.rounds} --save",
         progress=_inside(clock),
     )

@@ -1,7 +1,7 @@
 """What can be measured: a bundle, a plain ONNX file, a PyTorch model.
 
-Each becomes a `Segmenter`, so that all do the same work, from the picture to the mask at its own size, and are timed at
-the same places.
+Each becomes a `Segmenter`. So all do the same work, from the picture to the mask at its own size, and are timed at the
+same places.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from twins_trt.profiling.machine import describe_machine
 from twins_trt.profiling.results import Subject
 from twins_trt.runtime import RuntimeOptions, Segmenter, Source, TensorSpec, open_bundle
 from twins_trt.runtime.engines import CPU_KINDS, Engine, LayerTime
+from twins_trt.runtime.engines.checks import check_input
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from twins_trt.runtime.engines.protocol import Stage, check_input, observed
+from twins_trt.runtime.engines.protocol import Stage, observed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to measure. `open(options)` opens it anew and says what it is."""
+    """Something to measure. open: opens it anew, and returns it with what it is."""
 
     label: str
     open: Callable[[RuntimeOptions], tuple[Segmenter, Subject]]
@@ -49,52 +50,45 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
     manifest = bundle.manifest
     named = label or bundle.path.name.removesuffix(".bundle")
 
-    def open_(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
+    def open_bundle_on(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         segmenter = Segmenter(bundle, engine, options=options)
-        subject = _subject(
-            named,
-            segmenter,
-            options,
-            kind="bundle",
-            name=bundle.path.name,
+        subject = replace(
+            _subject(segmenter, options, label=named, kind="bundle", name=bundle.path.name),
             precision=manifest.precision,
+            simulated=segmenter.engine.name in CPU_KINDS and bool(manifest.engines),
             model=manifest.model,
             graph_sha256=manifest.graph_sha256,
             weights_sha256=manifest.source.sha256,
         )
-        return segmenter, replace(subject, simulated=subject.engine in CPU_KINDS and bool(manifest.engines))
+        return segmenter, subject
 
-    return Candidate(named, open_)
+    return Candidate(named, open_bundle_on)
 
 
 def onnx_candidate(path: str | Path, *, label: str | None = None) -> Candidate:
-    """Any ONNX file with one input, pixels uint8 [N, H, W, 3] or normalized planes float [N, 3, H, W], and the logits
-    [N, classes, h, w] or a mask [N, H, W] as its first output, on ONNX Runtime.
+    """An ONNX file on ONNX Runtime.
 
-    What it leaves to its caller (normalizing, resizing logits, argmax) is done as for a bundle's. Raises UsageError for
-    a path that is no file; opening raises EngineError where it is none of these.
+    Its one input is pixels uint8 [N, H, W, 3] or normalized planes float [N, 3, H, W]; its first output is logits
+    [N, classes, h, w] or a mask [N, H, W]. What the graph does not do (normalize, resize logits, argmax) is done as for
+    a bundle. Raises UsageError for a path that is no file; opening raises EngineError for any other graph.
     """
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"{file} {'is no file' if file.exists() else 'does not exist'}", "give an ONNX file")
     named = label or file.stem
 
-    def open_(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
+    def open_graph(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         sha256 = sha256_of(file)
         engine = PlainGraph(OnnxRuntimeEngine(file, options=options), str(file))
         segmenter = Segmenter(_interface(engine, engine.num_classes), engine, options=options)
-        half = segmenter.interface.image.dtype == "float16"
-        return segmenter, _subject(
-            named,
-            segmenter,
-            options,
-            kind="onnx",
-            name=file.name,
-            precision="fp16" if half else None,
+        subject = replace(
+            _subject(segmenter, options, label=named, kind="onnx", name=file.name),
+            precision="fp16" if segmenter.interface.image.dtype == "float16" else None,
             graph_sha256=sha256,
         )
+        return segmenter, subject
 
-    return Candidate(named, open_)
+    return Candidate(named, open_graph)
 
 
 def torch_candidate(
@@ -107,31 +101,31 @@ def torch_candidate(
 ) -> Candidate:
     """A PyTorch model, eager, in float32, at (height, width) `size`.
 
-    name: the model's. load: gives it and where its weights came from, when it is opened. device: `cpu` or `cuda`.
+    name: of the model. load: called when it is opened, returns the model and where its weights came from. device: `cpu`
+    or `cuda`.
     """
     named = label or f"{name} PyTorch eager"
 
-    def open_(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
+    def open_model(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         model, source = load()
         engine = EagerEngine(model, size, device=device, options=options)
         segmenter = Segmenter(_interface(engine, model.num_classes), engine, options=options)
-        return segmenter, _subject(
-            named,
-            segmenter,
-            options,
-            kind="torch",
-            name=name,
+        subject = replace(
+            _subject(segmenter, options, label=named, kind="torch", name=name),
             precision="fp32",
             model=name,
             weights_sha256=source.sha256,
         )
+        return segmenter, subject
 
-    return Candidate(named, open_)
+    return Candidate(named, open_model)
 
 
 class EagerEngine:
-    """A PyTorch model as an engine: uint8 [N, H, W, 3] to the mask uint8 [N, H, W] as mmsegmentation computes it:
-    normalize, run, resize the logits, argmax. device: `cpu` or `cuda`. Threads are PyTorch's own, of the whole process.
+    """A PyTorch model as an engine, from uint8 [N, H, W, 3] to the mask uint8 [N, H, W].
+
+    It computes as mmsegmentation does: normalize, run, resize the logits, argmax. device: `cpu` or `cuda`. The number
+    of threads holds for PyTorch in the whole process.
     """
 
     name = "pytorch"
@@ -188,11 +182,11 @@ class EagerEngine:
         return bool(self._device.type == "cuda")
 
     def close(self) -> None:
-        """Nothing is held beyond the model, which is the caller's."""
+        """Does nothing: the model belongs to the caller."""
 
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
-        """Reports a stage where there is a device to copy to; on the CPU it is all one."""
+        """Reports a stage on a GPU; on the CPU nothing is copied, and the run is one stage."""
         with observed(self._observe if self.on_gpu else None, stage):
             yield
             if self.on_gpu:
@@ -200,9 +194,8 @@ class EagerEngine:
 
 
 class PlainGraph:
-    """A graph that is not ours as an engine: its first output is called what a Segmenter looks for, `mask` or `logits`.
-
-    Raises EngineError where it is neither.
+    """A graph that is not ours as an engine. Its first output takes the name that a Segmenter looks for, `mask` or
+    `logits`. Raises EngineError where it is neither.
     """
 
     name = OnnxRuntimeEngine.name
@@ -214,7 +207,7 @@ class PlainGraph:
         if len(first.shape) == 4 and first.dtype in ("float16", "float32") and isinstance(first.shape[1], int):
             self.num_classes, name, dtype = first.shape[1], "logits", str(first.dtype)
         elif len(first.shape) == 3 and first.dtype in ("uint8", "int32", "int64"):
-            self.num_classes, name, dtype = 255, "mask", "uint8"  # how many there are it does not say
+            self.num_classes, name, dtype = 255, "mask", "uint8"  # a mask does not say how many
         else:
             raise EngineError(f"{owner} gives {first}, neither logits [N, classes, h, w] nor a mask [N, H, W]")
         self._output = first.name
@@ -236,32 +229,24 @@ class PlainGraph:
 
 
 def noise(segmenter: Segmenter, size: tuple[int, int], count: int) -> Array:
-    """A batch of `count` pictures of noise of (height, width) `size`, as the engine takes it."""
+    """A batch of `count` pictures of noise, (height, width) `size`, in the engine's layout and data type."""
     rng = np.random.default_rng(0)
     if segmenter.interface.layout == "NHWC":
         return rng.integers(0, 256, (count, *size, 3), np.uint8)
     return rng.standard_normal((count, 3, *size), np.float32).astype(segmenter.interface.image.dtype)
 
 
-def usual_size(interface: GraphInterface) -> tuple[int, int] | None:
-    """(height, width) that the graph is made for; None where it takes any."""
+def opt_size(interface: GraphInterface) -> tuple[int, int] | None:
+    """(height, width) that the graph is optimized for; None where it takes any size alike."""
     image, first = interface.image, 1 if interface.layout == "NHWC" else 2
     height, width = (image.opt or image.shape)[first : first + 2]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _subject(
-    label: str,
-    segmenter: Segmenter,
-    options: RuntimeOptions,
-    *,
-    kind: Literal["bundle", "onnx", "torch"],
-    name: str,
-    precision: str | None,
-    model: str | None = None,
-    graph_sha256: str | None = None,
-    weights_sha256: str | None = None,
+    segmenter: Segmenter, options: RuntimeOptions, *, label: str, kind: Literal["bundle", "onnx", "torch"], name: str
 ) -> Subject:
+    """What every segmenter tells of itself; its precision and where it came from are for the caller to add."""
     interface, engine = segmenter.interface, segmenter.engine
     machine = describe_machine()
     on_cpu = engine.name in CPU_KINDS or (isinstance(engine, EagerEngine) and not engine.on_gpu)
@@ -270,19 +255,16 @@ def _subject(
         kind=kind,
         name=name,
         engine=engine.name,
-        precision=precision,
-        size=usual_size(interface) or (0, 0),
+        precision=None,
+        size=opt_size(interface) or (0, 0),
         input=str(interface.image),
         output=", ".join(map(str, interface.outputs)),
         measured_on=machine.processor if on_cpu else machine.gpu or machine.processor,
         batch=interface.batch_limits[0],
-        model=model,
-        graph_sha256=graph_sha256,
-        weights_sha256=weights_sha256,
         threads=options.threads,
     )
 
 
 def _interface(engine: Engine, num_classes: int) -> GraphInterface:
-    """Of an engine that is no bundle's."""
+    """The interface of an engine that is not of a bundle."""
     return GraphInterface.unnamed(replace(engine.inputs[0], name="image"), engine.outputs, num_classes)

@@ -1,4 +1,4 @@
-"""Results of different times side by side, with everything that makes the difference something else than a speed-up."""
+"""Compares two profiles of different times, and names what differs beside the speed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ UNPAIRED = "the two were not measured in turn: what else the machine did then is
 
 @dataclass(frozen=True)
 class Change:
-    """One candidate in both files: medians end to end, milliseconds, and how many times as fast the second is, with its
-    95 % interval (None for single rounds)."""
+    """One candidate in both profiles.
+
+    before_ms, after_ms: medians end to end, in milliseconds. value: how many times as fast the second is. low, high:
+    its 95 % interval, None for single rounds.
+    """
 
     label: str
     before_ms: float
@@ -29,7 +32,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """comparable: whether machine, versions, settings and graphs are the same. differences: those that are not."""
+    """What changed between two profiles.
+
+    comparable: whether machine, versions, options and graphs are the same. differences: those that are not, in words.
+    notes: what else a reader should know, warnings of both profiles included.
+    """
 
     changes: tuple[Change, ...]
     comparable: bool
@@ -43,8 +50,10 @@ class Comparison:
 
 
 def compare(before: Profile, after: Profile) -> Comparison:
-    """Compares the candidates that have the same label in both, or the only ones there are. Raises ProfileError if
-    there are none."""
+    """Compares the candidates that have the same label in both, or the single candidates of both.
+
+    Raises ProfileError where no candidate is in both.
+    """
     ours = {m.subject.label: m for m in after.measurements}
     pairs = [(m, ours[m.subject.label]) for m in before.measurements if m.subject.label in ours]
     if len(before.measurements) == len(after.measurements) == 1:

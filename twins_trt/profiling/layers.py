@@ -1,4 +1,4 @@
-"""From an engine's layer times to model blocks: our graphs name every node after its block."""
+"""Sorts an engine's layer times into model blocks: our graphs name every node after its block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("twins_trt")
 
-# `BLOCK/NODE` of our graphs, wherever a compiler has put it into a name of its own.
+# `BLOCK/NODE` of our graphs, anywhere in a name that a compiler made of it.
 _NODE = re.compile(r"(?<![\w.])((?:stages\.\d+(?:\.[\w.]+)?)|neck|head|input|output)/")
 
 
@@ -33,7 +33,7 @@ def profile_layers(engine: ProfilesLayers, image: Array, *, runs: int) -> tuple[
 
     try:
         known = {layer.name: layer for layer in parse_inspector(engine.inspect_layers())}
-    except BuildError as error:  # a plan that was not built in detail: names are all there is
+    except BuildError as error:  # not built with detailed layers: there are only names
         log.info("the engine's layers name no graph nodes: %s", error.cause)
         return in_blocks(layers)
     return in_blocks(
@@ -48,8 +48,8 @@ def in_blocks(layers: Sequence[LayerTime]) -> tuple[Layer, ...]:
     """The layers, in order of execution, each with the block it belongs to.
 
     A layer belongs to the block of the first graph node it computes, else to the first block that its name mentions.
-    What the runtime made up itself (a GELU out of five operations, a change of layout) says neither: it belongs to the
-    block that ran just before. None where no block was named yet, as in graphs that are not ours.
+    Layers that the runtime added itself (a GELU made of five operations, a change of layout) have neither: they belong
+    to the block that ran just before. None until a first block is named; graphs that are not ours name none.
     """
     found: list[Layer] = []
     block: str | None = None

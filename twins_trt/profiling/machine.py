@@ -1,6 +1,6 @@
-"""The machine that figures come from: what it is, and the state it is in at one moment.
+"""The machine that figures come from: what it is, and its state at one moment.
 
-Looking never fails: what cannot be read is left out.
+Nothing here raises: what cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -59,20 +59,23 @@ def describe_machine(root: Path = ROOT) -> Machine:
 
 
 def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Python and the packages that decide a figure; those that are not installed are left out."""
+    """Versions of Python and of the installed packages that a figure depends on."""
     found = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    if "tensorrt" in packages and "tensorrt" not in found:  # JetPack's is a system package, which may lack metadata
-        with contextlib.suppress(Exception):  # a broken one raises what it likes
+    if "tensorrt" in packages and "tensorrt" not in found:  # JetPack's system package may lack metadata
+        with contextlib.suppress(Exception):  # a broken one may raise anything
             found["tensorrt"] = str(importlib.import_module("tensorrt").__version__)
     return found
 
 
 def look(root: Path = ROOT, *, watch_s: float = 0.0) -> Conditions:
-    """The machine's state now. watch_s: how long to watch what others do, 0 for not at all. root: of the file system,
-    for what is read from /proc and /sys."""
+    """The machine's state now.
+
+    root: of the file system that holds /proc and /sys. watch_s: seconds to sleep while watching how busy others keep
+    the machine; 0 does not watch.
+    """
     busy = _busy(root, watch_s) if watch_s else None
     gpu = _nvml_conditions()
     clocks = {**_cpu_clock(root), **_jetson_clocks(root), **gpu.clocks_mhz}
@@ -88,7 +91,7 @@ def look(root: Path = ROOT, *, watch_s: float = 0.0) -> Conditions:
 
 
 def throttled(root: Path = ROOT) -> tuple[str, ...]:
-    """What holds the clocks back now, in words: cooling devices that are at work, and a GPU's own reasons."""
+    """What holds the clocks back now, in words: active cooling devices, and a GPU's own reasons."""
     cooling = []
     for device in sorted(root.glob("sys/class/thermal/cooling_device*")):
         name, state = _text(device / "type") or "", _number(device / "cur_state")
@@ -98,19 +101,19 @@ def throttled(root: Path = ROOT) -> tuple[str, ...]:
 
 
 def resident_mib() -> tuple[float, float] | None:
-    """This process's resident memory, now and at its highest since `forget_peak`; None where /proc does not say."""
+    """Resident memory of this process: (now, peak since `forget_peak`); None where /proc does not say."""
     found = dict(re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB", _text(Path("/proc/self/status")) or "", re.MULTILINE))
     return (int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024) if len(found) == 2 else None
 
 
 def forget_peak() -> None:
-    """The highest resident memory counts from now on (Linux, /proc/PID/clear_refs)."""
+    """Makes the peak of `resident_mib` start from now (Linux, /proc/PID/clear_refs)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _processor(root: Path) -> str:
-    """Model and the vector extensions that matrix products live on."""
+    """The model, and the vector extensions that matrix products use."""
     lines = (_text(root / "proc/cpuinfo") or "").splitlines()
     if not lines:
         return platform.processor() or platform.machine()
@@ -140,7 +143,7 @@ def _load_average() -> float | None:
 
 
 def _busy(root: Path, seconds: float) -> float | None:
-    """The share of all cores' time that was not idle while this process slept: a load average lags by a minute."""
+    """The share of all cores' time that was not idle while this process slept; a load average would lag by a minute."""
     first = _processor_times(root)
     time.sleep(seconds)
     spent = [after - before for before, after in zip(first, _processor_times(root), strict=True)]
@@ -156,7 +159,7 @@ def _processor_times(root: Path) -> list[int]:
 
 
 def _cpu_clock(root: Path) -> dict[str, float]:
-    """The mean over cores: what cpufreq says, else what /proc/cpuinfo does (on a virtual machine often a constant)."""
+    """The mean over cores, from cpufreq, else from /proc/cpuinfo (where a virtual machine often shows a constant)."""
     kilohertz = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
     found = [each / 1e3 for each in kilohertz if each is not None]
     if not found:
@@ -165,7 +168,7 @@ def _cpu_clock(root: Path) -> dict[str, float]:
 
 
 def _jetson_clocks(root: Path) -> dict[str, float]:
-    """GPU and memory of a Jetson. The device's name differs: 17000000.gpu, 17000000.ga10b, 57000000.gpu."""
+    """GPU and memory clocks of a Jetson. The folder's name varies: 17000000.gpu, 17000000.ga10b, 57000000.gpu."""
     clocks: dict[str, float] = {}
     for folder in root.glob("sys/class/devfreq/*"):
         if re.search(r"gpu|gv11b|ga10b|gp10b", folder.name):
@@ -181,13 +184,13 @@ def _temperatures(root: Path) -> dict[str, float]:
     found = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         name, value = _text(zone / "type"), _number(zone / "temp")
-        if name and value is not None and value > -200_000:  # a sensor that is switched off reads -256 degrees
+        if name and value is not None and value > -200_000:  # a sensor that is off reads -256 degrees
             found[name] = round(value / 1e3, 1)
     return found
 
 
 def _events(root: Path) -> Iterator[tuple[str, int]]:
-    """Counters that only grow when something takes speed away."""
+    """Counters that grow only while something slows the machine down."""
     # Over-current events of a Jetson (Jetson Linux Developer Guide, "Electrical Management").
     for path in sorted(root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt")):
         if (count := _number(path)) is not None:
@@ -209,14 +212,16 @@ def _nvpmodel() -> str | None:
     return found[1] if found else None
 
 
-def first_gpu(nvml: Any) -> Any:
-    """NVML's handle of the GPU that CUDA sees first: NVML counts all GPUs, in an order of its own."""
-    bus_id = pci_bus_id()
+def first_gpu(nvml: Any, bus_id: str | None) -> Any:
+    """NVML's handle of the GPU that CUDA sees first, which NVML may count as another.
+
+    bus_id: where that GPU is plugged in (`pci_bus_id()`), None if CUDA sees none.
+    """
     return nvml.nvmlDeviceGetHandleByIndex(0) if bus_id is None else nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
 
 
 def _nvml_conditions() -> Conditions:
-    """Clocks, temperature, power limit and what throttles the first GPU; empty without NVML."""
+    """Clocks, temperature, power limit and throttling of the first GPU; empty without NVML."""
     try:
         import pynvml as nvml
 
@@ -224,7 +229,7 @@ def _nvml_conditions() -> Conditions:
     except Exception:  # not installed, or no driver
         return Conditions()
     try:
-        device = first_gpu(nvml)
+        device = first_gpu(nvml, pci_bus_id())
         clocks = {
             "gpu": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM),
             "gpu_max": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_SM),
@@ -247,7 +252,7 @@ def _nvml_conditions() -> Conditions:
 
 
 def _ask(question: Any, *arguments: Any) -> Any:
-    """NVML's answer, None for what this device does not support."""
+    """NVML's answer; None where this device does not support the question."""
     import pynvml as nvml
 
     try:

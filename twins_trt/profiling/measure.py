@@ -1,9 +1,9 @@
-"""Measuring candidates side by side: warm-up until stable, rounds in which each runs in turn, then the throughput
+"""Measures candidates side by side: warm-up until stable, rounds in which each runs in turn, then the throughput
 sweep, layers and energy.
 
-A round runs every candidate once, in an order that rotates: one call that is not kept, which brings its weights back
-into the caches and lets the threads of the one before fall asleep, then the timed ones. Whatever else the machine does
-in a round meets all candidates, and ratios are taken within rounds.
+A round runs every candidate once, in an order that rotates. The first call of each is not kept: it brings the weights
+back into the caches and lets the threads of the candidate before fall asleep. The timed calls follow. Whatever else the
+machine does in a round affects all candidates, and ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +24,7 @@ from twins_trt.data.images import read_image
 from twins_trt.errors import EngineError, TwinsError, UsageError
 from twins_trt.inference.fitting import fit_size
 from twins_trt.profiling import machine
-from twins_trt.profiling.candidates import Candidate, noise, usual_size
+from twins_trt.profiling.candidates import Candidate, noise, opt_size
 from twins_trt.profiling.layers import profile_layers
 from twins_trt.profiling.power import Meter, measure_energy, measure_idle
 from twins_trt.profiling.results import (
@@ -37,8 +37,8 @@ from twins_trt.profiling.results import (
     Measurement,
     Memory,
     Profile,
+    ProfileOptions,
     Ratio,
-    Settings,
     Subject,
     WarmUp,
 )
@@ -49,19 +49,113 @@ from twins_trt.runtime import RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import HoldsDeviceMemory, ProfilesLayers
 from twins_trt.runtime.engines.protocol import Stage
 
-# Warm enough: the medians of the last two windows of calls differ by less than this share.
+# Warm enough: the medians of the last two windows of calls differ by less than TOLERANCE.
 WINDOW, TOLERANCE = 5, 0.05
 SWEEP_CALLS, SWEEP_S = 7, 5.0
 LAYER_RUNS = 10
 WATCH_S = 0.5
-USUAL_PICTURE = (512, 512)
+ANY_SIZE = (512, 512)  # of the picture, for graphs that take any
 
 log = logging.getLogger("twins_trt")
 
 
+def profile(
+    candidates: Sequence[Candidate],
+    options: ProfileOptions | None = None,
+    *,
+    picture: str | Path | None = None,
+    baseline: str | None = None,
+    meter: Meter | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Profile:
+    """Measures all candidates side by side.
+
+    picture: an image file to segment; None draws one of the first candidate's size. baseline: the label that ratios
+    refer to, by default the first candidate's. meter: reads the power; None measures no energy. command: written into
+    the profile, to make it again.
+    KeyboardInterrupt after the first whole round ends the measuring and returns what was measured, marked
+    `interrupted`; before that it is raised. Raises UsageError where there is no candidate or two have one label, and
+    what opening or running a candidate raises.
+    """
+    options = options or ProfileOptions()
+    reference = _reference([candidate.label for candidate in candidates], baseline)
+    if picture is not None:
+        read_image(picture)  # a broken one fails now, not after minutes of opening
+    before, start = machine.look(watch_s=WATCH_S), time.perf_counter()  # while the load is that of others
+    idle_watts = None if meter is None or not options.power_s else measure_idle(meter)
+    work = _SideBySide(options, progress or silent)
+    interrupted = False
+    with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
+        try:
+            work.open(candidates)
+            work.use_picture(None if picture is None else Path(picture), folder=Path(folder))
+            work.warm_up()
+            try:
+                throttled = work.measure_rounds()
+                after, end = replace(machine.look(), throttled=throttled), time.perf_counter()
+            except KeyboardInterrupt:
+                if not work.drop_unfinished_round():
+                    raise
+                after, end, interrupted = machine.look(), time.perf_counter(), True
+            try:
+                if not interrupted:
+                    work.sweep()
+                    work.time_layers()
+                    work.measure_energy(meter, idle_watts)
+            except KeyboardInterrupt:
+                interrupted = True
+        finally:
+            work.close()
+    measurements = tuple(_measurement(each, options.calls) for each in work.opened)
+    found = Profile(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        machine=machine.describe_machine(),
+        versions=machine.describe_versions(),
+        settings=work.options,
+        before=before,
+        after=after,
+        seconds=round(end - start, 1),
+        measurements=measurements,
+        ratios=tuple(_ratios(measurements, reference)),
+        interrupted=interrupted,
+    )
+    return replace(found, warnings=find_warnings(found))
+
+
+def warm_up(call: Callable[[], float], *, limit_s: float) -> WarmUp:
+    """Calls until the medians of the last two windows of calls agree, or `limit_s` seconds are over.
+
+    call: runs once and returns its seconds. The first window always runs whole.
+    """
+    start = time.perf_counter()
+    times: list[float] = []
+    while True:
+        times += [call() for _ in range(WINDOW)]
+        stable = False
+        if len(times) >= 2 * WINDOW:
+            last, previous = np.median(times[-WINDOW:]), np.median(times[-2 * WINDOW : -WINDOW])
+            stable = bool(abs(last / previous - 1) < TOLERANCE)
+        spent = time.perf_counter() - start
+        if stable or spent > limit_s:
+            return WarmUp(len(times), round(spent, 2), stable)
+
+
+def draw_picture(path: Path, size: tuple[int, int]) -> None:
+    """Writes a JPEG of patches of colour with some noise, the same every time: about as many bytes as a photograph."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    height, width = size
+    patches = rng.integers(0, 256, (-(-height // 24), -(-width // 24), 3)).repeat(24, 0).repeat(24, 1)
+    noisy = patches[:height, :width] + rng.normal(0, 6, (height, width, 3))
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
+
+
 @dataclass
-class _Open:
-    """A candidate at work."""
+class _Opened:
+    """A candidate that is open, and what has been measured of it so far. spent: seconds of the last call, by stage."""
 
     subject: Subject
     segmenter: Segmenter
@@ -82,108 +176,139 @@ class _Open:
         return _by_stage(self.spent, total)
 
 
-def profile(
-    candidates: Sequence[Candidate],
-    settings: Settings | None = None,
-    *,
-    picture: str | Path | None = None,
-    baseline: str | None = None,
-    meter: Meter | None = None,
-    command: str = "",
-    progress: Progress | None = None,
-) -> Profile:
-    """Measures all candidates side by side.
+class _SideBySide:
+    """Candidates that are open together and segment the same picture. `options` say which, once it is chosen."""
 
-    picture: an image file to segment; None draws one of the first candidate's size. baseline: the label that ratios
-    refer to, by default the first candidate's. meter: what reads power, None for no energy. command: how to make this
-    again, for the results.
-    KeyboardInterrupt after the first whole round ends the measuring, and what there is is returned, marked
-    `interrupted`; before, it is raised. Raises UsageError for no candidates or two of one label, and whatever opening
-    or running a candidate raises.
-    """
-    settings = settings or Settings()
-    labels = [candidate.label for candidate in candidates]
+    def __init__(self, options: ProfileOptions, progress: Progress) -> None:
+        self.options = options
+        self.opened: list[_Opened] = []
+        self._progress = progress
+        self._picture = Path()
+
+    def open(self, candidates: Sequence[Candidate]) -> None:
+        for number, candidate in enumerate(candidates):
+            self._progress("open", candidate.label, number / len(candidates))
+            self.opened.append(_open(candidate, self.options.threads))
+
+    def use_picture(self, picture: Path | None, *, folder: Path) -> None:
+        """Chooses the file that all segment: `picture`, or one drawn in `folder` of the first candidate's size."""
+        if picture is None:
+            picture = folder / "drawn"
+            draw_picture(picture, opt_size(self.opened[0].segmenter.interface) or ANY_SIZE)
+        self._picture = picture
+        height, width = read_image(picture).shape[:2]
+        self.options = replace(self.options, picture=f"{picture.name}, {height}x{width}")
+        for each in self.opened:
+            fit = fit_size((height, width), each.segmenter.interface, each.segmenter.fit)
+            each.subject = replace(each.subject, size=fit.canvas)
+
+    def warm_up(self) -> None:
+        for each in self.opened:
+            self._progress("warm up", each.subject.label, None)
+            pictures = self._pictures(each)
+
+            def seconds(each: _Opened = each, pictures: Sequence[Path] = pictures) -> float:
+                return each.call(pictures)["call"]
+
+            each.warm_up = warm_up(seconds, limit_s=self.options.warm_up_s)
+
+    def measure_rounds(self) -> tuple[str, ...]:
+        """Adds whole rounds to `calls`. Returns what held the clocks back between them."""
+        rounds = self.options.rounds
+        held_back: dict[str, None] = {}
+        for number in range(rounds):
+            first = number % len(self.opened)
+            kept: list[tuple[_Opened, list[dict[str, float]]]] = []
+            for each in (*self.opened[first:], *self.opened[:first]):
+                self._progress("measure", f"round {number + 1} of {rounds}, {each.subject.label}", number / rounds)
+                pictures = self._pictures(each)
+                each.call(pictures)
+                kept.append((each, [each.call(pictures) for _ in range(self.options.calls)]))
+            for each, calls in kept:
+                each.calls += calls
+            held_back.update(dict.fromkeys(machine.throttled()))
+        return tuple(held_back)
+
+    def drop_unfinished_round(self) -> int:
+        """Keeps the calls of the rounds that every candidate has finished. Returns how many calls each has then."""
+        whole = min(len(each.calls) for each in self.opened)
+        for each in self.opened:
+            del each.calls[whole:]
+        return whole
+
+    def sweep(self) -> None:
+        """Times each batch size of the options that a graph takes, on pictures in memory."""
+        image = read_image(self._picture)
+        for each in self.opened:
+            low, high = each.segmenter.interface.batch_limits
+            for size in self.options.batches:
+                if size < low or (high is not None and size > high):
+                    continue
+                self._progress("sweep", f"{each.subject.label}, batch {size}", None)
+                pictures = [image] * size
+                try:
+                    each.call(pictures)
+                    start = time.perf_counter()
+                    times: list[float] = []
+                    while len(times) < SWEEP_CALLS and (len(times) < 3 or time.perf_counter() - start < SWEEP_S):
+                        times.append(each.call(pictures)["call"])
+                except (EngineError, MemoryError) as error:  # larger ones would fail the same way
+                    log.warning("%s does not take a batch of %d: %s", each.subject.label, size, error)
+                    break
+                each.batches.append(Batch(size, Latency.of(times)))
+
+    def time_layers(self) -> None:
+        """Times the layers of the engines that can, if the options want it."""
+        if not self.options.layers:
+            return
+        for each in self.opened:
+            engine = each.segmenter.engine
+            if isinstance(engine, ProfilesLayers):
+                self._progress("layers", each.subject.label, None)
+                batch = noise(each.segmenter, each.subject.size, each.subject.batch)
+                try:
+                    each.layers = profile_layers(engine, batch, runs=LAYER_RUNS)
+                except TwinsError as error:  # the latencies are useful without layers
+                    log.warning("%s: layers were not timed: %s", each.subject.label, error.cause)
+
+    def measure_energy(self, meter: Meter | None, idle_watts: float | None) -> None:
+        """Measures the energy of a steady run of each candidate, if there is a meter and the options want it."""
+        if meter is None or not self.options.power_s:
+            return
+        for each in self.opened:
+            self._progress("energy", each.subject.label, None)
+            pictures = self._pictures(each)
+
+            def work(each: _Opened = each, pictures: Sequence[Path] = pictures) -> int:
+                each.call(pictures)
+                return len(pictures)
+
+            try:
+                each.energy = measure_energy(meter, work, seconds=self.options.power_s, idle_watts=idle_watts)
+            except TwinsError as error:  # the latencies are useful without energy
+                log.warning("%s: %s", each.subject.label, error.cause)
+
+    def close(self) -> None:
+        for each in self.opened:
+            each.segmenter.close()
+
+    def _pictures(self, each: _Opened) -> list[Path]:
+        """The pictures of one call: as many as the graph's batch."""
+        return [self._picture] * each.subject.batch
+
+
+def _reference(labels: Sequence[str], baseline: str | None) -> str:
+    """The label that ratios refer to. Raises UsageError where labels are missing or repeated, or it is none of them."""
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"the labels are {', '.join(labels) or 'none'}", "name each once, at least one")
-    if (reference := baseline or labels[0]) not in labels:
+    reference = baseline or labels[0]
+    if reference not in labels:
         raise UsageError(f"there is no candidate {reference!r}", f"use one of: {', '.join(labels)}")
-    if picture is not None:
-        read_image(picture)  # a broken one is said before minutes of opening
-    say = progress or silent
-    before, start = machine.look(watch_s=WATCH_S), time.perf_counter()  # while the load is that of others
-    idle = None if meter is None or not settings.power_s else measure_idle(meter)
-    opened: list[_Open] = []
-    with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
-        try:
-            for number, candidate in enumerate(candidates):
-                say("open", candidate.label, number / len(labels))
-                opened.append(_open(candidate, settings))
-            file = Path(folder, "drawn") if picture is None else Path(picture)
-            if picture is None:
-                draw_picture(file, usual_size(opened[0].segmenter.interface) or USUAL_PICTURE)
-            height, width = read_image(file).shape[:2]
-            settings = replace(settings, picture=f"{file.name}, {height}x{width}")
-            for each in opened:
-                fit = fit_size((height, width), each.segmenter.interface, each.segmenter.fit)
-                each.subject = replace(each.subject, size=fit.canvas)
-                say("warm up", each.subject.label, None)
-                each.warm_up = _warm_up(each, [file] * each.subject.batch, settings.warm_up_s)
-            interrupted = False
-            try:
-                held_back = _rounds(opened, file, settings, say)
-                after, end = replace(machine.look(), throttled=held_back), time.perf_counter()
-            except KeyboardInterrupt:
-                if not _drop_unfinished_round(opened):
-                    raise
-                after, end, interrupted = machine.look(), time.perf_counter(), True
-            try:
-                if not interrupted:
-                    _sweep(opened, file, settings, say)
-                    _layers(opened, settings, say)
-                    _energy(opened, file, settings, meter, idle, say)
-            except KeyboardInterrupt:
-                interrupted = True
-        finally:
-            for each in opened:
-                each.segmenter.close()
-    measurements = tuple(_measurement(each, settings) for each in opened)
-    found = Profile(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=command,
-        machine=machine.describe_machine(),
-        versions=machine.describe_versions(),
-        settings=settings,
-        before=before,
-        after=after,
-        seconds=round(end - start, 1),
-        measurements=measurements,
-        ratios=tuple(_ratios(measurements, reference)),
-        interrupted=interrupted,
-    )
-    return replace(found, warnings=find_warnings(found))
+    return reference
 
 
-def draw_picture(path: Path, size: tuple[int, int]) -> None:
-    """Writes a JPEG of patches of colour with some noise, the same every time: about as many bytes as a photograph."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    height, width = size
-    patches = rng.integers(0, 256, (-(-height // 24), -(-width // 24), 3)).repeat(24, 0).repeat(24, 1)
-    noisy = patches[:height, :width] + rng.normal(0, 6, (height, width, 3))
-    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
-
-
-def _by_stage(spent: dict[str, float], total: float) -> dict[str, float]:
-    copies = [spent[name] for name in ("copy_in", "copy_out") if name in spent]
-    found = {name: spent[name] for name in STAGES if name in spent}
-    found.setdefault("engine", spent["run"])
-    if copies:
-        found["copy"] = sum(copies)
-    return found | {"end_to_end": total, "call": total - spent["decode"]}
-
-
-def _open(candidate: Candidate, settings: Settings) -> _Open:
+def _open(candidate: Candidate, threads: int | None) -> _Opened:
+    """Opens a candidate and calls it once, since engines allocate at the first call; measures the memory it takes."""
     spent: dict[str, float] = {}
 
     def observe(stage: Stage, seconds: float) -> None:
@@ -191,115 +316,34 @@ def _open(candidate: Candidate, settings: Settings) -> _Open:
 
     gc.collect()
     machine.forget_peak()
-    at_first = machine.resident_mib()
-    segmenter, subject = candidate.open(RuntimeOptions(threads=settings.threads, observe=observe))
-    height, width = usual_size(segmenter.interface) or USUAL_PICTURE
+    before = machine.resident_mib()
+    segmenter, subject = candidate.open(RuntimeOptions(threads=threads, observe=observe))
+    height, width = opt_size(segmenter.interface) or ANY_SIZE
     try:
-        segmenter([np.zeros((height, width, 3), np.uint8)] * subject.batch)  # memory is set aside by the first call
+        segmenter([np.zeros((height, width, 3), np.uint8)] * subject.batch)
     except BaseException:
         segmenter.close()
         raise
     memory = Memory()
-    if at_first is not None and (now := machine.resident_mib()) is not None:
-        memory = Memory(round(now[0] - at_first[0], 1), round(now[1] - at_first[0], 1))
+    if before is not None and (now := machine.resident_mib()) is not None:
+        memory = Memory(round(now[0] - before[0], 1), round(now[1] - before[0], 1))
     engine = segmenter.engine
     if isinstance(engine, HoldsDeviceMemory):
         memory = replace(memory, device_mib=round(engine.device_memory().total / 2**20, 1))
-    return _Open(subject, segmenter, spent, memory)
+    return _Opened(subject, segmenter, spent, memory)
 
 
-def _warm_up(each: _Open, pictures: Sequence[Any], limit_s: float) -> WarmUp:
-    """Until the medians of the last two windows agree, or the time is over. The first window always runs whole."""
-    start = time.perf_counter()
-    times: list[float] = []
-    while True:
-        times += [each.call(pictures)["call"] for _ in range(WINDOW)]
-        if len(times) >= 2 * WINDOW:
-            last, previous = np.median(times[-WINDOW:]), np.median(times[-2 * WINDOW : -WINDOW])
-            if abs(last / previous - 1) < TOLERANCE:
-                return WarmUp(len(times), round(time.perf_counter() - start, 2), True)
-        if time.perf_counter() - start > limit_s:
-            return WarmUp(len(times), round(time.perf_counter() - start, 2), False)
+def _by_stage(spent: dict[str, float], total: float) -> dict[str, float]:
+    """Seconds by name of `STAGES`, with `end_to_end` and `call`. spent: as the engine observed them."""
+    copies = [spent[name] for name in ("copy_in", "copy_out") if name in spent]
+    stages = {name: spent[name] for name in STAGES if name in spent}
+    stages.setdefault("engine", spent["run"])
+    if copies:
+        stages["copy"] = sum(copies)
+    return stages | {"end_to_end": total, "call": total - spent["decode"]}
 
 
-def _rounds(opened: Sequence[_Open], file: Path, settings: Settings, say: Progress) -> tuple[str, ...]:
-    """Fills `calls` with whole rounds; what held the clocks back between them."""
-    held_back: dict[str, None] = {}
-    for number in range(settings.rounds):
-        turn = number % len(opened)
-        kept: list[tuple[_Open, list[dict[str, float]]]] = []
-        for each in (*opened[turn:], *opened[:turn]):
-            say("measure", f"round {number + 1} of {settings.rounds}, {each.subject.label}", number / settings.rounds)
-            pictures = [file] * each.subject.batch
-            each.call(pictures)
-            kept.append((each, [each.call(pictures) for _ in range(settings.calls)]))
-        for each, calls in kept:
-            each.calls += calls
-        held_back.update(dict.fromkeys(machine.throttled()))
-    return tuple(held_back)
-
-
-def _drop_unfinished_round(opened: Sequence[_Open]) -> int:
-    """Leaves the calls of the rounds that all have ended, and says how many of each."""
-    whole = min(len(each.calls) for each in opened)
-    for each in opened:
-        del each.calls[whole:]
-    return whole
-
-
-def _sweep(opened: Sequence[_Open], file: Path, settings: Settings, say: Progress) -> None:
-    image = read_image(file)
-    for each in opened:
-        low, high = each.segmenter.interface.batch_limits
-        for size in settings.batches:
-            if size < low or (high is not None and size > high):
-                continue
-            say("sweep", f"{each.subject.label}, batch {size}", None)
-            pictures = [image] * size
-            try:
-                each.call(pictures)
-                start = time.perf_counter()
-                times: list[float] = []
-                while len(times) < SWEEP_CALLS and (len(times) < 3 or time.perf_counter() - start < SWEEP_S):
-                    times.append(each.call(pictures)["call"])
-            except (EngineError, MemoryError) as error:  # larger ones would fail the same way
-                log.warning("%s does not take a batch of %d: %s", each.subject.label, size, error)
-                break
-            each.batches.append(Batch(size, Latency.of(times)))
-
-
-def _layers(opened: Sequence[_Open], settings: Settings, say: Progress) -> None:
-    for each in opened if settings.layers else ():
-        engine = each.segmenter.engine
-        if isinstance(engine, ProfilesLayers):
-            say("layers", each.subject.label, None)
-            batch = noise(each.segmenter, each.subject.size, each.subject.batch)
-            try:
-                each.layers = profile_layers(engine, batch, runs=LAYER_RUNS)
-            except TwinsError as error:  # the latencies are worth having without
-                log.warning("%s: layers were not timed: %s", each.subject.label, error.cause)
-
-
-def _energy(
-    opened: Sequence[_Open], file: Path, settings: Settings, meter: Meter | None, idle: float | None, say: Progress
-) -> None:
-    if meter is None or not settings.power_s:
-        return
-    for each in opened:
-        say("energy", each.subject.label, None)
-        pictures = [file] * each.subject.batch
-
-        def work(each: _Open = each, pictures: Sequence[Any] = pictures) -> int:
-            each.call(pictures)
-            return len(pictures)
-
-        try:
-            each.energy = measure_energy(meter, work, seconds=settings.power_s, idle_watts=idle)
-        except TwinsError as error:  # likewise
-            log.warning("%s: %s", each.subject.label, error.cause)
-
-
-def _measurement(each: _Open, settings: Settings) -> Measurement:
+def _measurement(each: _Opened, calls_per_round: int) -> Measurement:
     def latency(name: str) -> Latency:
         return Latency.of([call[name] for call in each.calls])
 
@@ -309,7 +353,7 @@ def _measurement(each: _Open, settings: Settings) -> Measurement:
         end_to_end=latency("end_to_end"),
         call=latency("call"),
         stages={name: latency(name) for name in STAGES if name in each.calls[0]},
-        calls_per_round=settings.calls,
+        calls_per_round=calls_per_round,
         batches=tuple(each.batches),
         layers=each.layers,
         memory=each.memory,
@@ -318,12 +362,14 @@ def _measurement(each: _Open, settings: Settings) -> Measurement:
 
 
 def _ratios(measurements: Sequence[Measurement], baseline: str) -> list[Ratio]:
-    """Of each but the baseline: per picture, from the encoded picture to the mask, and of the engine alone."""
+    """How fast each candidate is beside the baseline, per picture: from file to mask, and the engine alone."""
     theirs = next(m for m in measurements if m.subject.label == baseline)
-    found = []
+    ratios = []
     for ours in measurements:
-        for of in COMPARED if ours is not theirs else ():
+        if ours is theirs:
+            continue
+        for of in COMPARED:
             rounds = ours.rounds(of)
             value, low, high = ratio_of_medians(rounds, theirs.rounds(of))
-            found.append(Ratio(ours.subject.label, baseline, of, value, low, high, len(rounds)))
-    return found
+            ratios.append(Ratio(ours.subject.label, baseline, of, value, low, high, len(rounds)))
+    return ratios

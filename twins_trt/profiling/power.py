@@ -1,7 +1,7 @@
 """Power and energy: NVML on desktops; on a Jetson the INA3221 sensors through sysfs, else tegrastats.
 
-A meter reads watts; energy is the mean of many readings times the time they span. NVML's own counter of millijoules is
-used instead where the GPU has one: it misses nothing between readings.
+A meter reads watts. Energy is the mean of many readings times the time they span. Where a GPU counts millijoules
+itself, that counter is used instead: it misses nothing between readings.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from twins_trt.device import pci_bus_id
 from twins_trt.errors import ProfileError, UsageError, missing
 from twins_trt.profiling.machine import first_gpu
 from twins_trt.profiling.results import Energy
@@ -26,14 +27,17 @@ READ_EVERY_S = 0.05
 IDLE_S = 2.0
 KINDS = ("auto", "nvml", "ina3221", "tegrastats", "none")
 
-# The rail that everything else hangs from; where a board has none of these, its other rails are added up.
+# The rail that feeds all others. Where a board has none of these, its other rails are added up.
 _INPUT_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
 # Parts of another rail (Jetson Linux Developer Guide, AGX Orin: VDDQ is fed by VIN_SYS_5V0), unused channels, sums.
 _NOT_ADDED = re.compile(r"NC|VDDQ\w*|sum of shunt voltages", re.IGNORECASE)
 
 
 class Meter(Protocol):
-    """source: what it reads, in words. `millijoules` is None for a meter that does not count energy itself."""
+    """Reads power.
+
+    source: what is read, in words. millijoules: a counter of energy, None where the meter has none.
+    """
 
     @property
     def source(self) -> str: ...
@@ -45,8 +49,8 @@ class Meter(Protocol):
 def open_meter(kind: str = "auto", *, root: Path = Path("/")) -> Meter | None:
     """The meter of this machine; None for `none`, and where `auto` finds nothing to read.
 
-    kind: one of `KINDS`. root: of the file system with /sys. Raises UsageError for another kind, ProfileError or
-    MissingDependencyError where the one that was named cannot read anything here.
+    kind: one of `KINDS`. root: of the file system that holds /sys. Raises UsageError for another kind, ProfileError or
+    MissingDependencyError where a kind other than `auto` cannot read anything here.
     """
     if kind not in KINDS:
         raise UsageError(f"there is no power meter {kind!r}", f"use one of: {', '.join(KINDS)}")
@@ -68,8 +72,10 @@ def open_meter(kind: str = "auto", *, root: Path = Path("/")) -> Meter | None:
 
 
 def measure_energy(meter: Meter, work: Callable[[], int], *, seconds: float, idle_watts: float | None = None) -> Energy:
-    """What `work` costs, repeated for `seconds`; it returns how many pictures it did. Raises ProfileError where the
-    meter fails."""
+    """The energy of `work`, repeated for `seconds`.
+
+    work: returns how many pictures it did. idle_watts: only written down. Raises ProfileError where the meter fails.
+    """
     images = 0
     with _Readings(meter) as readings:
         before = meter.millijoules()
@@ -91,21 +97,21 @@ def measure_energy(meter: Meter, work: Callable[[], int], *, seconds: float, idl
 
 
 def measure_idle(meter: Meter, *, seconds: float = IDLE_S) -> float:
-    """Mean watts while nothing is asked of the machine. Raises ProfileError where the meter fails."""
+    """Mean watts while this process sleeps. Raises ProfileError where the meter fails."""
     with _Readings(meter) as readings:
         time.sleep(seconds)
     return readings.mean()
 
 
 class _Readings:
-    """Watts, read again and again in a thread for as long as the block runs."""
+    """Reads watts in a thread for as long as the block runs."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._watts: list[float] = []
         self._error: Exception | None = None
         self._stop = threading.Event()
-        here = copy_context()  # for errors to be spelled as the caller spells
+        here = copy_context()  # so that errors name options as the caller spells them
         self._thread = threading.Thread(target=here.run, args=(self._read,), name="twins-trt power", daemon=True)
 
     def __enter__(self) -> _Readings:
@@ -132,8 +138,7 @@ class _Readings:
 
 @dataclass(frozen=True)
 class Rail:
-    """One channel of a sensor. volts, amps: files with mV and mA; power: a file with power, of which `unit` is one
-    watt. Either the first two, or the last."""
+    """One channel of a sensor: files with `volts` (mV) and `amps` (mA), or a file with `power`, where `unit` is 1 W."""
 
     name: str
     volts: Path | None = None
@@ -172,11 +177,11 @@ class SensorMeter:
         return None
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: no file stays open."""
 
 
 def find_rails(root: Path) -> list[Rail]:
-    """All channels of the power sensors below `root`, by path; those that are switched off left out."""
+    """All channels of the power sensors below `root` that are switched on, by path."""
     rails = []
     for folder in sorted(root.glob("sys/class/hwmon/hwmon*")):
         chip = _word(folder / "name")
@@ -197,8 +202,10 @@ def find_rails(root: Path) -> list[Rail]:
 
 
 def whole_board(rails: Sequence[Rail]) -> tuple[Rail, ...]:
-    """The rails whose sum is the module's power: the one at its input where it is measured, else all that are no part
-    of another."""
+    """The rails whose sum is the module's power.
+
+    This is the input rail alone where it is measured, else all rails that are not part of another.
+    """
     for name in _INPUT_RAILS:
         if inputs := tuple(rail for rail in rails if rail.name == name):
             return inputs[:1]
@@ -206,7 +213,7 @@ def whole_board(rails: Sequence[Rail]) -> tuple[Rail, ...]:
 
 
 class TegrastatsMeter:
-    """A Jetson's `tegrastats`, read line by line. Raises ProfileError where it does not run or names no rail."""
+    """Reads a Jetson's `tegrastats` line by line. Raises ProfileError where it does not run or names no rail."""
 
     def __init__(self, command: Sequence[str] = ("tegrastats", "--interval", "100")) -> None:
         if shutil.which(command[0]) is None:
@@ -220,7 +227,7 @@ class TegrastatsMeter:
         self.source = f"tegrastats ({' + '.join(self.rails)})"
 
     def watts(self) -> float:
-        """Of the next line, so that every reading is a new one."""
+        """Watts in the next line: every reading is a new one."""
         found = parse_tegrastats(self._line())
         return sum(found[name] for name in self.rails)
 
@@ -228,7 +235,7 @@ class TegrastatsMeter:
         return None
 
     def close(self) -> None:
-        """End the program."""
+        """Ends the program."""
         self._process.terminate()
         self._process.communicate()
 
@@ -241,14 +248,16 @@ class TegrastatsMeter:
 
 
 def parse_tegrastats(line: str) -> dict[str, float]:
-    """Watts now by rail, out of `VDD_IN 4523mW/4510mW` (now/mean) and the older `POM_5V_IN 4523/4510`."""
+    """Watts by rail, now, from `VDD_IN 4523mW/4510mW` (now/mean) and the older `POM_5V_IN 4523/4510`."""
     found = re.findall(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/\d+(?:mW)?(?=\s|$)", line)
     return {name: int(milliwatts) / 1e3 for name, milliwatts in found}
 
 
 class NvmlMeter:
-    """The first GPU's board power, through nvidia-ml-py. Raises MissingDependencyError without that package,
-    ProfileError without a driver or where the GPU does not tell."""
+    """Reads the first GPU's board power through nvidia-ml-py.
+
+    Raises MissingDependencyError without that package, ProfileError without a driver or where the GPU does not say.
+    """
 
     def __init__(self) -> None:
         try:
@@ -258,7 +267,7 @@ class NvmlMeter:
         self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
-            self._device = first_gpu(pynvml)
+            self._device = first_gpu(pynvml, pci_bus_id())
             self.watts()
             self.source = f"NVML ({pynvml.nvmlDeviceGetName(self._device)})"
         except pynvml.NVMLError as error:
@@ -274,7 +283,7 @@ class NvmlMeter:
             return None
 
     def close(self) -> None:
-        """Shut NVML down."""
+        """Shuts NVML down."""
         self._nvml.nvmlShutdown()
 
 

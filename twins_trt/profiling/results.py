@@ -1,4 +1,4 @@
-"""What a profile found, with everything that is needed to trust it: the content of `profile.json`."""
+"""The content of `profile.json`: the figures, and everything that is needed to trust them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Compared = Literal["end_to_end", "engine"]
 COMPARED: tuple[Compared, ...] = ("end_to_end", "engine")
 
 STAGES = ("decode", "preprocess", "copy", "engine", "postprocess")
-"""In the order in which a picture meets them. `copy`: between host and device, both ways; absent on a CPU."""
+"""The stages of a call, in order. `copy`: between host and device, both ways; absent on a CPU."""
 
 
 @dataclass(frozen=True)
 class Latency:
     """Times of single calls, in milliseconds.
 
-    samples: every timed call, in the order in which they ran. The quantiles are None where there are too few samples to
-    tell (p99 needs 100). jitter: the mean absolute difference of neighbouring calls.
+    samples: every timed call, in order. A quantile is None where there are too few samples for it (p99 needs 100).
+    jitter: the mean absolute difference of neighbouring calls.
     """
 
     samples: tuple[float, ...]
@@ -43,7 +43,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """From the seconds of each call, at least one."""
+        """From the seconds of each call; there is at least one."""
         samples = tuple(round(1e3 * each, 4) for each in seconds)  # a tenth of a microsecond
         p90, p95, p99 = (_rounded(quantile(samples, share)) for share in (0.90, 0.95, 0.99))
         middle = sorted(samples)
@@ -54,8 +54,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """calls, seconds: how long it ran before anything was kept. stable: whether the criterion was met, or time ran
-    out."""
+    """What ran before anything was kept.
+
+    calls, seconds: how much. stable: whether the times had settled; False where the time limit ended the warm-up.
+    """
 
     calls: int
     seconds: float
@@ -64,7 +66,7 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Batch:
-    """One point of the throughput sweep: `size` pictures a call, in memory in, masks in memory out."""
+    """One point of the throughput sweep: calls of `size` pictures, from arrays in memory to masks in memory."""
 
     size: int
     latency: Latency
@@ -77,8 +79,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Layer:
-    """One operation as the runtime names it; milliseconds: mean of a call. block: the model block it belongs to
-    (`stages.2.blocks.4.ffn`), None where its name does not tell."""
+    """One operation, named as the runtime names it.
+
+    milliseconds: mean of a call. block: the model block it belongs to (`stages.2.blocks.4.ffn`), None if unknown.
+    """
 
     name: str
     operator: str
@@ -88,8 +92,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Memory:
-    """MiB. host_mib: what opening and the first calls added to the resident memory of the process, and, where the
-    system tells, the peak of it meanwhile. device_mib: what the engine holds on the device."""
+    """Memory in MiB, None where it is not known.
+
+    host_mib: what opening and the first call added to the resident memory of the process. host_peak_mib: the most that
+    they added at any moment. device_mib: what the engine holds on the device.
+    """
 
     host_mib: float | None = None
     host_peak_mib: float | None = None
@@ -98,8 +105,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Energy:
-    """source: `NVML`, `INA3221` or `tegrastats`, with what was read. seconds, images: of the steady run.
-    joules_per_image: all that the board or module drew, idle included. idle_watts: before the run."""
+    """Energy of a steady run.
+
+    source: `NVML`, `INA3221` or `tegrastats`, with what was read. watts: mean of the run. idle_watts: before the run.
+    joules_per_image: all that the board or module drew, idle included. seconds, images: of the run.
+    """
 
     source: str
     watts: float
@@ -114,12 +124,12 @@ class Subject:
     """What was measured.
 
     label: unique in the file. kind: a bundle, a plain ONNX file or a PyTorch model. name: of the file or model, without
-    its folder. engine: what executed it (`onnxruntime`, `tensorrt`, `pytorch`). precision: of the graph, None where it
-    is not known. size: (height, width) of what the network saw. graph_sha256, weights_sha256: of the file that ran and
-    of the checkpoint behind it. threads: CPU threads, None for one per core. measured_on: the device, in words.
-    batch: pictures in a call; more than 1 where the graph is fixed to it.
+    its folder. engine: what executed it (`onnxruntime`, `tensorrt`, `pytorch`). precision: of the graph, None if
+    unknown. size: (height, width) of the network's input. input, output: tensors in words. measured_on: the device, in
+    words. batch: pictures in a call; more than 1 where the graph is fixed to it.
     simulated: true where something else stood in for the engine that ships (the graph of a bundle with TensorRT engines
-    on ONNX Runtime).
+    on ONNX Runtime). graph_sha256, weights_sha256: of the file that ran and of the checkpoint behind it.
+    threads: CPU threads, None for one per core.
     """
 
     label: str
@@ -141,11 +151,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One subject's figures.
+    """The figures of one subject.
 
     end_to_end: from the encoded picture in a file to its mask, at its own size, in host memory. call: the same without
-    decoding: a picture in memory to its mask. stages: by name of `STAGES`, of the same calls; what they leave of
-    end_to_end is the glue between them. calls_per_round: so many samples in a row belong to one round.
+    decoding: a picture in memory to its mask. stages: by name of `STAGES`, of the same calls; they do not add up to
+    end_to_end, because there is glue between them. calls_per_round: so many samples in a row belong to one round.
     """
 
     subject: Subject
@@ -167,12 +177,12 @@ class Measurement:
 
     @property
     def overhead(self) -> float:
-        """The share by which a call takes longer than its engine and copies do, both at the median."""
+        """By what share a call takes longer than its engine and copies, all at the median."""
         engine = self.stages["engine"].p50 + (self.stages["copy"].p50 if "copy" in self.stages else 0.0)
         return self.call.p50 / engine - 1
 
     def blocks(self) -> dict[str, float]:
-        """Milliseconds of each model block, slowest first; `other` for layers that belong to none."""
+        """Milliseconds of each model block, slowest first; `other` holds the layers of no block."""
         total: dict[str, float] = {}
         for layer in self.layers:
             name = layer.block or "other"
@@ -182,10 +192,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as `baseline` the subject `label` is, from rounds that both ran in turn.
+    """How many times as fast as `baseline` the subject `label` is, from rounds in which both ran.
 
-    of: what was compared, per picture. value: median over rounds of the ratio of the round's medians. low, high: its
-    95 % bootstrap interval, None for a single round.
+    of: what is compared, per picture. value: the ratio of the two medians of a round, and of these ratios the median
+    over rounds. low, high: its 95 % bootstrap interval, None for a single round.
     """
 
     label: str
@@ -199,8 +209,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Machine:
-    """processor: its model and vector extensions. cores: that this process may use. board: a Jetson's, with JetPack.
-    gpu: name and target, None without one."""
+    """The machine that measured.
+
+    processor: model and vector extensions. cores: how many this process may use. gpu: name and target, None without
+    one. board: the model of a Jetson.
+    """
 
     processor: str
     cores: int
@@ -215,9 +228,9 @@ class Conditions:
     """The state of the machine at one moment.
 
     load_average: of the last minute. busy: the share of the processors' time that was in use just before, None where
-    nobody looked. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by
-    sensor. power_mode: a Jetson's nvpmodel, a GPU's power limit. throttled: what held the clocks back, in words.
-    events: counters of throttling and of time stolen by a hypervisor, whose growth over the run is flagged.
+    it was not watched. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by sensor.
+    power_mode: nvpmodel of a Jetson, power limit of a GPU. throttled: what held the clocks back, in words.
+    events: counters of throttling and of time stolen by a hypervisor; a warning says where one grew over the run.
     """
 
     load_average: float | None = None
@@ -230,12 +243,13 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the run was made. Times in seconds.
+class ProfileOptions:
+    """How to measure. Times in seconds.
 
-    rounds: of interleaved measuring; calls: timed ones of a subject in a round. warm_up_s: at most, before the first
-    round. batches: of the sweep. picture: what was segmented, with its size. layers: whether layers were timed, in a
-    session of their own. power_s: length of the steady run that energy was measured in, 0 for none.
+    rounds: of interleaved measuring. calls: timed calls of a subject in a round. warm_up_s: at most, before the first
+    round. batches: sizes of the throughput sweep. threads: of the CPU, None for one per core. picture: what is
+    segmented, with its size. layers: whether to time layers, in a session of their own. power_s: length of the steady
+    run in which energy is measured, 0 for none.
     """
 
     rounds: int = 20
@@ -252,15 +266,15 @@ class Settings:
 class Profile:
     """The content of `profile.json`.
 
-    seconds: between before and after. warnings: everything that makes the figures less than they seem, in words.
-    interrupted: Ctrl-C ended it; what is here was measured in whole rounds.
+    before, after: the machine's state around the rounds; seconds: between the two. warnings: what makes the figures
+    less reliable than they look, in words. interrupted: Ctrl-C ended it, and only whole rounds are kept.
     """
 
     created: str
     command: str
     machine: Machine
     versions: Mapping[str, str]
-    settings: Settings
+    settings: ProfileOptions
     before: Conditions
     after: Conditions
     seconds: float
@@ -310,8 +324,10 @@ def write_profile(path: str | Path, profile: Profile) -> None:
 
 
 def dump_profile(profile: Profile) -> bytes:
-    """The file's bytes. The innermost lists and objects (samples, layers) stand on one line each, so that a diff of two
-    files can be read."""
+    """The bytes of `profile.json`.
+
+    Each innermost list or object (samples, layers) is on one line, so that a diff of two files can be read.
+    """
     text = json.dumps(profile.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     # A line break is never inside of a string, so nothing but the layout is touched.
     innermost = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n\s*", " ", match[0]), text)
@@ -319,7 +335,7 @@ def dump_profile(profile: Profile) -> bytes:
 
 
 def read_profile(path: str | Path) -> Profile:
-    """Raises ProfileError for a file that is missing, is no JSON, or no profile of this version."""
+    """Reads a profile. Raises ProfileError for a file that is missing, is no JSON, or no profile of this version."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

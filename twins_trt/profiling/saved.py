@@ -1,4 +1,4 @@
-"""A profile that travels in the bundle it measured: `profile.json` beside the graph, its medians in the manifest."""
+"""Saves a profile in the bundle that it measured: `profile.json` beside the graph, the medians in the manifest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from twins_trt.runtime.manifest import Figure, Manifest
 
 
 def save_profile(bundle: Bundle, profile: Profile) -> Bundle:
-    """The bundle with `profile`, whole, as its `profile.json`, in place of an earlier one; figures of its manifest that
-    were measured on the same device are replaced. Raises ProfileError where the profile is not of this bundle's graph,
-    BundleError as `amend_bundle` does."""
+    """Writes the whole profile into the bundle as `profile.json`, replacing an earlier one. Returns the new bundle.
+
+    Figures in the manifest that were measured on the same device are replaced. Raises ProfileError where the profile
+    does not measure this bundle's graph, BundleError as `amend_bundle` does.
+    """
     digest = bundle.manifest.graph_sha256
     measured = [m for m in profile.measurements if m.subject.kind == "bundle" and m.subject.graph_sha256 == digest]
     if not measured:

@@ -1,4 +1,4 @@
-"""Numbers out of samples: quantiles that the samples can support, and a bootstrap interval for a ratio of medians."""
+"""Statistics of samples: quantiles where there are enough of them, and bootstrap intervals for ratios of medians."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 DRAWS = 2000
-"""Resamples of a bootstrap."""
+"""How many times a bootstrap resamples."""
 
 
 def quantile(samples: Sequence[float], share: float) -> float | None:
-    """The `share` quantile, 0 to 1, by linear interpolation; None where fewer than one sample lies beyond it, since the
-    slowest of 20 calls says nothing about one call in a hundred."""
+    """The `share` quantile, 0 to 1, by linear interpolation.
+
+    None where fewer than one sample lies beyond it: the slowest of 20 calls says nothing about one call in a hundred.
+    """
     if not samples or len(samples) * (1 - share) < 1 - 1e-9:
         return None
     return float(np.quantile(np.asarray(samples, np.float64), share))
@@ -27,11 +29,11 @@ def jitter(samples: Sequence[float]) -> float | None:
 def ratio_of_medians(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float | None, float | None]:
-    """How many times as fast as `theirs` we are: (ratio, low, high) of the medians over rounds.
+    """How many times as fast as `theirs` we are: (ratio, low, high).
 
-    ours, theirs: of every round the times of its calls. Rounds of one number belong together: what else the machine did
-    then met both. So each round gives one ratio, of its medians; the result is the median of those, and the interval
-    comes from resampling rounds. A single round gives no interval: low and high are None.
+    ours, theirs: for every round the times of its calls. Rounds of the same number belong together: whatever else the
+    machine did then affected both. So each round gives one ratio, of its two medians. The result is the median of these
+    ratios, and the interval comes from resampling rounds. A single round gives no interval: low and high are None.
     """
     pairs = [float(np.median(slow) / np.median(fast)) for fast, slow in zip(ours, theirs, strict=True)]
     value = float(np.median(pairs))
@@ -43,8 +45,11 @@ def ratio_of_medians(
 def ratio_of_unpaired(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float | None, float | None]:
-    """As `ratio_of_medians`, for rounds that do not belong together: of the medians over rounds, each side resampled by
-    itself. The interval holds what differs between rounds, not what differed between the two runs."""
+    """As `ratio_of_medians`, for rounds that do not belong together.
+
+    The ratio is that of the two sides' medians over rounds, and each side is resampled by itself. The interval covers
+    differences between rounds, not what differed between the two runs.
+    """
     medians = [np.array([np.median(calls) for calls in side]) for side in (ours, theirs)]
     value = float(np.median(medians[1]) / np.median(medians[0]))
     if min(map(len, medians)) < 2:
@@ -55,7 +60,7 @@ def ratio_of_unpaired(
 
 
 def bootstrap_median(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval, of this confidence, of the median of `values` over resamples."""
+    """(low, high): the percentile interval of the median of `values` over resamples."""
     rng = np.random.default_rng(seed)
     draws: npt.NDArray[np.float64] = rng.choice(np.asarray(values, np.float64), (DRAWS, len(values)))
     return _interval(np.median(draws, axis=1), confidence)

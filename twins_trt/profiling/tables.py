@@ -1,4 +1,4 @@
-"""A profile as tables of text, for a terminal and for Markdown alike: the first row is the head."""
+"""A profile as tables of text, for a terminal and for Markdown. The first row is the head."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _SLOWEST = 12
 
 
 def latencies(profile: Profile) -> Rows:
-    """One row a candidate: end to end with its quantiles, what the engine has of it, and how many times as fast as the
-    baseline it is. Milliseconds; empty where there is nothing to say."""
+    """One row a candidate, in milliseconds: end to end with its quantiles, the engine's median, and the ratio to the
+    baseline. Cells without a figure are empty."""
     rows: Rows = [("", "engine", "precision", "p50", "p90", "p95", "p99", "jitter", "engine p50", "times as fast")]
     for m in profile.measurements:
         latency = m.end_to_end
@@ -22,7 +22,7 @@ def latencies(profile: Profile) -> Rows:
 
 
 def stages(profile: Profile) -> Rows:
-    """One row a candidate: the median of every stage, and what of a call is not engine. Milliseconds."""
+    """One row a candidate: the median of every stage in milliseconds, and the share that a call adds to its engine."""
     rows: Rows = [("", *STAGES, "call", "beside the engine")]
     for m in profile.measurements:
         found = (m.stages[name].p50 if name in m.stages else None for name in STAGES)
@@ -31,7 +31,7 @@ def stages(profile: Profile) -> Rows:
 
 
 def throughput(profile: Profile) -> Rows:
-    """Pictures a second by batch size; empty cells where a graph does not take that many. No rows without a sweep."""
+    """Pictures a second by batch size. Cells are empty where a graph does not take a batch; no rows without a sweep."""
     sizes = sorted({batch.size for m in profile.measurements for batch in m.batches})
     if not sizes:
         return []
@@ -43,7 +43,7 @@ def throughput(profile: Profile) -> Rows:
 
 
 def resources(profile: Profile) -> Rows:
-    """Memory and energy; columns that nobody has a figure for are left out, and all rows where there is none at all."""
+    """Memory and energy, without the columns that hold no figure; no rows where no column does."""
     rows: Rows = [("", "host MiB", "host peak MiB", "device MiB", "W", "idle W", "J/image")]
     for m in profile.measurements:
         memory = (_whole(m.memory.host_mib), _whole(m.memory.host_peak_mib), _whole(m.memory.device_mib))
@@ -56,7 +56,7 @@ def resources(profile: Profile) -> Rows:
 
 
 def blocks(measurement: Measurement) -> Rows:
-    """The slowest model blocks with their share of all layers' time; no rows where no layer names a block."""
+    """The slowest model blocks with their share of the time of all layers; no rows where no layer has a block."""
     found = measurement.blocks()
     total = sum(found.values())
     if not total or set(found) == {"other"}:
@@ -64,13 +64,13 @@ def blocks(measurement: Measurement) -> Rows:
     shown = list(found.items())[:_SLOWEST]
     rows: Rows = [("block", "ms", "share")]
     rows += [(name, ms(spent), f"{100 * spent / total:.1f} %") for name, spent in shown]
-    if rest := list(found.values())[_SLOWEST:]:
-        rows.append((f"{len(rest)} more", ms(sum(rest)), f"{100 * sum(rest) / total:.1f} %"))
+    if others := list(found.values())[_SLOWEST:]:
+        rows.append((f"{len(others)} more", ms(sum(others)), f"{100 * sum(others) / total:.1f} %"))
     return rows
 
 
 def speed_up(ratio: Ratio | Change | None) -> str:
-    """As in `1.23 (1.20 to 1.26)`; `1` for the baseline itself."""
+    """The ratio and its interval, as in `1.23 (1.20 to 1.26)`; `1` for the baseline itself."""
     if ratio is None:
         return "1"
     interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
@@ -78,7 +78,7 @@ def speed_up(ratio: Ratio | Change | None) -> str:
 
 
 def ms(value: float | None) -> str:
-    """Three digits that count, as in `123`, `12.3`, `1.23`; empty for None."""
+    """Three significant digits, as in `123`, `12.3`, `1.23`; empty for None."""
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

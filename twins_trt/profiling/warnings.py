@@ -1,4 +1,4 @@
-"""What makes a profile's figures less than they seem, in words."""
+"""Warnings: what makes the figures of a profile less reliable than they look."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from twins_trt.profiling.machine import STOLEN
 from twins_trt.profiling.results import Measurement, Profile
 
-BUSY = 0.1  # of the cores' time, by others before the run
-STEAL = 0.01  # of the cores' time
-FALLEN = 0.9  # of the clock before; under load it should rise
-UNEVEN = 0.15  # jitter, of the median
+BUSY = 0.1  # share of the cores' time that others used before the run
+STEAL = 0.01  # share of the cores' time that a hypervisor took
+FALLEN = 0.9  # of the clock before the run; under load it should rise
+UNEVEN = 0.15  # jitter as a share of the median
 
 
 def find_warnings(profile: Profile) -> tuple[str, ...]:
-    """One sentence each; none where there is nothing to say."""
+    """The warnings of a profile, one sentence each."""
     found = [*_of_machine(profile)]
     for measurement in profile.measurements:
         found += _of_measurement(measurement)

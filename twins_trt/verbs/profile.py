@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import get_spec
 from twins_trt.profiling.power import KINDS as METERS
-from twins_trt.profiling.results import Settings
+from twins_trt.profiling.results import ProfileOptions
 from twins_trt.progress import Progress
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import THREADS_FLAG, WEIGHTS_GROUP, weights_flags
+from twins_trt.verbs.groups.running import THREADS_FLAG, bundle_path, torch_device
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, weights_flags
 from twins_trt.verbs.kinds import COUNTS, FIXED_SIZE, NAMES, NUMBER, SWITCH, WHOLE
-from twins_trt.verbs.meanings import place_of, torch_device
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from twins_trt.profiling.results import Profile
     from twins_trt.runtime import Bundle, Source
 
-_USUAL = Settings()
+_USUAL = ProfileOptions()
 _DAY = 86400  # seconds
 
 
@@ -35,18 +35,18 @@ class ProfileRequest:
     """What is asked of a profile.
 
     bundles: folders. onnx: plain ONNX files. torch: a name of the zoo, which runs in PyTorch, eager. engines: what runs
-    bundles, of `runtime.engines.KINDS`, or `auto`; with several each bundle runs on each. baseline: whom the others are
+    bundles, of `runtime.engines.KINDS`, or `auto`; with several each bundle runs on each. baseline: what the others are
     compared with, by default the first. out: a JSON file for the results, with every sample. save: put them into the
     bundles, as `profile.json`.
 
     image: the picture; by default one is drawn, at the graph's own size. rounds, calls, warm_up: as in
-    `profiling.results.Settings`, warm_up in seconds. threads: of the CPU. batches: of the throughput sweep, as far as a
-    graph allows. layers: time them, too. power: what reads it, of `profiling.power.KINDS`. power_seconds: of each.
-    device: where PyTorch runs, `auto`, `cpu` or `cuda`. size: (height, width) of the PyTorch model, pixels; by default
-    the first bundle's.
+    `profiling.results.ProfileOptions`, warm_up in seconds. threads: of the CPU. batches: of the throughput sweep, as
+    far as a graph allows. layers: time them, too. power: what reads it, of `profiling.power.KINDS`. power_seconds: of
+    each. device: where PyTorch runs, `auto`, `cpu` or `cuda`. size: (height, width) of the PyTorch model, pixels; by
+    default the first bundle's.
 
     checkpoint, seeded, num_classes, padding: of the PyTorch model, as in `BuildRequest`.
-    Raises `UsageError` for a value that is none of its field's kind.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     bundles: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ TABLE: tuple[Flag, ...] = (
     Flag("--onnx", "onnx", "a plain ONNX file as well", metavar="FILE", repeated=True),
     Flag("--torch", "torch", "a model in PyTorch, eager, as well; with its weights below", metavar="MODEL"),
     Flag("--engine", "engines", "what runs bundles; several: each of them; default: {default}", NAMES, "KIND,..."),
-    Flag("--baseline", "baseline", "whom the others are compared with; default: the first", metavar="NAME"),
+    Flag("--baseline", "baseline", "what the others are compared with; default: the first", metavar="NAME"),
     Flag(
         "--image",
         "image",
@@ -165,7 +165,7 @@ def profile(
     for weights that do not fit the model, `EngineError` where an engine refuses a candidate, `ProfileError` where power
     cannot be read or results cannot be written, `MissingDependencyError` where no engine can run here.
     """
-    paths = list(map(place_of, bundles))
+    paths = list(map(bundle_path, bundles))
     request = FLAGS.ask(
         more,
         bundles=paths or None,
@@ -188,7 +188,7 @@ class ProfileJob:
     """What a profile will do, all of it checked that can be checked before anything is opened but manifests."""
 
     request: ProfileRequest
-    settings: Settings
+    settings: ProfileOptions
     candidates: tuple[Candidate, ...]
     bundles: tuple[Bundle, ...]
 
@@ -242,14 +242,14 @@ def measure(plan: ProfileJob, *, progress: Progress | None = None) -> Profile:
     return found
 
 
-def _settings(request: ProfileRequest) -> Settings:
+def _settings(request: ProfileRequest) -> ProfileOptions:
     for name in ("rounds", "calls"):
         if getattr(request, name) < 1:
             raise UsageError(f"{spelled(name)} is {getattr(request, name)}", "give at least 1")
     for name in ("warm_up", "power_seconds"):
         if not 0 <= getattr(request, name) < _DAY:
             raise UsageError(f"{spelled(name)} is {getattr(request, name)}", "give seconds, 0 or more")
-    return Settings(
+    return ProfileOptions(
         rounds=request.rounds,
         calls=request.calls,
         warm_up_s=request.warm_up,
@@ -295,14 +295,14 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
 def _torch(request: ProfileRequest, name: str) -> Candidate:
     from twins_trt.models.telling import tell_model
     from twins_trt.models.weights import find_weights, load_weights
-    from twins_trt.profiling.candidates import torch_candidate, usual_size
+    from twins_trt.profiling.candidates import opt_size, torch_candidate
     from twins_trt.runtime import open_bundle
 
     name, checkpoint = tell_model(name, request.checkpoint)
     spec = get_spec(name)
     find_weights(name, checkpoint=checkpoint, seeded=request.seeded)
     first = open_bundle(request.bundles[0], verify=False).interface if request.bundles else None
-    size = request.size or (None if first is None else usual_size(first)) or spec.crop_size
+    size = request.size or (None if first is None else opt_size(first)) or spec.crop_size
     classes = request.num_classes
     if request.seeded and classes is None and first is not None:
         classes = first.num_classes
