@@ -160,7 +160,7 @@ def test_arrays_that_cannot_be_used_are_refused(
         setattr(source, name, value)
     with pytest.raises(error, match=said):
         engine.run_on_device(source)
-    assert np.array_equal(engine(images)["mask"], nearest_class(images))  # the lane came back
+    assert np.array_equal(engine(images)["mask"], nearest_class(images))  # the slot was given back
 
 
 def test_interfaces_that_cannot_be_used_are_refused(machine: Machine, images: Any) -> None:

@@ -135,7 +135,7 @@ def test_ctrl_c_leaves_nothing_running(machine: Machine, picture: Draw, where: s
                     raise KeyboardInterrupt
     assert machine.gpu.pending() == 0
     assert not [thread for thread in threading.enumerate() if thread.name == "twins-trt-stream"]
-    # Every lane came back: two calls at once, and streams, still work.
+    # Every slot was given back: two calls at once, and streams, still work.
     pending = [made.engine.submit(image[None], wait=False) for image in images[:2]]
     masks = [call.result()["mask"][0] for call in pending]
     assert all(np.array_equal(mask, nearest_class(image)) for mask, image in zip(masks, images, strict=False))

@@ -1,4 +1,4 @@
-"""The engine kinds, one module each: `why_not(source)` says whether it can run here, `open_engine` opens it."""
+"""The kinds of engines. Each has a module: `why_not` tells whether the kind can run here, `open_engine` opens one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import logging
 from types import ModuleType
 
+from twins_trt.bindings import NAMES
 from twins_trt.device import current_device
 from twins_trt.errors import MissingDependencyError, UsageError
 from twins_trt.runtime.engines.protocol import (
@@ -45,37 +46,37 @@ __all__ = [
     "why_not",
 ]
 
-# In the order in which `auto` prefers them: fastest first. OpenVINO runs a float32 graph faster than ONNX Runtime, and
-# an INT8 graph, which is what one builds for speed, slower (docs/measurements.md). It takes longer to open, and again
-# for each new size of a dynamic graph.
+# In the order in which `auto` prefers them: fastest first. Compared with ONNX Runtime, OpenVINO is faster on a float32
+# graph and slower on an INT8 graph, which is what one builds for speed (docs/measurements.md). It also takes longer to
+# open, and to run each new size of a dynamic graph for the first time.
 KINDS = {
-    "tensorrt": "twins_trt.runtime.engines.tensorrt",
-    "tensorrt_rtx": "twins_trt.runtime.engines.tensorrt_rtx",
+    "tensorrt": "twins_trt.runtime.tensorrt",
+    "tensorrt_rtx": "twins_trt.runtime.tensorrt",
     "torch": "twins_trt.runtime.engines.torch",
     "onnxruntime": "twins_trt.runtime.engines.onnxruntime",
     "openvino": "twins_trt.runtime.engines.openvino",
 }
 
-# Only by name: it runs the weights, whatever graph and precision the gate judged.
+# `auto` leaves these out: torch runs the weights, whatever graph and precision the gate judged.
 NOT_BY_ITSELF = ("torch",)
 
-# Run the graph on a CPU, whatever else a bundle holds: what they say of a GPU's engine is simulated.
+# These run the graph on a CPU, whatever else a bundle holds: what they tell about a GPU's engine is simulated.
 CPU_KINDS = ("onnxruntime", "openvino")
 
 
 def check_kind(kind: str) -> None:
-    """Raises UsageError unless `kind` is a name of `KINDS` or `auto`."""
+    """Raises UsageError unless `kind` is one of `KINDS` or `auto`."""
     if kind not in ("auto", *KINDS):
         raise UsageError(f"there is no engine {kind!r}", f"use auto, {', '.join(KINDS)}")
 
 
 def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOptions | None = None) -> Engine:
-    """An engine for `bundle`.
+    """Opens an engine that runs `source`.
 
-    kind: a name of `KINDS`, or `auto` for the first of them that can run here, save torch. Where the bundle has
-    engines for a GPU and none of them runs on the one that is here, `auto` says why in the log.
-    Raises UsageError for an unknown kind, MissingDependencyError if what it needs is absent, EngineError if it refuses
-    the source.
+    kind: one of `KINDS`, or `auto` for the first of them that can run here; `auto` never takes torch. If the source has
+    engines for a GPU and none of them runs on the GPU of this machine, `auto` logs why.
+    Raises UsageError for an unknown kind, MissingDependencyError if a package that the kind needs is absent,
+    EngineError if the kind refuses the source.
     """
     options = options or RuntimeOptions()
     check_kind(kind)
@@ -95,8 +96,9 @@ def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOpt
 
 
 def why_not(source: EngineSource, kind: str) -> str | None:
-    """Why the engine `kind` cannot run `bundle` on this machine, or None if it can."""
-    reason: str | None = _module(kind).why_not(source)
+    """Why an engine of `kind` cannot run `source` on this machine, or None if it can."""
+    module = _module(kind)
+    reason: str | None = module.why_not(source, kind) if kind in NAMES else module.why_not(source)
     return reason
 
 
@@ -105,5 +107,6 @@ def _module(kind: str) -> ModuleType:
 
 
 def _open(kind: str, source: EngineSource, options: RuntimeOptions) -> Engine:
-    engine: Engine = _module(kind).open_engine(source, options)
+    module = _module(kind)
+    engine: Engine = module.open_engine(source, kind, options) if kind in NAMES else module.open_engine(source, options)
     return engine

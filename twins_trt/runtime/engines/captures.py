@@ -1,4 +1,4 @@
-"""Calls captured as CUDA graphs: one for each shape that comes back, the least recently used given up first."""
+"""Calls captured as CUDA graphs: one for each shape that recurs. The least recently used is dropped first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from twins_trt.runtime.engines.protocol import Observe, observed
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
+
     Program = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
 
@@ -29,8 +29,8 @@ V = TypeVar("V", bound=Closable)
 class Captures(Generic[K, V]):
     """At most `capacity` captured calls. `capture(key)` makes one.
 
-    A key is captured when it comes the second time: capturing takes many times as long as a call, and a folder of
-    pictures of all sizes would never use a capture again.
+    A key is captured when it comes for the second time: capturing takes many times as long as a call, and pictures of
+    many sizes would never use a capture again.
     """
 
     def __init__(self, capture: Callable[[K], V], *, capacity: int) -> None:
@@ -40,7 +40,7 @@ class Captures(Generic[K, V]):
         self._seen: OrderedDict[K, None] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """The captured call; None where the key is new, and the caller has to go without."""
+        """The captured call; None if the key is new, and then the caller has to run without a capture."""
         if key in self._calls:
             self._calls.move_to_end(key)
             return self._calls[key]
@@ -49,13 +49,13 @@ class Captures(Generic[K, V]):
             if len(self._seen) > 4 * self._capacity:
                 self._seen.popitem(last=False)
             return None
-        while len(self._calls) >= self._capacity:  # before the new one, so that both never hold memory at once
+        while len(self._calls) >= self._capacity:  # before the new capture, so that the two never hold memory at once
             self._calls.popitem(last=False)[1].close()
         call = self._calls[key] = self._capture(key)
         return call
 
     def clear(self) -> None:
-        """Give up all of them."""
+        """Closes all captured calls."""
         while self._calls:
             self._calls.popitem()[1].close()
         self._seen.clear()
@@ -65,7 +65,7 @@ class Captures(Generic[K, V]):
 
 
 class Staging:
-    """A call's input on the device, and the host memory it comes through: page-locked, where a GPU fetches it."""
+    """A call's input on the device, and the host memory that it is copied from, page-locked for a GPU."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         import torch
@@ -75,7 +75,7 @@ class Staging:
         self.device = torch.zeros(shape, dtype=dtype, device=device)
 
     def fill(self, image: Array) -> None:
-        """Copy `image` to the device, in order with the current stream."""
+        """Copies `image` to the device, in the order of the current stream."""
         np.copyto(self._array, image)
         self.device.copy_(self._host, non_blocking=True)
 
@@ -83,8 +83,8 @@ class Staging:
 class CudaCapture:
     """`program` on one input shape, captured once and replayed.
 
-    stream: where it is captured and replayed. pool: memory that captures share, which they may, because replays follow
-    each other on one stream and results are copied out before the next.
+    stream: where it is captured and replayed. pool: memory that all captures share. They can share it because replays
+    follow each other on one stream and results are copied out before the next replay.
     """
 
     def __init__(self, program: Program, shape: tuple[int, ...], dtype: torch.dtype, *, stream: Any, pool: Any) -> None:
@@ -93,7 +93,7 @@ class CudaCapture:
         self._stream = stream
         with torch.cuda.stream(stream):
             self._input = Staging(shape, dtype, stream.device)
-            program(self._input.device)  # kernels are compiled and tables uploaded, which a capture must not do
+            program(self._input.device)  # compiles kernels and uploads tables, which a capture must not do
             stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             # thread_local: other threads may go on using the device meanwhile
@@ -104,7 +104,7 @@ class CudaCapture:
             }
 
     def __call__(self, image: Array, observe: Observe | None = None) -> dict[str, Array]:
-        """Run on `image`; the arrays are overwritten by the next call."""
+        """Runs on `image`. The next call overwrites the arrays that this returns."""
         import torch
 
         with torch.cuda.stream(self._stream):
@@ -121,10 +121,10 @@ class CudaCapture:
         return {name: x.numpy() for name, x in self._host.items()}
 
     def close(self) -> None:
-        """Give the graph back; its memory stays in the pool for the next."""
+        """Frees the graph; its memory stays in the pool for the next one."""
         self._stream.synchronize()
         self._graph.reset()
 
     def _settle(self, observe: Observe | None) -> None:
-        if observe is not None:  # stages can be told apart only if each is waited for
+        if observe is not None:  # only a stage that is waited for can be timed
             self._stream.synchronize()

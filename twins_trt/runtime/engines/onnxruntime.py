@@ -1,4 +1,4 @@
-"""The graph itself on ONNX Runtime's CPU provider: the engine that needs no GPU and no build."""
+"""The graph itself on ONNX Runtime's CPU provider: an engine that needs no GPU and no compiler."""
 
 from __future__ import annotations
 
@@ -11,22 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twins_trt.errors import EngineError, missing
+from twins_trt.errors import EngineError, first_line, missing
 from twins_trt.inference.tensors import TensorSpec
-from twins_trt.runtime.engines.protocol import (
-    EngineSource,
-    LayerTime,
-    RuntimeOptions,
-    check_input,
-    check_out,
-    match_interface,
-    wanted_outputs,
-)
+from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
+from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, RuntimeOptions
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
 
 NAME = "onnxruntime"
 
@@ -47,16 +38,14 @@ def why_not(source: EngineSource) -> str | None:
 def open_engine(source: EngineSource, options: RuntimeOptions) -> OnnxRuntimeEngine:
     """The source's graph. Raises BundleError if graph and interface disagree about inputs or outputs."""
     engine = OnnxRuntimeEngine(source.graph, options=options, owner=str(source.path))
-    match_interface(source, engine.inputs, engine.outputs, what=source.graph.name)
-    engine.inputs = source.interface.inputs  # they know the profile's limits, the graph does not
-    engine.outputs = source.interface.outputs
+    take_interface(engine, source, file=source.graph.name)
     return engine
 
 
 class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session on the CPU.
 
-    graph: an ONNX file or its bytes. owner: what errors call it. Several threads may call one engine at once.
+    graph: an ONNX file or its bytes. owner: the name in errors. Several threads may call one engine at once.
     Raises MissingDependencyError without onnxruntime, EngineError if it refuses the graph.
     """
 
@@ -67,9 +56,9 @@ class OnnxRuntimeEngine:
         self, graph: str | Path | bytes, *, options: RuntimeOptions | None = None, owner: str | None = None
     ) -> None:
         self._graph = graph
-        self._settings = options or RuntimeOptions()
+        self._options = options or RuntimeOptions()
         self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
-        self._session: Any = _session(graph, self._settings, self._owner)
+        self._session: Any = _session(graph, self._options, self._owner)
         self.inputs = tuple(_spec(node, self._owner) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, self._owner) for node in self._session.get_outputs())
         if len(self.inputs) != 1:
@@ -92,21 +81,21 @@ class OnnxRuntimeEngine:
         except EngineError:
             raise
         except Exception as error:  # onnxruntime's own classes have no common base
-            raise EngineError(f"{self._owner} failed on ONNX Runtime: {_first_line(error)}") from error
+            raise EngineError(f"{self._owner} failed on ONNX Runtime: {first_line(error)}") from error
 
     def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
-        """See `ProfilesLayers.profile_layers`. A session of its own runs, since an open one cannot start to time: the
-        graph is optimized and held twice meanwhile."""
+        """See `ProfilesLayers.profile_layers`. Timing has to be chosen when a session is made, so another session runs,
+        and the graph is optimized and held twice meanwhile."""
         spec = self.inputs[0]
         check_input(spec, image, owner=self._owner)
         with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
-            session = _session(self._graph, self._settings, self._owner, trace=Path(folder, "trace"))
+            session = _session(self._graph, self._options, self._owner, trace=Path(folder, "trace"))
             feed = {spec.name: np.ascontiguousarray(image)}
             try:
                 for _ in range(runs + 1):  # the first sets memory aside
                     session.run(None, feed)
             except Exception as error:  # onnxruntime's own classes have no common base
-                raise EngineError(f"{self._owner} failed on ONNX Runtime: {_first_line(error)}") from error
+                raise EngineError(f"{self._owner} failed on ONNX Runtime: {first_line(error)}") from error
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return _layer_times(events, runs)
 
@@ -123,7 +112,7 @@ class OnnxRuntimeEngine:
             if array is None:
                 binding.bind_output(name, "cpu")
                 continue
-            check_out(specs[name], array)
+            check_buffer(specs[name], array)
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
         return {
@@ -133,7 +122,7 @@ class OnnxRuntimeEngine:
 
 
 def _session(graph: str | Path | bytes, options: RuntimeOptions, owner: str, *, trace: Path | None = None) -> Any:
-    """A session; trace: a file name's beginning, to which the session then writes what every operation took."""
+    """A session for the graph. trace: the beginning of a file name, to which it writes the time of every operation."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -150,7 +139,7 @@ def _session(graph: str | Path | bytes, options: RuntimeOptions, owner: str, *, 
         return onnxruntime.InferenceSession(source, session, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base
         raise EngineError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses {owner}: {_first_line(error)}",
+            f"ONNX Runtime {onnxruntime.__version__} refuses {owner}: {first_line(error)}",
             "export the graph again, or upgrade: pip install --upgrade onnxruntime",
         ) from error
 
@@ -173,8 +162,3 @@ def _spec(node: Any, owner: str) -> TensorSpec:
     # An unnamed dynamic dimension comes as None.
     shape = tuple(dim if isinstance(dim, int) else dim or f"{node.name}.{i}" for i, dim in enumerate(node.shape))
     return TensorSpec(node.name, _DTYPES[node.type], shape)  # type: ignore[arg-type]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

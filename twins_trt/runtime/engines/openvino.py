@@ -12,21 +12,12 @@ import numpy as np
 
 from twins_trt.errors import EngineError, missing
 from twins_trt.inference.tensors import TensorSpec
-from twins_trt.runtime.engines.protocol import (
-    EngineSource,
-    LayerTime,
-    RuntimeOptions,
-    check_input,
-    check_out,
-    match_interface,
-    wanted_outputs,
-)
+from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
+from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, RuntimeOptions
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
 
 NAME = "openvino"
 
@@ -51,16 +42,14 @@ def open_engine(source: EngineSource, options: RuntimeOptions) -> OpenVinoEngine
         fix = f"take {spelled('engine', 'onnxruntime')}, or build with {spelled('targets', 'cpu')}"
         raise EngineError(f"{source.path}: {reason}", fix)
     engine = OpenVinoEngine(source.graph, options=options, owner=str(source.path))
-    match_interface(source, engine.inputs, engine.outputs, what=source.graph.name)
-    engine.inputs = source.interface.inputs  # they know the profile's limits, the graph does not
-    engine.outputs = source.interface.outputs
+    take_interface(engine, source, file=source.graph.name)
     return engine
 
 
 class OpenVinoEngine:
     """A graph compiled by OpenVINO for the CPU.
 
-    graph: an ONNX file or its bytes. owner: what errors call it. All outputs are computed, whichever are asked for.
+    graph: an ONNX file or its bytes. owner: the name in errors. Every call computes all outputs.
     Raises MissingDependencyError without openvino, EngineError if it refuses the graph.
     """
 
@@ -71,11 +60,11 @@ class OpenVinoEngine:
         self, graph: str | Path | bytes, *, options: RuntimeOptions | None = None, owner: str | None = None
     ) -> None:
         self._graph = graph
-        self._settings = options or RuntimeOptions()
+        self._options = options or RuntimeOptions()
         self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
-        compiled = _compiled(graph, self._settings, self._owner)
-        self.inputs = tuple(_spec(port, self._owner) for port in compiled.inputs)
-        self.outputs = tuple(_spec(port, self._owner) for port in compiled.outputs)
+        compiled = _compiled(graph, self._options, self._owner)
+        self.inputs = tuple(_spec(tensor, self._owner) for tensor in compiled.inputs)
+        self.outputs = tuple(_spec(tensor, self._owner) for tensor in compiled.outputs)
         if len(self.inputs) != 1:
             raise EngineError(f"{self._owner} has {len(self.inputs)} inputs, not one image")
         self._found = self.outputs  # in the order of the graph
@@ -92,7 +81,7 @@ class OpenVinoEngine:
         at = {spec.name: i for i, spec in enumerate(self._found)}
         buffers = {name: array for name, array in (out or {}).items() if name in names}
         for name, array in buffers.items():
-            check_out(next(spec for spec in self.outputs if spec.name == name), array)
+            check_buffer(next(spec for spec in self.outputs if spec.name == name), array)
         _infer(self._request, image, self._owner)
         results: dict[str, Array] = {}
         for name in names:
@@ -105,10 +94,10 @@ class OpenVinoEngine:
         return results
 
     def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
-        """See `ProfilesLayers.profile_layers`. The graph is compiled again, since a compiled one cannot start to time:
-        it is held twice meanwhile."""
+        """See `ProfilesLayers.profile_layers`. Timing is an option of compiling, so the graph is compiled again and
+        held twice meanwhile."""
         check_input(self.inputs[0], image, owner=self._owner)
-        request = _compiled(self._graph, self._settings, self._owner, timed=True).create_infer_request()
+        request = _compiled(self._graph, self._options, self._owner, timed=True).create_infer_request()
         _infer(request, image, self._owner)  # sets memory aside
         total: dict[tuple[str, str], float] = {}
         for _ in range(runs):
@@ -157,19 +146,19 @@ def _infer(request: Any, image: Array, owner: str) -> None:
         raise EngineError(f"{owner} failed on OpenVINO: {_reason(error)}") from error
 
 
-def _spec(port: Any, owner: str) -> TensorSpec:
-    # An output may bear the names of several tensors that are one; its node is called after the graph's name for it.
-    own = port.node.friendly_name.removesuffix("/sink_port_0")
-    name, dtype = own if own in port.names else port.any_name, port.element_type.get_type_name()
+def _spec(tensor: Any, owner: str) -> TensorSpec:
+    # An output may have the names of several tensors. Its node is called after the name in the graph.
+    own = tensor.node.friendly_name.removesuffix("/sink_port_0")
+    name, dtype = own if own in tensor.names else tensor.any_name, tensor.element_type.get_type_name()
     if dtype not in _DTYPES:
         raise EngineError(f"{owner}: {name} is a {dtype}, not one of {', '.join(_DTYPES)}")
-    dims = enumerate(port.partial_shape)
+    dims = enumerate(tensor.partial_shape)
     shape = tuple(dim.get_length() if dim.is_static else f"{name}.{i}" for i, dim in dims)
     return TensorSpec(name, _DTYPES[dtype], shape)  # type: ignore[arg-type]
 
 
 def _reason(error: Exception) -> str:
-    """The line that says what is wrong: OpenVINO's errors begin with the places in its source that they passed."""
+    """The line with the reason: OpenVINO's errors begin with places in its source code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     places = ("Exception from", "Check '", "FrontEnd API failed")
     return next((line for line in lines if not line.startswith(places)), type(error).__name__)

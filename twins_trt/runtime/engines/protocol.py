@@ -1,4 +1,4 @@
-"""What every engine kind offers, what some offer besides, and the checks they share."""
+"""What every kind of engine offers, and what only some of them offer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from twins_trt.errors import BundleError, EngineError, UsageError
-from twins_trt.inference.tensors import Described, TensorSpec, describe
+from twins_trt.errors import UsageError
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -19,29 +18,30 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from twins_trt.inference.interface import GraphInterface
+    from twins_trt.inference.tensors import TensorSpec
     from twins_trt.runtime.manifest import EngineFile
 
     Array = npt.NDArray[np.generic]
 
-# `run` is the engine's whole call as its caller sees it; `copy_in`, `engine` and `copy_out` are parts of it, which only
-# an engine with a memory of its own can tell apart. The others are a Segmenter's.
+# `run` is the engine's whole call as its caller sees it. `copy_in`, `engine` and `copy_out` are its parts, which only
+# an engine with its own memory can time. The other stages are the Segmenter's.
 Stage = Literal["decode", "preprocess", "run", "copy_in", "engine", "copy_out", "postprocess"]
-# observe(stage, seconds): after every stage, in the thread that went through it.
+# observe(stage, seconds): called after every stage, in the thread that ran it.
 Observe = Callable[[Stage, float], None]
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How an engine runs. Settings that a kind has no use for are ignored by it.
+    """How an engine runs. A kind ignores the options that do not concern it.
 
-    threads: CPU threads for one call; None lets the runtime take every core. deterministic: refuse kernels whose result
+    threads: CPU threads for one call; None lets the runtime take every core. deterministic: use no kernel whose result
     depends on the order in which threads finish.
-    contexts: calls that a GPU engine runs at once, each with buffers and scratch memory of its own; 2 let the copies of
-    one frame overlap the work on another. cuda_graph: replay calls as CUDA graphs where that is possible.
-    memory: which package moves data, `cuda-bindings` or `pycuda`; `auto` takes what is installed.
-    runtime_cache: the folder or file where TensorRT-RTX keeps the kernels it compiles on this GPU; `auto` is
-    `~/.cache/twins-trt/runtime`, `none` compiles them anew in every process.
-    observe: called with the time of every stage, also by the Segmenter that was given these options.
+    contexts: calls that a GPU engine runs at once, each with its own buffers and scratch memory. With 2, the copies of
+    one frame overlap the work on another. cuda_graph: replay calls as CUDA graphs if possible.
+    memory: the package that moves data, `cuda-bindings` or `pycuda`; `auto` takes the one that is installed.
+    runtime_cache: the folder or file where TensorRT-RTX keeps the kernels that it compiles on this GPU; `auto` is
+    `~/.cache/twins-trt/runtime`, `none` compiles them again in every process.
+    observe: called with the time of every stage, also by a Segmenter that gets these options.
     """
 
     threads: int | None = None
@@ -62,10 +62,10 @@ class RuntimeOptions:
 
 
 class EngineSource(Protocol):
-    """What an engine is opened from: a bundle, or what a build holds before it is one.
+    """What an engine is opened from: a bundle, or a build that is not yet a bundle.
 
-    path: what errors call it. graph: the ONNX file. interface: of the graph. precision: `fp32`, `fp16` or `int8`.
-    engines: serialized ones, by the GPUs that they are for. rebuild: the command that makes all of it again.
+    path: the name in errors. graph: the ONNX file. interface: of the graph. precision: `fp32`, `fp16` or `int8`.
+    engines: the serialized engines, each with the GPUs that it is for. rebuild: the command that makes it all again.
     """
 
     @property
@@ -81,16 +81,16 @@ class EngineSource(Protocol):
     @property
     def rebuild(self) -> str: ...
     def read(self, engine: EngineFile) -> bytes:
-        """One of `engines`, as the compiler serialized it."""
+        """The content of one of `engines`, as the compiler serialized it."""
         ...
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Something that executes a graph.
+    """An engine executes a graph.
 
-    name: its kind (`onnxruntime`). inputs, outputs: the specs, dynamic dimensions with their limits.
-    concurrent: whether several threads may call it at once; a Segmenter puts a lock around one that does not allow it.
+    name: its kind (`onnxruntime`). inputs, outputs: its tensors; dynamic dimensions have limits.
+    concurrent: whether several threads may call it at once. A Segmenter locks an engine that does not allow that.
     """
 
     @property
@@ -108,47 +108,47 @@ class Engine(Protocol):
     def __call__(
         self, image: Array, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        """Run on `image`, whose dtype and shape must fit `inputs[0]`.
+        """Runs on `image`, whose dtype and shape must fit `inputs[0]`.
 
-        outputs: which to bring back to the host, default all: 150 classes of logits nobody asked for cost more than the
-        network. out: C-contiguous arrays, of exactly the resulting dtype and shape, to write into. An array that is not
-        in `out` is newly allocated and the caller's to keep. Raises EngineError.
+        outputs: names of the outputs to copy to the host, by default all. Unneeded logits of 150 classes cost more than
+        the network. out: C-contiguous arrays to write into, of exactly the output's dtype and shape. An output that is
+        not in `out` is a new array, which the caller may keep. Raises EngineError.
         """
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds; calling it again does nothing. No other call may follow."""
+        """Frees what the engine holds. Calling it again does nothing; no other call may follow."""
         ...
 
 
 class Pending(Protocol):
-    """A call that is under way. Exactly one of its methods must be called, once."""
+    """A call that is under way. Call exactly one of its methods, once."""
 
     def result(self) -> dict[str, Array]:
-        """Wait for the outputs, which are the caller's to keep. Raises EngineError if the call failed."""
+        """Waits for the outputs, which the caller may keep. Raises EngineError if the call failed."""
         ...
 
     def discard(self) -> None:
-        """Wait until nothing of the call runs any more, and drop its outputs."""
+        """Waits until nothing of the call runs any more, and drops its outputs."""
         ...
 
 
 @runtime_checkable
 class Pipelined(Protocol):
-    """An engine whose calls can be under way while their caller does something else."""
+    """An engine whose caller can do something else while a call is under way."""
 
     def submit(self, image: Array, *, outputs: Sequence[str] | None = None, wait: bool = True) -> Pending | None:
-        """Start a call; `image` may be reused at once. Raises as `Engine.__call__` does.
+        """Starts a call; `image` may be reused at once. Raises as `Engine.__call__` does.
 
-        wait: until there is room for one more call (`RuntimeOptions.contexts`); without, None where there is none. Who
-        has a call pending must not wait for room for another: two who do would wait for each other.
+        wait: wait until there is room for one more call (`RuntimeOptions.contexts`); otherwise return None if there is
+        no room. A thread with a pending call must not wait: two such threads would wait for each other.
         """
         ...
 
 
 @runtime_checkable
 class RunsOnDevice(Protocol):
-    """An engine that takes and gives arrays on a GPU where they lie."""
+    """An engine that reads and writes arrays on a GPU in place."""
 
     def run_on_device(
         self,
@@ -158,24 +158,24 @@ class RunsOnDevice(Protocol):
         out: Mapping[str, Any] | None = None,
         stream: Any = None,
     ) -> dict[str, Any]:
-        """Run on an array on the GPU and leave the outputs there; nothing is copied.
+        """Runs on an array on the GPU and leaves the outputs there; nothing is copied.
 
         image, out: anything with `__dlpack__` or `__cuda_array_interface__`, C-contiguous, of the graph's dtype and
         shape. An output that is not in `out` is a new `DeviceArray`. stream: the caller's, a handle or an object of
-        PyTorch, CuPy, Numba or cuda.core: the run waits for what it was given so far, and what it is given later waits
-        for the run, while this returns at once. Without it, streams that the arrays themselves name are treated so; if
-        one names none, this returns when the run is over.
-        Give the same buffers every time: then the run is replayed as a CUDA graph. Raises UsageError for arrays that
-        cannot be used, EngineError as `__call__` does.
+        PyTorch, CuPy, Numba or cuda.core. The run waits for the work that the stream already has, later work on the
+        stream waits for the run, and this method returns at once. Without a stream, those that the arrays name are
+        used in the same way; if an array names none, this returns when the run is over.
+        With the same buffers every time, the run is replayed as a CUDA graph. Raises UsageError for arrays that cannot
+        be used, EngineError as `__call__` does.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What an engine holds of a GPU's memory, bytes: weights, scratch memory of all contexts, input and output buffers.
+    """The GPU memory of an engine, bytes: weights, scratch memory of all contexts, input and output buffers.
 
-    What the driver and the compiler's runtime take for themselves is not in it.
+    Memory that the driver and the compiler's runtime take for themselves is not counted.
     """
 
     weights: int
@@ -189,7 +189,7 @@ class DeviceMemory:
 
 @runtime_checkable
 class HoldsDeviceMemory(Protocol):
-    """An engine that can tell what it holds of a device's memory."""
+    """An engine that can tell how much device memory it holds."""
 
     def device_memory(self) -> DeviceMemory: ...
 
@@ -198,7 +198,8 @@ class HoldsDeviceMemory(Protocol):
 class LayerTime:
     """A layer as the engine names it, and its mean time in one run, milliseconds.
 
-    operator: the engine's kind of layer. nodes: the graph nodes it computes. Both empty where the engine does not tell.
+    operator: the engine's kind of layer. nodes: the graph nodes that it computes. Both are empty if the engine does not
+    tell.
     """
 
     name: str
@@ -212,14 +213,14 @@ class ProfilesLayers(Protocol):
     """An engine that can time its layers."""
 
     def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
-        """Mean times over `runs` runs on `image`, in order of execution. Timing every layer slows the whole, so their
-        sum is more than a run takes. Raises EngineError."""
+        """Mean times over `runs` runs on `image`, in order of execution. Timing slows down the run, so their sum is
+        more than a run takes. Raises EngineError."""
         ...
 
 
 @runtime_checkable
 class InspectsLayers(Protocol):
-    """An engine whose compiler describes what it made."""
+    """An engine whose compiler can describe its layers."""
 
     def inspect_layers(self) -> str:
         """The finished layers as the compiler's inspector gives them, JSON. Raises EngineError."""
@@ -228,70 +229,10 @@ class InspectsLayers(Protocol):
 
 @contextmanager
 def observed(observe: Observe | None, stage: Stage) -> Iterator[None]:
-    """Reports how long the block took, if somebody wants to know and it did not fail."""
+    """Calls `observe`, if there is one, with the time of the block, unless the block raises."""
     if observe is None:
         yield
         return
     start = time.perf_counter()
     yield
     observe(stage, time.perf_counter() - start)
-
-
-def match_interface(
-    source: EngineSource, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, what: str
-) -> None:
-    """Raise BundleError, with both sides, unless an engine's tensors are those of the source's interface.
-
-    what: the file that has these tensors.
-    """
-    interface = source.interface
-    for kind, listed, actual in (("inputs", interface.inputs, inputs), ("outputs", interface.outputs, outputs)):
-        found = {spec.name: spec for spec in actual}
-        for i, spec in enumerate(listed):
-            other = found.get(spec.name)
-            if other is None or not _agree(spec, other):
-                has = ", ".join(map(str, actual)) if other is None else str(other)
-                raise BundleError(
-                    f"{source.path}: manifest.json: {kind}[{i}] is {spec}, {what} has {has}", source.rebuild
-                )
-
-
-def _agree(listed: TensorSpec, actual: TensorSpec) -> bool:
-    """Whether the manifest's spec describes the tensor; where the tensor leaves a size open, what it takes counts."""
-    if listed.dtype != actual.dtype or len(listed.shape) != len(actual.shape):
-        return False
-    pairs = zip(listed.shape, actual.shape, strict=True)
-    if not all(isinstance(theirs, str) or ours == theirs for ours, theirs in pairs):
-        return False
-    limits = zip(listed.limits(), actual.limits(), strict=True)
-    return actual.min is None or all(
-        low >= least and (high or most) <= most for (low, high), (least, most) in limits if most is not None
-    )
-
-
-def check_input(spec: TensorSpec, image: Described, *, owner: str) -> None:
-    """Raise EngineError, with both shapes, if `image` cannot be bound to `spec` of `owner` (a bundle or graph)."""
-    if str(image.dtype) != spec.dtype or not spec.fits(image.shape):
-        raise EngineError(
-            f"{owner} accepts {spec}, not {describe(image)}",
-            "resize or convert it (a Segmenter does), or build for it: "
-            f"{spelled('size', 'HxW')}, {spelled('batch', 'N')}",
-        )
-
-
-def wanted_outputs(specs: Sequence[TensorSpec], outputs: Sequence[str] | None, *, owner: str) -> list[str]:
-    """The outputs to compute; all by default. Raises UsageError for a name the engine does not have."""
-    names = [spec.name for spec in specs]
-    if outputs is None:
-        return names
-    if unknown := [name for name in outputs if name not in names]:
-        raise UsageError(f"{owner} has no output {unknown[0]!r}", f"use {' or '.join(names)}")
-    return list(outputs)
-
-
-def check_out(spec: TensorSpec, array: Array) -> None:
-    """Raise EngineError unless the output `spec` can be written into `array`."""
-    if str(array.dtype) != spec.dtype or not spec.fits(array.shape):
-        raise EngineError(f"the buffer for {spec.name} is {describe(array)}, the output is {spec}")
-    if not (array.flags.c_contiguous and array.flags.writeable):
-        raise EngineError(f"the buffer for {spec.name} must be C-contiguous and writeable")

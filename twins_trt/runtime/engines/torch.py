@@ -1,7 +1,7 @@
 """The PyTorch model itself on a CUDA GPU: FP16, Triton kernels, and a CUDA graph for every shape that comes back.
 
-From the uint8 image to the uint8 mask everything is on the GPU; nothing else is copied. The bundle's graph and its
-precision do not matter to this engine: it runs the weights that the graph was made of.
+Everything from the uint8 image to the uint8 mask runs on the GPU, and only these two are copied. The engine does not
+use the bundle's graph and its precision: it runs the weights from which the graph was made.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twins_trt.device import current_device
-from twins_trt.errors import BundleError, EngineError, missing
+from twins_trt.errors import BundleError, EngineError, first_line, missing
 from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
-from twins_trt.runtime.engines.protocol import RuntimeOptions, check_input, check_out, observed, wanted_outputs
+from twins_trt.runtime.engines.checks import check_buffer, check_input, wanted_outputs
+from twins_trt.runtime.engines.protocol import RuntimeOptions, observed
 from twins_trt.runtime.manifest import WEIGHTS
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
     from twins_trt.inference.interface import GraphInterface
     from twins_trt.models.segmentor import Segmentor
-    from twins_trt.runtime.engines.protocol import EngineSource
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array, EngineSource
 
 NAME = "torch"
 MAX_CAPTURES = 8  # shapes; each holds the activations of one call
 
 
 def why_not(source: EngineSource) -> str | None:
-    """Why this kind cannot run `source` here, or None if it can. Torch is not imported for that."""
+    """Why this kind cannot run `source` here, or None if it can. Does not import torch."""
     if _with_weights(source) is None:
         return f"the bundle holds no {WEIGHTS}: build it with {spelled('with_weights', True)}"
     if find_spec("torch") is None:
@@ -46,7 +44,7 @@ def why_not(source: EngineSource) -> str | None:
 
 
 def open_engine(source: EngineSource, options: RuntimeOptions) -> TorchEngine:
-    """The model of the bundle's weights, or of its seed.
+    """The model with the bundle's weights, or with weights from its seed.
 
     Raises BundleError for a bundle without weights, CheckpointError for weights that do not fit,
     MissingDependencyError without torch, EngineError without a GPU that it can use.
@@ -81,11 +79,11 @@ def load_model(bundle: Bundle) -> Segmentor:
 
 
 class TorchEngine:
-    """A model with what comes before and after it, on one device.
+    """A model with its pre- and postprocessing, on one device.
 
-    model: taken over and changed (see `InferenceModel`). interface: what goes in and what comes out.
-    device: `cuda`, or `cpu`, where neither kernels nor CUDA graphs exist. dtype: of weights and activations; by default
-    float16 on a GPU and float32 on a CPU. Calls must not overlap; a Segmenter sees to that.
+    model: is changed, and must not be used elsewhere (see `InferenceModel`). interface: of the engine.
+    device: `cuda`, or `cpu`, which has neither kernels nor CUDA graphs. dtype: of weights and activations; by default
+    float16 on a GPU and float32 on a CPU. Calls must not overlap; a Segmenter makes sure of that.
     """
 
     name = NAME
@@ -105,7 +103,7 @@ class TorchEngine:
 
         from twins_trt.models.inference import InferenceModel
 
-        self._settings = options or RuntimeOptions()
+        self._options = options or RuntimeOptions()
         self._owner = owner
         self._interface = interface
         self.inputs, self.outputs = interface.inputs, interface.outputs
@@ -118,7 +116,7 @@ class TorchEngine:
         self._captures: Captures[tuple[tuple[int, ...], tuple[str, ...]], CudaCapture] | None = None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
-            if self._settings.cuda_graph:
+            if self._options.cuda_graph:
                 self._pool = torch.cuda.graph_pool_handle()
                 self._captures = Captures(self._capture, capacity=MAX_CAPTURES)
 
@@ -135,7 +133,7 @@ class TorchEngine:
         buffers = {name: array for name, array in (out or {}).items() if name in names}
         for spec in self.outputs:
             if spec.name in buffers:
-                check_out(spec, buffers[spec.name])
+                check_buffer(spec, buffers[spec.name])
         try:
             with torch.inference_mode(), self._numerics():
                 found = self._run(image, names)
@@ -145,11 +143,11 @@ class TorchEngine:
                 f"{self._owner}: the GPU's memory does not suffice for {list(image.shape)}", fix
             ) from error
         except RuntimeError as error:  # what torch, cuDNN and CUDA raise
-            raise EngineError(f"{self._owner} failed on {list(image.shape)}: {_first_line(error)}") from error
+            raise EngineError(f"{self._owner} failed on {list(image.shape)}: {first_line(error)}") from error
         return {name: _deliver(found[name], buffers.get(name)) for name in names}
 
     def close(self) -> None:
-        """Give back the graphs and the weights."""
+        """Frees the CUDA graphs and the weights."""
         if self._captures is not None:
             self._captures.clear()
         self._network = None
@@ -157,7 +155,7 @@ class TorchEngine:
     def _run(self, image: Array, names: tuple[str, ...]) -> Mapping[str, Array]:
         import torch
 
-        observe = self._settings.observe
+        observe = self._options.observe
         captured = None if self._captures is None else self._captures.get((image.shape, names))
         if captured is not None:
             return captured(image, observe)
@@ -174,7 +172,7 @@ class TorchEngine:
                 return {name: x.cpu().numpy() for name, x in results.items()}
 
     def _program(self, image: torch.Tensor, *, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """The outputs, on the device, of an image that is there."""
+        """The outputs of an image, both on the device."""
         import torch
 
         from twins_trt.kernels.postprocess import resize_argmax
@@ -208,28 +206,23 @@ class TorchEngine:
         try:
             return CudaCapture(program, shape, self._image_dtype, stream=self._stream, pool=self._pool)
         except torch.OutOfMemoryError:
-            raise  # says more than that there is no graph
+            raise  # tells more than that the capture failed
         except RuntimeError as error:
             raise EngineError(
-                f"{self._owner}: {list(shape)} cannot be captured as a CUDA graph: {_first_line(error)}",
+                f"{self._owner}: {list(shape)} cannot be captured as a CUDA graph: {first_line(error)}",
                 "RuntimeOptions(cuda_graph=False)",
             ) from error
 
     def _numerics(self) -> contextlib.AbstractContextManager[Any]:
-        """cuDNN may try its algorithms and keep the fastest, unless results have to be the same every time."""
+        """Lets cuDNN try its algorithms and keep the fastest, unless results have to be the same every time."""
         import torch
 
-        free = not self._settings.deterministic
+        free = not self._options.deterministic
         return torch.backends.cudnn.flags(enabled=True, benchmark=free, deterministic=not free)
 
 
-def _first_line(error: Exception) -> str:
-    """What torch says, without the paragraphs on debugging that it adds."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _deliver(array: Array, buffer: Array | None) -> Array:
-    """The result as the caller's own: in `buffer`, or a copy, because the next call overwrites what it came in."""
+    """The result in `buffer`, or in a copy, because the next call overwrites `array`."""
     if buffer is None:
         return array.copy()
     np.copyto(buffer, array)
@@ -237,7 +230,7 @@ def _deliver(array: Array, buffer: Array | None) -> Array:
 
 
 def _with_weights(source: EngineSource) -> Bundle | None:
-    """The source, where it is a bundle that holds weights or was made of seeded ones."""
+    """The source if it is a bundle with weights or a seed, else None."""
     if isinstance(source, Bundle) and (WEIGHTS in source.files or source.manifest.source.seeded):
         return source
     return None

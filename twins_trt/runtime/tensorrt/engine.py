@@ -1,4 +1,4 @@
-"""The engine of a GPU: several lanes over one plan, taken by whoever calls."""
+"""An engine on a GPU: one loaded engine, and the execution slots that its callers take."""
 
 from __future__ import annotations
 
@@ -15,37 +15,26 @@ import numpy as np
 from twins_trt.compiler_cache import CacheKey, CompilerCache
 from twins_trt.device import Device
 from twins_trt.errors import EngineError, UsageError
-from twins_trt.runtime.engines.protocol import (
-    DeviceMemory,
-    LayerTime,
-    RuntimeOptions,
-    check_input,
-    check_out,
-    match_interface,
-    wanted_outputs,
-)
+from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
+from twins_trt.runtime.engines.protocol import DeviceMemory, LayerTime, RuntimeOptions
 from twins_trt.runtime.memory import Memory, open_memory
 from twins_trt.runtime.memory.arrays import DeviceArray, DeviceView, on_device, size_of, stream_handle, view
-from twins_trt.runtime.tensorrt.lane import Lane
 from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
 from twins_trt.runtime.tensorrt.selection import choose, here, load_runtime
+from twins_trt.runtime.tensorrt.slot import ExecutionSlot
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from twins_trt.inference.tensors import TensorSpec
-    from twins_trt.runtime.engines.protocol import EngineSource
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array, EngineSource
 
 log = logging.getLogger("twins_trt")
 
 
 def open_engine(source: EngineSource, flavour: str, options: RuntimeOptions) -> TensorRTEngine:
-    """The bundle's engine of `flavour` for this GPU, warmed up.
+    """Opens the source's engine of `flavour` for this GPU and warms it up.
 
-    Raises EngineError without a GPU, where the runtime refuses the plan or there is no room for it, BundleError where
-    the bundle has none for this GPU and version or manifest and engine disagree, MissingDependencyError.
+    Raises EngineError without a GPU, or if the runtime refuses the engine or has no room for it; BundleError if the
+    source has no engine for this GPU and version, or its interface and the engine disagree; MissingDependencyError.
     """
     device = here()
     module = load_runtime(flavour)
@@ -53,16 +42,15 @@ def open_engine(source: EngineSource, flavour: str, options: RuntimeOptions) -> 
     memory = open_memory(options.memory)
     content, path = source.read(file), source.path / file.file
     with memory.entered():
-        plan = LoadedEngine(module, content, owner=str(path), rebuild=source.rebuild)
-        plan.specialize(
+        loaded = LoadedEngine(module, content, owner=str(path), rebuild=source.rebuild)
+        loaded.specialize(
             cuda_graph=options.cuda_graph,
             stored=_runtime_cache(options, flavour, str(module.__version__), device, content),
         )
     del content  # as large as the weights on the device
-    engine = TensorRTEngine(plan, memory, device, name=flavour, options=options, owner=str(path))
+    engine = TensorRTEngine(loaded, memory, device, name=flavour, options=options, owner=str(path))
     try:
-        match_interface(source, engine.inputs, engine.outputs, what=path.name)
-        engine.inputs, engine.outputs = source.interface.inputs, source.interface.outputs
+        take_interface(engine, source, file=path.name)
         engine.warm_up()
     except BaseException:
         engine.close()
@@ -71,40 +59,40 @@ def open_engine(source: EngineSource, flavour: str, options: RuntimeOptions) -> 
 
 
 class TensorRTEngine:
-    """A plan of TensorRT or TensorRT-RTX on the first GPU.
+    """An engine of TensorRT or TensorRT-RTX on the first GPU.
 
-    plan: opened. memory: what moves data. name: the kind. owner: what errors call it.
+    loaded: belongs to this object from now on. memory: moves the data. name: the kind. owner: the name in errors.
 
-    Threads: any number may call at once. A call takes one of `options.contexts` lanes, each with a context, a stream
-    and buffers of its own, made when first needed, and waits where all are taken. Lanes do not share anything that a
-    call changes. `close` must come after the last call.
+    Threads: any number may call at once. A call takes one of `options.contexts` slots and waits while all are taken.
+    Each slot has a context, a stream and buffers of its own, and is made when it is first needed. Slots share nothing
+    that a call changes. `close` must come after the last call.
 
-    On a GPU of its own memory, data goes through pinned buffers; on an integrated one the GPU uses the host's buffer
-    in place. A second call of the same shape and addresses is captured as a CUDA graph where the memory package can,
-    and replayed until either changes; RTX captures by itself.
+    A GPU with its own memory gets the data through pinned buffers; an integrated GPU uses the host's buffer in place.
+    The second call with the same shape and addresses is captured as a CUDA graph if the memory package can do that, and
+    replayed until either changes; RTX captures by itself.
     """
 
     concurrent = True
 
     def __init__(
-        self, plan: LoadedEngine, memory: Memory, device: Device, *, name: str, options: RuntimeOptions, owner: str
+        self, loaded: LoadedEngine, memory: Memory, device: Device, *, name: str, options: RuntimeOptions, owner: str
     ) -> None:
         self.name = name
-        self.inputs: tuple[TensorSpec, ...] = plan.inputs
-        self.outputs: tuple[TensorSpec, ...] = plan.outputs
-        self._plan: LoadedEngine | None = plan
-        self._memory, self._owner, self._settings = memory, owner, options
+        self.inputs: tuple[TensorSpec, ...] = loaded.inputs
+        self.outputs: tuple[TensorSpec, ...] = loaded.outputs
+        self._loaded: LoadedEngine | None = loaded
+        self._memory, self._owner, self._options = memory, owner, options
         self._mapped = device.integrated
-        self._graphs = options.cuda_graph and memory.graphs and not plan.captures
-        self._lanes: list[Lane] = []
-        self._idle: list[Lane] = []
-        self._most = options.contexts
+        self._graphs = options.cuda_graph and memory.graphs and not loaded.captures
+        self._slots: list[ExecutionSlot] = []
+        self._idle: list[ExecutionSlot] = []
+        self._max_slots = options.contexts
         self._changed = threading.Condition()
 
     def __call__(
         self, image: Any, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        """See `Engine.__call__`. The image may also be an array on the GPU, which is then used where it lies."""
+        """See `Engine.__call__`. The image may also be an array on the GPU, which is then used in place."""
         call = self._begin(image, outputs, out, wait=True)
         assert call is not None  # it waited
         return call.result()
@@ -127,40 +115,40 @@ class TensorRTEngine:
         wanted_outputs(self.outputs, tuple(out or ()), owner=self._owner)
         handle = None if stream is None else stream_handle(stream)
         memory = self._memory
-        lane = self._take(tuple(image.shape))
-        with self._using(lane):
-            source = view(image, stream=lane.stream, what="the image")
+        slot = self._take(tuple(image.shape))
+        with self._using(slot):
+            source = view(image, stream=slot.stream, what="the image")
             check_input(self.inputs[0], source, owner=self._owner)
-            given = {n: view(a, stream=lane.stream, what=f"the buffer for {n}") for n, a in (out or {}).items()}
+            given = {n: view(a, stream=slot.stream, what=f"the buffer for {n}") for n, a in (out or {}).items()}
             views = (source, *given.values())
             streams = dict.fromkeys(s for s in (handle, *(v.stream for v in views)) if s is not None)
             for other in streams:
-                memory.wait(lane.stream, other)
-            # Without a stream to order what comes next by, the caller may only have finished results.
+                memory.wait(slot.stream, other)
+            # A caller without a stream cannot order its next work after this run, so it gets finished results.
             overlaps = handle is not None or all(v.stream is not None for v in views)
             order = (handle if handle is not None else source.stream) if overlaps else None
-            results, targets = self._targets(lane, source.shape, names, out or {}, given, order)
-            lane.start(source, host=(), device=targets)
+            results, targets = self._targets(slot, source.shape, names, out or {}, given, order)
+            slot.start(source, host=(), device=targets)
             for other in streams:
-                memory.wait(other, lane.stream)
+                memory.wait(other, slot.stream)
             if not overlaps:
-                memory.synchronize(lane.stream)
+                memory.synchronize(slot.stream)
         return results
 
     def warm_up(self) -> None:
-        """Two calls of the shape it was tuned for: kernels are loaded (by RTX compiled), and the graph is captured."""
-        plan = self._opened()
-        image = np.zeros(plan.opt, plan.inputs[0].dtype)
+        """Runs the opt shape twice: this loads the kernels (RTX compiles them) and captures the CUDA graph."""
+        loaded = self._opened()
+        image = np.zeros(loaded.opt, loaded.inputs[0].dtype)
         for _ in range(2):
             self(image, outputs=())
-        plan.store()
+        loaded.store()
 
     def device_memory(self) -> DeviceMemory:
-        """What the engine holds of the GPU's memory at the moment."""
-        plan = self._opened()
+        """The GPU memory that the engine holds at the moment."""
+        loaded = self._opened()
         with self._changed:
             return DeviceMemory(
-                plan.weights, plan.scratch * len(self._lanes), sum(lane.buffers for lane in self._lanes)
+                loaded.weights, loaded.scratch * len(self._slots), sum(slot.buffers for slot in self._slots)
             )
 
     def profile_layers(self, image: Array, *, runs: int = 10) -> tuple[LayerTime, ...]:
@@ -169,9 +157,9 @@ class TensorRTEngine:
             raise UsageError(f"runs is {runs}", "give 1 or more")
         self._opened()
         times: dict[str, float] = {}
-        lane = self._take(image.shape)
-        with self._using(lane):
-            lane.profile(image, times, runs=runs)
+        slot = self._take(image.shape)
+        with self._using(slot):
+            slot.profile(image, times, runs=runs)
         if not times:
             raise EngineError(f"{self._owner} reported no layer")
         return tuple(LayerTime(name, total / runs) for name, total in times.items())
@@ -181,20 +169,20 @@ class TensorRTEngine:
         return self._opened().inspect()
 
     def close(self) -> None:
-        """Waits for what still runs and frees everything; calling it again does nothing."""
-        plan, self._plan = self._plan, None
-        if plan is None:
+        """Waits for the calls under way and frees everything; calling it again does nothing."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
             return
         with self._changed:
-            lanes, self._lanes, self._idle = self._lanes, [], []
+            slots, self._slots, self._idle = self._slots, [], []
         try:
             with self._memory.entered():
-                for lane in lanes:
-                    lane.close()
-                plan.store()
-        except EngineError as error:  # a GPU that broke takes nothing back; it was reported when it did
+                for slot in slots:
+                    slot.close()
+                loaded.store()
+        except EngineError as error:  # a broken GPU frees nothing; the error was raised when it broke
             log.warning("%s could not be closed in order: %s", self._owner, error.cause)
-        plan.close()
+        loaded.close()
 
     def _begin(
         self, image: Any, outputs: Sequence[str] | None, out: Mapping[str, Array] | None, *, wait: bool
@@ -203,42 +191,42 @@ class TensorRTEngine:
         names = wanted_outputs(self.outputs, outputs, owner=self._owner)
         specs = {spec.name: spec for spec in self.outputs}
         for name in wanted_outputs(self.outputs, tuple(out or ()), owner=self._owner):
-            check_out(specs[name], (out or {})[name])
+            check_buffer(specs[name], (out or {})[name])
         device = on_device(image)
         if not device:
             check_input(self.inputs[0], image, owner=self._owner)
-        lane = self._try_to_take(tuple(image.shape), wait=wait)
-        if lane is None:
+        slot = self._try_to_take(tuple(image.shape), wait=wait)
+        if slot is None:
             return None
         try:
             with self._memory.entered():
                 source = image
                 if device:
-                    source = view(image, stream=lane.stream, what="the image")
+                    source = view(image, stream=slot.stream, what="the image")
                     check_input(self.inputs[0], source, owner=self._owner)
                     if source.stream is not None:
-                        self._memory.wait(lane.stream, source.stream)
-                for name, shape in lane.output_shapes(tuple(source.shape)).items():
+                        self._memory.wait(slot.stream, source.stream)
+                for name, shape in slot.output_shapes(tuple(source.shape)).items():
                     if out and name in out and out[name].shape != shape:
                         raise EngineError(f"the buffer for {name} is {list(out[name].shape)}, the output {list(shape)}")
-                lane.start(source, host=names, device={})
+                slot.start(source, host=names, device={})
         except BaseException:
-            with suppress(EngineError), self._using(lane):
-                lane.settle()
+            with suppress(EngineError), self._using(slot):
+                slot.settle()
             raise
-        return GpuCall(self, lane, names, out, source)
+        return GpuCall(self, slot, names, out, source)
 
     def _targets(
         self,
-        lane: Lane,
+        slot: ExecutionSlot,
         shape: Shape,
         names: Sequence[str],
         out: Mapping[str, Any],
         given: Mapping[str, DeviceView],
         stream: int | None,
     ) -> tuple[dict[str, Any], dict[str, DeviceView]]:
-        """What the caller gets by name, and where each output is written."""
-        shapes = lane.output_shapes(shape)
+        """The arrays that the caller gets, by name, and the memory that each output is written to."""
+        shapes = slot.output_shapes(shape)
         results: dict[str, Any] = {}
         targets: dict[str, DeviceView] = {}
         for spec in self.outputs:
@@ -262,94 +250,97 @@ class TensorRTEngine:
             self._memory.free(address)
 
     @contextmanager
-    def _using(self, lane: Lane) -> Iterator[None]:
-        """Gives the lane back in the end. Whatever is raised, an interrupt too, nothing runs in it any more then."""
+    def _using(self, slot: ExecutionSlot) -> Iterator[None]:
+        """Gives the slot back at the end, and after an error or an interrupt first waits until nothing runs in it."""
         try:
             with self._memory.entered():
                 yield
         except BaseException:
             with suppress(EngineError), self._memory.entered():
-                lane.settle()
+                slot.settle()
             raise
         finally:
-            self._give(lane)
+            self._give(slot)
 
-    def _take(self, shape: Shape) -> Lane:
-        lane = self._try_to_take(shape, wait=True)
-        assert lane is not None  # it waited
-        return lane
+    def _take(self, shape: Shape) -> ExecutionSlot:
+        slot = self._try_to_take(shape, wait=True)
+        assert slot is not None  # it waited
+        return slot
 
-    def _try_to_take(self, shape: Shape, *, wait: bool) -> Lane | None:
-        """An idle lane, best the one that last ran this shape; a new one where there may be more; else one waits."""
+    def _try_to_take(self, shape: Shape, *, wait: bool) -> ExecutionSlot | None:
+        """An idle slot that last ran this shape, or a new slot, or another idle one; None if all are taken.
+
+        wait: for a slot, instead of returning None.
+        """
         with self._changed:
             while True:
-                alike = next((lane for lane in self._idle if lane.shape == shape), None)
-                # Of those that fit none, the one that rested longest: its graph is missed least.
-                lane = alike or self._new_lane() or next(reversed(self._idle), None)
-                if lane is not None:
-                    if lane in self._idle:
-                        self._idle.remove(lane)
-                    return lane
+                alike = next((slot for slot in self._idle if slot.shape == shape), None)
+                # Of the idle slots with another shape, the one idle for longest: its CUDA graph is missed least.
+                slot = alike or self._new_slot() or next(reversed(self._idle), None)
+                if slot is not None:
+                    if slot in self._idle:
+                        self._idle.remove(slot)
+                    return slot
                 if not wait:
                     return None
                 self._changed.wait()
 
-    def _give(self, lane: Lane) -> None:
+    def _give(self, slot: ExecutionSlot) -> None:
         with self._changed:
-            self._idle.insert(0, lane)
+            self._idle.insert(0, slot)
             self._changed.notify()
 
-    def _new_lane(self) -> Lane | None:
-        """One more, or None where there may be no more. The first must come about; others are for speed."""
-        if len(self._lanes) >= self._most:
+    def _new_slot(self) -> ExecutionSlot | None:
+        """One more slot, or None if no more are allowed or fit in memory. Raises EngineError if the first does not fit."""
+        if len(self._slots) >= self._max_slots:
             return None
-        plan = self._opened()
+        loaded = self._opened()
         try:
             with self._memory.entered():
-                lane = Lane(
-                    plan, self._memory, mapped=self._mapped, graphs=self._graphs, observe=self._settings.observe
+                slot = ExecutionSlot(
+                    loaded, self._memory, mapped=self._mapped, graphs=self._graphs, observe=self._options.observe
                 )
         except EngineError as error:
-            if not self._lanes:
+            if not self._slots:
                 raise
-            self._most = len(self._lanes)
+            self._max_slots = len(self._slots)
             log.warning(
-                "%s runs %d calls at once, for there is no room for more: %s", self._owner, self._most, error.cause
+                "%s runs %d calls at once, for there is no room for more: %s", self._owner, self._max_slots, error.cause
             )
             return None
-        self._lanes.append(lane)
-        return lane
+        self._slots.append(slot)
+        return slot
 
     def _opened(self) -> LoadedEngine:
-        if self._plan is None:
+        if self._loaded is None:
             raise EngineError(f"{self._owner} is closed")
-        return self._plan
+        return self._loaded
 
 
 class GpuCall:
-    """A call under way on a lane. See `Pending`."""
+    """A call under way in a slot. See `Pending`."""
 
     def __init__(
-        self, engine: TensorRTEngine, lane: Lane, names: list[str], out: Mapping[str, Array] | None, image: Any
+        self, engine: TensorRTEngine, slot: ExecutionSlot, names: list[str], out: Mapping[str, Array] | None, image: Any
     ) -> None:
-        self._engine, self._lane, self._names, self._out = engine, lane, names, out
-        self._image = image  # an array on the GPU must live until it was read
+        self._engine, self._slot, self._names, self._out = engine, slot, names, out
+        self._image = image  # keeps an array on the GPU alive until it has been read
 
     def result(self) -> dict[str, Array]:
         """See `Pending.result`."""
-        with self._engine._using(self._lane):
-            return self._lane.finish(self._names, self._out)
+        with self._engine._using(self._slot):
+            return self._slot.finish(self._names, self._out)
 
     def discard(self) -> None:
         """See `Pending.discard`."""
-        with self._engine._using(self._lane):
-            self._lane.settle()
+        with self._engine._using(self._slot):
+            self._slot.settle()
 
 
 def _runtime_cache(
     options: RuntimeOptions, flavour: str, version: str, device: Device, content: bytes
 ) -> CompilerCache | None:
-    """Where kernels that RTX compiles are kept; None for the other flavour, or where that is unwanted or impossible."""
+    """The file for kernels that RTX compiles; None for the other flavour, or if it is unwanted or impossible."""
     if flavour != "tensorrt_rtx" or options.runtime_cache == "none":
         return None
     key = CacheKey(flavour, version, device.target, device.name, hashlib.sha256(content).hexdigest()[:12])

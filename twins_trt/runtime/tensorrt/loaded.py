@@ -1,7 +1,7 @@
-"""A serialized engine, loaded: everything that is asked of TensorRT or TensorRT-RTX itself happens here.
+"""A serialized engine in TensorRT's runtime. All calls of TensorRT or TensorRT-RTX by what runs engines are here.
 
-TensorRT reports failure by null and False and says why only in its log, so every result is checked and every error
-carries what was logged. Names that a version lacks are looked up, never assumed.
+TensorRT reports failure by null and False and gives the reason only in its log, so every result is checked and every
+error quotes the log. Names that some version lacks are looked up, never assumed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ Shape = tuple[int, ...]
 
 
 class LoadedEngine:
-    """An engine in memory. content: what the builder serialized. owner, rebuild: what errors call it and the mend.
+    """An engine in the runtime's memory. content: the serialized engine. owner, rebuild: for errors, its name and the
+    command that makes it again.
 
-    Contexts may be made and used by several threads, each by one thread at a time. Raises EngineError where the runtime
-    does not start, refuses the plan, or the plan is not a network of one image.
+    Several threads may make and use contexts, each context one thread at a time. Raises EngineError if the runtime does
+    not start or refuses the engine, or if the engine does not take exactly one image.
     """
 
     def __init__(self, module: ModuleType, content: bytes, *, owner: str, rebuild: str) -> None:
@@ -46,12 +47,12 @@ class LoadedEngine:
         self._stored: CompilerCache | None = None
         try:
             self._runtime: Any = module.Runtime(process_logger(module))
-        except (TypeError, RuntimeError) as error:  # the bindings' way to say that the library returned null
+        except (TypeError, RuntimeError) as error:  # the bindings raise these when the library returns null
             raise EngineError(
                 f"{self.name} does not start: {said(module)} ({error})",
                 "check that the GPU driver matches its CUDA version (nvidia-smi)",
             ) from error
-        self._runtime.engine_host_code_allowed = False  # a bundle's plan must not bring code for the CPU along
+        self._runtime.engine_host_code_allowed = False  # an engine from a bundle must not run code on the CPU
         self._check_validity(content)
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
@@ -59,14 +60,14 @@ class LoadedEngine:
         self.inputs, self.outputs = self._specs()
         if len(self.inputs) != 1:
             raise EngineError(f"{owner} has {len(self.inputs)} inputs, not one image", self._fix)
-        # What version has which figure differs; the plan's own size is close, for weights are nearly all of it.
+        # Only some versions tell the size of the weights. The engine's own size is close: it is nearly all weights.
         self.weights = len(content)
         if "TOTAL_WEIGHTS_SIZE" in members(module, "EngineStat") and hasattr(self._engine, "get_engine_stat"):
             self.weights = int(self._engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
 
     @property
     def scratch(self) -> int:
-        """Bytes of device memory that every context takes for what lies between layers, at the largest shapes."""
+        """Bytes of device memory that each context takes for tensors between layers, at the max shapes."""
         v2 = hasattr(self._engine, "device_memory_size_v2")
         return int(self._engine.device_memory_size_v2 if v2 else self._engine.device_memory_size)
 
@@ -82,9 +83,9 @@ class LoadedEngine:
         return self._config is not None and "WHOLE_GRAPH_CAPTURE" in members(self._module, "CudaGraphStrategy")
 
     def specialize(self, *, cuda_graph: bool, stored: CompilerCache | None) -> None:
-        """What only RTX has, before the first context: its own CUDA graphs, and kernels compiled in an earlier run.
+        """Sets up what only RTX has: its own CUDA graphs, and the kernels compiled in an earlier process.
 
-        A version without runtime configuration is left as it is.
+        Call it before the first context. A version without runtime configuration is left as it is.
         """
         module = self._module
         if not members(module, "CudaGraphStrategy"):
@@ -109,17 +110,17 @@ class LoadedEngine:
             log.warning("%s does not take %s (%s): kernels are compiled anew", self.name, stored.path, said(module))
 
     def store(self) -> None:
-        """Keeps what RTX compiled so far for the next process; a failure costs a log line."""
+        """Keeps the kernels that RTX has compiled for the next process. A failure is only logged."""
         if self._cache is None or self._stored is None:
             return
         serialized = self._cache.serialize()
         if serialized is not None:
-            blob = bytes(serialized)  # what was read is in it, so there is nothing to merge
+            blob = bytes(serialized)  # it contains what was read, so there is nothing to merge
             self._stored.write(lambda present: blob)
 
     def new_context(self) -> Context:
-        """Scratch memory and state for one call at a time. Raises EngineError where there is no room for it."""
-        # Not the keyword: up to 10.3 there is no configuration to give.
+        """Scratch memory and state for one call at a time. Raises EngineError if there is no room for it."""
+        # By position: up to 10.3 there is no configuration, and so no keyword.
         made = self._engine.create_execution_context(*(() if self._config is None else (self._config,)))
         if made is None:
             raise EngineError(
@@ -139,13 +140,13 @@ class LoadedEngine:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times[layer_name] = times.get(layer_name, 0.0) + ms
 
-        super_init = self._module.IProfiler.__init__  # the bindings demand it by name
+        super_init = self._module.IProfiler.__init__  # the bindings demand this call by its name
         return Profiler()
 
     def inspect(self) -> str:
-        """What the compiler says of the layers, JSON; names alone for a plan that was not built in detail.
+        """The layers as the compiler describes them, JSON; only their names if it was built without details.
 
-        Raises EngineError where it says nothing.
+        Raises EngineError if there is no description.
         """
         inspector = self._engine.create_engine_inspector()
         layers = inspector and inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
@@ -159,7 +160,7 @@ class LoadedEngine:
         self._runtime = None
 
     def _check_validity(self, content: bytes) -> None:
-        """Asks a runtime that can tell, before it fails for a reason that it only logs."""
+        """Asks the runtime whether it can run the engine, if it can tell: otherwise the reason is only in its log."""
         if not hasattr(self._runtime, "get_engine_validity"):
             return
         validity, diagnostics = self._runtime.get_engine_validity(content)
@@ -182,8 +183,8 @@ class LoadedEngine:
             extents = tuple(engine.get_tensor_shape(name))
             shape = tuple(dim if dim >= 0 else f"{name}.{axis}" for axis, dim in enumerate(extents))
             if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
-                least, usual, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(name, 0))
-                limits = (least, usual, most) if -1 in extents else (None, None, None)
+                smallest, opt, largest = (tuple(dims) for dims in engine.get_tensor_profile_shape(name, 0))
+                limits = (smallest, opt, largest) if -1 in extents else (None, None, None)
                 inputs.append(TensorSpec(name, _DTYPES[kind], shape, *limits))
             else:
                 outputs.append(TensorSpec(name, _DTYPES[kind], shape))
@@ -191,14 +192,14 @@ class LoadedEngine:
 
 
 class Context:
-    """What one call at a time needs of the engine."""
+    """An execution context: state and scratch memory for one call at a time."""
 
     def __init__(self, made: Any, module: ModuleType, owner: str, outputs: tuple[str, ...]) -> None:
         self._made: Any = made
         self._module, self._owner, self._outputs = module, owner, outputs
 
     def set_shape(self, name: str, shape: Shape) -> dict[str, Shape]:
-        """Sets the input's shape; the shapes of the outputs. Raises EngineError for one outside the profile."""
+        """Sets the input's shape and returns the outputs' shapes. Raises EngineError for one outside the profile."""
         if not self._made.set_input_shape(name, shape):
             raise EngineError(f"{self._owner} refuses {name} {list(shape)}: {said(self._module)}")
         if unset := self._made.infer_shapes():
@@ -206,18 +207,18 @@ class Context:
         return {output: tuple(self._made.get_tensor_shape(output)) for output in self._outputs}
 
     def bind(self, name: str, address: int) -> None:
-        """Where a tensor lies on the device. Raises EngineError."""
+        """Sets the device address of a tensor. Raises EngineError."""
         if not self._made.set_tensor_address(name, address):
             raise EngineError(f"{self._owner} refuses the address {address:#x} for {name}: {said(self._module)}")
 
     def enqueue(self, stream: int) -> None:
-        """Gives one run to the stream. Raises EngineError where TensorRT refuses; what fails later on the GPU is told
+        """Gives one run to the stream. Raises EngineError if TensorRT refuses. A later failure on the GPU is raised
         when the stream is synchronized."""
         if not self._made.execute_async_v3(stream):
             raise EngineError(f"{self._owner} failed to start on the GPU: {said(self._module)}")
 
     def profile(self, profiler: Any) -> None:
-        """Reports layer times of every run to `profiler`, or to nobody where that is None."""
+        """Reports the layer times of every run to `profiler`; None stops that."""
         self._made.profiler = profiler
 
     def close(self) -> None:

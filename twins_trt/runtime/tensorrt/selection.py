@@ -1,4 +1,4 @@
-"""Which of a bundle's engines runs here, or what stands against each of them."""
+"""Chooses the engine of a bundle that runs on this machine, or says why none does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def why_not(source: EngineSource, flavour: str) -> str | None:
-    """Why no engine of `flavour` in the bundle can run here, or None if one can. Asks the cheap questions first."""
+    """Why no engine of `flavour` in the source can run here, or None if one can. The cheap checks come first."""
     if not any(engine.flavour == flavour for engine in source.engines):
         return "the bundle has no such engine"
     if find_spec(flavour) is None:
@@ -34,7 +34,7 @@ def why_not(source: EngineSource, flavour: str) -> str | None:
 
 
 def here() -> Device:
-    """The GPU. Raises EngineError where there is none."""
+    """The GPU of this machine. Raises EngineError if there is none."""
     device = current_device()
     if device is None:
         raise EngineError(
@@ -52,9 +52,9 @@ def load_runtime(flavour: str) -> ModuleType:
 
 
 def choose(source: EngineSource, flavour: str, module: ModuleType, device: Device) -> EngineFile:
-    """The bundle's engine for this GPU and this version of the compiler's runtime.
+    """The source's engine for this GPU and this version of the compiler's runtime.
 
-    Raises BundleError, with what the engines are for and what is here, if there is none.
+    Raises BundleError if it has none, naming the GPUs and versions of its engines and those of this machine.
     """
     engines = [engine for engine in source.engines if engine.flavour == flavour]
     name, version = NAMES[flavour], str(module.__version__)
@@ -81,5 +81,5 @@ def choose(source: EngineSource, flavour: str, module: ModuleType, device: Devic
 
 
 def _same_release(built: str, installed: str) -> bool:
-    """Plans are tied to major, minor and patch; the build number is left out by some packages of one release."""
+    """Engines are tied to major, minor and patch. Some packages of a release leave out the build number."""
     return built.split(".")[:3] == installed.split(".")[:3]

@@ -1,4 +1,4 @@
-"""What one call at a time needs on the GPU: a context, a stream, buffers that stay, and the graph of the last shape."""
+"""An execution slot: the context, stream, buffers and CUDA graph that one call at a time uses on the GPU."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twins_trt.errors import EngineError
-from twins_trt.runtime.engines.protocol import Observe, check_input
+from twins_trt.runtime.engines.checks import check_input
+from twins_trt.runtime.engines.protocol import Observe
 from twins_trt.runtime.memory import HostBlock, Memory
 from twins_trt.runtime.memory.arrays import DeviceView, size_of
 from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
 
 log = logging.getLogger("twins_trt")
 
-Key = tuple[Shape, tuple[int, ...]]  # the input's shape, and the addresses of all tensors
+Key = tuple[Shape, tuple[int, ...]]  # shape of the input, addresses of all tensors
 
 
 class Buffer:
-    """Where a tensor lies between caller and engine; grows when it must and never shrinks.
+    """The memory of one tensor between caller and engine. It grows when it must and never shrinks.
 
-    On a GPU with memory of its own: device memory, and pinned host memory beside it where the caller wants a copy. On
-    one that shares the host's: one block that both use in place.
+    On a GPU with its own memory it is device memory, with pinned host memory beside it if the caller wants a copy. On
+    a GPU that shares the host's memory it is one block that both use in place.
     """
 
     def __init__(self, memory: Memory, *, mapped: bool) -> None:
@@ -39,7 +38,7 @@ class Buffer:
         self.block: HostBlock | None = None
 
     def reserve(self, size: int, *, host: bool) -> None:
-        """Makes room. Raises OutOfMemory; what was there stays then."""
+        """Makes room for `size` bytes. Raises OutOfMemory, and then keeps what it had."""
         memory = self._memory
         if self.mapped:
             if self.block is None or self.block.array.size < size:
@@ -60,7 +59,7 @@ class Buffer:
             self.block = block
 
     def array(self, shape: Shape, dtype: str) -> Array:
-        """The host's side of it."""
+        """The host memory as an array."""
         assert self.block is not None  # reserve(host=True) came before
         return self.block.array[: size_of(shape, dtype)].view(dtype).reshape(shape)
 
@@ -72,17 +71,17 @@ class Buffer:
         self.block, self.address, self.size = None, 0, 0
 
 
-class Lane:
-    """Runs a plan, one call at a time: `start`, then `finish` or `settle`. Everything inside `memory.entered()`.
+class ExecutionSlot:
+    """Runs an engine, one call at a time: `start`, then `finish` or `settle`, all inside `memory.entered()`.
 
-    mapped: the GPU shares the host's memory. graphs: replay calls as CUDA graphs. observe: told what copies and engine
-    took, by the GPU's own clock. Raises EngineError where there is no room for it.
+    mapped: the GPU shares the host's memory. graphs: replay calls as CUDA graphs. observe: called with the times of the
+    copies and of the engine, by the GPU's own clock. Raises EngineError if there is no room for the slot.
     """
 
     def __init__(
-        self, plan: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool, observe: Observe | None
+        self, loaded: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool, observe: Observe | None
     ) -> None:
-        self._plan, self._memory, self._observe = plan, memory, observe
+        self._loaded, self._memory, self._observe = loaded, memory, observe
         self._graphs = graphs
         self._shape: Shape | None = None
         self._shapes: dict[str, Shape] = {}
@@ -91,9 +90,9 @@ class Lane:
         self._graph_key: Key | None = None
         self._last: Key | None = None
         self._events: list[Any] = []
-        self._staging = 0.0  # seconds the processor took to copy the image, before the GPU's clock runs
-        self._buffers = {spec.name: Buffer(memory, mapped=mapped) for spec in (*plan.inputs, *plan.outputs)}
-        self._context = plan.new_context()
+        self._staging = 0.0  # seconds of copying the image on the processor, before the GPU's clock starts
+        self._buffers = {spec.name: Buffer(memory, mapped=mapped) for spec in (*loaded.inputs, *loaded.outputs)}
+        self._context = loaded.new_context()
         self.stream = 0
         try:
             self.stream = memory.new_stream()
@@ -105,29 +104,29 @@ class Lane:
 
     @property
     def buffers(self) -> int:
-        """Bytes of device memory in buffers, or of host memory that the GPU uses in its place."""
+        """Bytes in buffers: of device memory, or of host memory that the GPU uses in place."""
         return sum(buffer.size for buffer in self._buffers.values())
 
     @property
     def shape(self) -> Shape | None:
-        """The input's shape in the last call; a call of the same shape costs least here."""
+        """The input's shape in the last call; another call of this shape costs least."""
         return self._shape
 
     def output_shapes(self, shape: Shape) -> dict[str, Shape]:
-        """Sets the input's shape; the shapes of the outputs. Raises EngineError for one that the engine refuses."""
+        """Sets the input's shape and returns the outputs' shapes. Raises EngineError if the engine refuses it."""
         if shape != self._shape:
-            self._drop_graph()  # it replays the state that the context is about to lose
+            self._drop_graph()  # it would replay a state that the context is about to lose
             self._shape = None
-            self._shapes = self._context.set_shape(self._plan.inputs[0].name, shape)
+            self._shapes = self._context.set_shape(self._loaded.inputs[0].name, shape)
             self._shape = shape
         return self._shapes
 
     def start(self, image: Array | DeviceView, *, host: Sequence[str], device: Mapping[str, DeviceView]) -> None:
-        """Gives one call to the stream. host: outputs to bring to the host; device: outputs to write where these lie.
+        """Gives one call to the stream. host: outputs to copy to the host. device: where to write outputs on the GPU.
 
-        A host image may be reused when this returns. Raises EngineError; `settle` must follow then too.
+        A host image may be reused when this returns. Raises EngineError; call `settle` then too.
         """
-        memory, spec = self._memory, self._plan.inputs[0]
+        memory, spec = self._memory, self._loaded.inputs[0]
         staged = self._buffers[spec.name]
         shapes = self.output_shapes(tuple(image.shape))
         if isinstance(image, DeviceView):
@@ -144,7 +143,7 @@ class Lane:
             if not staged.mapped:
                 assert staged.block is not None
                 memory.copy_in(staged.address, staged.block, image.nbytes, self.stream)
-        for output in self._plan.outputs:
+        for output in self._loaded.outputs:
             if output.name in device:
                 addresses[output.name] = device[output.name].address
                 continue
@@ -154,7 +153,7 @@ class Lane:
         self._mark(1)
         self._run(addresses)
         self._mark(2)
-        for output in self._plan.outputs:
+        for output in self._loaded.outputs:
             buffer = self._buffers[output.name]
             if output.name in host and not buffer.mapped:
                 assert buffer.block is not None
@@ -163,11 +162,11 @@ class Lane:
         self._mark(3)
 
     def finish(self, host: Sequence[str], out: Mapping[str, Array] | None) -> dict[str, Array]:
-        """Waits, and copies outputs on the host into arrays of the caller's. Raises EngineError if the call failed."""
+        """Waits, and copies the outputs on the host into the caller's arrays. Raises EngineError if the call failed."""
         self._memory.synchronize(self.stream)
         start = time.perf_counter()
         results: dict[str, Array] = {}
-        for spec in self._plan.outputs:
+        for spec in self._loaded.outputs:
             if spec.name not in host:
                 continue
             staged = self._buffers[spec.name].array(self._shapes[spec.name], spec.dtype)
@@ -176,21 +175,21 @@ class Lane:
                 results[spec.name] = out[spec.name]
             else:
                 results[spec.name] = staged.copy()
-        self._report(time.perf_counter() - start)
+        self._tell_stages(time.perf_counter() - start)
         return {name: results[name] for name in host}
 
     def settle(self) -> None:
-        """Waits until nothing runs any more, whatever became of it, and forgets the graph."""
+        """Waits until nothing runs any more, failed or not, and drops the CUDA graph."""
         _quietly(self._drop_graph)
         if self.stream:
             _quietly(self._memory.synchronize, self.stream)
 
     def profile(self, image: Array, times: dict[str, float], *, runs: int) -> None:
-        """Adds to `times` what every layer took in `runs` runs, milliseconds."""
-        check_input(self._plan.inputs[0], image, owner=self._plan.name)
-        graphs, self._graphs = self._graphs, False  # a graph runs as one piece
+        """Adds the time of every layer over `runs` runs to `times`, milliseconds."""
+        check_input(self._loaded.inputs[0], image, owner=self._loaded.name)
+        graphs, self._graphs = self._graphs, False  # a graph runs in one piece, without layers
         self._drop_graph()
-        profiler = self._plan.new_profiler(times)  # named: the context does not keep it alive
+        profiler = self._loaded.new_profiler(times)  # a local variable, because the context does not keep it alive
         try:
             self._context.profile(profiler)
             for run in range(runs + 1):
@@ -203,7 +202,7 @@ class Lane:
             self._graphs = graphs
 
     def close(self) -> None:
-        """Waits for what runs and frees everything, also what a broken GPU refuses to take back."""
+        """Waits for the call under way and frees everything, even if a broken GPU raises errors meanwhile."""
         self.settle()
         self._context.close()
         for event in self._events:
@@ -215,7 +214,7 @@ class Lane:
         self._events, self.stream = [], 0
 
     def _run(self, addresses: Mapping[str, int]) -> None:
-        """Enqueues: the first call of a shape and its addresses plainly, the second captured, the others replayed."""
+        """Enqueues a run. The second with the same shape and addresses is captured, and later ones replay the graph."""
         assert self._shape is not None
         key = (self._shape, tuple(addresses.values()))
         if key != self._graph_key:
@@ -250,7 +249,7 @@ class Lane:
         if self._events:
             self._memory.record(self._events[index], self.stream)
 
-    def _report(self, unloading: float) -> None:
+    def _tell_stages(self, unloading: float) -> None:
         if self._observe is None:
             return
         copy_in, engine, copy_out = (self._memory.seconds(*pair) for pair in pairwise(self._events))
@@ -260,7 +259,7 @@ class Lane:
 
 
 def _quietly(function: Callable[..., None], *given: Any) -> None:
-    """After an error every call of CUDA reports it once more; it was raised the first time."""
+    """Calls a function and only logs its EngineError: after an error, CUDA reports it again in every call."""
     try:
         function(*given)
     except EngineError as error:
