@@ -1,4 +1,4 @@
-"""Which form of an operator runs: the Triton kernels, what torch brings for it (SDPA), or the reference."""
+"""Which form of an operator runs: its Triton kernels, torch's scaled_dot_product_attention, or the reference."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from twins_trt.kernels.device import interpreting
 BACKENDS = ("auto", "triton", "sdpa", "reference")
 
 MIN_CAPABILITY = 80
-"""Triton 3.3 and later has no tensor cores on sm_75: its kernels would be slower there than what torch brings."""
+"""Triton 3.3 and later does not use sm_75's tensor cores: its kernels would be slower there than torch's own."""
 
 MIN_TRITON = (3, 5)
-"""Before, some kernels spill and the fp32 gradient of LSA does not compile for sm_8x and sm_12x."""
+"""With older versions some kernels spill, and the fp32 gradient of LSA does not compile for sm_8x and sm_12x."""
 
 NOT_INSTALLED = "Triton is not installed"
 
@@ -28,14 +28,14 @@ _log = logging.getLogger("twins_trt")
 
 
 def exporting() -> bool:
-    """Whether torch is writing a graph for something else to run, which then must hold plain operators."""
+    """Whether torch is exporting a graph. Other programs run it, so it must hold plain operators."""
     if torch.onnx.is_in_onnx_export():
         return True
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # torch 2.6 and later
 
 
 FALLBACKS = {"sdpa": "scaled_dot_product_attention", "reference": "plain torch"}
-"""What runs on a GPU in place of the kernels, and its name in the log."""
+"""What can run on a GPU in place of the kernels, and its name in the log."""
 
 
 def choose_backend(
@@ -77,9 +77,9 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def _constant_for_compile(function: F) -> F:
-    """torch.compile then calls `function` while it traces and keeps the answer: it is about the machine, not tensors.
+    """Makes torch.compile call `function` while it traces and keep the answer, which depends on no tensor's values.
 
-    What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo, which takes seconds.
+    `torch.compiler.assume_constant_result` does the same, but imports torch._dynamo, which takes seconds.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -92,12 +92,12 @@ def _choose_on_gpu(
     reason = (
         unsupported
         or (None if dtype in DTYPES.values() else f"there is no kernel for {dtype}")
-        or _triton_problem()
-        or _gpu_problem(device_index)
+        or triton_problem(installed_triton())
+        or gpu_problem(device_index)
     )
     if reason is None:
         return "triton"
-    _log_once(op, reason, FALLBACKS[fallback])
+    log_once(op, reason, FALLBACKS[fallback])
     return fallback
 
 
@@ -108,30 +108,38 @@ def _require_triton(
     fix = f"use backend='auto' or '{fallback}'"
     if unsupported or dtype not in DTYPES.values():
         raise UsageError(f"{op}: {unsupported or f'there is no kernel for {dtype}'}", fix)
-    if reason := _triton_problem():
+    if reason := triton_problem(installed_triton()):
         if reason == NOT_INSTALLED:
             raise missing("triton", extra="triton", purpose=f"{op} with backend='triton'")
         raise EngineError(f"{op}: {reason}", fix)
     if device_type != "cuda" and not interpreting():
         raise EngineError(f"{op}: Triton kernels do not run on a {device_type} tensor", "use backend='auto'")
-    if device_type == "cuda" and (reason := _gpu_problem(device_index)):
+    if device_type == "cuda" and (reason := gpu_problem(device_index)):
         raise EngineError(f"{op}: {reason}", fix)
 
 
 @functools.cache
-def _triton_problem() -> str | None:
+def installed_triton() -> str | None:
+    """The version of the Triton that can be imported; None without one."""
     try:
         import triton
     except ImportError:
+        return None
+    return str(triton.__version__)
+
+
+def triton_problem(version: str | None) -> str | None:
+    """Why kernels do not run with this version of Triton; None where they do. version: None where it is absent."""
+    if version is None:
         return NOT_INSTALLED
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return (
-        None if version >= MIN_TRITON else f"Triton {triton.__version__} is older than {MIN_TRITON[0]}.{MIN_TRITON[1]}"
-    )
+    if tuple(int(part) for part in version.split(".")[:2]) >= MIN_TRITON:
+        return None
+    return f"Triton {version} is older than {MIN_TRITON[0]}.{MIN_TRITON[1]}"
 
 
 @functools.cache
-def _gpu_problem(device_index: int | None) -> str | None:
+def gpu_problem(device_index: int | None) -> str | None:
+    """Why kernels do not run on this GPU; None where they do. device_index: None is the current device."""
     if torch.version.hip:
         return "the kernels are made for NVIDIA GPUs"
     major, minor = torch.cuda.get_device_capability(device_index)
@@ -141,5 +149,6 @@ def _gpu_problem(device_index: int | None) -> str | None:
 
 
 @functools.cache
-def _log_once(op: str, reason: str, instead: str) -> None:
+def log_once(op: str, reason: str, instead: str) -> None:
+    """Says once a process that an operator runs in another form than its kernels, and why."""
     _log.warning("%s: %s; using %s", op, reason, instead)

@@ -1,7 +1,8 @@
-"""GSA as an operator of torch: `torch.ops.twins_trt.gsa`, with its gradient `torch.ops.twins_trt.gsa_backward`.
+"""GSA by whichever form suits the device, and the Triton form as an operator of torch.
 
-CUDA tensors go to the Triton kernels, CPU tensors to plain torch with the same arithmetic (fp32 inside for 16-bit
-tensors) and an analytic gradient: an operator's implementation cannot call autograd. Gradients are of first order.
+The operator is `torch.ops.twins_trt.gsa`, its gradient `torch.ops.twins_trt.gsa_backward`. CUDA tensors go to the
+Triton kernels. CPU tensors go to plain torch with the same arithmetic, which is fp32 inside for 16-bit tensors. Their
+gradient is written out, because an operator's implementation cannot call autograd. Gradients are of first order.
 """
 
 from __future__ import annotations
@@ -9,11 +10,48 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from twins_trt.errors import UsageError
 from twins_trt.kernels.autocast import register_autocast
+from twins_trt.kernels.backend import choose_backend
 from twins_trt.kernels.device import interpreting
-from twins_trt.kernels.gsa.launch import gsa_backward, gsa_forward
+from twins_trt.kernels.gsa.launch import HEAD_DIMS, gsa_backward, gsa_forward
+from twins_trt.kernels.gsa.reference import gsa_reference
+
+
+def gsa(q: Tensor, kv: Tensor, *, num_heads: int, backend: str = "auto") -> Tensor:
+    """Attention of every position to the sub-sampled keys and values.
+
+    q: float [B, N, C], one query per position, bias included, heads inside C. May be strided.
+    kv: float [B, M, 2C], keys then values of the M = floor(H/sr)·floor(W/sr) summaries, bias included. May be strided.
+    backend: `triton`, `sdpa`, `reference`, or `auto`: Triton on a GPU that can, `sdpa` on one that cannot, the
+    reference on a CPU. While a graph is exported every name means the reference, whose operators are plain.
+    Returns float [B, N, C], before the output projection.
+    Raises UsageError for an unknown name and for shapes that do not fit each other.
+    Source: Twins (arXiv 2104.13840) section 3.2; mmsegmentation's EfficientMultiheadAttention.
+    """
+    fits = q.ndim == kv.ndim == 3 and kv.shape[0] == q.shape[0] and kv.shape[2] == 2 * q.shape[2]
+    if not fits or q.shape[2] % num_heads:
+        raise UsageError(
+            f"queries {list(q.shape)} and packed keys and values {list(kv.shape)} do not hold {num_heads} heads",
+            "pass q [B, N, C] and kv [B, M, 2C], with C a multiple of num_heads",
+        )
+    head_dim = q.shape[2] // num_heads
+    unsupported = None if head_dim in HEAD_DIMS else f"there is no kernel for head dim {head_dim}"
+    form = choose_backend(backend, q, op="gsa", unsupported=unsupported)
+    if form == "triton":
+        return gsa_op(q, kv, num_heads)[0]
+    return (gsa_sdpa if form == "sdpa" else gsa_reference)(q, kv, num_heads=num_heads)
+
+
+def gsa_sdpa(q: Tensor, kv: Tensor, *, num_heads: int) -> Tensor:
+    """GSA through torch's scaled_dot_product_attention. Arguments and result as `gsa_reference`."""
+    q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, heads, N, D]
+    k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, M, D], not copied
+    out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D]
+    return out.transpose(1, 2).flatten(2)  # [B, N, C]
 
 
 @torch.library.custom_op(
@@ -49,9 +87,9 @@ def _(q: Tensor, kv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         return gsa_forward(q, kv, num_heads=num_heads)
     (queries,), (keys, values) = _heads(q, 1, num_heads), _heads(kv, 2, num_heads)
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5  # [B, heads, N, M]
-    lse = scores.logsumexp(-1)
-    out = (scores - lse[..., None]).exp() @ values
-    return out.transpose(1, 2).flatten(2).to(q.dtype).contiguous(), lse
+    lse = scores.logsumexp(-1)  # [B, heads, N]
+    out = (scores - lse[..., None]).exp() @ values  # [B, heads, N, D]
+    return out.transpose(1, 2).flatten(2).to(q.dtype).contiguous(), lse  # [B, N, C]
 
 
 @gsa_backward_op.register_kernel("cpu")
@@ -63,15 +101,15 @@ def _(grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, num_heads: 
     scale = queries.shape[-1] ** -0.5
     p = (queries @ keys.mT * scale - lse[..., None]).exp()  # [B, heads, N, M]
     ds = p * (g @ values.mT - (g * result).sum(-1, keepdim=True)) * scale
-    dq = (ds @ keys).transpose(1, 2).flatten(2)
+    dq = (ds @ keys).transpose(1, 2).flatten(2)  # [B, N, C]
     dkv = torch.stack((ds.mT @ queries, p.mT @ g)).permute(1, 3, 0, 2, 4).flatten(2)  # [B, M, 2C]
     return dq.to(q.dtype).contiguous(), dkv.to(kv.dtype).contiguous()
 
 
 def _heads(x: Tensor, parts: int, num_heads: int) -> Tensor:
-    """`parts` tensors packed in the channels -> [parts, B, heads, rows, head_dim], fp32 or wider."""
+    """`parts` tensors packed in the channels -> [parts, B, heads, rows, D], fp32 or wider."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return x.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4)  # [parts, B, heads, rows, D]
 
 
 @gsa_op.register_fake

@@ -15,8 +15,8 @@ def gsa_reference(q: Tensor, kv: Tensor, *, num_heads: int) -> Tensor:
     """
     batch, queries, channels = q.shape
     head_dim = channels // num_heads
-    q = q.reshape(batch, queries, num_heads, head_dim).transpose(1, 2)  # [B, heads, N, head_dim]
-    k, v = kv.reshape(batch, kv.shape[1], 2, num_heads, head_dim).permute(2, 0, 3, 1, 4)
+    q = q.reshape(batch, queries, num_heads, head_dim).transpose(1, 2)  # [B, heads, N, D]
+    k, v = kv.reshape(batch, kv.shape[1], 2, num_heads, head_dim).permute(2, 0, 3, 1, 4)  # each [B, heads, M, D]
     scores = (q * head_dim**-0.5) @ k.transpose(-2, -1)  # [B, heads, N, M]
-    out = scores.softmax(dim=-1) @ v
-    return out.transpose(1, 2).reshape(batch, queries, channels)
+    out = scores.softmax(dim=-1) @ v  # [B, heads, N, D]
+    return out.transpose(1, 2).reshape(batch, queries, channels)  # [B, N, C]

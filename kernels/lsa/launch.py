@@ -195,7 +195,7 @@ def lsa_backward(
             )
     dbias = torch.zeros_like(qkv_bias)
     if pads_attend:
-        dbias[channels:] = dpads.sum(0).flatten()
+        dbias[channels:] = dpads.sum(0).flatten()  # [2, C] -> [2C], of keys and values
     return dqkv, dbias
 
 

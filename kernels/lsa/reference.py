@@ -28,17 +28,19 @@ def masks_padding(pad_bottom: int, pad_right: int, *, padding: str) -> bool:
 
 
 def to_windows(x: Tensor, window_size: int) -> Tensor:
-    """[B, rows · w, columns · w, D] -> [B, rows · columns, w · w, D]."""
+    """[B, rows · w, columns · w, C] -> [B, rows · columns, w · w, C]."""
     batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // window_size, window_size, width // window_size, window_size, channels)
-    return x.transpose(2, 3).reshape(batch, -1, window_size * window_size, channels)
+    rows, columns = height // window_size, width // window_size
+    x = x.reshape(batch, rows, window_size, columns, window_size, channels)  # [B, rows, w, columns, w, C]
+    return x.transpose(2, 3).reshape(batch, -1, window_size * window_size, channels)  # [B, windows, tokens, C]
 
 
 def to_map(x: Tensor, height: int, width: int, window_size: int) -> Tensor:
-    """[B, rows · columns, w · w, D] -> [B, height, width, D], a map that windows tile."""
+    """[B, rows · columns, w · w, C] -> [B, height, width, C], a map that windows tile."""
     batch, channels = x.shape[0], x.shape[-1]
-    x = x.reshape(batch, height // window_size, width // window_size, window_size, window_size, channels)
-    return x.transpose(2, 3).reshape(batch, height, width, channels)
+    rows, columns = height // window_size, width // window_size
+    x = x.reshape(batch, rows, columns, window_size, window_size, channels)  # [B, rows, columns, w, w, C]
+    return x.transpose(2, 3).reshape(batch, height, width, channels)  # [B, rows · w, columns · w, C]
 
 
 def pad_with_bias(qkv: Tensor, qkv_bias: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
@@ -49,23 +51,24 @@ def pad_with_bias(qkv: Tensor, qkv_bias: Tensor, window_size: int) -> tuple[Tens
     _, height, width, _ = qkv.shape
     pad_bottom, pad_right = window_padding(height, width, window_size)
     inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=qkv.device), (0, pad_right, 0, pad_bottom))
-    inside = inside[..., None]
+    inside = inside[..., None]  # [rows · w, columns · w, 1]
     if pad_bottom or pad_right:
         qkv = torch.where(inside, F.pad(qkv, (0, 0, 0, pad_right, 0, pad_bottom)), qkv_bias)
     return qkv, inside
 
 
 def split_heads(windows: Tensor, num_heads: int) -> Tensor:
-    """Packed [B, windows, tokens, 3C] -> queries, keys and values [3, B, windows, heads, tokens, head_dim]."""
+    """Packed [B, windows, tokens, 3C] -> queries, keys and values [3, B, windows, heads, tokens, D]."""
     batch, count, tokens, channels3 = windows.shape
-    packed = windows.reshape(batch, count, tokens, 3, num_heads, channels3 // (3 * num_heads))
-    return packed.permute(3, 0, 1, 4, 2, 5)
+    head_dim = channels3 // (3 * num_heads)
+    packed = windows.reshape(batch, count, tokens, 3, num_heads, head_dim)  # [B, windows, tokens, 3, heads, D]
+    return packed.permute(3, 0, 1, 4, 2, 5)  # [3, B, windows, heads, tokens, D]
 
 
 def score_mask(inside: Tensor, window_size: int, dtype: torch.dtype) -> Tensor:
     """What is added to scores to exclude padded keys: [1, windows, 1, 1, tokens], from `pad_with_bias`."""
     keys = to_windows(inside[None].to(dtype), window_size)[..., 0]  # [1, windows, tokens]
-    return ((1 - keys) * MASKED)[:, :, None, None, :]
+    return ((1 - keys) * MASKED)[:, :, None, None, :]  # [1, windows, 1, 1, tokens]
 
 
 def lsa_reference(
@@ -82,10 +85,10 @@ def lsa_reference(
     height, width = qkv.shape[1:3]
     masked = masks_padding(*window_padding(height, width, window_size), padding=padding)
     padded, inside = pad_with_bias(qkv, qkv_bias, window_size)
-    q, k, v = split_heads(to_windows(padded, window_size), num_heads)  # each [B, windows, heads, tokens, head_dim]
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    q, k, v = split_heads(to_windows(padded, window_size), num_heads)  # each [B, windows, heads, tokens, D]
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, windows, heads, tokens, tokens]
     if masked:
         scores = scores + score_mask(inside, window_size, scores.dtype)
-    out = scores.softmax(dim=-1) @ v  # [B, windows, heads, tokens, head_dim]
+    out = scores.softmax(dim=-1) @ v  # [B, windows, heads, tokens, D]
     out = out.transpose(2, 3).flatten(3)  # [B, windows, tokens, C]
-    return to_map(out, padded.shape[1], padded.shape[2], window_size)[:, :height, :width]
+    return to_map(out, padded.shape[1], padded.shape[2], window_size)[:, :height, :width]  # [B, H, W, C]

@@ -20,8 +20,8 @@ def resize_argmax_reference(
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     full = F.interpolate(wide, tuple(size), mode="bilinear", align_corners=False)  # [B, C, H, W]
-    mask = full.argmax(1)  # torch.max does not promise the first of equal classes
+    mask = full.argmax(1)  # [B, H, W]; torch.max does not promise the first of equal classes
     if not probability:
         return mask.to(torch.uint8), None
-    best = full.gather(1, mask[:, None])
+    best = full.gather(1, mask[:, None])  # [B, 1, H, W]
     return mask.to(torch.uint8), (full - best).exp().sum(1).reciprocal()

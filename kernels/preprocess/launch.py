@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,19 @@ from torch import Tensor
 from twins_trt.kernels.case import DTYPES, Case, Tiling, tiling
 from twins_trt.kernels.device import MAX_OFFSET
 from twins_trt.kernels.preprocess.reference import column_taps, row_taps
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What pixels become. The fields follow the operator's schema, and are as `resize_normalize` takes them."""
+
+    height: int
+    width: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    dtype: torch.dtype
+    channels_last: bool
+
 
 SCALARS = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")
 
@@ -43,23 +57,15 @@ def unsupported(image: Tensor) -> str | None:
     return None
 
 
-def resize_normalize_forward(
-    image: Tensor,
-    height: int,
-    width: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
+def resize_normalize_forward(image: Tensor, wanted: InputFormat) -> Tensor:
     """`resize_normalize_reference` by its Triton kernel."""
     from twins_trt.kernels.preprocess.kernel import resize_normalize_kernel
 
     batch, in_height, in_width, _ = image.shape
-    out = empty_input(image, height, width, dtype=dtype, channels_last=channels_last)
+    height, width = wanted.height, wanted.width
+    out = empty_input(image, wanted)
     resize = (in_height, in_width) != (height, width)
-    rows, columns = (image, image)  # not read
+    rows, columns = (image, image)  # the kernel does not read them where it does not resize
     if resize:
         rows, columns = row_taps(in_height, height, image.device), column_taps(in_width, width, image.device)
     tiles = cut(resize=resize)
@@ -75,15 +81,16 @@ def resize_normalize_forward(
             height,
             width,
             blocks,
-            *mean,
-            *std,
+            *wanted.mean,
+            *wanted.std,
             **tiles.options(),
         )
     return out
 
 
-def empty_input(image: Tensor, height: int, width: int, *, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """The result without its values."""
-    if channels_last:
-        return image.new_empty(image.shape[0], height, width, 3, dtype=dtype).permute(0, 3, 1, 2)
-    return image.new_empty(image.shape[0], 3, height, width, dtype=dtype)
+def empty_input(image: Tensor, wanted: InputFormat) -> Tensor:
+    """The result without its values: [B, 3, h, w]."""
+    batch, height, width = image.shape[0], wanted.height, wanted.width
+    if wanted.channels_last:
+        return image.new_empty(batch, height, width, 3, dtype=wanted.dtype).permute(0, 3, 1, 2)  # [B, 3, h, w]
+    return image.new_empty(batch, 3, height, width, dtype=wanted.dtype)

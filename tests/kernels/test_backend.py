@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -50,21 +51,38 @@ def test_a_cpu_gets_the_reference() -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """One whose GPU and Triton a test may set; what is known of the real ones is looked up anew, before and after."""
+    looked_up = (backend.installed_triton, backend.gpu_problem, backend.log_once)
+    for each in looked_up:
+        each.cache_clear()
+    yield monkeypatch
+    for each in looked_up:
+        each.cache_clear()
+
+
+def set_triton(machine: pytest.MonkeyPatch, version: str | None) -> None:
+    """Triton in this version; None: as if it were not installed."""
+    module = ModuleType("triton")
+    module.__version__ = version  # type: ignore[attr-defined]
+    machine.setitem(sys.modules, "triton", None if version is None else module)
+
+
+@pytest.fixture
+def gpu(machine: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A GPU of compute capability 8.7 with Triton beside it."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 7))
-    monkeypatch.setattr(backend, "_triton_problem", lambda: None)
-    backend._gpu_problem.cache_clear()
-    backend._log_once.cache_clear()
-    return monkeypatch
+    machine.setattr(torch.cuda, "get_device_capability", lambda index: (8, 7))
+    set_triton(machine, "3.5.0")
+    return machine
 
 
-def on_gpu(dtype: str = "torch.float16", unsupported: str | None = None) -> str:
-    return backend._choose_on_gpu("lsa", dtype, 0, unsupported)
+def on_gpu(dtype: torch.dtype = torch.float16, unsupported: str | None = None) -> str:
+    x = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)  # all that is looked at
+    return backend.choose_backend("auto", x, op="lsa", unsupported=unsupported)
 
 
 def test_a_gpu_gets_the_kernels(gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    assert {on_gpu(f"torch.{name}") for name in ("float16", "bfloat16", "float32")} == {"triton"}
+    assert {on_gpu(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)} == {"triton"}
     assert not caplog.records
 
 
@@ -83,15 +101,15 @@ def test_a_gpu_without_kernels_gets_sdpa_and_one_line(
     if reason == "old GPU":
         gpu.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     if reason == "no Triton":
-        gpu.setattr(backend, "_triton_problem", lambda: "Triton is not installed")
-    dtype = "torch.float64" if reason == "float64" else "torch.float16"
+        set_triton(gpu, None)
+    dtype = torch.float64 if reason == "float64" else torch.float16
     unsupported = "there is no kernel for head dim 24" if reason == "head dim" else None
     with caplog.at_level(logging.INFO, logger="twins_trt"):
         assert [on_gpu(dtype, unsupported) for _ in range(3)] == ["sdpa"] * 3
     assert [record.getMessage() for record in caplog.records] == [line]
 
 
-def test_what_is_asked_for_by_name_and_impossible_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_for_by_name_and_impossible_is_an_error(machine: pytest.MonkeyPatch) -> None:
     qkv, bias, kv = torch.zeros(1, 7, 7, 96), torch.zeros(96), torch.zeros(1, 4, 64)
     with pytest.raises(UsageError, match="lsa has no backend 'cuda'"):
         lsa(qkv, bias, num_heads=1, backend="cuda")
@@ -105,7 +123,8 @@ def test_what_is_asked_for_by_name_and_impossible_is_an_error(monkeypatch: pytes
         gsa(qkv[0, :, :, :32], kv.expand(7, 4, 64), num_heads=2, backend="triton")
     with pytest.raises(EngineError, match="do not run on a cpu tensor"):
         lsa(qkv, bias, num_heads=1, backend="triton")
-    monkeypatch.setattr(backend, "_triton_problem", lambda: "Triton is not installed")
+    backend.installed_triton.cache_clear()
+    set_triton(machine, None)
     with pytest.raises(MissingDependencyError, match="needs triton"):
         lsa(qkv, bias, num_heads=1, backend="triton")
 
@@ -113,11 +132,10 @@ def test_what_is_asked_for_by_name_and_impossible_is_an_error(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("version", "problem"), [("3.5.0", None), ("4.0.0+git1", None), ("3.4.0", "Triton 3.4.0 is older than 3.5")]
 )
-def test_an_old_triton_is_not_used(monkeypatch: pytest.MonkeyPatch, version: str, problem: str | None) -> None:
-    module = ModuleType("triton")
-    module.__version__ = version  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "triton", module)
-    assert backend._triton_problem.__wrapped__() == problem
+def test_an_old_triton_is_not_used(machine: pytest.MonkeyPatch, version: str, problem: str | None) -> None:
+    set_triton(machine, version)
+    assert backend.installed_triton() == version
+    assert backend.triton_problem(version) == problem
 
 
 def test_shapes_that_do_not_fit_each_other_are_an_error() -> None:

@@ -19,6 +19,7 @@ from twins_trt.data.preprocessing import Preprocessing, normalized_planes
 from twins_trt.data.resizing import resize_image
 from twins_trt.errors import UsageError
 from twins_trt.kernels.preprocess import resize_normalize, resize_normalize_reference
+from twins_trt.kernels.preprocess.launch import InputFormat
 from twins_trt.kernels.preprocess.op import resize_normalize_op
 
 pytest.importorskip("cv2", reason="OpenCV, whose pixels these are, is not installed")
@@ -77,9 +78,7 @@ def test_the_kernel_is_opencv_bit_for_bit(interpreted: Callable[..., Any], name:
     shape, size = SHAPES[name]
     image = image_of(shape)
     for dtype in (torch.float32, torch.float16):
-        out = interpreted(
-            FORWARD, image, *size, mean=MMSEG.mean, std=MMSEG.std, dtype=dtype, channels_last=channels_last
-        )
+        out = interpreted(FORWARD, image, InputFormat(*size, MMSEG.mean, MMSEG.std, dtype, channels_last))
         assert torch.equal(out, by_opencv(image, size).to(dtype))
         assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -106,9 +105,9 @@ def test_strides_do_not_matter(interpreted: Callable[..., Any]) -> None:
     view = wide[:, ::2, 1:9, :3].copy_(image)
     planes = image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     for size in ((5, 6), (9, 8)):
-        settings = {"mean": MMSEG.mean, "std": MMSEG.std, "dtype": torch.float32, "channels_last": True}
+        wanted = InputFormat(*size, MMSEG.mean, MMSEG.std, torch.float32, channels_last=True)
         for form in (view, planes, image.flip(2).flip(2)):
-            assert torch.equal(interpreted(FORWARD, form, *size, **settings), by_opencv(image, size))
+            assert torch.equal(interpreted(FORWARD, form, wanted), by_opencv(image, size))
 
 
 def test_the_operator_is_registered_in_full() -> None:
