@@ -1,4 +1,4 @@
-"""The whole build: what is asked, decided, made, judged and shipped. Compilers are loaded by what needs them."""
+"""The whole build, from a request to a bundle. Importing this loads no compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A build that is decided: what `resolve` makes of a request, with nothing left to choose."""
+"""The job of a build: what `resolve` makes from a request, with every default decided."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUDIT, PLAN, CALIBRATION, GATE, FALLBACK = "audit.json", "plan.json", "calibrati
 
 @dataclass(frozen=True)
 class EngineJob:
-    """An engine to build. file: below the bundle. compiler: its name and version."""
+    """An engine to build. file: its path inside the bundle. compiler: its name and version."""
 
     file: str
     options: EngineOptions
@@ -33,12 +33,13 @@ class EngineJob:
 
 @dataclass(frozen=True)
 class BuildJob:
-    """A build, every default of it decided.
+    """A build with every default decided.
 
-    request: what was asked, with what was decided of model, size, precision and targets said in it.
-    weights: their file, None for seeded ones. published: they are the zoo's own, which are checked. num_classes: None
-    takes the checkpoint's. graph: of an INT8 build the FP32 graph that is calibrated. engines: none for a graph that
-    ONNX Runtime runs. int8, gate: None for neither.
+    request: the request, with the decisions on model, size, precision and targets filled in.
+    weights: their file; None for seeded weights. published: whether the weights are the zoo's, which are checked.
+    num_classes: None for the checkpoint's. graph: for an INT8 build, how the FP32 graph is written that is calibrated.
+    engines: empty for a bundle whose graph ONNX Runtime runs. int8: None for FP32 and FP16. gate: None for a build that
+    is not judged.
     """
 
     request: BuildRequest
@@ -60,22 +61,22 @@ class BuildJob:
 
     @property
     def precision(self) -> str:
-        """`fp32`, `fp16` or `int8`: what a manifest calls the build."""
+        """The build's precision as its manifest names it: `fp32`, `fp16` or `int8`."""
         return self.graph.precision if self.int8 is None else "int8"
 
     @property
     def float_precision(self) -> str:
-        """What an INT8 graph computes in where it is not INT8: ONNX Runtime has no FP16 kernels on x86."""
+        """The precision of what does not run in INT8. ONNX Runtime has no FP16 kernels on x86."""
         return "fp16" if self.engines else "fp32"
 
     @property
     def rebuild(self) -> str:
-        """The shell command that makes the bundle again."""
+        """The shell command that builds the bundle again."""
         return shlex.join(["twins-trt", "build", *FLAGS.words(replace(self.request, overwrite=None))])
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What the bundle will hold."""
+        """The files of the bundle."""
         int8 = (PLAN, CALIBRATION) if self.int8 else ()
         audit = (AUDIT,) if self.engines else ()
         gate = (GATE,) if self.gate else ()
@@ -92,13 +93,15 @@ class BuildJob:
 
     @property
     def work(self) -> Path | None:
-        """Where an INT8 build keeps what it has done so far: the same command goes on from there after a kill."""
+        """The work folder of an INT8 build, from which the same command resumes after a kill; None for other builds."""
         return self.out.with_name(f"{self.out.name}.work") if self.int8 else None
 
     @property
     def key(self) -> str:
-        """sha256 of the weights and of all that ranges depend on: what a build has collected serves others of its key.
-        Plans and verdicts have keys of their own (`fallback.search_key`)."""
+        """sha256 of the weights and everything else that ranges depend on. Builds of one key share collected ranges.
+
+        The search for a plan has a key of its own (`fallback.search_key`).
+        """
         parts = {
             "version": __version__,
             "weights": None if self.weights is None else sha256_of(self.weights),
@@ -119,9 +122,9 @@ class BuildJob:
             "compilers": [engine.compiler for engine in self.engines],
             "rebuild": self.rebuild,
             "request": self.request.to_json(),
-            "job": self._decided(),
+            "job": self._decisions(),
         }
 
-    def _decided(self) -> dict[str, Any]:
-        aside = ("request", "out", "overwrite", "weights")
-        return {each.name: encode(getattr(self, each.name)) for each in fields(self) if each.name not in aside}
+    def _decisions(self) -> dict[str, Any]:
+        left_out = ("request", "out", "overwrite", "weights")
+        return {each.name: encode(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}

@@ -1,4 +1,4 @@
-"""What a build makes: the graph, and for INT8 the ranges and the plan it comes of."""
+"""Makes the graph of a build; for INT8 also the ranges and the plan that the graph is made from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.builders.bundle.job import BuildJob
+from twins_trt.builders.bundle.workspace import CALIBRATION_STATE, FP32_GRAPH
 from twins_trt.builders.export import GraphInfo, export_graph
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.quantize import Quantization, QuantizedGraphs
-from twins_trt.builders.quantize.calibration import collect_ranges, first_plan, refine
+from twins_trt.builders.quantize.calibration import find_ranges, first_plan, refine
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.calib import Ranges
 from twins_trt.models.weights import ModelFacts, load_weights, save_weights
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What every step of one build works with. folder: where its parts lie. clock: told where the build is."""
+    """What the steps of one build share. folder: holds its parts until they are in a bundle. clock: times the steps."""
 
     job: BuildJob
     model: Segmentor
@@ -34,24 +35,24 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class Int8Parts:
-    """What an INT8 graph was made of. done: what was quantized."""
+    """What an INT8 graph was made from. quantization: what runs in INT8."""
 
     plan: PrecisionPlan
     ranges: Ranges
-    done: Quantization
+    quantization: Quantization
 
 
 @dataclass(frozen=True)
 class BuiltGraph:
-    """A graph and what it is. int8: None but for INT8."""
+    """A graph file. int8: for an INT8 graph, what it was made from."""
 
-    graph: Path
+    path: Path
     info: GraphInfo
     int8: Int8Parts | None = None
 
 
 def open_context(job: BuildJob, folder: Path, clock: Clock) -> BuildContext:
-    """The context with the model on it. Raises as `load_weights` does."""
+    """Loads the model. Raises as `load_weights` does."""
     clock.begin("seeded" if job.weights is None else str(job.weights))
     model, facts = load_weights(
         job.model,
@@ -67,30 +68,30 @@ def open_context(job: BuildJob, folder: Path, clock: Clock) -> BuildContext:
 
 def make_graph(context: BuildContext) -> BuiltGraph:
     """The graph of an FP32 or FP16 build."""
-    graph = context.job.graph
-    context.clock.begin(f"{graph.precision}, opset {graph.opset}")
+    options = context.job.graph
+    context.clock.begin(f"{options.precision}, opset {options.opset}")
     path = context.folder / GRAPH
-    return BuiltGraph(path, export_graph(context.model, path, graph))
+    return BuiltGraph(path, export_graph(context.model, path, options))
 
 
 def make_int8(context: BuildContext, int8: Int8Options) -> tuple[BuiltGraph, QuantizedGraphs]:
-    """The graph of the plan that an INT8 build sets out from, and what writes the graphs of other plans."""
+    """The graph of an INT8 build's first plan, and the writer of the graphs of other plans."""
     job, clock = context.job, context.clock
     clock.begin(f"fp32, opset {job.graph.opset}")
-    float32 = context.folder / "fp32.onnx"
-    export_graph(context.model, float32, job.graph, to_quantize=True)
+    fp32 = context.folder / FP32_GRAPH
+    export_graph(context.model, fp32, job.graph, to_quantize=True)
     clock.begin(int8.ranges if isinstance(int8.ranges, str) else f"{int8.ranges.data} ({int8.ranges.split})")
-    state = context.folder / "calibration.partial"
-    ranges = collect_ranges(int8, float32, state=state, threads=job.threads, progress=clock.progress)
+    state = context.folder / CALIBRATION_STATE
+    ranges = find_ranges(int8, fp32, state=state, threads=job.threads, progress=clock.progress)
     clock.begin(int8.plan or int8.level)
     graphs = QuantizedGraphs(context.model, job.graph, ranges, float_precision=job.float_precision)
-    plan = refine(
-        int8, graphs, first_plan(int8, graphs.sites, model=job.model), threads=job.threads, progress=clock.progress
-    )
-    return quantized(graphs, plan, context.folder), graphs
+    plan = first_plan(int8, graphs.sites, model=job.model)
+    plan = refine(int8, graphs, plan, threads=job.threads, progress=clock.progress)
+    return write_int8(graphs, plan, context.folder), graphs
 
 
-def quantized(graphs: QuantizedGraphs, plan: PrecisionPlan, folder: Path) -> BuiltGraph:
-    """The graph of one plan, in the place of the one before it."""
-    info, done = graphs.write(plan, folder / GRAPH)
-    return BuiltGraph(folder / GRAPH, info, Int8Parts(plan, graphs.ranges, done))
+def write_int8(graphs: QuantizedGraphs, plan: PrecisionPlan, folder: Path) -> BuiltGraph:
+    """Writes the graph of a plan into the folder; it replaces the graph of an earlier plan."""
+    path = folder / GRAPH
+    info, quantization = graphs.write(plan, path)
+    return BuiltGraph(path, info, Int8Parts(plan, graphs.ranges, quantization))

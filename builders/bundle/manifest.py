@@ -1,4 +1,4 @@
-"""What goes into a bundle beside graph and engines: the manifest and the audit."""
+"""The manifest of a bundle, and the file with the audits of its engines."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TOOLS = ("torch", "onnx", "onnx-graphsurgeon", "numpy")
 
 
 def audit_file(
-    built: Mapping[str, BuiltEngine], audits: Mapping[str, Audit], not_int8: Mapping[str, tuple[str, ...]]
+    engines: Mapping[str, BuiltEngine], audits: Mapping[str, Audit], not_int8: Mapping[str, tuple[str, ...]]
 ) -> bytes:
-    """The content of `audit.json`. not_int8: by engine file, what `check_int8` found; empty for other precisions."""
-    engines = [
+    """The content of `audit.json`. All arguments are by engine file. not_int8: what `check_int8` found."""
+    entries = [
         {
             "file": file,
             "flavour": engine.flavour,
@@ -37,40 +37,40 @@ def audit_file(
             "audit": audits[file].to_json(),
             "not_int8": list(not_int8.get(file, ())),
         }
-        for file, engine in built.items()
+        for file, engine in engines.items()
     ]
-    return (json.dumps({"engines": engines}, indent=2) + "\n").encode()
+    return (json.dumps({"engines": entries}, indent=2) + "\n").encode()
 
 
 def graph_interface(job: BuildJob, graph: Path, facts: ModelFacts) -> GraphInterface:
-    """What the graph of a build takes and gives. graph: where it lies now."""
+    """The interface of a build's graph. graph: its file."""
     header = read_header(graph)
     return GraphInterface(
-        inputs=tuple(_spec(port, input_shapes(job.graph)) for port in header.inputs),
-        outputs=tuple(_spec(port, None) for port in header.outputs),
+        inputs=tuple(_spec(tensor, input_shapes(job.graph)) for tensor in header.inputs),
+        outputs=tuple(_spec(tensor, None) for tensor in header.outputs),
         classes=facts.classes,
         palette=facts.palette,
         preprocessing=Preprocessing(test_scale=job.test_scale),
     )
 
 
-def engine_files(job: BuildJob, built: Mapping[str, BuiltEngine]) -> tuple[EngineFile, ...]:
-    """What a manifest says of the engines built so far, by file."""
+def engine_files(job: BuildJob, engines: Mapping[str, BuiltEngine]) -> tuple[EngineFile, ...]:
+    """The manifest's entries for engines. engines: by file."""
     compatibility = {each.file: each.options.hardware_compatibility for each in job.engines}
     return tuple(
         EngineFile(file, engine.flavour, engine.version, engine.targets, compatibility[file])
-        for file, engine in built.items()
+        for file, engine in engines.items()
     )
 
 
-def manifest(
+def build_manifest(
     job: BuildJob,
     graph: Path,
     info: GraphInfo,
     facts: ModelFacts,
-    built: Mapping[str, BuiltEngine],
+    engines: Mapping[str, BuiltEngine],
 ) -> Manifest:
-    """The manifest of a build that nobody has judged. graph: where its graph lies now."""
+    """The manifest of a build that has not been judged. graph: its file. engines: by file."""
     return Manifest(
         interface=graph_interface(job, graph, facts),
         model=info.model,
@@ -79,23 +79,23 @@ def manifest(
         opset=read_header(graph).opset,
         source=facts.source,
         rebuild=job.rebuild,
-        engines=engine_files(job, built),
-        tools=_tools(built),
+        engines=engine_files(job, engines),
+        tools=_tools(engines),
     )
 
 
-def _spec(port: TensorInfo, profile: tuple[Shape, Shape, Shape] | None) -> TensorSpec:
-    shape = tuple(f"{port.name}.{axis}" if extent is None else extent for axis, extent in enumerate(port.shape))
-    limits = profile if profile and port.dynamic else (None, None, None)
-    return TensorSpec(port.name, cast(DType, port.dtype), shape, *limits)
+def _spec(tensor: TensorInfo, profile: tuple[Shape, Shape, Shape] | None) -> TensorSpec:
+    shape = tuple(f"{tensor.name}.{axis}" if extent is None else extent for axis, extent in enumerate(tensor.shape))
+    limits = profile if profile and tensor.dynamic else (None, None, None)
+    return TensorSpec(tensor.name, cast(DType, tensor.dtype), shape, *limits)
 
 
-def _tools(built: Mapping[str, BuiltEngine]) -> dict[str, str]:
-    """Name and version of everything that had a hand in the files."""
+def _tools(engines: Mapping[str, BuiltEngine]) -> dict[str, str]:
+    """The versions of everything that took part in making the files, by name."""
     tools = {"twins-trt": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in _TOOLS:
         try:
             tools[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # importable without metadata (a vendored or system package): nothing to write down
-    return tools | {engine.flavour: engine.version for engine in built.values()}
+            continue  # a vendored or system package without metadata: its version is not known
+    return tools | {engine.flavour: engine.version for engine in engines.values()}

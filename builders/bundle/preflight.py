@@ -1,4 +1,4 @@
-"""What a build would be refused for after minutes of work, looked at beforehand."""
+"""Checks before a build what would make it fail only after minutes of work."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from twins_trt.spelling import spelled
 
 
 def check(job: BuildJob) -> None:
-    """Sees that a job's place is free, and that its data and files are there.
+    """Checks that the bundle can be written, and that the data and files of the job exist.
 
-    Raises `BundleError` where `out` exists or cannot be written, `DataError` and `UsageError` for data and files.
+    Raises `BundleError` for an `out` that exists or cannot be written, `DataError` and `UsageError` for data and files.
     """
     _check_out(job.out, overwrite=job.overwrite)
     if job.gate is not None:

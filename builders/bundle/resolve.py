@@ -16,12 +16,11 @@ from twins_trt.builders.quantize.options import CalibrationImages, Int8Options
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
-from twins_trt.models.telling import tell_model
-from twins_trt.models.weights import find_weights
+from twins_trt.models.weights import find_model
 from twins_trt.models.zoo import get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
-from twins_trt.verbs.meanings import fit_of
+from twins_trt.verbs.groups.images import fit_of
 from twins_trt.verbs.request import either
 
 

@@ -1,4 +1,4 @@
-"""The whole build as one call: what is asked, decided, made, judged and shipped; all of it or nothing."""
+"""The whole build as one call: resolve the request, make the graph, judge it, ship the bundle."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["BuildReport", "build_bundle", "resolve_build"]
 
 
 def build_bundle(request: BuildRequest, *, progress: Progress | None = None) -> BuildReport:
-    """Builds the bundle that is asked for. An interrupt or an error leaves none behind; an INT8 build leaves a work
-    folder, with which the same request goes on.
+    """Builds a bundle. An interrupt or an error leaves no bundle behind; an INT8 build leaves a work folder, from which
+    the same request resumes.
 
     progress: called at every step, and while an engine builds.
     Raises as `resolve_build` does, `CheckpointError` for weights that do not fit the model, `ExportError` and
@@ -34,11 +34,11 @@ def build_bundle(request: BuildRequest, *, progress: Progress | None = None) -> 
 
 
 def resolve_build(request: BuildRequest) -> BuildJob:
-    """What a build will do, all of it checked that can be checked beforehand, without compiling anything.
+    """The job of a request, checked as far as that is possible without making anything.
 
-    Raises `UsageError` for what does not fit together, `DataError` for images that are none, `CheckpointError` where
-    there are no weights, `BundleError` where the bundle's place is taken or cannot be written,
-    `MissingDependencyError` where a compiler, or the GPU it needs, is not there.
+    Raises `UsageError` for values that do not fit together, `DataError` for files that are no images, `CheckpointError`
+    for missing weights, `BundleError` for a bundle that exists or cannot be written, `MissingDependencyError` for a
+    missing compiler, or a missing GPU that it needs.
     """
     job = resolve(request)
     check(job)
@@ -46,14 +46,17 @@ def resolve_build(request: BuildRequest) -> BuildJob:
 
 
 def make(job: BuildJob, folder: Path, clock: Clock) -> Product:
-    """The graph or the INT8 graph, judged where that is asked for. The model lives no longer than this: a compiler
-    makes its own copies of a large one's weights."""
+    """The graph of a build, judged if the job has a gate.
+
+    The model is freed on return: the compilers that run next keep their own copies of its weights.
+    """
     context = open_context(job, folder, clock)
+    graphs = None
     if job.int8 is None:
-        made, graphs = make_graph(context), None
+        graph = make_graph(context)
     else:
-        made, graphs = make_int8(context, job.int8)
+        graph, graphs = make_int8(context, job.int8)
     if job.gate is None:
-        return Product(context.facts, made, None)
-    judged = judge(context, made, job.gate, graphs)
-    return Product(context.facts, judged.made, judged)
+        return Product(context.facts, graph, None)
+    judged = judge(context, graph, job.gate, graphs)
+    return Product(context.facts, judged.graph, judged)

@@ -11,7 +11,7 @@ from typing import Any
 from twins_trt.builders.bundle.job import AUDIT, CALIBRATION, FALLBACK, GATE, PLAN, BuildJob
 from twins_trt.builders.bundle.judge import Judged
 from twins_trt.builders.bundle.make import BuiltGraph
-from twins_trt.builders.bundle.manifest import audit_file, manifest
+from twins_trt.builders.bundle.manifest import audit_file, build_manifest
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.fallback import Fallback
@@ -25,26 +25,27 @@ from twins_trt.host_memory import peak_host_mib
 from twins_trt.models.weights import ModelFacts
 from twins_trt.progress import Clock
 from twins_trt.runtime.bundle import Bundle, write_bundle
-from twins_trt.runtime.manifest import GRAPH, WEIGHTS, Manifest
+from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 
 log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
 class Product:
-    """What a build has made and is to ship. judged: None where nobody judged."""
+    """What a build ships. judged: None for a build without a gate."""
 
     facts: ModelFacts
-    made: BuiltGraph
+    graph: BuiltGraph
     judged: Judged | None
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What came out. audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB.
+    """What a build gave.
 
-    gate: None where nobody judged. plan: None but for INT8. fallback: None where the first plan passed. not_int8: by
-    engine file, what was planned to run in INT8 and does not.
+    audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB. gate: None for a build
+    without one. plan: None except for INT8. fallback: None if the first plan passed. not_int8: by engine file, the
+    places that the plan has in INT8 and that do not run in INT8.
     """
 
     bundle: Bundle
@@ -72,31 +73,32 @@ class BuildReport:
 
 
 def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildReport:
-    """Compiles the engines that are not there yet, audits all, and writes the bundle.
+    """Compiles the engines that the gate has not compiled, audits all of them, and writes the bundle.
 
-    folder: of the build. Raises `UnfusedAttentionError` where an engine leaves an attention unfused and that is not
-    allowed, and as `build_in_thread` and `write_bundle` do.
+    folder: of the build. Raises `UnfusedAttentionError` for an engine that leaves an attention unfused unless the job
+    allows it, and as `build_in_thread` and `write_bundle` do.
     """
-    made, judged = product.made, product.judged
-    built = _engines(job, made, {} if judged is None else judged.engines, clock)
-    audits = {file: _audited(job, made, engine) for file, engine in built.items()}
-    not_int8 = {file: _not_int8(made, file, engine) for file, engine in built.items()}
+    graph, judged = product.graph, product.judged
+    engines = _engines(job, graph, {} if judged is None else judged.engines, clock)
+    audits = {file: _audited(job, graph, engine) for file, engine in engines.items()}
+    not_int8 = {file: _not_int8(graph, file, engine) for file, engine in engines.items()}
     clock.begin(str(job.out))
-    files: dict[str, bytes | Path] = {GRAPH: made.graph, **{file: engine.serialized for file, engine in built.items()}}
-    if built:
-        files[AUDIT] = audit_file(built, audits, not_int8)
-    if made.int8 is not None:
-        files[PLAN] = made.int8.plan.to_json().encode()
-        files[CALIBRATION] = save_ranges(made.int8.ranges, folder / CALIBRATION)
+    files: dict[str, bytes | Path] = {GRAPH: graph.path}
+    files |= {file: engine.serialized for file, engine in engines.items()}
+    if engines:
+        files[AUDIT] = audit_file(engines, audits, not_int8)
+    if graph.int8 is not None:
+        files[PLAN] = graph.int8.plan.to_json().encode()
+        files[CALIBRATION] = save_ranges(graph.int8.ranges, folder / CALIBRATION)
     if job.with_weights:
         files[WEIGHTS] = folder / WEIGHTS
-    final: Manifest = manifest(job, made.graph, made.info, product.facts, built)
+    manifest = build_manifest(job, graph.path, graph.info, product.facts, engines)
     if judged is not None:
         files[GATE] = gate_file(judged.gate)
-        final = replace(final, gate=gate_status(judged.gate))
+        manifest = replace(manifest, gate=gate_status(judged.gate))
         if judged.fallback is not None:
             files[FALLBACK] = judged.fallback.file()
-    bundle = write_bundle(job.out, final, files, overwrite=job.overwrite)
+    bundle = write_bundle(job.out, manifest, files, overwrite=job.overwrite)
     clock.end()
     return BuildReport(
         bundle,
@@ -104,25 +106,27 @@ def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildRe
         clock.seconds,
         peak_host_mib(),
         gate=None if judged is None else judged.gate,
-        plan=None if made.int8 is None else made.int8.plan,
+        plan=None if graph.int8 is None else graph.int8.plan,
         fallback=None if judged is None else judged.fallback,
         not_int8=not_int8,
     )
 
 
-def _engines(job: BuildJob, made: BuiltGraph, there: Mapping[str, BuiltEngine], clock: Clock) -> dict[str, BuiltEngine]:
-    """The engines, those that the gate needed and those built now."""
-    built = {}
+def _engines(
+    job: BuildJob, graph: BuiltGraph, judged: Mapping[str, BuiltEngine], clock: Clock
+) -> dict[str, BuiltEngine]:
+    """The engines by file: those that were judged, and the others, which are built now."""
+    engines = {}
     for each in job.engines:
         clock.begin(each.compiler)
-        built[each.file] = there.get(each.file) or build_in_thread(made.graph, each.options, clock.progress)
-    return built
+        engines[each.file] = judged.get(each.file) or build_in_thread(graph.path, each.options, clock.progress)
+    return engines
 
 
-def _audited(job: BuildJob, made: BuiltGraph, engine: BuiltEngine) -> Audit:
-    audit = audit_layers(engine.layers, expected_attentions=made.info.attentions)
+def _audited(job: BuildJob, graph: BuiltGraph, engine: BuiltEngine) -> Audit:
+    audit = audit_layers(engine.layers, expected_attentions=graph.info.attentions)
     if job.precision == "fp32":
-        return audit  # no compiler fuses float32 attention, so there is nothing to hold it to
+        return audit  # no compiler fuses float32 attention, so none can be demanded
     try:
         check_fused(audit)
     except UnfusedAttentionError as error:
@@ -133,8 +137,8 @@ def _audited(job: BuildJob, made: BuiltGraph, engine: BuiltEngine) -> Audit:
     return audit
 
 
-def _not_int8(made: BuiltGraph, file: str, engine: BuiltEngine) -> tuple[str, ...]:
-    missing = () if made.int8 is None else check_int8(engine.layers, made.int8.done)
+def _not_int8(graph: BuiltGraph, file: str, engine: BuiltEngine) -> tuple[str, ...]:
+    missing = () if graph.int8 is None else check_int8(engine.layers, graph.int8.quantization)
     if missing:
         log.warning("%s: %d places that the plan has in INT8 are not: %s", file, len(missing), ", ".join(missing[:4]))
     return missing

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
-from twins_trt.builders.engine import FLAVOURS, EngineOptions, group_targets, parse_target
+from twins_trt.builders.bundle.job import EngineJob
+from twins_trt.builders.engine import (
+    FLAVOURS,
+    EngineOptions,
+    current_device,
+    group_targets,
+    open_compiler,
+    parse_target,
+)
+from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.export.shapes import profile
 from twins_trt.errors import UsageError
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS
 
 CPU = "cpu"
-"""The target that stands for no engine at all: the graph itself, on ONNX Runtime."""
+"""The target of a bundle without an engine: ONNX Runtime runs its graph."""
 
 
 def engines_for(
@@ -25,17 +36,18 @@ def engines_for(
 ) -> tuple[EngineOptions, ...]:
     """The engines for `targets`: as few as cost none of the targets anything (SM75 gets one of its own).
 
-    targets: compute capabilities; empty for the GPU of this machine; `cpu`, alone, for no engine. flavours:
-    `tensorrt_rtx`, `tensorrt` or both, or `auto`: TensorRT-RTX where it is installed, else TensorRT where that is. With
-    both, the targets and none of the compatibility are TensorRT-RTX's, and TensorRT builds for the GPU of this machine.
-    The rest is as in `EngineOptions`.
+    targets: compute capabilities; empty for the GPU of this machine; `cpu`, alone, for no engine.
+    flavours: `tensorrt_rtx`, `tensorrt`, both, or `auto`. `auto` is TensorRT where that is installed and TensorRT-RTX
+    is not, else TensorRT-RTX. With both, TensorRT-RTX takes the targets, and TensorRT builds for the GPU of this
+    machine and takes the hardware compatibility.
+    The other arguments are those of `EngineOptions`.
     Raises `UsageError` for targets and flavours that do not exist or do not go together.
     """
     named = [target.strip().lower() for target in targets]
     if CPU in named:
         if set(named) != {CPU}:
             raise UsageError(
-                "the target cpu goes alone: its graph is written in another form than one for GPUs",
+                "the target cpu goes alone: its graph is written differently from one for GPUs",
                 f"build two bundles, one of them with {spelled('targets', CPU)}",
             )
         return ()
@@ -61,3 +73,26 @@ def engines_for(
                 )
             )
     return tuple(engines)
+
+
+def engine_jobs(engines: Sequence[EngineOptions], graph: ExportOptions) -> tuple[EngineJob, ...]:
+    """The engines with their targets, their files, and the compilers that are installed here.
+
+    graph: how the graph is written that they are built from. Raises `UsageError` for targets that a compiler does not
+    have, and for two engines of one flavour and the same targets; `MissingDependencyError` where a compiler, or the
+    GPU that it needs, is not there.
+    """
+    jobs = []
+    device = current_device()
+    for engine in engines:
+        compiler = open_compiler(engine.flavour)
+        try:
+            targets = compiler.settle_targets(engine, device)
+        except UsageError as error:
+            fix = error.fix if engine.targets else f"{error.fix} ({spelled('targets', 'sm_86,sm_89')}), or {CPU}"
+            raise UsageError(error.cause, fix) from error
+        file = f"engines/{'-'.join((engine.flavour, *targets))}.engine"
+        jobs.append(EngineJob(file, replace(engine, targets=targets, profile=profile(graph)), compiler.name))
+    if len({job.file for job in jobs}) < len(jobs):
+        raise UsageError("two engines are of one flavour and for the same targets", "name each of them once")
+    return tuple(jobs)

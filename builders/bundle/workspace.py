@@ -1,4 +1,4 @@
-"""The folder a build works in: one build's at a time, of one key, and gone once the build is done."""
+"""The folder that a build works in: locked by one build at a time, and removed when the build has succeeded."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 from twins_trt.spelling import spelled
 
 KEY, HOLDER = "key.json", "holder.json"
-STATE = ("calibration.partial", "search.json")
-"""What a build of the same key goes on from."""
-REFERENCE = "reference"  # masks whose names change with all they depend on, so any build may have them
-RESULTS = ("plan.json", "reached.json", "calibration.json", "gate.json", "fallback.json")
+FP32_GRAPH = "fp32.onnx"
+CALIBRATION_STATE, SEARCH_STATE = "calibration.partial", "search.json"
+STATE = (CALIBRATION_STATE, SEARCH_STATE)
+"""What a build of the same key resumes from."""
+REFERENCE = "reference"
+"""The reference's masks. A mask's name changes with everything that the mask depends on, so any build may use them."""
+REACHED_PLAN = "reached.json"
+"""The plan that a fallback reached, if plan.json is the user's own."""
+RESULTS = ("plan.json", REACHED_PLAN, "calibration.json", "gate.json", "fallback.json")
 """What a build that failed its gate leaves for its user."""
-PARTS = ("fp32.onnx", GRAPH, WEIGHTS, "candidate.bundle", "calibration.partial.damaged")
+PARTS = (FP32_GRAPH, GRAPH, WEIGHTS, f"{CALIBRATION_STATE}.damaged")
 """What every build makes anew."""
 
 _OURS = {KEY, HOLDER, REFERENCE, *STATE, *RESULTS, *PARTS}
-_STAGED = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|old)")  # of `whole_file` and `whole_folder`, cut off
+_STAGED = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|old)")  # left by `whole_file` and `whole_folder` after a kill
 _FORMAT = 1
 
 log = logging.getLogger("twins_trt")
@@ -38,19 +43,20 @@ log = logging.getLogger("twins_trt")
 
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """A folder for the time of a build that leaves nothing."""
+    """A work folder that is always removed at the end."""
     with tempfile.TemporaryDirectory(prefix="twins-trt-") as scratch:
         yield Path(scratch)
 
 
 @contextmanager
 def workspace(folder: Path, key: str) -> Iterator[Path]:
-    """A folder for the time of a build, with what a build of the same key has left there if it was cut off.
+    """A work folder, with the state that an earlier build of the same key left in it.
 
-    folder: what the build makes in it vanishes when the block ends, and stays where the block raises or is killed.
-    key: of all that `STATE` depends on; what a build of another key has left of it is dropped. `RESULTS` and the masks
-    in `REFERENCE` stay. Raises BundleError, saying who has it, where another build works there; where the folder is
-    something else's; and where it cannot be made.
+    folder: what the build makes in it is removed when the block ends; it stays if the block raises or is killed.
+    key: a hash of everything that `STATE` depends on; the state of another key is removed. `RESULTS` and the masks in
+    `REFERENCE` stay.
+    Raises BundleError if another build works in the folder, with that build's process and start; if the folder is no
+    build's; and if it cannot be made.
     """
     with ExitStack() as lock:
         try:
@@ -68,8 +74,8 @@ def workspace(folder: Path, key: str) -> Iterator[Path]:
             raise
         for child in filter(_is_ours, list(folder.iterdir())):
             _remove(child)
-        with suppress(OSError):  # something of the user's is in it
-            folder.rmdir()  # still locked: who waits for it finds that it has gone
+        with suppress(OSError):  # it holds files of the user
+            folder.rmdir()  # still locked: a build that waits for the lock then finds that the folder is gone
 
 
 def _take(folder: Path, lock: ExitStack) -> None:
@@ -79,9 +85,9 @@ def _take(folder: Path, lock: ExitStack) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if not lock.enter_context(held(folder, wait=False)):  # NFS, which locks only what is open for writing
                 lock.enter_context(locked(folder, waiting=f"{folder} is in use: waiting until it is free"))
-                folder.mkdir(exist_ok=True)  # whom this waited for has removed it
+                folder.mkdir(exist_ok=True)  # the build that held it has removed it
             return
-        except (FileNotFoundError, FileExistsError):  # its last holder has just removed it, between two looks at it
+        except (FileNotFoundError, FileExistsError):  # the build that held it removed it between two calls here
             if os.path.lexists(folder) and not folder.is_dir():
                 raise
         except BlockingIOError as error:
@@ -91,7 +97,7 @@ def _take(folder: Path, lock: ExitStack) -> None:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    """A folder that merely has this name is left alone."""
+    """Raises BundleError for a folder of this name that no build has made."""
     strange = [child.name for child in folder.iterdir() if not _is_ours(child)]
     if strange and not (folder / KEY).exists():
         raise BundleError(
@@ -100,7 +106,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _drop(folder: Path, key: str) -> None:
-    """Removes what cannot be gone on with: parts that are made anew, and the state of another key."""
+    """Removes parts, which are made anew, damaged files, and the state of another key."""
     kept = {REFERENCE, *RESULTS}
     if _read(folder / KEY) == {"format": _FORMAT, "key": key}:
         kept |= set(STATE)
@@ -117,7 +123,7 @@ def _drop(folder: Path, key: str) -> None:
 
 
 def _is_ours(child: Path) -> bool:
-    """Whether it is what a build makes in its folder."""
+    """Whether a build has made this file or folder."""
     return child.name in _OURS or _STAGED.fullmatch(child.name) is not None
 
 
@@ -129,17 +135,17 @@ def _remove(path: Path) -> None:
 
 
 def _holder(folder: Path) -> str:
-    said = _read(folder / HOLDER)
-    if not isinstance(said, dict) or not {"pid", "since"} <= set(said):
-        return "another build"  # which has just begun
-    return f"another build, process {said['pid']}, since {said['since']}"
+    holder = _read(folder / HOLDER)
+    if not isinstance(holder, dict) or not {"pid", "since"} <= set(holder):
+        return "another build"  # it has just begun, and has not written the file yet
+    return f"another build, process {holder['pid']}, since {holder['since']}"
 
 
 def _key(folder: Path) -> str | None:
-    """The key that the folder says it is of; None where it says none."""
-    said = _read(folder / KEY)
-    found = said.get("key") if isinstance(said, dict) else None
-    return found if isinstance(found, str) else None
+    """The key of the build that worked in the folder; None if its file is missing or damaged."""
+    content = _read(folder / KEY)
+    key = content.get("key") if isinstance(content, dict) else None
+    return key if isinstance(key, str) else None
 
 
 def _read(path: Path) -> Any:

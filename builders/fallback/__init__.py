@@ -1,4 +1,4 @@
-"""The fallback: which parts of an INT8 plan go back to FP16 so that it passes its gate, at the least cost."""
+"""The fallback: reverts parts of an INT8 plan to FP16, as cheaply as possible, until the plan passes its gate."""
 
 from twins_trt.builders.fallback.parts import Part, find_parts, rank_parts
 from twins_trt.builders.fallback.run import HARDEST, Fallback, fall_back

@@ -1,4 +1,4 @@
-"""The parts of a plan that can be reverted, and how much harm each does when it alone runs in INT8."""
+"""The parts of a plan that can be reverted, and the harm that each does if it alone runs in INT8."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Part:
-    """What is reverted as one: a block of the backbone without its attention, an attention, or one product of neck and
-    head, whose products are large. level: what it runs at in the plan."""
+    """The unit that is reverted: a block of the backbone without its attention, an attention, or one product of the
+    neck or head, where single products are large. level: the part's level in the plan."""
 
     name: str
     level: str
@@ -27,17 +27,17 @@ class Part:
 
 def find_parts(plan: PrecisionPlan, sites: Sequence[Site]) -> tuple[Part, ...]:
     """The parts of a plan that run in INT8, in the graph's order."""
-    found: dict[str, Part] = {}
-    for site in plan.quantized(sites):
+    parts: dict[str, Part] = {}
+    for site in plan.int8_sites(sites):
         block = block_of(site.node)
         whole = site.kind != "attention" and block.endswith((".attn", ".ffn"))
         name = block if whole else site.node
-        found.setdefault(name, Part(name, plan.level_of(name)))
-    return tuple(found.values())
+        parts.setdefault(name, Part(name, plan.level_of(name)))
+    return tuple(parts.values())
 
 
 def alone(plan: PrecisionPlan, part: Part, parts: Sequence[Part]) -> PrecisionPlan:
-    """The plan with nothing but one part in INT8."""
+    """The plan with one part in INT8 and the other parts at FP16."""
     return plan.reverted(other.name for other in parts if other != part).with_level(part.name, part.level)
 
 
@@ -52,16 +52,16 @@ def rank_parts(
     progress: Progress = silent,
     keep: Callable[[], None] | None = None,
 ) -> list[str]:
-    """Names of the parts, the most harmful first.
+    """The names of the parts, the most harmful first.
 
-    Harm is the squared error of the logits, relative to their variance, over `images`, when the part alone runs in
-    INT8. images: uint8 [H, W, 3] of any size. harm: by name, what is known of an earlier run; filled in, and `keep`
-    called, after every part. The graphs run on ONNX Runtime in float32: it is the rounding of INT8 that is ranked.
+    The harm of a part is the squared error of the logits, relative to their variance, if the part alone runs in INT8.
+    The graphs run on ONNX Runtime in float32, so that only the rounding of INT8 counts. images: uint8 [H, W, 3], of any
+    size. harm: by name, as far as an earlier run knows it; filled in here. keep: called after every part.
     """
     unknown = [part for part in parts if part.name not in harm]
     wanted = graphs.logits(None, images, threads=threads) if unknown else []
-    for done, part in enumerate(unknown):
-        progress("sensitivity", part.name, done / len(unknown))
+    for index, part in enumerate(unknown):
+        progress("sensitivity", part.name, index / len(unknown))
         harm[part.name] = relative_error(graphs.logits(alone(plan, part, parts), images, threads=threads), wanted)
         if keep is not None:
             keep()

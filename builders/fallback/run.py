@@ -1,4 +1,4 @@
-"""The fallback of one build: rank the parts of its plan, search, and judge the plan that is left."""
+"""The fallback of one build: ranks the parts of its plan, and searches which of them to revert."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.quantize import QuantizedGraphs
 from twins_trt.progress import Progress
 
-HARDEST = 4  # images that parts are ranked on, those on which the first gate agreed least
+HARDEST = 4  # images that parts are ranked on: those on which the first plan agreed least with the reference
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """What came out. plan: the cheapest that passed, else the one that drops least. gate: its result. outcome:
-    its costs are shares of the FLOPs that the plan's level would run in INT8. harm: of each part alone, what they were
-    ranked by."""
+    """What a fallback gave.
+
+    plan: the cheapest that passed, else the one that drops least. gate: its result. outcome: of the search; a cost is
+    the share of the FLOPs of the plan's level that is reverted. harm: of each part alone, by which parts were ranked.
+    """
 
     plan: PrecisionPlan
     gate: GateResult
@@ -54,7 +56,7 @@ class Fallback:
         return (json.dumps(self.to_json(), indent=1) + "\n").encode()
 
     def summary(self) -> str:
-        """One line on what was reached."""
+        """The result in one line."""
         best = self.outcome.best
         names = ", ".join(sorted(best.reverted)[:4]) + (" ..." if len(best.reverted) > 4 else "")
         return (
@@ -66,7 +68,7 @@ class Fallback:
 def fall_back(
     plan: PrecisionPlan,
     graphs: QuantizedGraphs,
-    first: GateResult,
+    failed: GateResult,
     *,
     judge: Callable[[PrecisionPlan], GateResult],
     hardest: Sequence[Image],
@@ -75,20 +77,21 @@ def fall_back(
     threads: int | None,
     progress: Progress,
 ) -> Fallback:
-    """Searches the parts of `plan`, which failed with the result `first`, for those to revert.
+    """Searches which parts of a plan to revert so that it passes its gate.
 
-    judge: gates a plan. hardest: images that the parts are ranked on. state: what is known of an earlier run.
+    failed: the result of `plan`. judge: gates another plan. hardest: the images that parts are ranked on. state: the
+    results of an earlier run, and the file for those of this one.
     """
     parts = find_parts(plan, graphs.sites)
     ranked = rank_parts(
         plan, parts, graphs, hardest, harm=state.harm, threads=threads, progress=progress, keep=state.save
     )
-    results = {frozenset[str](): first}
-    state.scores[frozenset()] = _score(first)
+    results = {frozenset[str](): failed}
+    state.scores[frozenset()] = _score(failed)
 
     def evaluate(reverted: Parts) -> PlanScore:
-        tried = len(state.scores) + 1
-        progress("fallback", f"plan {tried} of at most {max_evaluations}: {len(reverted)} parts in FP16", None)
+        number = len(state.scores) + 1
+        progress("fallback", f"plan {number} of at most {max_evaluations}: {len(reverted)} parts in FP16", None)
         results[reverted] = judge(plan.reverted(sorted(reverted)))
         state.scores[reverted] = _score(results[reverted])
         state.save()
@@ -98,10 +101,10 @@ def fall_back(
         return graphs.reverted_share(plan.reverted(sorted(reverted)))
 
     outcome = search(ranked, cost=share, evaluate=evaluate, max_evaluations=max_evaluations, known=dict(state.scores))
-    chosen = outcome.best.reverted
-    found = plan.reverted(sorted(chosen))
-    # Known of an earlier run is no more than passed and drop.
-    return Fallback(found, results.get(chosen) or judge(found), outcome, dict(state.harm))
+    best = outcome.best.reverted
+    best_plan = plan.reverted(sorted(best))
+    # A plan of an earlier run has only its score in the state, so it is judged again.
+    return Fallback(best_plan, results.get(best) or judge(best_plan), outcome, dict(state.harm))
 
 
 def _score(result: GateResult) -> PlanScore:

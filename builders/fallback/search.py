@@ -1,9 +1,9 @@
-"""The search itself, apart from what it is about: parts ranked worst first, and a verdict on any set of them.
+"""The search for the parts to revert, given their ranking and a score for any set of them.
 
-Reverting the worst parts first, the number of them doubles until a set passes; bisection between the last that failed
-and the first that passed finds the shortest; then it steps back: parts that were swept along are taken out again, the
-dearest first, wherever the rest still passes without. Passing need not be monotone: whatever passed and costs least is
-the result.
+It reverts the worst parts first, and doubles their number until a set passes. Bisection between the last set that
+failed and the first that passed finds the shortest. Then each part of that set, the most expensive first, is taken out
+again if the set still passes without it. A larger set may fail where a smaller one passes: the result is the cheapest
+set that passed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Parts = frozenset[str]
 
 @dataclass(frozen=True)
 class PlanScore:
-    """passed: of the gate. drop: points of mIoU, the upper end of the interval: what the gate holds a plan to."""
+    """What the search knows of a plan. passed: its gate. drop: points of mIoU, the upper end of the gate's interval."""
 
     passed: bool
     drop: float
@@ -25,7 +25,7 @@ class PlanScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One verdict. reverted: the parts at FP16. cost: of reverting them."""
+    """One plan that was judged. reverted: its parts at FP16. cost: of reverting them."""
 
     reverted: Parts
     cost: float
@@ -34,20 +34,20 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """evaluations: all verdicts, in order. exhausted: the search ended because it had no more evaluations left."""
+    """What a search found. evaluations: in order. exhausted: whether it ended because no evaluations were left."""
 
     evaluations: tuple[Evaluation, ...]
     exhausted: bool
 
     @property
     def chosen(self) -> Evaluation | None:
-        """The cheapest that passed, of equals the one that drops least; None where nothing passed."""
+        """The cheapest evaluation that passed, and among equals the one that drops least; None if none passed."""
         passed = [each for each in self.evaluations if each.score.passed]
         return min(passed, key=lambda each: (each.cost, each.score.drop), default=None)
 
     @property
     def best(self) -> Evaluation:
-        """What to show: the chosen one, else the one that drops least."""
+        """The chosen evaluation, else the one that drops least."""
         return self.chosen or min(self.evaluations, key=lambda each: each.score.drop)
 
 
@@ -63,11 +63,11 @@ def search(
     max_evaluations: int,
     known: Mapping[Parts, PlanScore] | None = None,
 ) -> Outcome:
-    """The outcome of reverting parts, worst first.
+    """Searches the cheapest set of parts that passes when it is reverted.
 
-    ranked: all parts that may be reverted, the most harmful first. cost: of a set; more parts cost more. evaluate:
-    asked once a set at most. max_evaluations: verdicts in all. known: verdicts of an earlier run, which are not asked
-    for again but count: the same search takes the same way.
+    ranked: all parts that may be reverted, the most harmful first. cost: of reverting a set; it must grow with the set.
+    evaluate: scores a set; called at most once for each. max_evaluations: how many sets may be scored. known: scores of
+    an earlier run. They are used instead of calling `evaluate`, and they count, so that the search repeats itself.
     """
     seen: dict[Parts, Evaluation] = {}
     known = known or {}
@@ -104,16 +104,16 @@ def _narrow(
     failing, count = 0, 1
     while failing < len(ranked) and not passes(prefix(count)):
         failing = count
-        # Doubled, or faster where the evaluations left would not reach the whole.
+        # Doubled, or more if doubling would not reach all parts with the evaluations that are left.
         reach = len(ranked) if left() <= 1 else math.ceil(failing * (len(ranked) / failing) ** (1 / left()))
         count = min(len(ranked), max(2 * failing, reach))
     if failing == len(ranked):
-        return  # not even without INT8
+        return  # fails even with nothing in INT8
     while count - failing > 1:
         middle = (failing + count) // 2
         failing, count = (failing, middle) if passes(prefix(middle)) else (middle, count)
     kept = prefix(count)
-    # Without the last of them it failed: that one stays.
+    # The last part stays: the set failed without it.
     for name in sorted(ranked[: count - 1], key=lambda each: -cost(frozenset({each}))):
         if passes(kept - {name}):
             kept -= {name}

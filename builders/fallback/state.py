@@ -1,4 +1,4 @@
-"""What a search has found out so far, in a file: a run that was killed goes on where it was."""
+"""The file with the results of a search so far, from which a run that was killed resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ log = logging.getLogger("twins_trt")
 
 @dataclass
 class SearchState:
-    """key: of all that verdicts and harm depend on (`search_key`). scores: by the parts reverted. harm: by part."""
+    """The results of a search so far.
+
+    key: of everything that scores and harm depend on (`search_key`). scores: by the parts reverted. harm: by part.
+    """
 
     path: Path
     key: str
@@ -31,8 +34,10 @@ class SearchState:
 
     @classmethod
     def open(cls, path: Path, key: str) -> SearchState:
-        """The state in a file if it has the same key; else a new one, which will take its place: of a file that is
-        damaged, too, which is named in the log."""
+        """The state in a file of the same key; else an empty state, which `save` writes in the file's place.
+
+        A damaged file is removed and named in the log.
+        """
         if not path.is_file():
             return cls(path, key)
         try:
@@ -54,17 +59,20 @@ class SearchState:
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
-        verdicts = [
+        scores = [
             {"reverted": sorted(parts), "passed": score.passed, "drop": score.drop}
             for parts, score in self.scores.items()
         ]
-        content = {"format": _FORMAT, "key": self.key, "verdicts": verdicts, "harm": self.harm}
+        content = {"format": _FORMAT, "key": self.key, "verdicts": scores, "harm": self.harm}
         with whole_file(self.path, durable=False) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def search_key(*, ranges: str, plan: PrecisionPlan, images: str, settings: Mapping[str, Any]) -> str:
-    """sha256 of all that a verdict depends on. ranges: the key of the calibration, which holds the graph's. images: of
-    the gate's images and labels. settings: thresholds, engine and versions."""
-    parts = {"ranges": ranges, "plan": encode(plan), "images": images, "settings": encode(settings)}
+def search_key(*, ranges: str, plan: PrecisionPlan, images: str, options: Mapping[str, Any]) -> str:
+    """sha256 of everything that a score depends on.
+
+    ranges: the key of the calibration, which holds the graph's. images: the key of the gate's images and labels.
+    options: thresholds, engine, device and versions.
+    """
+    parts = {"ranges": ranges, "plan": encode(plan), "images": images, "settings": encode(options)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

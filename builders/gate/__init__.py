@@ -1,4 +1,4 @@
-"""The gate: does an engine's accuracy hold against the PyTorch reference on the same images? Pass or fail."""
+"""The gate: compares an engine's masks with those of the PyTorch reference, and passes or fails it."""
 
 from __future__ import annotations
 

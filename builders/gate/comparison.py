@@ -1,4 +1,4 @@
-"""Two masks of every image, counted: how far the second falls behind the first."""
+"""Compares the masks of a reference and an engine over many images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ Mask = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The outcome. images: how many. agreement: the share of all pixels on which both agree. class_drops: points of IoU
-    per class. worst: the images on which they agree least."""
+class ComparisonResult:
+    """How far an engine falls behind its reference.
+
+    images: how many. drop: of the mIoU. agreement: the share of all pixels on which both agree, 0 to 1. class_drops:
+    points of IoU by class, NaN for a class that does not occur. worst: the images on which both agree least.
+    """
 
     images: int
     drop: Drop
@@ -31,7 +34,7 @@ class Compared:
 
 
 class Comparison:
-    """Counts what a reference and an engine make of the same images, one after another."""
+    """Counts the masks of a reference and an engine, image by image."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -53,19 +56,19 @@ class Comparison:
 
     @property
     def images(self) -> int:
-        """How many have been counted."""
+        """The number of images counted so far."""
         return len(self._rows)
 
     @property
     def drop(self) -> float:
-        """Points of mIoU that the engine lacks, of what has been counted so far."""
+        """The engine's loss of mIoU over the images counted so far, points."""
         reference, engine = self._totals
         return reference.scores().miou - engine.scores().miou
 
-    def result(self) -> Compared:
-        """All of it, with the drop's interval."""
+    def result(self) -> ComparisonResult:
+        """The result over all images, with the interval of the drop."""
         reference, scores = (total.scores() for total in self._totals)
-        return Compared(
+        return ComparisonResult(
             images=len(self._rows),
             drop=bootstrap_drop(*self._matrices),
             reference=reference,

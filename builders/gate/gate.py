@@ -1,4 +1,4 @@
-"""Compares an engine with the PyTorch float32 model on the same images, and judges."""
+"""Judges an engine: compares it with the PyTorch float32 model on the same images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.builders.gate.comparison import Compared, Comparison, Mask
+from twins_trt.builders.gate.comparison import Comparison, ComparisonResult, Mask
 from twins_trt.builders.gate.options import Thresholds
 from twins_trt.builders.gate.reference import ReferenceMasks
 from twins_trt.builders.gate.result import GateResult
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
 
 Image = npt.NDArray[np.uint8]
-# look(name, image, label, reference, engine): after every image, for pictures.
+# look(name, image, label, reference, engine): is called after every image, to keep pictures.
 Look = Callable[[str, Image, Mask, Mask, Mask], None]
 
-REPEATED = 3  # images run twice, to see that a run repeats
+REPEATED = 3  # images that run twice, to check that the masks repeat
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged. source: what its engine is opened from. graph_sha256: of the source's graph. seeded: whether its
-    weights are random."""
+    """What is judged.
+
+    source: what its engine is opened from. graph_sha256: of the source's graph. seeded: whether its weights are random.
+    """
 
     source: EngineSource
     graph_sha256: str
@@ -58,14 +60,15 @@ def gate_bundle(
     progress: Progress | None = None,
     look: Look | None = None,
 ) -> GateResult:
-    """Runs the bundle's engine and the float32 model over a labelled data set and judges the difference.
+    """Judges a bundle: runs its engine and the float32 model over a labelled data set.
 
-    model: the reference, with the weights the bundle was built from. thresholds: by default those of the bundle's
-    precision (`MAX_DROP`). engine, options: as `Segmenter` takes them. limit: only the first images. cache: a folder
-    that keeps the reference's masks, so that they are computed once for several bundles (`ReferenceMasks`).
-    Both see an image as the bundle does: a graph of fixed size resizes an image of another size, and the reference is
-    given the same resized image, so that only the engine is judged.
-    Raises `UsageError` where the model is another than the bundle's, `DataError` where images have no labels.
+    model: the reference, with the weights that the bundle was built from. thresholds: by default those of the bundle's
+    precision (`MAX_DROP`). engine, options: as `Segmenter` takes them. limit: only the first so many images. cache: a
+    folder that keeps the reference's masks for other bundles (`ReferenceMasks`). progress, look: called after every
+    image.
+    The reference gets each image as the engine does: if a graph of fixed size resizes it, the reference gets the
+    resized image. So only the engine is judged.
+    Raises `UsageError` for a model other than the bundle's, `DataError` for images without labels.
     """
     manifest = bundle.manifest
     if (model.spec.name, model.num_classes) != (manifest.model, manifest.interface.num_classes):
@@ -99,70 +102,70 @@ def gate(
     progress: Progress | None = None,
     look: Look | None = None,
 ) -> GateResult:
-    """The verdict on any source of an engine. The arguments are those of `gate_bundle`, and so are the errors."""
+    """Judges any source of an engine. Arguments and errors are those of `gate_bundle`."""
     if engine == "torch":
         raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
     if not dataset.labelled:
         raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
     source, interface, say = subject.source, subject.source.interface, progress or silent
     comparison = Comparison(interface.num_classes)
-    first: list[tuple[Image, Mask]] = []
-    clock = {"reference": 0.0, "engine": 0.0}
+    repeated: list[tuple[Image, Mask]] = []
+    seconds = {"reference": 0.0, "engine": 0.0}
     preprocessing = interface.preprocessing if interface.size is None else None
     references = ReferenceMasks(model, preprocessing=preprocessing, folder=cache)
-    # Not the bundle itself: a Segmenter warns of one that nobody has judged, and this is the judging.
+    # Not Segmenter(bundle), which warns that the bundle has not been judged.
     with Segmenter(interface, _opened(source, engine, options), options=options) as segmenter:
         for name, image, label in _images(dataset, interface.size):
             started = time.perf_counter()
             expected = references(image)
             between = time.perf_counter()
             mask = segmenter(image).mask
-            clock["reference"] += between - started
-            clock["engine"] += time.perf_counter() - between
+            seconds["reference"] += between - started
+            seconds["engine"] += time.perf_counter() - between
             comparison.add(name, label, expected, mask)
-            if len(first) < REPEATED:
-                first.append((image, mask))
+            if len(repeated) < REPEATED:
+                repeated.append((image, mask))
             if look is not None:
                 look(name, image, label, expected, mask)
-            done, total = comparison.images, len(dataset)
-            say("gate", f"{done} of {total} images, drop {comparison.drop:+.3f}", done / total)
-        repeats = all(np.array_equal(segmenter(image).mask, mask) for image, mask in first)
-        batch_agrees = _batch_agrees(segmenter, interface.batch_limits, first)
-        ran = segmenter.engine.name
+            images, total = comparison.images, len(dataset)
+            say("gate", f"{images} of {total} images, drop {comparison.drop:+.3f}", images / total)
+        repeats = all(np.array_equal(segmenter(image).mask, mask) for image, mask in repeated)
+        batch_agrees = _batch_agrees(segmenter, interface.batch_limits, repeated)
+        engine_name = segmenter.engine.name
     if references.computed < comparison.images:
-        del clock["reference"]  # the time of reading files says nothing about the model
-    found = comparison.result()
-    reasons = _reasons(thresholds, found, repeats, batch_agrees)
+        del seconds["reference"]  # masks came from the cache, so this is not the model's time
+    compared = comparison.result()
+    reasons = _reasons(thresholds, compared, repeats, batch_agrees)
     return GateResult(
         model=model.spec.name,
         graph_sha256=subject.graph_sha256,
         passed=not reasons,
         reasons=reasons,
-        engine=ran,
-        simulated=ran in CPU_KINDS and bool(source.engines),
+        engine=engine_name,
+        simulated=engine_name in CPU_KINDS and bool(source.engines),
         precision=source.precision,
         dataset=dataset.source,
         split=dataset.split,
-        images=found.images,
+        images=compared.images,
         thresholds=thresholds,
-        drop=found.drop,
-        reference=found.reference,
-        scores=found.scores,
+        drop=compared.drop,
+        reference=compared.reference,
+        scores=compared.scores,
         classes=interface.classes,
-        class_drops=found.class_drops,
-        agreement=found.agreement,
-        worst=found.worst,
+        class_drops=compared.class_drops,
+        agreement=compared.agreement,
+        worst=compared.worst,
         repeats=repeats,
         batch_agrees=batch_agrees,
-        seconds=clock,
-        measured_on=_measured_on(ran),
+        seconds=seconds,
+        measured_on=_measured_on(engine_name),
         seeded=subject.seeded,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
 def _opened(source: EngineSource, kind: str, options: RuntimeOptions | None) -> Engine:
-    """The engine, of this very source: another bundle may take a bundle's place meanwhile."""
+    """Opens the engine. Raises `BundleError` if another bundle has replaced the source meanwhile."""
     engine = open_engine(source, kind, options=options)
     try:
         if isinstance(source, Bundle):
@@ -179,7 +182,7 @@ def _measured_on(engine: str) -> str:
 
 
 def _images(dataset: Dataset, size: tuple[int, int] | None) -> Iterator[tuple[str, Image, Mask]]:
-    """Name, image and label of every sample, both at the graph's size where that is fixed."""
+    """Name, image and label of every sample, resized to `size` if the graph has a fixed one."""
     for sample in dataset.load():
         if sample.label is None:
             raise DataError(f"{sample.name} of {dataset.source} has no label", "use a data set with labels")
@@ -189,24 +192,32 @@ def _images(dataset: Dataset, size: tuple[int, int] | None) -> Iterator[tuple[st
             yield sample.name, resize_image(sample.image, size), resize_mask(sample.label, size)
 
 
-def _batch_agrees(segmenter: Segmenter, limits: tuple[int, int | None], first: list[tuple[Image, Mask]]) -> bool | None:
-    if limits[1] == 1 or len(first) < 2:
+def _batch_agrees(
+    segmenter: Segmenter, limits: tuple[int, int | None], single: list[tuple[Image, Mask]]
+) -> bool | None:
+    """Whether images in a batch get the masks that they got alone; None if that cannot be tried."""
+    if limits[1] == 1 or len(single) < 2:
         return None
-    together = segmenter([image for image, _ in first])
-    return all(np.array_equal(each.mask, mask) for each, (_, mask) in zip(together, first, strict=True))
+    together = segmenter([image for image, _ in single])
+    return all(np.array_equal(each.mask, mask) for each, (_, mask) in zip(together, single, strict=True))
 
 
-def _reasons(thresholds: Thresholds, found: Compared, repeats: bool, batch_agrees: bool | None) -> tuple[str, ...]:
+def _reasons(
+    thresholds: Thresholds, compared: ComparisonResult, repeats: bool, batch_agrees: bool | None
+) -> tuple[str, ...]:
+    """Why the gate fails; empty if it passes."""
     reasons = []
-    if found.images < thresholds.min_images:
-        reasons.append(f"{found.images} images are too few to judge by, at least {thresholds.min_images} are asked for")
-    if not found.drop.high <= thresholds.max_drop:
+    if compared.images < thresholds.min_images:
         reasons.append(
-            f"the mIoU may drop by {found.drop.high:.3f} points, at most {thresholds.max_drop:g} are allowed"
+            f"{compared.images} images are too few to judge by, at least {thresholds.min_images} are asked for"
         )
-    if thresholds.min_agreement is not None and found.agreement < thresholds.min_agreement:
+    if not compared.drop.high <= thresholds.max_drop:
         reasons.append(
-            f"{100 * found.agreement:.3f} % of the pixels agree, {100 * thresholds.min_agreement:g} % are asked for"
+            f"the mIoU may drop by {compared.drop.high:.3f} points, at most {thresholds.max_drop:g} are allowed"
+        )
+    if thresholds.min_agreement is not None and compared.agreement < thresholds.min_agreement:
+        reasons.append(
+            f"{100 * compared.agreement:.3f} % of the pixels agree, {100 * thresholds.min_agreement:g} % are asked for"
         )
     if not repeats:
         reasons.append("a second run gave other masks")

@@ -1,4 +1,4 @@
-"""Judging what a build has made before it is a bundle."""
+"""Judges what a build has made before it is a bundle."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A graph and the engines made of it so far, in memory: an `EngineSource`.
+    """A graph and the engines built from it so far, in memory: an `EngineSource`.
 
-    path: of the bundle that it is to be, for errors. serialized: the engines' bytes by file. ships: whether an engine
-    will ship, so that ONNX Runtime, where it runs the graph, only stands in for it. seeded: its weights are random.
+    path: of the future bundle, for errors. graph: its file. ships: whether the bundle will have an engine; if ONNX
+    Runtime runs the graph meanwhile, the result is a simulation. seeded: whether the weights are random. serialized:
+    the engines' bytes, by file.
     """
 
     path: Path
@@ -50,9 +51,9 @@ class Candidate:
 
 
 class Judge:
-    """Gates candidates of one model, the reference's masks computed once.
+    """Judges candidates of one model. The reference's masks are computed once.
 
-    model: the float32 reference. threads: of the CPU, where a graph runs there. folder: keeps the masks.
+    model: the float32 reference. threads: of the CPU, for graphs that run there. folder: keeps the masks.
     """
 
     def __init__(self, model: Segmentor, options: GateOptions, *, threads: int | None, folder: Path) -> None:
@@ -64,18 +65,18 @@ class Judge:
         self._folder = folder
 
     def images(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
-        """The images of these names, uint8 [H, W, 3], in the data set's order."""
+        """The images of these names, uint8 [H, W, 3], in the order of the data set."""
         return [self.dataset.read(item).image for item in self.dataset.items if item.name in names]
 
     def key(self) -> str:
-        """sha256 of all images and labels: one changed pixel gives another."""
+        """sha256 of all images and labels: it changes with any pixel."""
         digests = []
         for sample in self.dataset.load():
             digests += [digest(sample.image), b"" if sample.label is None else digest(sample.label)]
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def __call__(self, candidate: Candidate, *, progress: Progress | None = None) -> GateResult:
-        """The verdict on a candidate. Raises as `gate` does."""
+        """Judges a candidate. Raises as `gate` does."""
         result = gate(
             Subject(candidate, sha256_of(candidate.graph), candidate.seeded),
             self._model,

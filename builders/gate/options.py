@@ -1,4 +1,4 @@
-"""What a gate demands, and on which images. Light: requests name the defaults."""
+"""The thresholds of a gate, and the images that it judges on. Requests name them, so nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}
 """Points of mIoU that a precision may lose."""
 
 MIN_IMAGES = 30
-"""A bootstrap over few images is too sure of itself (one image: an interval of no width), so fewer fail outright."""
+"""Fewer images fail: a bootstrap over few images gives too narrow an interval (for one image, of no width)."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a bundle must keep. max_drop: points of mIoU, held against the upper end of the interval, not the mean.
+    """What a bundle must reach to pass.
 
-    min_images: fewer fail. min_agreement: share of pixels that must equal the reference's, or None.
+    max_drop: points of mIoU that it may lose; compared with the upper end of the drop's interval, not with the mean.
+    min_images: fewer images fail. min_agreement: the share of pixels that must equal the reference's, 0 to 1, or None.
+    Raises `UsageError` for a value out of range.
     """
 
     max_drop: float
@@ -46,17 +48,17 @@ class Thresholds:
         min_images: int = MIN_IMAGES,
         min_agreement: float | None = None,
     ) -> Thresholds:
-        """Those of a precision (`MAX_DROP`), save what is given."""
+        """The thresholds of a precision (`MAX_DROP`), with those that are given in their place."""
         return cls(MAX_DROP[precision] if max_drop is None else max_drop, min_images, min_agreement)
 
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What a build is judged on, and what follows a failure.
+    """How a build is judged, and what happens if it fails.
 
-    data, split, limit: the labelled images; limit: only the first so many. thresholds: what the build must keep.
-    fallback: whether blocks of an INT8 build that fails go back to FP16, worst first, until it passes.
-    max_evaluations: how often the search may judge a plan, the first verdict included.
+    data, split: the labelled images. limit: only the first so many; None for all. thresholds: what the build must
+    reach. fallback: whether an INT8 build that fails reverts blocks to FP16, the most harmful first, until it passes.
+    max_evaluations: how many plans may be judged, the first one included.
     """
 
     data: str
@@ -67,7 +69,7 @@ class GateOptions:
     max_evaluations: int
 
     def open(self) -> Dataset:
-        """The images to judge on. Raises as `open_dataset` does, and `DataError` where they have no labels."""
+        """The images to judge on. Raises as `open_dataset` does, and `DataError` if they have no labels."""
         from twins_trt.data import open_dataset
 
         dataset = open_dataset(self.data, split=self.split).first(self.limit)

@@ -1,4 +1,4 @@
-"""What a gate leaves behind: the verdict in the bundle, and pictures of the images where it was worst."""
+"""Keeps the result of a gate: in the bundle, and as pictures of the worst images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ GateStatus = Literal["passed", "failed"]
 
 
 def record_gate(bundle: Bundle, result: GateResult) -> Bundle:
-    """Writes the verdict into the bundle: all of it, or the bundle stays as it was.
+    """Writes the result into the bundle. An error or a kill leaves the bundle as it was.
 
-    Raises BundleError as `amend_bundle` does: a verdict is on one graph.
+    Raises BundleError as `amend_bundle` does, such as for a bundle whose graph has been replaced.
     """
     return amend_bundle(
         bundle, {GATE: gate_file(result)}, change=lambda manifest: replace(manifest, gate=gate_status(result))
@@ -36,7 +36,7 @@ def record_gate(bundle: Bundle, result: GateResult) -> Bundle:
 
 
 def gate_status(result: GateResult) -> GateStatus:
-    """What the manifest calls it."""
+    """The status for the manifest."""
     return "passed" if result.passed else "failed"
 
 
@@ -46,9 +46,9 @@ def gate_file(result: GateResult) -> bytes:
 
 
 class Gallery:
-    """Pictures of the images on which engine and reference agree least, the worst `keep` of those seen.
+    """Pictures of the `keep` images on which engine and reference agree least.
 
-    They are held in memory until `save`, so that a disk without room costs no verdict: record that first.
+    They stay in memory until `save`. Record the result before that: then a full disk does not lose it.
     """
 
     def __init__(self, folder: Path, palette: tuple[Colour, ...], *, keep: int = 8) -> None:
@@ -68,8 +68,11 @@ class Gallery:
         self.kept = sorted(worst, key=lambda each: (each.agreement, each.name))[: self.keep]
 
     def save(self) -> list[Path]:
-        """Writes `NAME.png` for each, the worst first: image, label, reference, engine and, in red, where the last two
-        differ. Raises ImageError where one cannot be written."""
+        """Writes `NAME.png` for each, the worst first, and returns the paths.
+
+        A picture shows image, label, reference, engine and, in red, where the last two differ. Raises ImageError if one
+        cannot be written.
+        """
         paths = [self.folder / f"{each.name}.png" for each in self.kept]
         for path, each in zip(paths, self.kept, strict=True):
             try:

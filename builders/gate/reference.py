@@ -1,4 +1,4 @@
-"""The float32 model that a bundle is judged against, and its masks, computed once for each image."""
+"""The float32 model that a bundle is compared with, and its masks, which are computed once for each image."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ log = logging.getLogger("twins_trt")
 class ReferenceMasks:
     """The masks of a float32 model.
 
-    preprocessing: what an image goes through before the model sees it; None for normalization alone. folder: keeps the
-    masks for later runs, each under a name that changes with any weight, pixel or setting; None keeps nothing. One that
-    is damaged there is computed again.
-    computed: how many masks the model had to compute.
+    preprocessing: of each image before the model; None for normalization alone. folder: keeps the masks for later runs,
+    each under a name that changes with any weight, pixel or option; None keeps nothing. A damaged mask is computed
+    again.
+    computed: how many masks the model has computed.
     """
 
     def __init__(self, model: Segmentor, *, preprocessing: Preprocessing | None, folder: Path | None) -> None:
@@ -84,9 +84,10 @@ def _load_mask(path: Path, shape: tuple[int, ...]) -> Mask:
 
 
 def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> Segmentor:
-    """The float32 model with the very weights that `bundle` was built from.
+    """The float32 model with the weights that a bundle was built from.
 
-    Raises `UsageError` and `CheckpointError` where the weights named are others.
+    checkpoint: their file. seeded: whether the weights are seeded. Raises `UsageError` and `CheckpointError` for other
+    weights than the bundle's.
     """
     manifest = bundle.manifest
     if manifest.source.seeded != seeded:

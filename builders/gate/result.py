@@ -1,4 +1,4 @@
-"""What a gate has found: the verdict, and everything that it rests on."""
+"""The result of a gate: passed or failed, with everything that this follows from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twins_trt.evaluation import Scores
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: the share of pixels on which both agree, and the change of its own mIoU in points."""
+    """One image. agreement: the share of pixels on which both agree, 0 to 1. drop: of its own mIoU, points."""
 
     name: str
     agreement: float
@@ -24,13 +24,14 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The verdict and everything it rests on.
+    """The verdict on an engine, with everything that it follows from.
 
-    model, graph_sha256: what was judged. reasons: why it failed; empty when it passed. simulated: ONNX Runtime stood in
-    for the engine that ships. class_drops: points of IoU per class, NaN where a class does not occur. repeats: a second
-    run gave the same masks. batch_agrees: masks of a batch equal those of single images; None where the graph takes one
-    image at a time. seconds: wall time of the engine over all images, and of the model where all its masks had to be
-    computed; on a shared machine no benchmark. created: ISO 8601 with a zone.
+    model, graph_sha256: what was judged. reasons: why it failed; empty if it passed. engine: the engine that ran.
+    simulated: ONNX Runtime ran in place of the engine that ships. class_drops: points of IoU by class, NaN for a class
+    that does not occur. agreement: the share of equal pixels, 0 to 1. repeats: a second run gave the same masks.
+    batch_agrees: masks of a batch equal those of single images; None if the graph takes one image at a time. seconds:
+    wall time of the engine over all images, and of the model if it computed all masks; no benchmark on a shared
+    machine. created: ISO 8601 with a zone.
     """
 
     model: str
@@ -66,7 +67,7 @@ class GateResult:
         return plain
 
     def table(self) -> str:
-        """The verdict in a few lines for a terminal."""
+        """The result in a few lines for a terminal."""
         drop, bound = self.drop, self.thresholds.max_drop
         what = f"{self.engine}{' standing in for the engine' if self.simulated else ''}, {self.precision}"
         lines = [

@@ -1,4 +1,4 @@
-"""How far an engine's mIoU lies below its reference's, with an interval: a paired bootstrap over images."""
+"""The drop of an engine's mIoU below its reference's, with an interval from a paired bootstrap over images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = 0  # the same images give the same interval
 class Drop:
     """mIoU of the reference minus mIoU of the engine, percentage points; positive: the engine is worse.
 
-    low, high: the bootstrap's interval that holds `confidence` (a share) of its resamples.
+    low, high: the interval that holds the share `confidence` of the bootstrap's resamples.
     """
 
     mean: float
@@ -28,7 +28,7 @@ class Drop:
 
 
 def mean_iou(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Percent, of confusion matrices [..., C, C] (label, prediction); classes that do not occur are left out."""
+    """The mIoU of confusion matrices [..., C, C] (label, prediction), percent, over the classes that occur."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     union = counts.sum(-1) + counts.sum(-2) - hits
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -41,8 +41,8 @@ def bootstrap_drop(
 ) -> Drop:
     """The drop over all images, and its interval over resamples of the images (Efron's percentile interval).
 
-    reference, engine: one matrix an image, the same images in the same order. Paired: a resample draws an image for
-    both, so that what makes an image hard cancels.
+    reference, engine: one matrix for each image, in the same order. A resample draws the same images for both, so that
+    the difficulty of an image cancels out. confidence: of the interval, 0 to 1.
     """
     pairs = [np.stack([m.counts for m in each]).astype(np.float64) for each in (reference, engine)]  # [I, C, C]
     images = len(reference)

@@ -1,4 +1,4 @@
-"""The precision plan: which parts of a graph run in INT8. Onnx is loaded by what reads graphs, not by the levels."""
+"""The precision plan: which parts of a graph run in INT8. Importing the levels alone does not load onnx."""
 
 from __future__ import annotations
 

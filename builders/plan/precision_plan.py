@@ -1,4 +1,4 @@
-"""The precision plan: which block runs at which level. A JSON file that a person can read, edit and build from."""
+"""The precision plan: which block runs at which level. Its JSON file can be read, edited and built from."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from twins_trt.errors import UsageError
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """Precision per named block.
+    """The precision level of each block of a model.
 
-    model: the zoo's name. level: what the plan set out from, to which `reverted_flops` compares.
-    blocks: name -> level. A name is a block (`stages.2.blocks.4.ffn`, `stages.0.pos`, `neck`, `head`) or, finer, a node
-    or a group of nodes in one (`head/classifier`, `neck/conv.0`, `stages.2.blocks.4.attn/sr`); the longest name that
-    fits a node decides. Every block of the model must be named.
-    smooth: SmoothQuant's strength, 0 to 1 (0.5: activations and weights meet halfway); None leaves weights as they are.
-    observer: which of the ranges of a calibration are used; None for its first. ranges: tensor -> largest magnitude, in
-    place of the calibrated one. bias_correction: whether biases take in the mean shift that INT8 causes.
-    Raises `UsageError` for a level that does not exist, with the nearest ones.
+    model: the zoo's name. level: the level that the plan started from; `reverted_flops` compares with it.
+    blocks: name -> level. A name is a block (`stages.2.blocks.4.ffn`, `stages.0.pos`, `neck`, `head`), or a node or a
+    group of nodes inside a block (`head/classifier`, `neck/conv.0`, `stages.2.blocks.4.attn/sr`). The longest name that
+    matches a node decides. Every block of the model must be named.
+    smooth: SmoothQuant's strength, 0 to 1; None for no SmoothQuant. observer: whose ranges of a calibration are used;
+    None for the first observer. ranges: tensor -> largest magnitude, in place of the calibrated one. bias_correction:
+    whether biases take in the mean shift that INT8 causes.
+    Raises `UsageError` for an unknown level, with the nearest ones.
     """
 
     model: str
@@ -64,16 +64,17 @@ class PrecisionPlan:
             raise UsageError(f"precision plan: {error}", "mend the plan file, or write a new one") from error
 
     def with_level(self, block: str, level: str) -> PrecisionPlan:
-        """This plan with one block at another level. block: a name of the plan, or a finer one inside of it.
+        """This plan with one block at another level. block: a name of the plan, or a name inside one of its blocks.
 
-        A block's own entry does not reach finer entries. Raises `UsageError` for an unknown block or level.
+        Names inside the block that have entries of their own keep them. Raises `UsageError` for an unknown block or
+        level.
         """
         if block not in self.blocks and not ("/" in block and block_of(block) in self.blocks):
             raise UsageError(f"the plan has no block {block!r}", _nearest(block, self.blocks, "blocks"))
         return replace(self, blocks={**self.blocks, block: level})
 
     def reverted(self, names: Iterable[str]) -> PrecisionPlan:
-        """This plan with everything at or below each of `names` at FP16. Raises as `with_level` does."""
+        """This plan with each of `names`, and every name inside it, at FP16. Raises as `with_level` does."""
         plan = self
         for name in names:
             finer = [other for other in self.blocks if name in _groups(other)]
@@ -82,43 +83,43 @@ class PrecisionPlan:
         return plan
 
     def level_of(self, node: str) -> str:
-        """The level of one node. Raises `UsageError` where the plan names no block that holds it."""
+        """The level of one node. Raises `UsageError` if the plan does not name the node's block."""
         for name in _groups(node):
             if name in self.blocks:
                 return self.blocks[name]
         raise UsageError(f"the plan of {self.model} says nothing about {node}", "add its block to the plan")
 
-    def quantized(self, graph: gs.Graph | Sequence[Site]) -> tuple[Site, ...]:
-        """The places that run in INT8. graph: the FP32 graph, or its `find_sites`.
+    def int8_sites(self, graph: gs.Graph | Sequence[Site]) -> tuple[Site, ...]:
+        """The sites that run in INT8. graph: the FP32 graph, or its `find_sites`.
 
-        An attention with more keys than the compiler fuses in INT8, or with a dynamic number of them, stays FP16 at
-        every level. Raises `UsageError` for
-        a name that the graph does not have, and for a block of the graph that the plan does not name.
+        An attention with more keys than the compiler fuses in INT8, or with a dynamic number of keys, stays FP16 at
+        every level. Raises `UsageError` for a name that the graph does not have, and for a block of the graph that the
+        plan does not name.
         """
         sites = _as_sites(graph)
         self._check_names(sites)
         return tuple(site for site in sites if site.kind in LEVELS[self.level_of(site.node)] and _possible(site))
 
-    def quantizable_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
-        """FLOPs of everything that a uniform plan of this plan's `level` runs in INT8.
+    def level_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
+        """The FLOPs that the uniform plan of this plan's `level` runs in INT8.
 
-        Raises `UsageError` for a graph of dynamic size, which has no FLOPs of its own.
+        Raises `UsageError` for a graph of dynamic size, whose FLOPs are not known.
         """
-        return sum(site.flops for site in self._quantizable(_as_sites(graph)))
+        return sum(site.flops for site in self._level_sites(_as_sites(graph)))
 
     def reverted_flops(self, graph: gs.Graph | Sequence[Site]) -> float:
-        """FLOPs that a uniform plan of this plan's `level` runs in INT8, and this plan does not."""
+        """The part of `level_flops` that this plan does not run in INT8. Raises as `level_flops` does."""
         sites = _as_sites(graph)
-        kept = {site.node for site in self.quantized(sites)}
-        return sum(site.flops for site in self._quantizable(sites) if site.node not in kept)
+        kept = {site.node for site in self.int8_sites(sites)}
+        return sum(site.flops for site in self._level_sites(sites) if site.node not in kept)
 
-    def _quantizable(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+    def _level_sites(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         if any(site.flops == 0 for site in sites):
             raise UsageError("a graph of dynamic size has no number of FLOPs", "count them on a graph of a fixed size")
-        return uniform_plan(sites, self.level, model=self.model).quantized(sites)
+        return uniform_plan(sites, self.level, model=self.model).int8_sites(sites)
 
     def _check_names(self, sites: Iterable[Site]) -> None:
-        # Written for a CPU, the classifier is no place for INT8, and a plan made for a GPU still names it.
+        # A graph for a CPU has no site at the classifier, but a plan made for a GPU names it.
         known = {"head/classifier", *(name for site in sites for name in _groups(site.node))}
         for name in self.blocks:
             if name not in known:
@@ -126,7 +127,7 @@ class PrecisionPlan:
 
 
 def read_plan(path: str | Path) -> PrecisionPlan:
-    """A plan file. Raises `UsageError` where it cannot be read or is no plan."""
+    """Reads a plan file. Raises `UsageError` if it cannot be read or is no plan."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -144,10 +145,10 @@ def uniform_plan(
     model: str | None = None,
     smooth: float | None = None,
 ) -> PrecisionPlan:
-    """The plan with every block at `level`, save those that are FP16 at any level unless asked for by name.
+    """The plan with every block at `level`, except the classifier and the positional convolutions, which are FP16.
 
-    Those are the classifier, whose rounding shows in the mask directly, and the positional convolutions: they are less
-    than 1 % of the FLOPs, and what they read is the residual stream itself. model: the graph's name by default.
+    The rounding of the classifier shows directly in the mask. The positional convolutions are less than 1 % of the
+    FLOPs, and they read the residual stream itself. model: the graph's name by default. smooth: SmoothQuant's strength.
     """
     sites = _as_sites(graph)
     blocks = dict.fromkeys((block_of(site.node) for site in sites), level)
@@ -161,13 +162,13 @@ def uniform_plan(
 
 
 def _groups(node: str) -> Iterator[str]:
-    """The node and every group that it is in, the smallest first: `neck/conv.0.phase.01`, `neck/conv.0.phase`,
+    """The node and every group that it is in, from the smallest: `neck/conv.0.phase.01`, `neck/conv.0.phase`,
     `neck/conv.0`, `neck/conv`, `neck`."""
-    block, *rest = node.split("/")
-    for depth in range(len(rest), 0, -1):
-        parts = rest[depth - 1].split(".")
+    block, *inner = node.split("/")
+    for depth in range(len(inner), 0, -1):
+        parts = inner[depth - 1].split(".")
         for count in range(len(parts), 0, -1):
-            yield "/".join([block, *rest[: depth - 1], ".".join(parts[:count])])
+            yield "/".join([block, *inner[: depth - 1], ".".join(parts[:count])])
     yield block
 
 

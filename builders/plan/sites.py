@@ -1,8 +1,8 @@
 """The places of a graph that can run in INT8: every product with a weight, and every attention.
 
-Which kind a place is follows the model, not the node that it is written as: `linear` are the Linear layers of attention
-and FFN (some are written as 1×1 convolutions), `conv` every convolution (some are written as matrix products).
-Products with a matrix that is no weight (pooling, interpolation) are no sites: they would lose bits for nothing.
+The kind of a site follows the model, not the graph: `linear` is a Linear layer of attention or FFN (some are written as
+1×1 convolutions), `conv` is a convolution (some are written as matrix products). Products with a matrix that is no
+weight (pooling, interpolation) are no sites: INT8 would cost them precision and gain no time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 class Site:
     """One place that can run in INT8.
 
-    node: the graph node (for an attention `BLOCK/attention`, which is no node but four). kind: one of `KINDS`.
-    flops: multiplications and additions at the graph's size, a dynamic batch counted as 1; 0 where the size is dynamic
-    (the graph of a fixed size has the same nodes, so its FLOPs can stand in).
-    source: the tensor that is quantized for it: its input, before any layout operation. axis: of the weight, along
-    which scales differ. keys: an attention's number of keys, 0 for other sites or where it is not known.
+    node: its graph node; for an attention, which is several nodes, `BLOCK/attention`. kind: one of `KINDS`.
+    flops: multiplications and additions at the graph's size, with a dynamic batch counted as 1; 0 for a dynamic size
+    (a graph of fixed size has the same nodes, and their FLOPs).
+    source: the tensor that is quantized for it: its input before any layout operation. axis: of its weight, along which
+    each output has a scale of its own. keys: of an attention; 0 for other sites and for an unknown number.
     """
 
     node: str
@@ -45,7 +45,7 @@ class Site:
 
     @property
     def positional(self) -> bool:
-        """Whether the site is a positional convolution: depthwise, the residual around it in its centre tap."""
+        """Whether the site is a positional convolution: depthwise, with the residual around it in its centre tap."""
         return self.node.endswith(".pos/proj")
 
     @property
@@ -62,7 +62,7 @@ def block_of(node: str) -> str:
 def find_sites(graph: gs.Graph) -> tuple[Site, ...]:
     """All sites of an FP32 graph as `build_graph` makes it, in the graph's order.
 
-    Raises `ExportError` where shapes cannot be inferred.
+    Raises `ExportError` if shapes cannot be inferred.
     """
     return tuple(_sites(graph))
 
@@ -89,9 +89,11 @@ def _sites(graph: gs.Graph) -> Iterator[Site]:
 
 
 def is_product(node: gs.Node) -> bool:
-    """Whether `node` multiplies an activation with a weight. A constant on the left is UPerNet's pooling or
-    interpolation, not a weight. What corrects the FPN's borders (`export.composed`) has next to no FLOPs, and should
-    take out just what is there."""
+    """Whether `node` multiplies an activation with a weight and can run in INT8.
+
+    A constant on the left is UPerNet's pooling or interpolation, not a weight. The products that correct the FPN's
+    borders (`export.composed`) are left out: they have few FLOPs, and must subtract exactly what was added.
+    """
     if "/border." in node.name:
         return False
     constant = [isinstance(tensor, gs.Constant) for tensor in node.inputs[:2]]
@@ -99,6 +101,7 @@ def is_product(node: gs.Node) -> bool:
 
 
 def weight_of(node: gs.Node) -> gs.Constant:
+    """The weight of a product."""
     return node.inputs[_WEIGHT_INPUT[node.op]]
 
 
@@ -117,7 +120,7 @@ def input_axis(node: gs.Node) -> int:
 
 
 def source_of(tensor: Tensor) -> Tensor:
-    """The tensor that `tensor` is a mere rearrangement of: same values, so the same range."""
+    """The tensor before the layout operations that `tensor` comes from: it has the same values, so the same range."""
     while tensor.inputs and tensor.inputs[0].op in LAYOUT:
         tensor = tensor.inputs[0].inputs[0]
     return tensor

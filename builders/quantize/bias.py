@@ -1,10 +1,10 @@
-"""Bias correction: the mean shift that rounding gives a product's output, taken out through its bias.
+"""Bias correction: the bias of a product takes in the mean shift that rounding gives its output.
 
-A product is linear, so the mean of its output over positions and images is the product of its input's mean: the shift
-of `W·x` when `x` and `W` are rounded to `x'` and `W'` is exactly `W·mean(x) - W'·mean(x')`, whatever x is. The mean of
-a convolution's input differs from tap to tap at the border, so it is taken for each tap. Every product is looked at
-with the FP32 graph's own input, so that no shift is corrected twice (Nagel et al. 2019, arXiv 1906.04721, section 4.2,
-with means of real activations in place of assumed ones).
+A product is linear, so the mean of its output over positions and images is the product of its input's mean. If `x` and
+`W` are rounded to `x'` and `W'`, the mean of `W·x` shifts by exactly `W·mean(x) - W'·mean(x')`, whatever x is. At the
+border each tap of a convolution reads other positions, so the mean of its input is taken for each tap. Every product
+gets the input that it has in the FP32 graph, so that no shift is corrected twice (Nagel et al. 2019, arXiv 1906.04721,
+section 4.2; here the means are measured, there they are assumed).
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ def mean_shifts(
     ranges: Mapping[str, float],
     images: Iterable[npt.NDArray[np.uint8]],
     *,
-    half: bool,
-    unsigned: bool,
+    float_precision: str,
     threads: int | None = None,
 ) -> dict[str, Floats]:
-    """What to add to the bias of each product, float64 [outputs], by its node.
+    """What to add to the bias of each product, float64 [outputs], by node.
 
-    graph: FP32, of fixed size, with SmoothQuant's scales already folded; it is used up. sites: the products that run in
-    INT8; those without a bias are left out (k's shift changes no softmax). ranges: by tensor. images: uint8 [H, W, 3].
-    half, unsigned: how values are rounded, as `Inserter` takes them.
+    graph: FP32, of fixed size, with SmoothQuant's scales folded in; this call changes it. sites: what runs in INT8.
+    Products without a bias get no shift (a shift of k changes no softmax). ranges: the largest magnitudes, by tensor.
+    images: uint8 [H, W, 3], RGB, of any size. float_precision: decides how values are rounded, see `Inserter`.
     """
-    inserter = Inserter(graph, ranges, half=half, unsigned=unsigned)
+    inserter = Inserter(graph, ranges, float_precision=float_precision)
     nodes = {node.name: node for node in graph.nodes}
     products = [nodes[site.node] for site in sites if site.kind != "attention" and bias_of(nodes[site.node])]
     graph.outputs = []
@@ -89,11 +88,11 @@ def add_shifts(graph: gs.Graph, shifts: Mapping[str, Floats]) -> None:
 
 
 def bias_of(node: gs.Node) -> tuple[gs.Node, int] | None:
-    """The node that adds a product's bias, and which of its inputs it is; None where there is none."""
+    """The node that adds a product's bias, and the index of the bias among its inputs; None without a bias."""
     if node.op in ("Conv", "Gemm"):
         return (node, 2) if len(node.inputs) > 2 else None
     if weight_of(node).values.ndim != 2:
-        return None  # UPerNet's taps, one matrix each, are summed before a bias
+        return None  # UPerNet's taps have one matrix each, and are summed before the bias is added
     outputs = weight_of(node).values.shape[output_axis(node)]
     readers = node.outputs[0].outputs
     if len(readers) == 1 and readers[0].op == "Add":
@@ -111,7 +110,7 @@ def _rows(inserter: Inserter, node: gs.Node, tensor: Tensor) -> Tensor:
 
 
 def _taps(inserter: Inserter, node: gs.Node, tensor: Tensor) -> Tensor:
-    """[N, C, H, W] -> [taps, C]: what each tap of a kernel reads, averaged over the output's positions."""
+    """[N, C, H, W] -> [taps, C]: the mean of what each tap of a kernel reads over the output's positions."""
     pads = list(node.attrs.get("pads", [0, 0, 0, 0]))
     if any(pads):
         amounts = _ints(inserter, [0, 0, *pads[:2], 0, 0, *pads[2:]])
@@ -140,7 +139,7 @@ def _ints(inserter: Inserter, values: list[int]) -> gs.Constant:
 
 
 def _through(node: gs.Node, weight: npt.NDArray[Any], mean: Floats) -> Floats:
-    """The product of a mean input: [outputs]."""
+    """The product's output for a mean input: float64 [outputs]."""
     if node.op != "Conv":
         return np.tensordot(mean, weight, axes=(0, input_axis(node)))
     outputs, inputs, *kernel = weight.shape

@@ -1,4 +1,4 @@
-"""From an INT8 job to activation ranges and a first plan."""
+"""The activation ranges and the first plan of an INT8 build."""
 
 from __future__ import annotations
 
@@ -14,55 +14,63 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan, read_plan, uni
 from twins_trt.builders.plan.sites import Site
 from twins_trt.builders.quantize.graphs import QuantizedGraphs, relative_error
 from twins_trt.builders.quantize.options import CalibrationImages, Int8Options
-from twins_trt.calib import CollectRun, Ranges, calibrate, load_ranges
+from twins_trt.calib import CalibrationOptions, CollectRun, Ranges, calibrate, load_ranges
 from twins_trt.data import Dataset
 from twins_trt.errors import UsageError
 from twins_trt.progress import Progress
 from twins_trt.spelling import spelled
 
-STRENGTHS = (0.25, 0.5, 0.75)  # of SmoothQuant; beside none at all, what a search tries
+STRENGTHS = (0.25, 0.5, 0.75)  # of SmoothQuant, which a search tries beside no SmoothQuant
 SEARCHED = 4  # calibration images that SmoothQuant's strength is searched on
 
 log = logging.getLogger("twins_trt")
 
 
-def pixels(dataset: Dataset) -> Iterator[npt.NDArray[np.uint8]]:
-    """The images alone, one after another."""
-    return (sample.image for sample in dataset.load())
+def pixels(dataset: Dataset, *, workers: int = 0) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images of a data set, uint8 [H, W, 3]. workers: processes that read them ahead."""
+    return (sample.image for sample in dataset.load(workers=workers))
 
 
-def collect_ranges(int8: Int8Options, graph: Path, *, state: Path, threads: int | None, progress: Progress) -> Ranges:
-    """The ranges of an FP32 graph: of the file that the job names, else collected.
+def calibrate_on(
+    dataset: Dataset, graph: Path, options: CalibrationOptions, run: CollectRun, *, workers: int = 0
+) -> Ranges:
+    """The ranges of an FP32 graph over the images of a data set.
 
-    state: keeps what was collected, for a run that goes on. threads: of the CPU, None for every core. Raises
-    `DataError` for a file of another graph.
+    run: how the collection runs; its names and their number are taken from the data set. workers: processes that read
+    images ahead. Raises as `calib.calibrate` does.
+    """
+    run = replace(run, total=len(dataset), names=[str(item.image) for item in dataset.items])
+    return calibrate(graph, pixels(dataset, workers=workers), options=options, run=run)
+
+
+def find_ranges(int8: Int8Options, graph: Path, *, state: Path, threads: int | None, progress: Progress) -> Ranges:
+    """The ranges of an FP32 graph: read from the range file that the options name, else collected.
+
+    state: the file that keeps what has been collected, so that a later run resumes. threads: of the CPU; None for every
+    core. Raises `DataError` for a range file of another graph, and as `calibrate_on` does.
     """
     if isinstance(int8.ranges, str):
         return load_ranges(int8.ranges, graph=graph)
-    dataset = int8.ranges.open()
-
-    names = [str(item.image) for item in dataset.items]
-    run = CollectRun(state=state, progress=progress, total=len(dataset), names=names, threads=threads)
-    return calibrate(graph, pixels(dataset), options=int8.calibration, run=run)
+    run = CollectRun(state=state, progress=progress, threads=threads)
+    return calibrate_on(int8.ranges.open(), graph, int8.calibration, run)
 
 
 def refine(
     int8: Int8Options, graphs: QuantizedGraphs, plan: PrecisionPlan, *, threads: int | None, progress: Progress
 ) -> PrecisionPlan:
-    """The plan with SmoothQuant's strength searched, where that was asked for, and biases corrected, where it says so.
+    """The plan with SmoothQuant's strength, if the options search it; `graphs` with bias shifts, if the plan has them.
 
-    The strength is the one whose logits differ least from the FP32 graph's, in mean square, over the first `SEARCHED`
-    calibration images. Raises `UsageError` for a plan that corrects biases without images to do so on.
+    The search takes the strength whose logits differ least from those of the FP32 graph, in mean square, over
+    `SEARCHED` calibration images. Raises `UsageError` for a plan that corrects biases if there are no images for it.
     """
     if isinstance(int8.smooth, CalibrationImages) and int8.plan is None:
-        some = list(pixels(int8.smooth.open().spread(SEARCHED)))
-        wanted = graphs.logits(None, some, threads=threads)
+        images = list(pixels(int8.smooth.open().spread(SEARCHED)))
+        wanted = graphs.logits(None, images, threads=threads)
         errors: dict[float | None, float] = {}
         for strength in (None, *STRENGTHS):
             progress("SmoothQuant", f"strength {strength or 'none'}", len(errors) / (len(STRENGTHS) + 1))
-            errors[strength] = relative_error(
-                graphs.logits(replace(plan, smooth=strength), some, threads=threads), wanted
-            )
+            logits = graphs.logits(replace(plan, smooth=strength), images, threads=threads)
+            errors[strength] = relative_error(logits, wanted)
         plan = replace(plan, smooth=min(errors, key=lambda each: errors[each]))
         log.info("SmoothQuant: relative squared error of the logits by strength: %s", errors)
     if plan.bias_correction:
@@ -77,7 +85,7 @@ def refine(
 
 
 def first_plan(int8: Int8Options, sites: tuple[Site, ...], *, model: str) -> PrecisionPlan:
-    """The plan file that the job names, else the uniform plan of their level.
+    """The plan of the file that the options name, else the uniform plan of their level.
 
     Raises `UsageError` for a file that cannot be read, is no plan, or is of another model.
     """
@@ -88,5 +96,5 @@ def first_plan(int8: Int8Options, sites: tuple[Site, ...], *, model: str) -> Pre
     plan = read_plan(int8.plan)
     if plan.model != model:
         raise UsageError(f"{int8.plan} is a plan of {plan.model}, not of {model}", "name the plan of this model")
-    plan.quantized(sites)  # refuses names that the model does not have
+    plan.int8_sites(sites)  # raises for names that the model does not have
     return plan

@@ -1,4 +1,4 @@
-"""Whether the compiler ran in INT8 what the graph says runs in INT8."""
+"""Checks that an engine runs in INT8 what its graph has in INT8."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from twins_trt.builders.quantize.rewrite import Quantization
 
 
 def check_int8(layers: Sequence[Layer], quantized: Quantization) -> tuple[str, ...]:
-    """The products, and the blocks of attentions, that were to run in INT8 and do not.
+    """The products, and the blocks of the attentions, that should run in INT8 and do not.
 
-    layers: of the finished engine (`BuiltEngine.layers`). A product runs in INT8 where a layer that computes its node
-    reads INT8 activations and INT8 weights; an attention where its fused kernel reads nothing but INT8.
+    layers: of the finished engine (`BuiltEngine.layers`). A product runs in INT8 if a layer that computes its node
+    reads INT8 activations and INT8 weights; an attention runs in INT8 if its fused kernel reads nothing but INT8.
     """
     products = _nodes(layer for layer in layers if _reads_int8(layer) and _weighs_int8(layer))
     attentions = _nodes(layer for layer in layers if is_fused_attention(layer) and _reads_only_int8(layer))
@@ -30,7 +30,7 @@ def _reads_int8(layer: Layer) -> bool:
 
 
 def _weighs_int8(layer: Layer) -> bool:
-    # A layer list that does not tell constants apart (EngineInspector up to 10.x) has none to look at.
+    # EngineInspector up to TensorRT 10.x does not list constants.
     return not layer.constants or any(tensor.dtype == "int8" for tensor in layer.constants)
 
 

@@ -1,4 +1,4 @@
-"""Quantized graphs of one model, a plan each; ranges and export stay the same."""
+"""The INT8 graphs of one model: one graph for each plan, with the same export options and ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twins_trt.builders.export.export import build_graph, graph_proto, write_gra
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.plan.sites import Site, find_sites
 from twins_trt.builders.quantize.bias import mean_shifts
-from twins_trt.builders.quantize.rewrite import Quantization, int8_sites, observed_tensors, quantize
+from twins_trt.builders.quantize.rewrite import Quantization, observed_tensors, quantize, quantized_sites
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.calib import Ranges
 from twins_trt.calib.images import Fitter
@@ -36,8 +36,8 @@ Logits = npt.NDArray[np.float32]
 class QuantizedGraphs:
     """Writes the graph of any plan of a model.
 
-    options: of the FP32 graph that was calibrated. ranges: of that graph. float_precision: of what
-    does not run in INT8, `fp16` or `fp32`.
+    options: of the FP32 graph that was calibrated. ranges: of that graph. float_precision: of what does not run in
+    INT8, `fp16` or `fp32`. sites: the places of the graph that can run in INT8. shifts: of biases, by product.
     """
 
     def __init__(self, model: Segmentor, options: ExportOptions, ranges: Ranges, *, float_precision: str) -> None:
@@ -49,19 +49,19 @@ class QuantizedGraphs:
         self.shifts: dict[str, npt.NDArray[np.float64]] = {}
 
     def correct_biases(self, plan: PrecisionPlan, images: Iterable[Image], *, threads: int | None = None) -> None:
-        """Finds `shifts`, which every later graph of a plan with `bias_correction` takes in (`mean_shifts`).
+        """Computes `shifts` (`mean_shifts`), which the later graphs of plans with `bias_correction` take in.
 
-        plan: of what may run in INT8, with the strength of SmoothQuant. images: uint8 [H, W, 3], RGB, of any size.
+        plan: what runs in INT8, and SmoothQuant's strength. images: uint8 [H, W, 3], RGB, of any size.
         """
         graph = build_graph(self._model, fixed(self.options))[0]
-        largest, sites = self._largest(graph, plan), int8_sites(graph, plan, self.float_precision)
+        sites = quantized_sites(graph, plan, float_precision=self.float_precision)
+        ranges = self._ranges_of(plan, graph)
         if plan.smooth is not None:
-            largest |= smooth_norms(graph, sites, largest, self._channels(), strength=plan.smooth)
-        fp16 = self.float_precision == "fp16"
-        self.shifts = mean_shifts(graph, sites, largest, images, half=fp16, unsigned=not fp16, threads=threads)
+            ranges |= smooth_norms(graph, sites, ranges, self._channel_ranges(), strength=plan.smooth)
+        self.shifts = mean_shifts(graph, sites, ranges, images, float_precision=self.float_precision, threads=threads)
 
     def build(self, plan: PrecisionPlan, *, in_float32: bool = False) -> tuple[gs.Graph, GraphInfo, Quantization]:
-        """The graph in memory, what it is, and what was done. in_float32: as `quantize` takes it.
+        """The graph of a plan in memory, its description, and what of it runs in INT8. in_float32: see `quantize`.
 
         Raises `UsageError` for a plan that does not fit the model or the ranges.
         """
@@ -70,9 +70,10 @@ class QuantizedGraphs:
     def logits(
         self, plan: PrecisionPlan | None, images: Sequence[Image], *, threads: int | None = None
     ) -> list[Logits]:
-        """What a plan's graph computes of images on ONNX Runtime, everything but INT8 in float32; None: the FP32 graph.
+        """The logits of a plan's graph on ONNX Runtime, with everything that is not INT8 in float32.
 
-        images: uint8 [H, W, 3], RGB, of any size -> float32 [1, classes, h, w] each, at the graph's usual size.
+        plan: None for the FP32 graph. images: uint8 [H, W, 3], RGB, of any size. Returns float32 [1, classes, h, w] for
+        each image, at the `opt` size of a dynamic graph.
         """
         options = replace(fixed(self.options), outputs=("logits",))
         proto = graph_proto(
@@ -89,33 +90,34 @@ class QuantizedGraphs:
         self, plan: PrecisionPlan, options: ExportOptions, *, in_float32: bool
     ) -> tuple[gs.Graph, GraphInfo, Quantization]:
         graph, info = build_graph(self._model, options)
-        done = quantize(
+        quantization = quantize(
             graph,
             plan,
-            self._largest(graph, plan),
+            self._ranges_of(plan, graph),
             float_precision=self.float_precision,
             islands=info.islands,
-            channel_ranges=self._channels(),
+            channel_ranges=self._channel_ranges(),
             shifts=self.shifts,
             in_float32=in_float32,
         )
-        return graph, info, done
+        return graph, info, quantization
 
     def write(self, plan: PrecisionPlan, path: Path) -> tuple[GraphInfo, Quantization]:
-        """The graph as a file. Raises as `build` and `write_graph` do."""
-        graph, info, done = self.build(plan)
+        """Writes the graph of a plan into a file. Raises as `build` and `write_graph` do."""
+        graph, info, quantization = self.build(plan)
         write_graph(graph, path, info, precision="int8")
-        return info, done
+        return info, quantization
 
     def reverted_share(self, plan: PrecisionPlan) -> float:
-        """Of the FLOPs that the plan's level would run in INT8, the share that the plan does not."""
-        quantizable = plan.quantizable_flops(self.sites)
-        return plan.reverted_flops(self.sites) / quantizable if quantizable else 0.0
+        """The share, 0 to 1, of the FLOPs that the plan's level would run in INT8 and the plan does not."""
+        level = plan.level_flops(self.sites)
+        return plan.reverted_flops(self.sites) / level if level else 0.0
 
-    def _channels(self) -> dict[str, npt.NDArray[np.float64]]:
+    def _channel_ranges(self) -> dict[str, npt.NDArray[np.float64]]:
         return {name: np.array(each.channels) for name, each in self.ranges.ranges.items() if each.channels}
 
-    def _largest(self, graph: gs.Graph, plan: PrecisionPlan) -> dict[str, float]:
+    def _ranges_of(self, plan: PrecisionPlan, graph: gs.Graph) -> dict[str, float]:
+        """The ranges that the plan's graph needs: the plan's own, else those of its observer."""
         for name in plan.ranges:
             if name not in self.ranges.ranges:
                 near = difflib.get_close_matches(name, self.ranges.ranges, n=3)
@@ -130,16 +132,16 @@ class QuantizedGraphs:
 
 
 def sites_of(model: Segmentor, options: ExportOptions) -> tuple[Site, ...]:
-    """The places of a model's graph that can run in INT8, with FLOPs: those of its usual size where that is dynamic."""
+    """The places of a model's graph that can run in INT8. A graph of dynamic size has the FLOPs of its `opt` size."""
     return find_sites(build_graph(model, fixed(options))[0])
 
 
 def fixed(options: ExportOptions) -> ExportOptions:
-    """The same with the usual size in place of a dynamic one, for one image at a time."""
+    """The same options for one image at a time, at the `opt` size of a dynamic graph."""
     height, width = (side.opt if isinstance(side, DynamicDim) else side for side in (options.height, options.width))
     return replace(options, height=height, width=width, batch=1)
 
 
 def relative_error(got: Sequence[Logits], wanted: Sequence[Logits]) -> float:
-    """The squared error relative to the variance of what is wanted, averaged over images."""
+    """The mean squared error relative to the variance of the wanted logits, averaged over images."""
     return float(np.mean([np.mean((a - b) ** 2) / max(b.var(), 1e-12) for a, b in zip(got, wanted, strict=True)]))

@@ -1,9 +1,10 @@
 """QuantizeLinear and DequantizeLinear nodes in an FP32 graph, and the INT8 weights.
 
-Where a pair stands hardly matters to TensorRT-RTX: at a tensor's source or at each reader, before or behind transposes
-and reshapes, one DequantizeLinear for all readers or one for each, all compile to the same kernels (counted on SVT-S).
-They stand at the source, once, and layout operations move INT8: the fewest nodes, one range for all readers, and ONNX
-Runtime, which fuses a product only with a DequantizeLinear right before it, finds one there.
+The place of a pair hardly matters to TensorRT-RTX: at a tensor's source or at each reader, before or behind transposes
+and reshapes, with one DequantizeLinear for all readers or one for each, it compiles to the same kernels (counted on
+SVT-S). Here a tensor is quantized once, at its source; layout operations move INT8; and every reader has a
+DequantizeLinear of its own right before it. So all readers share one range, and ONNX Runtime can fuse every product: it
+does so only with a DequantizeLinear right before the product.
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: below, a scale lo
 
 
 class Inserter:
-    """A graph while nodes are put into it; `finish` ends that.
+    """Inserts nodes into a graph; `finish` adds them to it.
 
-    half: whether scales are rounded to float16, which they will be stored in. unsigned: whether activations are uint8:
-    ONNX Runtime on x86 multiplies uint8 with int8, and passes by a product of two int8. Their zero is then 128, or 0
-    for what a Relu writes, which gains a bit and lets ONNX Runtime drop the Relu.
+    ranges: the largest magnitude of each tensor that is quantized, by name.
+    float_precision: of what does not run in INT8. `fp16`, for TensorRT: activations are int8, and scales are rounded to
+    float16, in which they are stored. `fp32`, for ONNX Runtime: activations are uint8, because on x86 it multiplies
+    uint8 with int8 and does not fuse a product of two int8. Their zero point is 128; for what a Relu writes it is 0,
+    which gains a bit and lets ONNX Runtime drop the Relu.
     """
 
-    def __init__(self, graph: gs.Graph, ranges: Mapping[str, float], *, half: bool, unsigned: bool = False) -> None:
+    def __init__(self, graph: gs.Graph, ranges: Mapping[str, float], *, float_precision: str) -> None:
         self.graph = graph
-        self.half = half
-        self.unsigned = unsigned
+        self._scales_in_float16 = float_precision == "fp16"
+        self._unsigned = float_precision == "fp32"
         self._ranges = ranges
         kinds = {"zero.int8": np.int8(0), "zero.uint8": np.uint8(UNSIGNED_ZERO), "zero.positive": np.uint8(0)}
         self._zeros = {name: gs.Constant(name, np.array(value)) for name, value in kinds.items()}
         self._quantized: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by source: values, scale, zero point
-        self._moved: dict[tuple[str, str], Tensor] = {}  # by layout operation and what it moves
+        self._moved: dict[tuple[str, str], Tensor] = {}  # by the layout operation and the tensor that it moves
         self._inserted: list[gs.Node] = []
         self._taken = {node.name for node in graph.nodes} | set(graph.tensors())
 
@@ -57,7 +60,7 @@ class Inserter:
         self.read(node, 0)
 
     def weight(self, node: gs.Node) -> tuple[NDArray[np.int8], NDArray[np.float32], int]:
-        """A product's weight in INT8, the scale of each of its outputs, and the axis that these lie along."""
+        """A product's weight in INT8, the scale of each output, float32 [outputs], and the weight's output axis."""
         weight, axis = weight_of(node), output_axis(node)
         scale = self.scales(np.abs(weight.values).max(axis=tuple(i for i in range(weight.values.ndim) if i != axis)))
         return quantized_weight(weight.values, scale, axis), scale, axis
@@ -67,7 +70,7 @@ class Inserter:
         node.inputs[index] = self.rounded(node, index)
 
     def rounded(self, node: gs.Node, index: int) -> Tensor:
-        """What `node` would read as its activation number `index`, through INT8 and back."""
+        """The activation number `index` of `node`, rounded through INT8 and back to float."""
         moves = []
         tensor = node.inputs[index]
         while tensor.inputs and tensor.inputs[0].op in LAYOUT:
@@ -79,7 +82,7 @@ class Inserter:
         return self._dequantize(values, scale, zero, f"{node.name}.in{index}")
 
     def write(self, tensor: Tensor) -> None:
-        """Makes every reader of `tensor` that does not read it through INT8 yet do so."""
+        """Makes every reader of `tensor` read it through INT8."""
         readers = [(node, i) for node in tensor.outputs for i, each in enumerate(node.inputs) if each is tensor]
         values, scale, zero = self._quantize(tensor)
         back = self._dequantize(values, scale, zero, tensor.name)
@@ -96,6 +99,7 @@ class Inserter:
         return out
 
     def unique(self, name: str) -> str:
+        """`name`, with a number behind it if the graph has that name already."""
         candidate, count = name, 0
         while candidate in self._taken:
             count += 1
@@ -104,22 +108,26 @@ class Inserter:
         return candidate
 
     def scales(self, amax: NDArray | float, levels: int = QMAX) -> NDArray[np.float32]:
-        """The step of each range, float32; rounded to float16 where it will be stored as such."""
+        """The quantization step of each range, float32; rounded to float16 if scales are stored in it.
+
+        amax: largest magnitudes. levels: the quantized value of the largest magnitude.
+        """
         scale = np.maximum(np.asarray(amax, np.float64) / levels, SMALLEST_SCALE)
-        return np.asarray(scale.astype(np.float16) if self.half else scale).astype(np.float32)
+        return np.asarray(scale.astype(np.float16) if self._scales_in_float16 else scale).astype(np.float32)
 
     def finish(self) -> None:
+        """Adds the inserted nodes to the graph, drops unused ones, and sorts it."""
         self.graph.nodes.extend(self._inserted)
         self._inserted = []
         self.graph.cleanup().toposort()
 
     def _quantize(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if tensor.name not in self._quantized:
-            positive = self.unsigned and tensor.inputs[0].op == "Relu"
+            positive = self._unsigned and tensor.inputs[0].op == "Relu"
             amax = 1.0 if _is_softmax(tensor) else self._ranges[tensor.name]
             step = self.scales(amax, UNSIGNED_MAX if positive else QMAX)
             scale = gs.Constant(self.unique(f"{tensor.name}.scale"), step)
-            zero = self._zeros["zero.positive" if positive else "zero.uint8" if self.unsigned else "zero.int8"]
+            zero = self._zeros["zero.positive" if positive else "zero.uint8" if self._unsigned else "zero.int8"]
             values = self.node("QuantizeLinear", f"{tensor.name}.quantize", [tensor, scale, zero], zero.dtype, {})
             self._quantized[tensor.name] = (values, scale, zero)
         return self._quantized[tensor.name]
@@ -140,12 +148,12 @@ class Inserter:
 
 
 def quantized_weight(values: NDArray, scale: NDArray, axis: int) -> NDArray[np.int8]:
-    """int8, rounded to nearest (ties to even), never -128."""
+    """Weights as int8, rounded to nearest (ties to even), never -128. scale: [outputs], along `axis` of the weights."""
     return np.clip(np.rint(values / _along(scale, axis, values.ndim)), -QMAX, QMAX).astype(np.int8)
 
 
 def dequantized_weight(values: NDArray[np.int8], scale: NDArray, axis: int) -> NDArray[np.float64]:
-    """What INT8 weights stand for."""
+    """The values that INT8 weights stand for."""
     return values.astype(np.float64) * _along(scale, axis, values.ndim)
 
 

@@ -1,15 +1,15 @@
-"""From an FP32 graph and a plan to the graph that is built: INT8 where the plan says so, precision-complete.
+"""Rewrites an FP32 graph into the graph that is built: INT8 where the plan says so, every other type written down too.
 
-What TensorRT-RTX 1.7 makes of INT8 (read from its layer lists, SM86, SM89 and SM120 alike), and why a plan that is
-smaller than FP16 has more kernels:
-- An INT8 matrix product writes float16 and takes nothing in behind it. The scales of its outputs, bias, GELU or
-  residual and the next LayerNorm are one kernel more, which writes INT8 for the next product: fc1 and fc2 share theirs
-  with what stands between them. q and kv, read by nothing but attention, each get one of their own.
-- The product itself is scaled by each output's scale only in that kernel: between them, float16 holds values as large
-  as the output divided by its weights' scale.
-- A convolution in INT8 writes float32: twice the bytes of FP16, again with a kernel for scales and bias. So 1×1
+How TensorRT-RTX 1.7 compiles INT8 (read from its layer lists; SM86, SM89 and SM120 alike), and why an engine that is
+smaller than the FP16 one has more kernels:
+- An INT8 matrix product writes float16, and no operation behind it is fused into it. One more kernel applies the scales
+  of its outputs, bias, GELU or residual and the next LayerNorm, and writes INT8 for the next product. fc1 and fc2 share
+  such a kernel with the operations between them. q and kv, which only attention reads, have one each.
+- The scale of each output is applied only in that kernel. Between the two kernels, float16 holds values as large as the
+  output divided by its weights' scale.
+- An INT8 convolution writes float32, twice the bytes of FP16, and again needs a kernel for scales and bias. So 1×1
   convolutions become matrix products.
-- Attention in FP16 writes INT8 for the projection at no cost in GSA; in LSA a copy brings the heads together again.
+- FP16 attention writes INT8 for the projection: at no cost in GSA; with a copy that joins the heads in LSA.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ FLOAT_PRECISIONS = ("fp16", "fp32")
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `quantize` did.
+    """What of a graph runs in INT8.
 
     nodes: products that read INT8 activations and weights. attentions: blocks whose attention runs in INT8.
-    smoothed: LayerNorms that carry SmoothQuant scales. float_precision: the precision of everything else.
+    smoothed: outputs of LayerNorms that carry SmoothQuant's scales. float_precision: the precision of everything else.
     """
 
     nodes: tuple[str, ...]
@@ -61,19 +61,21 @@ def quantize(
 ) -> Quantization:
     """Rewrites `graph`, an FP32 graph as `build_graph` makes it, in place.
 
-    ranges: largest magnitude of each tensor in `observed_tensors(graph, plan)`, by the FP32 graph's names.
-    float_precision: of what does not run in INT8. `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16
-    kernels on x86. The latter also quantizes what its convolutions write: it has no convolution from INT8 to float.
-    islands: nodes that stay float32 where others are FP16, as `GraphInfo.islands` of the export names them.
-    channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
-    `smoothed_tensors(graph, plan)`.
-    shifts: for a plan with `bias_correction`, what is added to the bias of each product (`mean_shifts`).
-    in_float32: leave the FP16 of such a graph in float32: the same INT8, without the rounding of everything else, for a
-    CPU that looks at what INT8 does.
-    Weights are INT8, symmetric, one scale for each output; activations INT8, symmetric, one scale a tensor. Residual
-    sums and LayerNorms stay as they are.
+    Weights and activations are INT8, symmetric: a weight with one scale for each output, an activation with one scale.
+    Residual sums and LayerNorms are not quantized.
 
-    Raises `UsageError` for a plan that does not fit the graph, ranges that are missing, and opsets below 19.
+    ranges: the largest magnitude of each tensor in `observed_tensors(graph, plan)`, by the FP32 graph's names.
+    float_precision: of what does not run in INT8. `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16
+    kernels on x86. With `fp32`, outputs of convolutions are quantized too: ONNX Runtime has no convolution from INT8 to
+    float.
+    islands: nodes that stay float32 in an FP16 graph, as the export names them (`GraphInfo.islands`).
+    channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
+    `smoothed_tensors(graph, sites)`.
+    shifts: for a plan with `bias_correction`, what is added to the bias of each product (`mean_shifts`).
+    in_float32: leaves float32 where the graph would be FP16. On a CPU this shows the effect of INT8 alone.
+
+    Raises `UsageError` for a plan that does not fit the graph, for missing ranges, and for FP16 with an opset below
+    `FIRST_OPSET`.
     """
     if float_precision not in FLOAT_PRECISIONS:
         raise UsageError(f"what is not INT8 cannot be {float_precision!r}", f"use one of {', '.join(FLOAT_PRECISIONS)}")
@@ -82,7 +84,7 @@ def quantize(
             f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}",
             f"export with {spelled('opset', 20)}",
         )
-    sites = int8_sites(graph, plan, float_precision)
+    sites = quantized_sites(graph, plan, float_precision=float_precision)
     checked = checked_ranges(ranges, _observed(graph, sites, float_precision))
     smoothed: dict[str, float] = {}
     if plan.smooth is not None:
@@ -91,39 +93,42 @@ def quantize(
     if plan.bias_correction:
         quantized = {site.node for site in sites}
         add_shifts(graph, {node: shift for node, shift in (shifts or {}).items() if node in quantized})
-    work = Inserter(graph, checked, half=float_precision == "fp16", unsigned=float_precision == "fp32")
+    inserter = Inserter(graph, checked, float_precision=float_precision)
     nodes = {node.name: node for node in graph.nodes}
     products = [site for site in sites if site.kind != "attention"]
     attentions = [block_of(site.node) for site in sites if site.kind == "attention"]
     for site in products:
         node = nodes[site.node]
         if site.positional:
-            _free_residual(work, node)
+            _free_residual(inserter, node)
         if _is_pointwise(node):
-            node = _as_matmul(work, node)
-        work.product(node)
+            node = _as_matmul(inserter, node)
+        inserter.product(node)
     for block in attentions:
-        _quantize_attention(work, nodes, block)
+        _quantize_attention(inserter, nodes, block)
     if float_precision == "fp32":
         for site in products:
-            _keep_apart(work, nodes[site.node])
+            _keep_apart(inserter, nodes[site.node])
             if nodes[site.node].op == "Conv":
-                work.write(_written(nodes[site.node]))
-    work.finish()
+                inserter.write(_written(nodes[site.node]))
+    inserter.finish()
     if float_precision == "fp16" and not in_float32:
         to_fp16(graph, islands or {})
     return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed), float_precision)
 
 
 def observed_tensors(graph: gs.Graph, plan: PrecisionPlan, *, float_precision: str = "fp16") -> tuple[str, ...]:
-    """The tensors of the FP32 `graph` whose ranges `quantize` asks for, in the graph's order."""
-    return _observed(graph, int8_sites(graph, plan, float_precision), float_precision)
+    """The tensors of the FP32 `graph` whose ranges `quantize` needs, in the graph's order."""
+    sites = quantized_sites(graph, plan, float_precision=float_precision)
+    return _observed(graph, sites, float_precision)
 
 
-def int8_sites(graph: gs.Graph, plan: PrecisionPlan, float_precision: str) -> tuple[Site, ...]:
-    """What runs in INT8. Positional convolutions do not beside FP32: what one writes must then be quantized,
-    and that is the residual stream."""
-    return tuple(site for site in plan.quantized(graph) if float_precision == "fp16" or not site.positional)
+def quantized_sites(graph: gs.Graph, plan: PrecisionPlan, *, float_precision: str) -> tuple[Site, ...]:
+    """The sites that `quantize` puts into INT8: the plan's, but with `fp32` no positional convolution.
+
+    With `fp32` the output of a convolution is quantized, and that of a positional one is the residual stream.
+    """
+    return tuple(site for site in plan.int8_sites(graph) if float_precision == "fp16" or not site.positional)
 
 
 def _observed(graph: gs.Graph, sites: Iterable[Site], float_precision: str) -> tuple[str, ...]:
@@ -139,28 +144,28 @@ def _observed(graph: gs.Graph, sites: Iterable[Site], float_precision: str) -> t
 
 
 def attention_operands(nodes: Mapping[str, gs.Node], block: str) -> list[gs.Variable]:
-    """q, k and v of an attention."""
+    """The tensors q, k and v of an attention."""
     scores, context = nodes[f"{block}/scores"], nodes[f"{block}/context"]
     return [scores.inputs[0], scores.inputs[1], context.inputs[1]]
 
 
-def _quantize_attention(work: Inserter, nodes: Mapping[str, gs.Node], block: str) -> None:
-    """Q/DQ at q, k, v, the softmax and what the attention writes: with any one left out, the compiler un-fuses it."""
+def _quantize_attention(inserter: Inserter, nodes: Mapping[str, gs.Node], block: str) -> None:
+    """Puts Q/DQ at q, k, v, the softmax and the attention's output. Without any one the compiler does not fuse it."""
     scores, context, proj = (nodes[f"{block}/{name}"] for name in ("scores", "context", "proj"))
     for node, index in ((scores, 0), (scores, 1), (context, 0), (context, 1)):
-        work.read(node, index)
-    if proj.inputs[0].inputs[0].op != "DequantizeLinear":  # the plan leaves the projection in FP16
-        work.read(proj, 0)
+        inserter.read(node, index)
+    if proj.inputs[0].inputs[0].op != "DequantizeLinear":  # the plan has the projection in FP16
+        inserter.read(proj, 0)
 
 
-def _free_residual(work: Inserter, node: gs.Node) -> None:
-    """Takes the residual out of a positional convolution's centre tap: the residual stream is not to be quantized."""
+def _free_residual(inserter: Inserter, node: gs.Node) -> None:
+    """Takes the residual out of a positional convolution's centre tap, so that the residual stream is not quantized."""
     source, kernel, out = node.inputs[0], node.inputs[1].values.copy(), node.outputs[0]
     kernel[:, :, 1, 1] -= 1.0
-    node.inputs[1] = gs.Constant(work.unique(f"{node.name}.free_weight"), kernel)
-    inner = gs.Variable(work.unique(f"{node.name}.free"), dtype=out.dtype)
+    node.inputs[1] = gs.Constant(inserter.unique(f"{node.name}.free_weight"), kernel)
+    inner = gs.Variable(inserter.unique(f"{node.name}.free"), dtype=out.dtype)
     node.outputs = [inner]
-    total = work.node("Add", f"{block_of(node.name)}/residual", [source, inner], out.dtype, {})
+    total = inserter.node("Add", f"{block_of(node.name)}/residual", [source, inner], out.dtype, {})
     _replace(out, total)
 
 
@@ -168,54 +173,58 @@ def _is_pointwise(node: gs.Node) -> bool:
     return node.op == "Conv" and node.inputs[1].shape[2:] == (1, 1) and node.attrs["strides"] == [1, 1]
 
 
-def _as_matmul(work: Inserter, node: gs.Node) -> gs.Node:
-    """A 1×1 convolution as a matrix product over channels-last maps, bias behind it.
+def _as_matmul(inserter: Inserter, node: gs.Node) -> gs.Node:
+    """Turns a 1×1 convolution into a matrix product over channels-last maps, with the bias added behind it.
 
-    In INT8 the compiler's convolutions write float32, its matrix products float16; ONNX Runtime has no convolution from
-    INT8 to float at all. In FP16 it is the other way round (see `export.backbone`), so the exporter writes both.
+    In INT8, TensorRT's convolutions write float32 and its matrix products float16; ONNX Runtime has no convolution from
+    INT8 to float. In FP16 the convolution is the better form (see `export.backbone`), so the export writes that one.
     """
     out = node.outputs[0]
-    rows = work.node("Transpose", f"{node.name}.rows", [node.inputs[0]], out.dtype, {"perm": [0, 2, 3, 1]})
+    rows = inserter.node("Transpose", f"{node.name}.rows", [node.inputs[0]], out.dtype, {"perm": [0, 2, 3, 1]})
     weight = np.ascontiguousarray(node.inputs[1].values[:, :, 0, 0].T)
     bias = node.inputs[2].values if len(node.inputs) > 2 else None
     node.op, node.attrs = "MatMul", {}
-    node.inputs = [rows, gs.Constant(work.unique(f"{node.name}.weight_t"), weight)]
-    inner = gs.Variable(work.unique(f"{node.name}.product"), dtype=out.dtype)
+    node.inputs = [rows, gs.Constant(inserter.unique(f"{node.name}.weight_t"), weight)]
+    inner = gs.Variable(inserter.unique(f"{node.name}.product"), dtype=out.dtype)
     node.outputs = [inner]
     if bias is not None:
-        constant = gs.Constant(work.unique(f"{node.name}.bias_row"), bias)
-        inner = work.node("Add", f"{node.name}.add", [inner, constant], out.dtype, {})
-    _replace(out, work.node("Transpose", f"{node.name}.map", [inner], out.dtype, {"perm": [0, 3, 1, 2]}))
+        constant = gs.Constant(inserter.unique(f"{node.name}.bias_row"), bias)
+        inner = inserter.node("Add", f"{node.name}.add", [inner, constant], out.dtype, {})
+    _replace(out, inserter.node("Transpose", f"{node.name}.map", [inner], out.dtype, {"perm": [0, 3, 1, 2]}))
     return node
 
 
-def _keep_apart(work: Inserter, node: gs.Node) -> None:
-    """Writes the bias of a matrix product as [1, 1, C] behind it: ONNX Runtime makes a float Gemm of a product and a
-    bias of one dimension before it looks for INT8, and a Gemm of its own takes no float bias."""
+def _keep_apart(inserter: Inserter, node: gs.Node) -> None:
+    """Writes the bias of a matrix product behind it, as [1, 1, C].
+
+    ONNX Runtime turns a product and a bias of one dimension into a float Gemm before it looks for INT8, and its INT8
+    Gemm takes no float bias.
+    """
     if node.op == "Gemm":
         out, bias = node.outputs[0], node.inputs.pop(2)
         node.op, node.attrs = "MatMul", {}
-        node.outputs = [gs.Variable(work.unique(f"{node.name}.product"), dtype=out.dtype)]
-        _replace(out, work.node("Add", f"{node.name}.add", [node.outputs[0], _as_row(work, bias)], out.dtype, {}))
+        node.outputs = [gs.Variable(inserter.unique(f"{node.name}.product"), dtype=out.dtype)]
+        operands = [node.outputs[0], _as_row(inserter, bias)]
+        _replace(out, inserter.node("Add", f"{node.name}.add", operands, out.dtype, {}))
     elif node.op == "MatMul":
         for reader in node.outputs[0].outputs:
             for i, tensor in enumerate(reader.inputs):
                 if reader.op == "Add" and isinstance(tensor, gs.Constant) and tensor.values.ndim == 1:
-                    reader.inputs[i] = _as_row(work, tensor)
+                    reader.inputs[i] = _as_row(inserter, tensor)
 
 
-def _as_row(work: Inserter, bias: gs.Constant) -> gs.Constant:
-    return gs.Constant(work.unique(f"{bias.name}.row"), bias.values[None, None])
+def _as_row(inserter: Inserter, bias: gs.Constant) -> gs.Constant:
+    return gs.Constant(inserter.unique(f"{bias.name}.row"), bias.values[None, None])
 
 
 def _written(conv: gs.Node) -> gs.Variable:
-    """What a convolution writes, behind its Relu where it has one."""
+    """The output of a convolution, or of the Relu behind it."""
     out = conv.outputs[0]
     return out.outputs[0].outputs[0] if len(out.outputs) == 1 and out.outputs[0].op == "Relu" else out
 
 
 def _replace(old: gs.Variable, new: gs.Variable) -> None:
-    """Every reader of `old` reads `new`, which takes its name: ranges and plans know the tensor by it."""
+    """Makes every reader of `old` read `new`, and gives `new` the name of `old`, by which ranges and plans know it."""
     for node in list(old.outputs):
         for i, tensor in enumerate(node.inputs):
             if tensor is old:

@@ -1,8 +1,8 @@
-"""SmoothQuant: activation outliers moved into the weights, through the LayerNorm before them.
+"""SmoothQuant: moves outliers of activations into weights, through the LayerNorm before the weights.
 
-Channel j of a LayerNorm's output is divided by s_j, and row j of every weight that reads it multiplied by s_j, with
-s_j = max|x_j|^a / max|w_j|^(1-a) (Xiao et al. 2023, arXiv 2211.10438, eq. 4; a is the strength). Exact up to rounding:
-the LayerNorm's own scale and shift take the division, so no node is added.
+Channel j of a LayerNorm's output is divided by s_j, and row j of every weight that reads it is multiplied by s_j, with
+s_j = max|x_j|^a / max|w_j|^(1-a) (Xiao et al. 2023, arXiv 2211.10438, eq. 4; a is the strength). The LayerNorm's own
+scale and shift are divided, so no node is added and the result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from twins_trt.builders.plan.sites import Site, block_of, input_axis, is_product
 from twins_trt.calib.tensors import LAYOUT
 from twins_trt.errors import UsageError
 
-_LARGEST_RATIO = 64.0  # of a scale to their geometric mean; a channel that is never active would otherwise reach far
+_LARGEST_RATIO = 64.0  # of a scale to the geometric mean of all; a channel that is hardly active has an extreme scale
 
 
 def smoothed_tensors(graph: gs.Graph, sites: Iterable[Site]) -> tuple[str, ...]:
-    """The outputs of LayerNorms that scales can be folded into, of `sites` (`Plan.quantized`): those before qkv, q, kv
-    and fc1."""
+    """The outputs of the LayerNorms that scales can be folded into: those before qkv, q, kv and fc1.
+
+    sites: what runs in INT8 (`PrecisionPlan.int8_sites`).
+    """
     return tuple(norm.outputs[0].name for norm, _ in _norms(graph, sites))
 
 
@@ -34,9 +36,10 @@ def smooth_norms(
     *,
     strength: float,
 ) -> dict[str, float]:
-    """Folds scales of one strength into `graph`, in place, and returns the new ranges of the tensors it changed.
+    """Folds SmoothQuant's scales into `graph`, in place. Returns the new ranges of the tensors that it changed.
 
-    Raises `UsageError` where the channels' ranges of a tensor are missing or do not fit its channels.
+    sites: what runs in INT8. ranges: by tensor. channel_ranges: float [C], by tensor. strength: 0 to 1.
+    Raises `UsageError` if the ranges of a tensor's channels are missing, or are not one for each channel.
     """
     changed = {}
     for norm, readers in _norms(graph, sites):
@@ -47,7 +50,7 @@ def smooth_norms(
                 f"SmoothQuant needs the range of each of the {gain.size} channels of {name}",
                 "calibrate per channel, or build without SmoothQuant",
             )
-        # What calibration clips of the tensor stays clipped in each of its channels.
+        # Calibration may clip the tensor: then it clips each channel too.
         active = np.minimum(np.asarray(channel_ranges[name], np.float64), ranges[name])
         largest = np.max([_largest_by_input(reader) for reader in readers], axis=0)
         scale = smoothing_scales(active, largest, strength)
@@ -64,7 +67,7 @@ def smooth_norms(
 
 
 def smoothing_scales(active: NDArray, weight: NDArray, strength: float) -> NDArray[np.float64]:
-    """One scale per channel, geometric mean 1; 1 where a channel is dead on either side.
+    """One scale per channel, float64 [C], with a geometric mean of 1; 1 for a channel whose x_j or w_j are all 0.
 
     active: max|x_j|, weight: max|w_j|, both [C].
     """
@@ -77,19 +80,19 @@ def smoothing_scales(active: NDArray, weight: NDArray, strength: float) -> NDArr
 
 
 def _norms(graph: gs.Graph, sites: Iterable[Site]) -> list[tuple[gs.Node, list[gs.Node]]]:
-    """LayerNorms inside of blocks whose every reader is a product, at least one of them in INT8, and their readers."""
+    """The LayerNorms of attentions and FFNs that only products read, one of them in INT8, and those products."""
     quantized = {site.node for site in sites}
-    found = []
+    norms = []
     for node in graph.nodes:
         if node.op == "LayerNormalization" and block_of(node.name).endswith((".attn", ".ffn")):
             readers = _readers(node.outputs[0])
             if all(map(is_product, readers)) and any(reader.name in quantized for reader in readers):
-                found.append((node, readers))
-    return found
+                norms.append((node, readers))
+    return norms
 
 
 def _readers(tensor: gs.Variable) -> list[gs.Node]:
-    """The nodes that read a tensor, or what layout operations make of it."""
+    """The nodes that read a tensor, directly or through layout operations."""
     readers: list[gs.Node] = []
     for node in tensor.outputs:
         readers += _readers(node.outputs[0]) if node.op in LAYOUT else [node]
@@ -97,5 +100,6 @@ def _readers(tensor: gs.Variable) -> list[gs.Node]:
 
 
 def _largest_by_input(node: gs.Node) -> NDArray:
+    """The largest magnitude of a product's weight for each of its inputs."""
     values = np.abs(weight_of(node).values)
     return values.max(axis=tuple(i for i in range(values.ndim) if i != input_axis(node)))

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import MODEL, SMALL, Ran, Twins, run_main
+from fake_driver import install_driver
+from fake_tensorrt import fake_module
 
-from twins_trt.builders.bundle import resolve as resolving
 from twins_trt.builders.bundle.resolve import resolve
 from twins_trt.builders.export import DynamicDim
 from twins_trt.cli.parsing import Parser
+from twins_trt.device import Device
 from twins_trt.models.checkpoint import sha256_of
 from twins_trt.runtime import open_bundle
 from twins_trt.verbs.build import FLAGS, BuildRequest
@@ -185,9 +187,9 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
 def test_the_rebuild_command_builds_the_same_again(
     request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # TensorRT's own compiler is on a device, so one stands in.
-    compiler = SimpleNamespace(name="a compiler", settle_targets=lambda engine, device: engine.targets or ("sm_87",))
-    monkeypatch.setattr(resolving, "open_compiler", lambda flavour: compiler)
+    for module in (fake_module("rtx-1.7.1.116"), fake_module("10.13.3.9")):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    install_driver(monkeypatch, Device("Orin", "sm_87"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my weights").mkdir()
     (tmp_path / "my weights" / "it's.pth").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_driver import install_driver
+from fake_tensorrt import fake_module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 
-from twins_trt.builders.bundle import resolve as resolving
 from twins_trt.builders.bundle.resolve import resolve
-from twins_trt.builders.engine import EngineOptions
 from twins_trt.builders.export import DynamicDim
 from twins_trt.cli.parsing import Parser
+from twins_trt.device import Device
 from twins_trt.errors import TwinsError, UsageError
 from twins_trt.verbs.build import DEFAULTS, FLAGS, TABLE, BuildDefaults, BuildRequest
 from twins_trt.verbs.command_line import on_command_line
@@ -99,27 +101,17 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
     "max_evaluations": [(5, ["--max-evaluations", "5"]), (0, ["--max-evaluations", "0"])],
     "threads": [(2, ["--threads", "2"])],
 }
+COMPILERS = (fake_module("rtx-1.7.1.116"), fake_module("10.13.3.9"))
 USUAL = {"model", "out", "seeded"}  # without these a request fails for want of them, whatever else it says
 
 
 @pytest.fixture(autouse=True)
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compilers of both flavours, and a GPU for TensorRT's."""
-    monkeypatch.setattr(resolving, "open_compiler", CompilerHere)
+    """Compilers of both flavours, and a GPU that both build for."""
+    for module in COMPILERS:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    install_driver(monkeypatch, Device("NVIDIA RTX A2000", "sm_86"))
     yield
-
-
-class CompilerHere:
-    """A compiler of a flavour on a machine with an Orin, which TensorRT alone builds for."""
-
-    def __init__(self, flavour: str) -> None:
-        self.name = f"{flavour} 1.2.3"
-
-    def settle_targets(self, engine: EngineOptions, device: object) -> tuple[str, ...]:
-        here = ("sm_87",) if engine.flavour == "tensorrt" else ("sm_86",)
-        if engine.flavour == "tensorrt" and engine.targets not in ((), here):
-            raise UsageError("TensorRT builds for the GPU it runs on", "leave the targets out")
-        return engine.targets or here
 
 
 @st.composite

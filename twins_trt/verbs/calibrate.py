@@ -1,4 +1,4 @@
-"""`calibrate`: the ranges of a graph's activations over images; what is asked of it, its flags, and the call."""
+"""`calibrate`: the ranges of a graph's activations over images: request, defaults, flags and call."""
 
 from __future__ import annotations
 
@@ -20,17 +20,13 @@ from twins_trt.models.zoo import get_spec, is_model
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import (
-    DATA_KINDS,
-    THREADS_FLAG,
-    WEIGHTS_GROUP,
-    WORKERS_FLAG,
-    graph_flags,
-    range_flags,
-    weights_flags,
-)
-from twins_trt.verbs.kinds import SWITCH, TEST_SCALE, WHOLE, Extent
-from twins_trt.verbs.meanings import check_new_file, export_options, fit_of, load_asked, nothing_called, scale_of
+from twins_trt.verbs.groups.graph import export_options, graph_flags
+from twins_trt.verbs.groups.images import DATA_KINDS, fit_of, scale_of
+from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
+from twins_trt.verbs.groups.ranges import range_flags
+from twins_trt.verbs.groups.running import THREADS_FLAG, WORKERS_FLAG
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, nothing_called, weights_flags
+from twins_trt.verbs.kinds import TEST_SCALE, WHOLE, Extent
 
 if TYPE_CHECKING:
     from twins_trt.calib import Ranges
@@ -43,12 +39,12 @@ log = logging.getLogger("twins_trt")
 
 @dataclass(frozen=True)
 class CalibrateRequest:
-    """What is asked of a calibration.
+    """A calibration.
 
-    what: an FP32 graph's file; a name of the zoo, whose graph is exported first; or a checkpoint that tells it.
+    what: an FP32 graph's file; a name of the zoo, whose graph is exported first; or a checkpoint, which tells its model.
     data: images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`; labels are not read. split: which of them. images: how
-    many, spread over the split; 0 for all. out: the range file to write; None writes none. overwrite: replace one that
-    is there.
+    many, spread over the split; 0 for all. out: the range file to write; None writes none. overwrite: replace an
+    existing one.
 
     target: `gpu` or `cpu`, what a model's graph is built for. observers, percentile, bins, minimum, fit: as in
     `CalibrationOptions`. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
@@ -56,8 +52,8 @@ class CalibrateRequest:
     threads: of the CPU. workers: processes that read images ahead. memory: MiB of activations held at once.
 
     checkpoint, seeded, num_classes, padding, size, batch, precision, opset, input, outputs, upernet_levels: of a
-    model, as in `BuildRequest`; a build with the same takes the ranges.
-    Raises `UsageError` for a value that is none of its field's kind.
+    model, as in `BuildRequest`; only a build with the same values accepts the ranges.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     what: str = ""
@@ -101,8 +97,8 @@ TABLE: tuple[Flag, ...] = (
     Flag("--split", "split", "default: {default}"),
     Flag("--images", "images", "how many, spread over the set; default: {default}, 0: all", WHOLE, "N"),
     Flag("--out", "out", "the range file to write", metavar="FILE", required=True),
-    Flag("--overwrite", "overwrite", "replace FILE if it is there", SWITCH, sets=True),
-    Flag("--target", "target", "of a model's graph: what it is built for; default: {default}", metavar="{gpu,cpu}"),
+    OVERWRITE_FLAG,
+    Flag("--target", "target", "what a model's graph is built for; default: {default}", metavar="{gpu,cpu}"),
     *range_flags("ranges"),
     Flag(
         "--test-scale",
@@ -142,13 +138,13 @@ def calibrate(
 
         ranges = twins_trt.calibrate("graph.onnx", "camvid:PATH", images=64, out="calibration.json")
 
-    what: a graph's file, a name of the zoo, whose graph is exported first, or a checkpoint that tells it. data: the
-    images; labels are not read. out: the range file to write; what was done so far is kept in `out`.partial, and the
-    same call goes on after a kill. more: everything else that can be asked for, such as
-    `CalibrateRequest(percentile=99.9)`; it may not say again what is given here. The rest is as in `CalibrateRequest`.
+    what: a graph's file, a name of the zoo, whose graph is exported first, or a checkpoint, which tells its model.
+    data: the images; labels are not read. out: the range file to write; unfinished work is kept in `out`.partial, and
+    the same call continues it after a kill. `CalibrateRequest` describes the other parameters. more: further fields
+    of that request, such as `CalibrateRequest(percentile=99.9)`; a field may be given only once.
     progress: called at every step, and after every image.
     Returns the ranges: `amax(tensor)`, `observers`, `key`.
-    Raises `UsageError` for what does not fit together and for a graph that is not FP32; `DataError` for images that
+    Raises `UsageError` for fields that exclude each other and for a graph that is not FP32; `DataError` for images that
     are none, too few, blank or noise, and where `out` cannot be written; `CheckpointError` for weights that do not fit
     the model; `EngineError` where ONNX Runtime refuses the graph; `MissingDependencyError` without onnx or onnxruntime.
     """
@@ -171,7 +167,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """A graph that is exported first. model: a name of the zoo. checkpoint: of it; None as `find_weights` takes it."""
+    """A graph that is exported first. model: a name of the zoo. checkpoint: its weights, as in `find_weights`."""
 
     model: str
     checkpoint: str | None
@@ -180,12 +176,12 @@ class ModelGraph:
 
 @dataclass(frozen=True)
 class CalibrationJob:
-    """What a calibration will do, all of it checked that can be checked beforehand. graph: its file, or the model's."""
+    """What a calibration will do, checked as far as possible. graph: its file, or how to export it."""
 
     request: CalibrateRequest
     graph: Path | ModelGraph
     dataset: Dataset
-    settings: CalibrationOptions
+    options: CalibrationOptions
 
     @property
     def out(self) -> Path | None:
@@ -193,23 +189,23 @@ class CalibrationJob:
 
     @property
     def state(self) -> Path | None:
-        """What keeps the work so far, for a run that goes on after a kill."""
+        """The file that keeps unfinished work, for a run after a kill."""
         return None if self.out is None else self.out.with_name(f"{self.out.name}.partial")
 
     @property
     def tensors(self) -> int | None:
-        """How many are observed; None where the graph is not exported yet. Raises as reading the graph does."""
+        """How many tensors are observed; None before the graph is exported. Raises as reading the graph does."""
         from twins_trt.calib import observed_tensors
 
         return None if isinstance(self.graph, ModelGraph) else len(observed_tensors(self.graph))
 
 
 def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
-    """The plan of a request. No image is read, nothing is exported or written. Raises as `calibrate` does."""
+    """The job of a request. No image is read, nothing is exported or written. Raises as `calibrate` does."""
     from twins_trt.builders.quantize.options import CalibrationImages
 
     test_scale = scale_of(request.data, request.test_scale)
-    settings = CalibrationOptions(
+    options = CalibrationOptions(
         observers=request.observers,
         percentile=request.percentile,
         bins=request.bins,
@@ -223,45 +219,42 @@ def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
     if request.memory < 1:
         raise UsageError(f"{spelled('memory')} is {request.memory}", "give at least 1")
     dataset = CalibrationImages(request.data, request.split, request.images).open()
-    plan = CalibrationJob(request, graph, dataset, settings)
-    if plan.out is not None:
-        check_new_file(plan.out, overwrite=request.overwrite, such_as="calibration.json", error=DataError)
-    return plan
+    job = CalibrationJob(request, graph, dataset, options)
+    if job.out is not None:
+        check_new_file(job.out, overwrite=request.overwrite, such_as="calibration.json", error=DataError)
+    return job
 
 
-def collect_ranges(plan: CalibrationJob, *, progress: Progress | None = None) -> Ranges:
-    """What the plan says; the ranges, written where it names a file. Raises as `calibrate` does."""
-    from twins_trt.calib import CollectRun, calibrate, save_ranges
+def collect_ranges(job: CalibrationJob, *, progress: Progress | None = None) -> Ranges:
+    """Does the job: collects the ranges, and writes them where it names a file. Raises as `calibrate` does."""
+    from twins_trt.builders.quantize.calibration import calibrate_on
+    from twins_trt.calib import CollectRun, save_ranges
 
-    request, total = plan.request, len(plan.dataset)
-    say = progress or silent
+    request, progress = job.request, progress or silent
     run = CollectRun(
-        state=plan.state,
-        progress=say,
-        total=total,
-        names=[str(item.image) for item in plan.dataset.items],
+        state=job.state,
+        progress=progress,
         device=request.device,
         threads=request.threads,
         memory_mib=request.memory,
     )
     with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
-        graph = plan.graph
+        graph = job.graph
         if isinstance(graph, ModelGraph):
-            say("export", graph.model, None)
+            progress("export", graph.model, None)
             graph = _export(request, graph, Path(folder))
-        images = (sample.image for sample in plan.dataset.load(workers=request.workers))
-        ranges = calibrate(graph, images, options=plan.settings, run=run)
-    if plan.out is not None:
-        save_ranges(ranges, plan.out)
-    if plan.state is not None:
-        plan.state.unlink(missing_ok=True)
+        ranges = calibrate_on(job.dataset, graph, job.options, run, workers=request.workers)
+    if job.out is not None:
+        save_ranges(ranges, job.out)
+    if job.state is not None:
+        job.state.unlink(missing_ok=True)
     return ranges
 
 
 def _graph(request: CalibrateRequest) -> Path | ModelGraph:
-    """The graph's file; or the model's, whose weights are there."""
-    from twins_trt.models.telling import CHECKPOINTS, tell_model
-    from twins_trt.models.weights import find_weights
+    """The graph's file, or the model to export, whose weights have been found."""
+    from twins_trt.models.telling import CHECKPOINTS
+    from twins_trt.models.weights import find_model
 
     path = Path(request.what)
     if request.what and path.is_dir():
@@ -273,23 +266,22 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
         return path
     if not path.is_file() and not is_model(request.what):
         raise nothing_called(request.what, no="graph", fix="twins-trt models lists the models")
-    model, checkpoint = tell_model(request.what, request.checkpoint)
-    find_weights(model, checkpoint=checkpoint, seeded=request.seeded)
+    model = find_model(request.what, checkpoint=request.checkpoint, seeded=request.seeded)
     options = export_options(
-        request, target=request.target, precision="fp32", crop_size=get_spec(model).crop_size, opset=INT8_OPSET
+        request, target=request.target, precision="fp32", crop_size=get_spec(model.name).crop_size, opset=INT8_OPSET
     )
     if options.precision != "fp32":
         raise UsageError(
             f"{spelled('precision')} is {options.precision}; ranges are collected on the FP32 graph", "leave it out"
         )
-    return ModelGraph(model, checkpoint, options)
+    return ModelGraph(model.name, model.checkpoint, options)
 
 
 def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
     """The model's FP32 graph, byte for byte what an INT8 build with the same options quantizes."""
     from twins_trt.builders.export import export_graph
 
-    model, _ = load_asked(request, graph.model, graph.checkpoint)
+    model, _ = load_requested(request, graph.model, graph.checkpoint)
     if request.seeded:
         log.warning("random weights: the ranges mean nothing")
     path = folder / "graph.onnx"

@@ -69,19 +69,19 @@ def test_levels_run_what_they_name(sites: dict[str, tuple[Site, ...]]) -> None:
     for name, all_sites in sites.items():
         kinds = {}
         for level in LEVELS:
-            kinds[level] = [site.kind for site in uniform_plan(all_sites, level, model=name).quantized(all_sites)]
+            kinds[level] = [site.kind for site in uniform_plan(all_sites, level, model=name).int8_sites(all_sites)]
         assert kinds["fp16"] == []
         assert set(kinds["int8-linear"]) == {"linear"}
         assert set(kinds["int8-linear+conv"]) == {"linear", "conv"}
         assert kinds["int8-attention"].count("attention") == sum(site.kind == "attention" for site in all_sites)
         spared = {"head/classifier", *(site.node for site in all_sites if site.positional)}
-        full = uniform_plan(all_sites, "int8-attention", model=name).quantized(all_sites)
+        full = uniform_plan(all_sites, "int8-attention", model=name).int8_sites(all_sites)
         assert {site.node for site in all_sites} - {site.node for site in full} == spared
 
 
 def test_long_attentions_stay_fp16() -> None:
     graph = fp32_graph(SVT, 768)  # 24×24 keys behind every sub-sampling, 49 in a window
-    full = uniform_plan(graph, "int8-attention").quantized(graph)
+    full = uniform_plan(graph, "int8-attention").int8_sites(graph)
     assert {site.keys for site in full if site.kind == "attention"} == {49}
 
 
@@ -89,7 +89,7 @@ def test_the_longest_name_decides(sites: dict[str, tuple[Site, ...]]) -> None:
     plan = uniform_plan(sites[SVT], "int8-linear+conv", model=SVT)
     block = "stages.2.blocks.3.attn"
     finer = plan.with_level(block, "fp16").with_level(f"{block}/q", "int8-linear")
-    nodes = {site.node for site in finer.quantized(sites[SVT]) if site.node.startswith(block)}
+    nodes = {site.node for site in finer.int8_sites(sites[SVT]) if site.node.startswith(block)}
     assert nodes == {f"{block}/q"}
     assert plan.blocks[block] == "int8-linear+conv"  # the first plan is as it was
     assert finer.level_of("neck/conv.0") == "int8-linear+conv"
@@ -98,13 +98,13 @@ def test_the_longest_name_decides(sites: dict[str, tuple[Site, ...]]) -> None:
 def test_reverted_flops_compare_with_the_uniform_plan(sites: dict[str, tuple[Site, ...]]) -> None:
     plan = uniform_plan(sites[SVT], "int8-linear+conv", model=SVT)
     assert plan.reverted_flops(sites[SVT]) == 0
-    total = plan.quantizable_flops(sites[SVT])
+    total = plan.level_flops(sites[SVT])
     expected = sum(s.flops for s in sites[SVT] if s.kind != "attention" and not s.positional and not s.classifier)
     assert total == expected
     reverted = plan.with_level("neck/conv.0", "fp16").with_level("stages.0.blocks.1.ffn", "fp16")
     lost = 2 * 128 * 128 * 256 * 256 * 9 + 2 * 2 * 128 * 128 * 64 * 256
     assert reverted.reverted_flops(sites[SVT]) == lost
-    assert reverted.quantizable_flops(sites[SVT]) == total
+    assert reverted.level_flops(sites[SVT]) == total
     # A level that adds attention is no reversal, and neither is the classifier in INT8.
     assert plan.with_level("stages.0.blocks.1.attn", "int8-attention").reverted_flops(sites[SVT]) == 0
 
@@ -141,19 +141,19 @@ def test_unknown_names_name_the_nearest(sites: dict[str, tuple[Site, ...]]) -> N
     with pytest.raises(UsageError, match=r"no block 'stages.2.block.4.ffn'\n.*stages.2.blocks.4.ffn"):
         plan.with_level("stages.2.block.4.ffn", "fp16")
     with pytest.raises(UsageError, match=r"no block 'neck/conv.9'\n.*neck/conv"):
-        plan.with_level("neck/conv.9", "fp16").quantized(sites[SVT])
+        plan.with_level("neck/conv.9", "fp16").int8_sites(sites[SVT])
     with pytest.raises(UsageError, match="no block"):  # of another model
-        plan.quantized(sites[UPERNET])
+        plan.int8_sites(sites[UPERNET])
     without = PrecisionPlan(SVT, "fp16", {name: level for name, level in plan.blocks.items() if name != "neck"})
     with pytest.raises(UsageError, match="says nothing about neck/lateral"):
-        without.quantized(sites[SVT])
+        without.int8_sites(sites[SVT])
 
 
 def test_a_graph_of_dynamic_size_has_the_same_sites_and_no_flops(sites: dict[str, tuple[Site, ...]]) -> None:
     dynamic = find_sites(fp32_graph(SVT, DynamicDim(256, 512, 1024)))
     assert {(site.node, site.kind, site.axis) for site in dynamic} == {(s.node, s.kind, s.axis) for s in sites[SVT]}
     plan = uniform_plan(dynamic, "int8-attention", model=SVT)
-    windowed = {site.node for site in plan.quantized(dynamic) if site.kind == "attention"}
+    windowed = {site.node for site in plan.int8_sites(dynamic) if site.kind == "attention"}
     assert windowed == {s.node for s in sites[SVT] if s.kind == "attention" and s.keys == 49}  # the others' may be long
     with pytest.raises(UsageError, match="dynamic size"):
         plan.reverted_flops(dynamic)

@@ -25,6 +25,7 @@ from twins_trt.calib import CalibrationOptions, calibrate
 from twins_trt.errors import UsageError
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.weights import load_weights
+from twins_trt.progress import silent
 
 MODEL, SIZE = "twins_svt-demo_fpn", (96, 64)
 IMAGES = [picture(seed, SIZE) for seed in range(4)]
@@ -96,7 +97,7 @@ def test_a_strength_is_chosen_by_the_error_of_the_logits(graphs: QuantizedGraphs
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     plan = uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL)
     images = CalibrationImages(f"folder:{tmp_path}", "train", 64)
-    found = refine(job(images, smooth=images), graphs, plan, threads=None, report=lambda *_: None)
+    found = refine(job(images, smooth=images), graphs, plan, threads=None, progress=silent)
     wanted = graphs.logits(None, IMAGES)
     errors = {
         strength: relative_error(graphs.logits(replace(plan, smooth=strength), IMAGES), wanted)
@@ -109,4 +110,4 @@ def test_a_strength_is_chosen_by_the_error_of_the_logits(graphs: QuantizedGraphs
 def test_correcting_biases_needs_images(graphs: QuantizedGraphs) -> None:
     plan: PrecisionPlan = replace(uniform_plan(graphs.sites, "int8-linear", model=MODEL), bias_correction=True)
     with pytest.raises(UsageError, match="corrects biases on images"):
-        refine(job("x.json"), graphs, plan, threads=None, report=lambda *_: None)
+        refine(job("x.json"), graphs, plan, threads=None, progress=silent)

@@ -88,7 +88,7 @@ def test_int8_stays_close_to_float32_on_calibrated_ranges(name: str, float_preci
     error = relative_error(logits(graph, images[0]), wanted)
     assert 1e-4 < error < 0.15  # INT8 does not come for nothing, and no block is lost
     float32 = fp32_graph(name, target=target)
-    assert done.nodes == tuple(site.node for site in plan.quantized(float32) if site.kind != "attention")
+    assert done.nodes == tuple(site.node for site in plan.int8_sites(float32) if site.kind != "attention")
 
 
 def test_a_plan_of_fp16_only_is_the_fp16_graph() -> None:
@@ -253,7 +253,7 @@ def test_smoothing_is_exact_in_float32() -> None:
     smoothed = quantize(graph, plan, ranges, float_precision="fp32", channel_ranges=channels).smoothed
     # Put the float weights back: what is left is the folding alone.
     exact = fp32_graph(SVT)
-    new = smooth_norms(exact, plan.quantized(exact), ranges, channels, strength=0.5)
+    new = smooth_norms(exact, plan.int8_sites(exact), ranges, channels, strength=0.5)
     assert tuple(new) == smoothed and len(smoothed) == 18 * 2 + 7  # norm1 and norm2 of 18 blocks, sr_norm of 7
     assert relative_error(logits(exact, images[0]), wanted) < 1e-5
     after, _ = observe(exact, list(new), images)
@@ -295,7 +295,7 @@ def test_smoothing_scales_follow_the_paper_up_to_a_common_factor() -> None:
 def test_smoothing_asks_for_the_channels() -> None:
     graph = fp32_graph(SVT)
     plan = uniform_plan(graph, "int8-linear", smooth=0.5)
-    assert "stages.0.blocks.0.attn/norm1" in smoothed_tensors(graph, plan.quantized(graph))
+    assert "stages.0.blocks.0.attn/norm1" in smoothed_tensors(graph, plan.int8_sites(graph))
     with pytest.raises(UsageError, match=r"range of each of the 64 channels of stages.0.blocks.0.attn/norm1"):
         quantize(graph, plan, flat_ranges(graph))
 
@@ -317,7 +317,7 @@ def optimized(graph: gs.Graph, path: Path) -> onnx.ModelProto:
 def test_onnxruntime_runs_every_planned_product_in_int8(name: str, tmp_path: Path) -> None:
     graph = fp32_graph(name, target="cpu")
     plan = uniform_plan(graph, "int8-linear+conv")
-    sites = plan.quantized(graph)
+    sites = plan.int8_sites(graph)
     done = quantize(graph, plan, flat_ranges(graph), float_precision="fp32")
     ops = Counter(node.op_type for node in optimized(graph, tmp_path / "optimized.onnx").graph.node)
     pointwise = sum(site.node.startswith("neck/lateral") or "ffn/fc" in site.node for site in sites)
@@ -354,6 +354,6 @@ def test_one_calibration_has_the_ranges_of_every_plan(name: str, target: str) ->
     found = calibrated_tensors(gs.export_onnx(graph))
     plan = uniform_plan(graph, "int8-attention").with_level("stages.2.pos", "int8-linear+conv")
     norms = {node.outputs[0].name for node in of_op(graph, "LayerNormalization")}
-    assert set(smoothed_tensors(graph, plan.quantized(graph))) <= norms & set(found)
+    assert set(smoothed_tensors(graph, plan.int8_sites(graph))) <= norms & set(found)
     for float_precision in ("fp16", "fp32"):
         assert set(observed_tensors(graph, plan, float_precision=float_precision)) <= set(found)
