@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.timing import peak_memory, time_call, time_wall
 from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.models.inference import InferenceModel
+from twins_trt.models.folded import FoldedModel
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
 
@@ -86,7 +86,7 @@ def _network(name: str, form: str, settings: Settings) -> Callable[[Tensor], Ten
         from twins_trt.kernels.postprocess import resize_argmax
         from twins_trt.kernels.preprocess import resize_normalize
 
-        model = InferenceModel(
+        model = FoldedModel(
             seeded_model(name, settings, attention=settings.kernels),
             device=settings.device,
             dtype=settings.dtype,

@@ -32,21 +32,20 @@ def resolve(request: BuildRequest) -> BuildJob:
     """
     out = _out(request.out)
     refuse_impossible(request)
-    model, checkpoint = tell_model(request.model, request.checkpoint)
-    weights = find_weights(model, checkpoint=checkpoint, seeded=either(request.seeded, DEFAULTS.seeded))
+    model = find_model(request.model, checkpoint=request.checkpoint, seeded=either(request.seeded, DEFAULTS.seeded))
     engines = _engines(request)
     precision = either(request.precision, "fp16" if engines else "fp32")
     refuse_idle(request, precision, engines)
-    graph = _graph(request, engines, precision, crop_size=get_spec(model).crop_size)
+    graph = _graph(request, engines, precision, crop_size=get_spec(model.name).crop_size)
     test_scale = _test_scale(request, graph)
     jobs = engine_jobs(engines, graph)
     return BuildJob(
-        request=_with_decisions(request, model, checkpoint, graph, precision, jobs),
+        request=_with_decisions(request, model.name, model.checkpoint, graph, precision, jobs),
         out=out,
         overwrite=either(request.overwrite, DEFAULTS.overwrite),
-        model=model,
-        weights=weights,
-        published=weights is not None and checkpoint is None,
+        model=model.name,
+        weights=model.weights,
+        published=model.weights is not None and model.checkpoint is None,
         num_classes=request.num_classes,
         padding=either(request.padding, DEFAULTS.padding),
         graph=graph,

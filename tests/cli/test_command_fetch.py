@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +11,7 @@ import pytest
 from conftest import MODEL, Twins
 
 from twins_trt.models import get_spec
+from twins_trt.models.zoo import SPECS
 
 PAYLOAD = bytes(range(256)) * 1000
 PREFIX = hashlib.sha256(PAYLOAD).hexdigest()[:8]
@@ -22,8 +22,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server of PAYLOAD, which the zoo takes for MODEL's weights."""
     spec = get_spec(MODEL)
     ours = dataclasses.replace(spec, weights=f"{spec.weights.rsplit('-', 1)[0]}-{PREFIX}")
-    for name in ("twins_trt.models.fetch", "twins_trt.cli.fetch"):
-        monkeypatch.setattr(importlib.import_module(name), "get_spec", lambda name: ours)
+    monkeypatch.setitem(SPECS, MODEL, ours)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -62,8 +61,7 @@ def test_a_dry_run_downloads_nothing(twins: Twins, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_offline_says_what_to_do_by_hand(twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("twins_trt.models.fetch"), "BACKOFF_S", 0.01)
+def test_offline_says_what_to_do_by_hand(twins: Twins, tmp_path: Path) -> None:
     ran = twins("fetch", MODEL, "--url", "http://127.0.0.1:9/x.pth", "--cache-dir", tmp_path, "--json")
     assert ran.code == 1
     assert "cannot download" in ran.json["error"]

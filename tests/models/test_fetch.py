@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
-import importlib
 import json
 import random
 import resource
@@ -22,15 +20,16 @@ import pytest
 
 from twins_trt.errors import FetchError, UsageError
 from twins_trt.models import get_spec, list_models
-from twins_trt.models.fetch import cached_path, default_cache_dir, fetch
+from twins_trt.models.fetch import Published, Retries, cached_path, default_cache_dir, download, fetch
+from twins_trt.progress import Progress
 from twins_trt.verbs.build import FLAGS
 from twins_trt.verbs.command_line import on_command_line
-
-module = importlib.import_module("twins_trt.models.fetch")
 
 MODEL = "twins_svt-s_fpn"
 PAYLOAD = random.Random(0).randbytes(700_001)
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
+NAME = f"tiny-{SHA256[:8]}.pth"
+SHORT = Retries(backoff_s=0.005)
 
 
 class Server:
@@ -110,13 +109,17 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def small_spec(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zoo's row with a hash that the small payload has; no environment proxy; short pauses."""
-    real = get_spec
-    changed = dataclasses.replace(real(MODEL), weights=f"tiny_2021_2021-{SHA256[:8]}")
-    monkeypatch.setattr(module, "get_spec", lambda name: changed if name == MODEL else real(name))
-    monkeypatch.setattr(module, "BACKOFF_S", 0.005)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def payload_at(url: str, folder: Path) -> Published:
+    """The small payload in the place of a model's weights."""
+    return Published(url, SHA256[:8], folder / NAME, MODEL)
+
+
+def fetch_payload(url: str, folder: Path, *, progress: Progress | None = None, retries: Retries | None = None) -> Path:
+    return download(payload_at(url, folder), progress=progress, retries=retries or SHORT)
 
 
 def _files(folder: Path) -> set[str]:
@@ -124,7 +127,7 @@ def _files(folder: Path) -> set[str]:
 
 
 def _leave_part(folder: Path, server: Server, size: int, validator: str = '"one"') -> Path:
-    target = cached_path(MODEL, cache_dir=folder)
+    target = folder / NAME
     part = target.with_name(target.name + ".part")
     part.write_bytes(PAYLOAD[:size])
     notes = {"url": server.url, "validator": validator, "total": len(PAYLOAD)}
@@ -133,14 +136,15 @@ def _leave_part(folder: Path, server: Server, size: int, validator: str = '"one"
 
 
 def test_downloads_once_reports_progress_and_leaves_one_file(server: Server, tmp_path: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
-    path = fetch(MODEL, cache_dir=tmp_path / "a" / "b", url=server.url, progress=lambda d, t: seen.append((d, t)))
+    seen: list[tuple[str, str, float | None]] = []
+    path = fetch_payload(server.url, tmp_path / "a" / "b", progress=lambda *said: seen.append(said))
     assert path.read_bytes() == PAYLOAD
-    assert path == tmp_path / "a" / "b" / f"tiny_2021_2021-{SHA256[:8]}.pth"
+    assert path == tmp_path / "a" / "b" / NAME
     assert _files(path.parent) == {path.name}
-    assert seen[0] == (0, len(PAYLOAD)) and seen[-1] == (len(PAYLOAD), len(PAYLOAD))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and len(seen) >= len(PAYLOAD) >> 16
-    assert fetch(MODEL, cache_dir=path.parent, url=server.url) == path
+    assert seen[0] == ("download", "0.0 MB of 0.7 MB", 0.0) and seen[-1] == ("download", "0.7 MB of 0.7 MB", 1.0)
+    shares = [share for _, _, share in seen]
+    assert shares == sorted(shares) and len(shares) >= len(PAYLOAD) >> 16
+    assert fetch_payload(server.url, path.parent) == path
     assert len(server.requests) == 1  # the second call found it
     assert "range" not in server.requests[0]
 
@@ -151,56 +155,73 @@ def test_resumes_after_a_dropped_connection(server: Server, tmp_path: Path, send
     server.cut_after = [200_000, 0, 100_000] if send_length else []
     if not send_length:
         _leave_part(tmp_path, server, 300_000)
-    path = fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    said: list[tuple[str, float | None]] = []
+    path = fetch_payload(server.url, tmp_path, progress=lambda _, detail, share: said.append((detail, share)))
     assert path.read_bytes() == PAYLOAD
+    assert said[-1] == ("0.7 MB of 0.7 MB", 1.0)
     asked = [request.get("range") for request in server.requests]
     expected = [None, "bytes=200000-", "bytes=200000-", "bytes=300000-"] if send_length else ["bytes=300000-"]
     assert asked == expected
     assert server.requests[-1]["if-range"] == '"one"'
 
 
+def test_a_length_that_the_server_does_not_say_has_no_share(server: Server, tmp_path: Path) -> None:
+    server.send_length = False
+    said: list[tuple[str, float | None]] = []
+    fetch_payload(server.url, tmp_path, progress=lambda _, detail, share: said.append((detail, share)))
+    assert said[0] == ("0.0 MB", None) and said[-1] == ("0.7 MB", None)
+
+
+def test_what_the_zoo_says_is_downloaded(server: Server, tmp_path: Path) -> None:
+    """Here it is another file, whose hash is not the published one."""
+    with pytest.raises(FetchError, match=f"weights begin with {get_spec(MODEL).weights_sha256_prefix}"):
+        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    path = cached_path(MODEL, cache_dir=tmp_path)
+    assert path == tmp_path / get_spec(MODEL).weights_file and _files(tmp_path) == set()
+
+
 def test_gives_up_when_no_byte_comes_and_keeps_what_came(server: Server, tmp_path: Path) -> None:
     server.cut_after = [123_456] + [0] * 50
     with pytest.raises(FetchError, match="closed after 123456 of 700001 bytes") as raised:
-        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+        fetch_payload(server.url, tmp_path)
     assert "123456 bytes are kept" in raised.value.cause
-    assert len(server.requests) == module.ATTEMPTS
+    assert len(server.requests) == SHORT.attempts
     server.cut_after = []
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert server.requests[-1]["range"] == "bytes=123456-"
 
 
 def test_a_server_without_ranges_sends_it_whole(server: Server, tmp_path: Path) -> None:
     _leave_part(tmp_path, server, 400_000)
     server.ranges = False
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert len(server.requests) == 1 and server.requests[0]["range"] == "bytes=400000-"
 
 
 def test_a_changed_file_is_not_spliced_to_the_old_part(server: Server, tmp_path: Path) -> None:
     part = _leave_part(tmp_path, server, 400_000, validator='"older"')
     part.write_bytes(b"x" * 400_000)
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert len(server.requests) == 1  # If-Range did it, not the hash
 
 
 def test_a_wrong_part_without_validator_is_found_by_the_hash(server: Server, tmp_path: Path) -> None:
     server.etag = None
     _leave_part(tmp_path, server, 400_000, validator="").write_bytes(b"x" * 400_000)
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert [request.get("range") for request in server.requests] == ["bytes=400000-", None]
 
 
 def test_a_part_of_another_address_is_not_resumed(server: Server, tmp_path: Path) -> None:
     _leave_part(tmp_path, server, 400_000)
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url + "?mirror").read_bytes() == PAYLOAD
+    assert fetch_payload(server.url + "?mirror", tmp_path).read_bytes() == PAYLOAD
     assert "range" not in server.requests[0]
 
 
 def test_a_server_that_resumes_elsewhere_is_not_believed(server: Server, tmp_path: Path) -> None:
     _leave_part(tmp_path, server, 400_000)
     server.shift = 10
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert [request.get("range") for request in server.requests] == ["bytes=400000-", None]
 
 
@@ -208,7 +229,7 @@ def test_a_server_that_resumes_elsewhere_is_not_believed(server: Server, tmp_pat
 def test_416_means_complete_or_useless(server: Server, tmp_path: Path, extra: int) -> None:
     part = _leave_part(tmp_path, server, len(PAYLOAD))
     part.write_bytes(PAYLOAD + b"?" * extra)
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert [request.get("range") for request in server.requests] == (
         [f"bytes={len(PAYLOAD) + extra}-"] + [None] * bool(extra)
     )
@@ -218,51 +239,49 @@ def test_416_means_complete_or_useless(server: Server, tmp_path: Path, extra: in
 def test_a_wrong_hash_keeps_nothing_and_says_both(server: Server, tmp_path: Path) -> None:
     server.payload = PAYLOAD[:-1] + b"?"
     with pytest.raises(FetchError) as raised:
-        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+        fetch_payload(server.url, tmp_path)
     assert hashlib.sha256(server.payload).hexdigest() in raised.value.cause and SHA256[:8] in raised.value.cause
     assert _files(tmp_path) == set()
     assert len(server.requests) == 1
 
 
 def test_a_wrong_file_in_the_cache_is_replaced(server: Server, tmp_path: Path) -> None:
-    target = cached_path(MODEL, cache_dir=tmp_path)
+    target = tmp_path / NAME
     target.write_bytes(b"something else")
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
 
 
 def test_404_fails_at_once(server: Server, tmp_path: Path) -> None:
     server.statuses = [404] * 9
     with pytest.raises(FetchError, match="HTTP 404") as raised:
-        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+        fetch_payload(server.url, tmp_path)
     assert len(server.requests) == 1 and server.url in (raised.value.fix or "")
     assert _files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again_with_growing_pauses(
-    server: Server, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_server_is_asked_again_with_growing_pauses(server: Server, tmp_path: Path, status: int) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
     server.statuses = [status] * 3
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    retries = Retries(backoff_s=0.005, sleep=pauses.append)
+    assert fetch_payload(server.url, tmp_path, retries=retries).read_bytes() == PAYLOAD
     assert pauses == [0.005, 0.01, 0.02]
 
 
 def test_a_web_page_is_recognized(server: Server, tmp_path: Path) -> None:
     server.content_type = "text/html; charset=utf-8"
     with pytest.raises(FetchError, match="web page"):
-        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+        fetch_payload(server.url, tmp_path)
     assert _files(tmp_path) == set()
 
 
-def test_slow_is_waited_for_but_silence_is_not(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TIMEOUT_S", 0.25)
+def test_slow_is_waited_for_but_silence_is_not(server: Server, tmp_path: Path) -> None:
+    impatient = Retries(backoff_s=0.005, timeout_s=0.25)
     server.pause = 0.05  # 11 blocks: longer in all than the limit, never silent that long
-    assert fetch(MODEL, cache_dir=tmp_path / "slow", url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path / "slow", retries=impatient).read_bytes() == PAYLOAD
     server.pause = 0.5
     with pytest.raises(FetchError, match="no answer in time"):
-        fetch(MODEL, cache_dir=tmp_path / "silent", url=_silent_server())
+        fetch_payload(_silent_server(), tmp_path / "silent", retries=impatient)
 
 
 def _silent_server() -> str:
@@ -301,29 +320,28 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert _files(tmp_path) == set()
 
 
-def test_a_refused_connection_is_tried_twice_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_tried_twice_only(tmp_path: Path) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(FetchError, match=r"Connection refused"):
-        fetch(MODEL, cache_dir=tmp_path, url=f"http://127.0.0.1:{port}/x.pth")
+        fetch_payload(f"http://127.0.0.1:{port}/x.pth", tmp_path, retries=Retries(sleep=pauses.append))
     assert len(pauses) == 1
 
 
 def test_ctrl_c_leaves_a_part_that_is_resumed(server: Server, tmp_path: Path) -> None:
-    def stop(done: int, total: int | None) -> None:
-        if done >= 300_000:
+    def stop(step: str, detail: str, share: float | None) -> None:
+        if share is not None and share * len(PAYLOAD) >= 300_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(MODEL, cache_dir=tmp_path, url=server.url, progress=stop)
-    target = cached_path(MODEL, cache_dir=tmp_path)
+        fetch_payload(server.url, tmp_path, progress=stop)
+    target = tmp_path / NAME
     kept = target.with_name(target.name + ".part").stat().st_size
     assert kept >= 300_000 and not target.exists()
-    seen: list[int] = []
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url, progress=lambda d, _: seen.append(d)) == target
-    assert server.requests[-1]["range"] == f"bytes={kept}-" and seen[0] == kept
+    shares: list[float | None] = []
+    assert fetch_payload(server.url, tmp_path, progress=lambda step, detail, share: shares.append(share)) == target
+    assert server.requests[-1]["range"] == f"bytes={kept}-" and shares[0] == kept / len(PAYLOAD)
     assert target.read_bytes() == PAYLOAD
 
 
@@ -332,7 +350,7 @@ def test_a_full_disk_is_known_before_the_download(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=600_000))
     with pytest.raises(FetchError, match=r"no space left .*0\.7 MB to come, 0\.6 MB free") as raised:
-        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+        fetch_payload(server.url, tmp_path)
     assert "TWINS_TRT_CACHE" in (raised.value.fix or "")
 
 
@@ -341,39 +359,39 @@ def test_a_disk_that_fills_up_keeps_the_part(server: Server, tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, hard))  # writing beyond it fails with EFBIG
     try:
         with pytest.raises(FetchError, match="no space left"):
-            fetch(MODEL, cache_dir=tmp_path, url=server.url)
+            fetch_payload(server.url, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    target = cached_path(MODEL, cache_dir=tmp_path)
+    target = tmp_path / NAME
     assert 0 < target.with_name(target.name + ".part").stat().st_size <= 250_000
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url).read_bytes() == PAYLOAD
+    assert fetch_payload(server.url, tmp_path).read_bytes() == PAYLOAD
     assert server.requests[-1]["range"].startswith("bytes=")
 
 
 def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match="cannot store") as raised:
-        fetch(MODEL, cache_dir=tmp_path / "file" / "cache", url=server.url)
+        fetch_payload(server.url, tmp_path / "file" / "cache")
     assert "TWINS_TRT_CACHE" in (raised.value.fix or "") and not server.requests
 
 
 def test_a_read_only_cache_serves_what_it_has(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = fetch(MODEL, cache_dir=tmp_path, url=server.url)
+    path = fetch_payload(server.url, tmp_path)
 
-    def read_only(target: Path, waiting: str) -> None:
+    def read_only(folder: Path, **options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module, "locked", read_only)
-    assert fetch(MODEL, cache_dir=tmp_path, url=server.url) == path
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert fetch_payload(server.url, tmp_path) == path
     path.unlink()
     with pytest.raises(FetchError, match=r"cannot store .*Permission denied"):
-        fetch(MODEL, cache_dir=tmp_path, url=server.url)
+        fetch_payload(server.url, tmp_path)
 
 
 def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
     server.pause = 0.02
     results: list[Path] = []
-    run: Callable[[], None] = lambda: results.append(fetch(MODEL, cache_dir=tmp_path, url=server.url))  # noqa: E731
+    run: Callable[[], None] = lambda: results.append(fetch_payload(server.url, tmp_path))  # noqa: E731
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -386,7 +404,7 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["ftp://host/x.pth", "file:///etc/hostname", "x.pth", "http://", "https:///x"])
 def test_other_addresses_are_a_usage_error(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only http and https"):
-        fetch(MODEL, cache_dir=tmp_path, url=url)
+        fetch_payload(url, tmp_path)
 
 
 def test_an_unknown_model_is_a_usage_error(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from twins_trt.models.checkpoint import CheckpointMeta  # noqa: E402
 from twins_trt.models.fetch import cached_path  # noqa: E402
 from twins_trt.models.seeded import seed_weights, seeded_array  # noqa: E402
 from twins_trt.models.weights import find_weights, load_weights, name_classes  # noqa: E402
+from twins_trt.models.zoo import SPECS  # noqa: E402
 
 MODEL = "twins_svt-s_fpn"
 
@@ -73,8 +73,7 @@ def test_fetched_weights_are_used_if_they_are_what_was_published(
     spec = get_spec(MODEL)
     ours = dataclasses.replace(spec, weights=f"{spec.weights.rsplit('-', 1)[0]}-{sha256_of(path)[:8]}")
     path.rename(path.with_name(ours.weights_file))
-    for name in ("twins_trt.models.weights", "twins_trt.models.fetch"):
-        monkeypatch.setattr(importlib.import_module(name), "get_spec", lambda name: ours)
+    monkeypatch.setitem(SPECS, MODEL, ours)
     model, facts = load_weights(MODEL)
     assert model.num_classes == 3 and facts.source.checkpoint == ours.weights_file
 

@@ -32,12 +32,12 @@ WIDTHS = {
 def register() -> None:
     """Puts the toys into the zoo of this process."""
     for name, base in ((TOY, "svt-s_fpn"), (TOY_UPERNET, "svt-s_upernet"), (TOY_PCPVT, "pcpvt-s_fpn")):
-        zoo._BY_NAME[name] = replace(zoo.get_spec(f"twins_{base}"), name=name, variant="toy", **WIDTHS)
+        zoo.SPECS[name] = replace(zoo.get_spec(f"twins_{base}"), name=name, variant="toy", **WIDTHS)
 
 
 def unregister() -> None:
     for name in (TOY, TOY_UPERNET, TOY_PCPVT):
-        zoo._BY_NAME.pop(name, None)
+        zoo.SPECS.pop(name, None)
 
 
 def draw(root: Path, *, train: int = 8, val: int = 2, size: tuple[int, int] = (72, 88)) -> str:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from twins_trt.cli.console import Console
-from twins_trt.verbs.evaluate import FLAGS, EvaluationJob, ModelSource, resolve_evaluation, score
+from twins_trt.models.source import FoundModel
+from twins_trt.verbs.evaluate import FLAGS, EvaluationJob, resolve_evaluation, score
 
 EXAMPLE = (
     "twins-trt eval x.bundle --data camvid:PATH --split val --json\n"
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _plan(plan: EvaluationJob) -> tuple[dict[str, Any], str]:
     request, dataset = plan.request, plan.dataset
-    runs = "PyTorch" if isinstance(plan.scored, ModelSource) else request.engine
+    runs = "PyTorch" if isinstance(plan.scored, FoundModel) else request.engine
     value: dict[str, Any] = {"dry_run": True, "name": request.what, "dataset": dataset.source, "split": dataset.split}
     value |= {"images": len(dataset), "classes": list(dataset.classes), "mode": plan.mode_name, "engine": runs}
     value["weights"] = None if plan.weights is None else str(plan.weights)

@@ -26,18 +26,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     url = request.url or spec.weights_url
     if arguments.dry_run:
         there = path.is_file()
-        plan = {"model": spec.name, "url": url, "path": str(path), "present": there}
-        plan["sha256_prefix"] = spec.weights_sha256_prefix
+        answer = {"dry_run": True, "model": spec.name, "url": url, "path": str(path), "present": there}
+        answer["sha256_prefix"] = spec.weights_sha256_prefix
         done = "is there already; its sha256 would be checked" if there else f"would be downloaded from {url}"
-        console.result({"dry_run": True, **plan}, f"{path} {done}")
+        console.result(answer, f"{path} {done}")
         return 0
 
-    def progress(done: int, total: int | None) -> None:
-        console.progress(
-            f"fetch {spec.name}",
-            megabytes(done) + (f" of {megabytes(total)}" if total else ""),
-            done / total if total else None,
-        )
+    def progress(_: str, detail: str, share: float | None) -> None:
+        console.progress(f"fetch {spec.name}", detail, share)
 
     path = fetch(spec.name, cache_dir=request.cache_dir, progress=progress, url=request.url)
     size = path.stat().st_size

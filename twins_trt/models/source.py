@@ -1,8 +1,9 @@
-"""Where a model's weights came from."""
+"""Where a model's weights come from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -12,3 +13,16 @@ class Source:
     checkpoint: str | None = None
     sha256: str | None = None
     seeded: bool = False
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model and the place of its weights, before they are loaded.
+
+    name: of the zoo. checkpoint: the file that was named, None where none was. weights: the file that will be loaded,
+    None for seeded weights.
+    """
+
+    name: str
+    checkpoint: str | None
+    weights: Path | None

@@ -1,4 +1,4 @@
-"""What a checkpoint tells, so that nobody has to say it: which model it is of, and how many classes it has."""
+"""What a checkpoint tells of itself: which model it belongs to, and how many classes it has."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def tell_model(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:
-    """A model's name, and the checkpoint if one was named.
+    """A model's name, and its checkpoint; None without one.
 
-    model: a name of the zoo; or the checkpoint, in its place; None where the checkpoint is to tell.
+    model: a name of the zoo, a checkpoint in its place, or None where `checkpoint` tells it.
     Raises `UsageError` where neither is given or the checkpoint is named twice, `CheckpointError` where it cannot be
-    read or is of none of our models.
+    read or belongs to none of our models.
     """
     if model is not None and not is_model(model) and (Path(model).suffix in CHECKPOINTS or Path(model).is_file()):
         if checkpoint is not None:
@@ -42,8 +42,11 @@ def tell_model(model: str | None, checkpoint: str | None) -> tuple[str, str | No
 
 
 def tell_classes(spec: ModelSpec, checkpoint: str | Path | None) -> int:
-    """The class count of a checkpoint of this very model; the zoo's where there is none, or it is another model's,
-    which would only blur the error that loading is about to raise. Raises as `read_checkpoint` does."""
+    """The class count of a checkpoint of this model, or the zoo's. Raises as `read_checkpoint` does.
+
+    The zoo's also stands in for another model's checkpoint: loading that raises an error, which a second difference
+    would only blur.
+    """
     if checkpoint is None:
         return spec.num_classes
     from twins_trt.models.checkpoint import identify, read_checkpoint

@@ -1,5 +1,4 @@
-"""The model to build from: a checkpoint's weights, the published ones that were fetched before, the packaged ones of
-the demo, or seeded ones."""
+"""Finds and loads weights: of a checkpoint, published and fetched before, packaged (the demo's), or seeded."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from twins_trt.data.palette import Colour, camvid_palette
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.fetch import cached_path
-from twins_trt.models.source import Source
-from twins_trt.models.telling import tell_classes
+from twins_trt.models.source import FoundModel, Source
+from twins_trt.models.telling import tell_classes, tell_model
 from twins_trt.models.zoo import get_spec
 from twins_trt.spelling import spelled
 
@@ -34,12 +33,23 @@ class ModelFacts:
     palette: tuple[Colour, ...]
 
 
-def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: bool = False) -> Path | None:
-    """The file with the weights of the model called `name`: `checkpoint`, or what `fetch` has put into the cache, or
-    what comes with the package; None for seeded ones. Nothing is read.
+def find_model(model: str | None, *, checkpoint: str | None = None, seeded: bool = False) -> FoundModel:
+    """The model that a request names, and its weights. Reads a checkpoint only where nothing else tells the model.
 
-    Raises `UsageError` for an unknown model, for both or neither of them, `CheckpointError` where there is no such
-    file.
+    model: a name of the zoo, a checkpoint in its place, or None where `checkpoint` tells it.
+    Raises as `tell_model` does, then as `find_weights` does.
+    """
+    name, checkpoint = tell_model(model, checkpoint)
+    return FoundModel(name, checkpoint, find_weights(name, checkpoint=checkpoint, seeded=seeded))
+
+
+def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: bool = False) -> Path | None:
+    """The file with the weights of the model called `name`. Reads nothing.
+
+    It is `checkpoint`; without one, the file that comes with the package or that `fetch` has put into the cache; None
+    for seeded weights.
+    Raises `UsageError` for an unknown model, for a checkpoint beside seeded weights, and where neither is named and
+    nothing was fetched; `CheckpointError` where the checkpoint is no file.
     """
     spec = get_spec(name)
     if checkpoint is not None and seeded:
@@ -75,7 +85,7 @@ def load_weights(
     padding: str = "parity",
     attention: str = "auto",
 ) -> tuple[Segmentor, ModelFacts]:
-    """The model called `name` in eval mode with its weights (see `find_weights` for which), and the facts about them.
+    """The model called `name` in eval mode, with the weights that `find_weights` finds, and the facts about them.
 
     num_classes: None takes the checkpoint's own number, and the zoo's for seeded weights. padding, attention: as
     `build_model` takes them. Raises as `find_weights` and `build_model` do.
@@ -106,7 +116,7 @@ def load_weights(
 
 
 def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:
-    """A checkpoint in mmsegmentation's format: weights, and names and colours of the classes."""
+    """Writes a checkpoint in mmsegmentation's format: weights, and names and colours of the classes."""
     import torch
 
     meta = {"CLASSES": list(facts.classes), "PALETTE": [list(colour) for colour in facts.palette]}
@@ -115,9 +125,10 @@ def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:
 
 
 def name_classes(meta: CheckpointMeta, num_classes: int) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Names and colours of the classes: the checkpoint's own, ADE20K's for 150 classes without names, else generic.
+    """Names and RGB colours of the classes: the checkpoint's own, where it has them.
 
-    Names of CamVid's classes without colours get CamVid's.
+    150 classes without names are ADE20K's; other classes without names get generic ones. CamVid's names without
+    colours get CamVid's colours.
     """
     ade20k = num_classes == len(ADE20K_CLASSES)
     classes = meta.classes

@@ -150,7 +150,7 @@ def _spec(
 
 
 # fmt: off
-_SPECS = (
+_PUBLISHED = (
     _spec("pcpvt-s", "fpn", iterations=80_000, miou=43.26, ms_flip=44.11, fps=27.15, memory_gb=6.6, batch="8xb4",
           weights="twins_pcpvt-s_fpn_fpnhead_8x4_512x512_80k_ade20k_20211201_204132-41acd132"),
     _spec("pcpvt-s", "upernet", iterations=160_000, miou=46.04, ms_flip=46.92, fps=14.24, memory_gb=9.67, batch="8xb4",
@@ -196,27 +196,28 @@ DEMO = ModelSpec(
 )
 """The demo's model: small enough to ship with the package, and to train on a CPU. Nothing was published for it."""
 
-_BY_NAME = {spec.name: spec for spec in (*_SPECS, DEMO)}
+SPECS = {spec.name: spec for spec in (*_PUBLISHED, DEMO)}
+"""Every model by its name."""
 
 
 def list_models() -> list[str]:
-    """Names of the 12 published models, as `get_spec` and `build_model` take them; the demo's is not among them."""
-    return [spec.name for spec in _SPECS]
+    """Names of the 12 published models, as `get_spec` and `build_model` take them. The demo's is not among them."""
+    return [spec.name for spec in _PUBLISHED]
 
 
 def known_specs() -> list[ModelSpec]:
-    """Every model that a checkpoint may hold: the published ones and the demo's."""
-    return list(_BY_NAME.values())
+    """Every model that a checkpoint may hold: the published ones, and the demo's."""
+    return list(SPECS.values())
 
 
 def is_model(name: str) -> bool:
     """Whether `get_spec` knows the name."""
-    return name in _BY_NAME
+    return name in SPECS
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The row called `name`. Raises `UsageError`, with the nearest names, where there is none."""
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    """The row called `name`. Raises `UsageError`, with the nearest names, for any other."""
+    if name in SPECS:
+        return SPECS[name]
     near = difflib.get_close_matches(str(name), list_models(), n=3, cutoff=0.5) or list_models()
     raise UsageError(f"there is no model called {name!r}", f"use one of: {', '.join(near)}")

@@ -81,7 +81,7 @@ def load_model(bundle: Bundle) -> Segmentor:
 class TorchEngine:
     """A model with its pre- and postprocessing, on one device.
 
-    model: is changed, and must not be used elsewhere (see `InferenceModel`). interface: of the engine.
+    model: is changed, and must not be used elsewhere (see `FoldedModel`). interface: of the engine.
     device: `cuda`, or `cpu`, which has neither kernels nor CUDA graphs. dtype: of weights and activations; by default
     float16 on a GPU and float32 on a CPU. Calls must not overlap; a Segmenter makes sure of that.
     """
@@ -101,7 +101,7 @@ class TorchEngine:
     ) -> None:
         import torch
 
-        from twins_trt.models.inference import InferenceModel
+        from twins_trt.models.folded import FoldedModel
 
         self._options = options or RuntimeOptions()
         self._owner = owner
@@ -110,7 +110,7 @@ class TorchEngine:
         self._device = torch.device(device)
         self._dtype = dtype or (torch.float16 if self._device.type == "cuda" else torch.float32)
         self._image_dtype: torch.dtype = getattr(torch, interface.image.dtype)
-        self._network: InferenceModel | None = InferenceModel(model, device=self._device, dtype=self._dtype)
+        self._network: FoldedModel | None = FoldedModel(model, device=self._device, dtype=self._dtype)
         self._stream: Any = None
         self._pool: Any = None
         self._captures: Captures[tuple[tuple[int, ...], tuple[str, ...]], CudaCapture] | None = None

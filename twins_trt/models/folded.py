@@ -1,4 +1,4 @@
-"""A model made ready to run fast: half precision, channels last, BatchNorm folded, classes padded for wide loads."""
+"""A model folded for inference: BatchNorm in the convolutions, classes padded for wide loads, weights channels last."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CLASS_MULTIPLE = 16
 """Classes of one position are then a multiple of 32 bytes apart in float16, which kernels read 16 bytes at a time."""
 
 
-class InferenceModel(nn.Module):
-    """`model` for inference alone, changed in place: it cannot be trained, saved or loaded into any more.
+class FoldedModel(nn.Module):
+    """`model` for inference alone. It is changed in place, and cannot be trained, saved or loaded into any more.
 
     x: `dtype` [N, 3, H, W], normalized RGB -> logits `dtype` [N, num_classes, ceil(H/4), ceil(W/4)], a view in which
     classes lie side by side. device, dtype: where weights go and what they become.
@@ -46,13 +46,13 @@ class InferenceModel(nn.Module):
 
 
 def fold_norm(module: ConvModule) -> None:
-    """BatchNorm's running statistics into the convolution before it."""
+    """Folds BatchNorm's running statistics into the convolution before it, in place."""
     module.conv = torch.nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
     module.bn = nn.Identity()  # type: ignore[assignment]
 
 
 def pad_classes(classifier: nn.Conv2d) -> nn.Conv2d:
-    """The 1×1 classifier with as many zero classes more as make their number a multiple of `CLASS_MULTIPLE`."""
+    """The 1×1 classifier, with zero classes added up to a multiple of `CLASS_MULTIPLE`."""
     classes, channels = classifier.weight.shape[:2]
     padded = nn.Conv2d(channels, -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE, 1)
     assert classifier.bias is not None and padded.bias is not None  # every classifier here has one
