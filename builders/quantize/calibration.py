@@ -64,11 +64,11 @@ def refine(
     `SEARCHED` calibration images. Raises `UsageError` for a plan that corrects biases if there are no images for it.
     """
     if isinstance(int8.smooth, CalibrationImages) and int8.plan is None:
-        images = list(pixels(int8.smooth.open().spread(SEARCHED)))
+        images = list(pixels(int8.smooth.open().thinned(SEARCHED)))
         wanted = graphs.logits(None, images, threads=threads)
         errors: dict[float | None, float] = {}
         for strength in (None, *STRENGTHS):
-            progress("SmoothQuant", f"strength {strength or 'none'}", len(errors) / (len(STRENGTHS) + 1))
+            progress("plan", f"SmoothQuant {strength or 'none'}", len(errors) / (len(STRENGTHS) + 1))
             logits = graphs.logits(replace(plan, smooth=strength), images, threads=threads)
             errors[strength] = relative_error(logits, wanted)
         plan = replace(plan, smooth=min(errors, key=lambda each: errors[each]))
@@ -79,7 +79,7 @@ def refine(
                 "the plan corrects biases on images, and there are none",
                 f"name some: {spelled('calibrate_on', 'KIND:PATH')}",
             )
-        progress("bias correction", "", None)
+        progress("plan", "bias correction", None)
         graphs.correct_biases(plan, pixels(int8.images.open()), threads=threads)
     return plan
 

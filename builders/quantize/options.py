@@ -18,7 +18,7 @@ class CalibrationImages:
 
     def open(self) -> Dataset:
         """The images, without their labels. Raises as `open_dataset` does."""
-        dataset = open_dataset(self.data, split=self.split).spread(self.count)
+        dataset = open_dataset(self.data, split=self.split).thinned(self.count)
         return replace(dataset, items=tuple(replace(item, label=None) for item in dataset.items))
 
 

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conftest import Twins
+from commands import Twins
 
-from twins_trt.diagnosis import facts, packages
+from twins_trt.diagnosis.facts import CHECKS, find_places
 from twins_trt.diagnosis.needs import NEEDS
-from twins_trt.diagnosis.packages import PACKAGES, Package, PackageState
+from twins_trt.diagnosis.packages import PACKAGES, Package, PackageState, check_packages
 
 
 @pytest.fixture(autouse=True)
 def quick_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages are taken to load: importing torch in another process takes seconds each time."""
-    monkeypatch.setattr(packages, "_try_import", lambda package: PackageState(package, "ok"))
+
+    def check(root: Path) -> tuple[PackageState, ...]:
+        return check_packages(load=lambda package: PackageState(package, "ok"))
+
+    monkeypatch.setitem(CHECKS, "packages", check)
 
 
 def test_everything_is_there(twins: Twins) -> None:
@@ -55,10 +60,10 @@ def test_a_check_that_fails_is_unknown_not_fatal(twins: Twins, monkeypatch: pyte
     def fail(*words: object) -> None:
         raise ZeroDivisionError("odd machine")
 
-    checks = {"python": "find_python", "places": "find_places", "memory_mib": "find_memory", "jetson": "find_jetson"}
-    checks |= {"gpu": "current_device", "driver": "find_driver", "system": "find_system"}
-    for check in checks.values():
-        monkeypatch.setattr(facts, check, fail)
+    checks = [name for name in CHECKS if name != "packages"]
+    assert set(checks) == {"python", "places", "memory_mib", "jetson", "gpu", "driver", "system"}
+    for name in checks:
+        monkeypatch.setitem(CHECKS, name, fail)
     ran = twins("doctor", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["facts"]["unknown"] == dict.fromkeys(checks, "ZeroDivisionError: odd machine")
@@ -67,8 +72,8 @@ def test_a_check_that_fails_is_unknown_not_fatal(twins: Twins, monkeypatch: pyte
 
 
 def test_causes_are_shown_with_what_mends_them(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = facts.find_places()
-    monkeypatch.setattr(facts, "find_places", lambda: tuple(replace(place, writable=False) for place in real))
+    read_only = tuple(replace(place, writable=False) for place in find_places())
+    monkeypatch.setitem(CHECKS, "places", lambda root: read_only)
     found = {finding["kind"]: finding for finding in twins("doctor", "--json").json["findings"]}["read-only"]
     text = twins("doctor").out
     assert f"cause: {found['cause']}\n mend: {found['mend']}" in text

@@ -13,10 +13,10 @@ import pytest
 
 from twins_trt.cli import COMMANDS
 from twins_trt.device import Device
-from twins_trt.diagnosis import Facts, commands, diagnose, facts, lacking, packages
+from twins_trt.diagnosis import Facts, commands, diagnose, facts, lacking
 from twins_trt.diagnosis.facts import Driver, Jetson, Place, Python, System, find_jetson, find_system
 from twins_trt.diagnosis.needs import ENGINES, NEEDS
-from twins_trt.diagnosis.packages import PACKAGES, PackageState, check_packages, providing
+from twins_trt.diagnosis.packages import PACKAGES, Package, PackageState, check_packages, providing
 from twins_trt.runtime.engines import KINDS
 
 PACKAGE = {package.module: package for package in PACKAGES}
@@ -263,8 +263,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, content: 
     (folder / f"{name}.py").write_text(content)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(packages, "PACKAGES", (packages.Package(name, name, None, "nothing"),))
-    (state,) = check_packages()
+    (state,) = check_packages([Package(name, name, None, "nothing")])
     return state
 
 

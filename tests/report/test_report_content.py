@@ -62,7 +62,7 @@ def test_names_cannot_become_markup(full_report: Path) -> None:
 def test_the_page_holds_the_numbers(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = full_bundle(make_bundle)
     page = build_page(read_inputs(bundle.path, profiles=[full_profile(tmp_path, bundle)], ladder=ladder(tmp_path)))
-    assert (page.verdict, page.mood) == ("gate passed, simulated", "good")
+    assert (page.gate, page.mood) == ("gate passed, simulated", "good")
     tiles = {tile.label: (tile.value, tile.detail) for tile in page.tiles}
     assert tiles["mIoU"] == ("75.00 %", "PyTorch float32: 76.95 %")
     assert tiles["mIoU lost"] == ("+0.21", "points; at most 0.41, 0.5 allowed")
@@ -90,7 +90,7 @@ def test_the_page_holds_the_numbers(make_bundle: MakeBundle, tmp_path: Path) -> 
 
 def test_gaps_are_named_and_have_no_tiles(make_bundle: MakeBundle) -> None:
     page = build_page(read_inputs(make_bundle().path))
-    assert (page.verdict, page.mood) == ("ungated", "warn")
+    assert (page.gate, page.mood) == ("ungated", "warn")
     assert [tile.label for tile in page.tiles] == ["Bundle"]
     for section, gap in (
         ("gate", "ungated"),

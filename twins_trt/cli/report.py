@@ -38,6 +38,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     )
     size = out.stat().st_size
     sections = [section.title for section in page.sections]
-    value = {"out": str(out), "size": size, "verdict": page.verdict, "sections": sections}
-    console.result(value, f"{out}  {megabytes(size)}, {page.verdict}")
+    value = {"out": str(out), "size": size, "verdict": page.gate, "sections": sections}
+    console.result(value, f"{out}  {megabytes(size)}, {page.gate}")
     return 0

@@ -1,4 +1,4 @@
-"""Data sets of images and labels, and how an image is made ready for the network."""
+"""Data sets of images and labels, and what is done to an image before the network sees it."""
 
 from twins_trt.data.ade20k import ADE20K_CLASSES, ADE20K_PALETTE
 from twins_trt.data.datasets import Dataset, Item, Sample, open_dataset

@@ -1,7 +1,7 @@
-"""The 150 classes of ADE20K's scene parsing benchmark, in label order, and the colours they are usually drawn in.
+"""The 150 classes of ADE20K's scene parsing benchmark, in label order, with their usual colours.
 
-Label i of the benchmark's annotation files is class i - 1 here: 0 means "none of the 150". Facts of the data set, as
-mmsegmentation's metadata has them but for the blank that ends its `bed `; two classes share one colour there as here.
+Label i in the benchmark's annotation files is class i - 1 here: 0 means "none of the 150". Names and colours are those
+in mmsegmentation's metadata, without the blank at the end of its `bed `. Two classes share one colour, there as here.
 """
 
 from __future__ import annotations

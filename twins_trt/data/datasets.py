@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Item:
-    """Where a sample lies on disk."""
+    """The files of a sample."""
 
     name: str
     image: Path
@@ -44,8 +44,8 @@ class Dataset:
     """A sequence of samples in the order of their names.
 
     source: what was opened, such as `camvid:PATH`. classes, palette: empty if the data set does not name its classes.
-    void: label value that means "no class" besides 255, if any. reduce_zero: label 0 means "no class" and the classes
-    count from 1.
+    void: a label value beside 255 that means "no class", or None. reduce_zero: label 0 means "no class", and the labels
+    of the classes start at 1.
     """
 
     source: str
@@ -83,21 +83,21 @@ class Dataset:
         return Sample(item.name, image, None if item.label is None else self._label(item.label, image.shape[:2]))
 
     def load(self, *, workers: int = 0) -> Iterator[Sample]:
-        """All samples in order, read ahead by `workers` processes (0: in this one, nothing read ahead).
+        """All samples in order. workers: processes that read ahead; 0 reads in this process, one sample at a time.
 
-        Processes are spawned, so a script that asks for them needs the usual `if __name__ == "__main__":`.
+        Processes are spawned: a script that uses them needs the usual `if __name__ == "__main__":`.
         """
-        # The reader goes to the workers with every item: without the list of items it is a few kilobytes.
+        # The reader is pickled with every item: without the list of items it is a few kilobytes.
         return load_in_order(replace(self, items=()).read, self.items, workers=workers)
 
     def first(self, count: int | None) -> Dataset:
-        """The same data set cut to its first `count` samples (None: all)."""
+        """The same data set with its first `count` samples only; None keeps all."""
         if count is not None and count < 1:
             raise UsageError(f"cannot take {count} samples of a data set", "give a limit of at least 1")
         return replace(self, items=self.items[:count])
 
-    def spread(self, count: int) -> Dataset:
-        """The same data set thinned evenly to `count` samples; 0, or more than there are: all."""
+    def thinned(self, count: int) -> Dataset:
+        """The same data set with `count` samples at even distances; 0, or more than there are, keeps all."""
         if count < 0:
             raise UsageError(f"cannot take {count} samples of a data set", "give how many, or 0 for all")
         kept = min(count or len(self), len(self))
@@ -111,16 +111,16 @@ class Dataset:
                 "resize the labels with nearest neighbour to the size of the upright image",
             )
         if self.reduce_zero:
-            # uint8 wraps 0 round to 255; a 255 in the file stays "ignore" rather than becoming class 254.
+            # In uint8, 0 - 1 is 255. A 255 in the file stays "ignore" and does not become class 254.
             label = np.where(label == IGNORE_INDEX, IGNORE_INDEX, label - np.uint8(1)).astype(np.uint8)
         if self.void is not None:
             label[label == self.void] = IGNORE_INDEX
         if self.classes:
             wrong = label[(label != IGNORE_INDEX) & (label >= len(self.classes))]
             if wrong.size:
-                found = int(wrong.max()) + int(self.reduce_zero)
+                value = int(wrong.max()) + int(self.reduce_zero)  # as it is in the file
                 raise DataError(
-                    f"label {path} has the value {found}, but {self.source} has {len(self.classes)} classes",
+                    f"label {path} has the value {value}, but {self.source} has {len(self.classes)} classes",
                     "correct the label, mark those pixels 255, or name every class in classes.txt",
                 )
         return label
@@ -133,16 +133,16 @@ def open_dataset(source: str, *, split: str = "val") -> Dataset:
         `camvid:PATH`  PATH/{train,val,...}/{images,labels}, PATH/classes.txt; the label one past the classes is void
         `ade20k:PATH`  the ADEChallengeData2016 layout: images/{training,validation}, annotations/{...}
         `folder:PATH`  images/, optionally labels/ (same file names) and classes.txt (one name a line); with a split as
-                       PATH/SPLIT/images or PATH/images/SPLIT where there is one. PATH may itself be a folder of images.
-    split: `train`, `val` or another folder the data set has.
+                       PATH/SPLIT/images or PATH/images/SPLIT if it exists. PATH may itself be a folder of images.
+    split: `train`, `val` or another folder of the data set.
 
-    Raises UsageError for a source of another form, DataError (with the mend) for a folder that is not of the layout, an
-    empty one, or an image without its label.
+    Raises UsageError for a source of another form, DataError for a folder of another layout, an empty folder, or an
+    image without a label.
     """
     kind, colon, folder = source.partition(":")
     if not colon or kind not in _LAYOUTS or not folder:
-        forms = ", ".join(f"{name}:PATH" for name in _LAYOUTS)
-        raise UsageError(f"{source!r} does not name a data set", f"write one of {forms}")
+        known = ", ".join(f"{name}:PATH" for name in _LAYOUTS)
+        raise UsageError(f"{source!r} does not name a data set", f"write one of {known}")
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"{source}: there is no folder {root}", "give the path of the data set's top folder")
@@ -227,9 +227,9 @@ def _pair(images: Path, labels: Path | None) -> tuple[Item, ...]:
         return tuple(Item(stem, path, None) for stem, path in pictures.items())
     maps = _by_stem(labels, LABEL_SUFFIXES)
     if lacking := [stem for stem in pictures if stem not in maps]:
-        rest = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise DataError(
-            f"{pictures[lacking[0]]}{rest} has no label in {labels}",
+            f"{pictures[lacking[0]]}{more} has no label in {labels}",
             f"add {lacking[0]}.png there (one class index a pixel), or remove the image",
         )
     return tuple(Item(stem, path, maps[stem]) for stem, path in pictures.items())

@@ -1,11 +1,10 @@
 """Reading images and label maps from files, with the same pixels on every machine.
 
-Decoder: Pillow, for data sets and for the runtime alike, since Pillow is all that a device has. mmsegmentation decodes
-with OpenCV (`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma
-upsampling, and they give the same pixels: compared on 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and OpenCV
-5.0), none differs in any pixel. A Pillow linked against another JPEG library may differ by a grey level here and there.
-The other conventions below (alpha dropped rather than blended, 16 bits cut to the high byte, EXIF orientation applied)
-are those of `IMREAD_COLOR`.
+Pillow decodes, for data sets and for the runtime alike: a device may have no other decoder. mmsegmentation decodes with
+OpenCV (`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma
+upsampling, and they give the same pixels: no pixel differs in 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and
+OpenCV 5.0). A Pillow linked against another JPEG library may differ by a grey level in places. The other conventions
+(alpha is dropped, 16 bits are cut to the high byte, EXIF orientation is applied) are those of `IMREAD_COLOR`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _UPRIGHT = {
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file to uint8 [H, W, 3], RGB, upright.
 
-    See `to_rgb` for what becomes of other kinds of pixels. Raises ImageError, naming the file, if it is missing, empty,
+    `to_rgb` says how other kinds of pixels are converted. Raises ImageError, naming the file, if it is missing, empty,
     truncated, not an image, or so large that Pillow takes it for a decompression bomb; MissingDependencyError without
     Pillow.
     """
@@ -53,8 +52,8 @@ def read_image(path: str | Path) -> UInt8Array:
 def to_rgb(picture: PillowImage, *, name: str = "the image") -> UInt8Array:
     """A Pillow image as uint8 [H, W, 3], RGB, upright: what OpenCV's `IMREAD_COLOR` gives, which mmsegmentation uses.
 
-    EXIF orientation is applied, grey, palette and CMYK pictures become RGB, alpha is dropped (not blended), of 16 bits
-    the high byte stays. Raises ImageError, with `name` in it, for pixels that are not any of these.
+    EXIF orientation is applied. Grey, palette and CMYK pictures become RGB. Alpha is dropped, not blended. 16 bits are
+    cut to the high byte. Raises ImageError, with `name` in it, for any other pixels.
     """
     upright = _upright(picture)
     if upright.mode == "F":
@@ -74,7 +73,7 @@ def to_rgb(picture: PillowImage, *, name: str = "the image") -> UInt8Array:
 
 
 def read_label(path: str | Path) -> UInt8Array:
-    """Decode a label map to uint8 [H, W], the values as they are in the file (of a palette image: the indices).
+    """Decode a label map to uint8 [H, W]: the values in the file, which are the indices of a palette image.
 
     EXIF orientation is not applied. Raises DataError, naming the file, if it is missing, broken, a colour picture or
     has values over 255.
@@ -96,7 +95,7 @@ def read_label(path: str | Path) -> UInt8Array:
 
 
 def _open(path: str | Path, kind: str, failure: type[TwinsError]) -> PillowImage:
-    """The file as a fully decoded Pillow image, as it lies in the file."""
+    """The file as a fully decoded Pillow image, not converted or turned. Raises `failure`, naming the file."""
     file = Path(path)
     pillow = _pillow()
     try:

@@ -1,4 +1,4 @@
-"""Reading samples ahead in other processes, in the order they were asked for."""
+"""Reads samples ahead in other processes, and gives them in order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def load_in_order(read: Callable[[T], R], items: Sequence[T], *, workers: int = 
     """Yield `read(item)` for every item in the order of `items`, whatever `workers` is.
 
     workers: processes that read; 0 reads in this one. ahead: results held per worker, so that memory is bounded by
-    `workers * ahead` results. `read` and the items must pickle. An error of `read` is raised where its result was due;
-    closing the generator early drops what has not started. Raises UsageError for a negative `workers`, DataError if a
+    `workers * ahead` results. `read` and the items must pickle. An error of `read` is raised in place of its result.
+    Closing the generator early drops what has not started. Raises UsageError for a negative `workers`, DataError if a
     worker dies.
     """
     if workers < 0:
@@ -35,7 +35,7 @@ def _read_ahead(read: Callable[[T], R], items: Sequence[T], workers: int, ahead:
     from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    # Spawned, not forked: the parent usually runs torch's or ONNX Runtime's threads, whose locks a fork copies locked.
+    # Spawned, not forked: threads of torch or ONNX Runtime usually run here, and a fork may copy their locks locked.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     pending: deque[Future[R]] = deque()
     try:

@@ -1,4 +1,4 @@
-"""Colours to draw classes in: CamVid's own where the class is one of CamVid's, distinct generated ones elsewhere."""
+"""Colours for classes: CamVid's own for its classes, generated distinct ones for all others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def camvid_palette(classes: Sequence[str]) -> tuple[Colour, ...]:
 
 
 def generated_palette(num_classes: int) -> tuple[Colour, ...]:
-    """`num_classes` distinct RGB colours, the first `n` the same whatever `num_classes` is; at most 255, none black.
+    """`num_classes` distinct RGB colours, at most 255, none black. More classes do not change the first colours.
 
     The bit pattern of PASCAL VOC's colour map: bit 3k of the index goes to bit 7-k of red, bit 3k+1 to green, 3k+2 to
     blue. Counting starts at 1 because VOC's colour 0 is black, which on an overlay reads as "no class".

@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it: a record that travels with a bundle, and its arithmetic."""
+"""What is done to an image before the network sees it: a record that is kept in bundles, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize and normalization, in RGB. The defaults are what mmsegmentation trained and scored Twins with.
+    """Resizing and normalization, in RGB. The defaults are those with which mmsegmentation trained and scored Twins.
 
     mean, std: per channel, in grey levels of 0-255; the network sees `(pixel - mean) / std` in float32.
-    test_scale: (long side, short side) the image is fitted into before inference, pixels; None leaves its size alone.
-    keep_ratio: with True the image becomes as large as fits; with False exactly `test_scale` as (width, height).
+    test_scale: (long side, short side) in pixels that the image is fitted into before inference; None keeps its size.
+    keep_ratio: True makes the image as large as fits; False makes it exactly `test_scale`, as (width, height).
     """
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -55,7 +55,7 @@ class Preprocessing:
             raise UsageError(f"preprocessing {dict(values)} cannot be read: {error}") from error
 
 
-# mmsegmentation's test pipeline for ADE20K, which the published mIoU of the twelve models was measured with.
+# mmsegmentation's test pipeline for ADE20K, with which the published mIoU of the twelve models was measured.
 ADE20K_TEST = Preprocessing(test_scale=(2048, 512))
 
 
@@ -73,7 +73,7 @@ def fitted_size(size: Size, scale: tuple[int, int]) -> Size:
 
 
 def input_size(size: Size, preprocessing: Preprocessing) -> Size:
-    """(height, width) at which a network that takes any size sees an image of (height, width) `size`."""
+    """The (height, width) at which a network of any size gets an image of (height, width) `size`."""
     if preprocessing.test_scale is None:
         return size
     if preprocessing.keep_ratio:

@@ -1,8 +1,8 @@
 """Resizing, with pixel centres at half coordinates (align_corners=False) and no smoothing, as the models were trained.
 
-OpenCV does it where it is installed, Pillow elsewhere. On float planes they agree to 1e-6; on uint8 images OpenCV's
-fixed-point weights (and its area average at exactly half size) put some pixels a grey level off or more, and no other
-library reproduces them. Pillow's own `resize` is not used: it smooths when it shrinks.
+OpenCV resizes where it is installed, Pillow elsewhere. On float planes they agree to 1e-6. On uint8 images OpenCV's
+fixed-point weights (and its area average at exactly half size) put some pixels a grey level off or more, which no other
+library reproduces. Pillow's own `resize` is not used: it smooths when it shrinks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def resize_image(image: UInt8Array, size: Size, *, as_mmseg: bool = False) -> UInt8Array:
-    """uint8 [H, W, 3] to uint8 [height, width, 3], bilinear; the image itself where it has that size.
+    """uint8 [H, W, 3] to uint8 [height, width, 3], bilinear; the image itself where it has that size already.
 
-    as_mmseg: only with OpenCV, whose pixels mmsegmentation's scores were measured with.
-    Raises MissingDependencyError where neither OpenCV nor Pillow, or the OpenCV asked for, is installed.
+    as_mmseg: insists on OpenCV, with whose pixels mmsegmentation's scores were measured.
+    Raises MissingDependencyError where neither OpenCV nor Pillow is installed, or `as_mmseg` lacks OpenCV.
     """
     if image.shape[:2] == size:
         return image
@@ -40,7 +40,7 @@ def resize_image(image: UInt8Array, size: Size, *, as_mmseg: bool = False) -> UI
 
 
 def resize_plane(plane: FloatArray, size: Size) -> FloatArray:
-    """float32 [h, w] to float32 [height, width], bilinear; the plane itself where it has that size.
+    """float32 [h, w] to float32 [height, width], bilinear; the plane itself where it has that size already.
 
     Raises MissingDependencyError where neither OpenCV nor Pillow is installed.
     """
@@ -54,7 +54,7 @@ def resize_plane(plane: FloatArray, size: Size) -> FloatArray:
 
 
 def resize_mask(mask: UInt8Array, size: Size) -> UInt8Array:
-    """uint8 [h, w] to uint8 [height, width]: the class of the pixel whose centre is nearest."""
+    """uint8 [h, w] to uint8 [height, width]: each pixel gets the class of the nearest pixel centre."""
     if mask.shape == size:
         return mask
     rows = (2 * np.arange(size[0]) + 1) * mask.shape[0] // (2 * size[0])

@@ -1,4 +1,4 @@
-"""What a machine has, what that allows, and what is broken about it with the command that mends it."""
+"""Looks at a machine: what is installed, which commands can run, and what is broken, with the command that mends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From facts to causes: what is broken or likely to go wrong, each with the command that mends it."""
+"""Finds in the facts what is broken or likely to go wrong, each with the command that mends it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from twins_trt.diagnosis.facts import Facts, version_key
 from twins_trt.spelling import spelled
 
-LOW_DISK = 2_000_000_000  # bytes: a bundle of the largest model with two engines, twice (written, then renamed)
+# Bytes. A bundle of the largest model with two engines needs half of this, and a second copy while it is replaced.
+LOW_DISK = 2_000_000_000
 OLDEST_CUDA = 12
-DRIVER_OF_CUDA = {12: "525", 13: "580"}  # the first driver branch that serves this CUDA, CUDA's release notes
+DRIVER_OF_CUDA = {12: "525", 13: "580"}  # the first driver branch for this CUDA, from CUDA's release notes
 
 # CUresult in cuda.h.
 NO_DEVICE, DRIVER_MISMATCH, COMPAT_NOT_SUPPORTED = 100, 803, 804
@@ -19,7 +20,7 @@ NO_DEVICE, DRIVER_MISMATCH, COMPAT_NOT_SUPPORTED = 100, 803, 804
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause. kind: its name, for programs. mend: a command, or what to change."""
+    """Something that is wrong. kind: its name, for programs. cause: in words. mend: a command, or what to change."""
 
     kind: str
     cause: str
@@ -27,7 +28,7 @@ class Finding:
 
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
-    """Everything that is wrong, what lies deepest first."""
+    """Everything that is wrong, in the order of `RULES`: from the system up to single packages."""
     return tuple(finding for rule in RULES for finding in rule(facts))
 
 
@@ -164,7 +165,7 @@ def _places(facts: Facts) -> Iterator[Finding]:
 
 
 def _cuda_of(distribution: str) -> int:
-    """13 of `tensorrt-rtx-cu13`."""
+    """The CUDA version in a name, such as 13 in `tensorrt-rtx-cu13`; 0 where there is none."""
     found = re.search(r"-cu(\d+)$", distribution)
     return int(found[1]) if found else 0
 

@@ -1,5 +1,7 @@
-"""What is so on this machine, gathered in one place as one value. Looking never fails: what cannot be told is None,
-with the reason in `unknown`."""
+"""The facts about this machine, gathered in one value.
+
+Gathering never raises: a fact that cannot be found out is None, and `unknown` says why.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from twins_trt.device import Device, current_device
 from twins_trt.diagnosis.packages import PackageState, check_packages, one_line
-
-T = TypeVar("T")
 
 _L4T_TO_JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 _NVIDIA = "0x10de"  # PCI vendor
@@ -28,7 +28,7 @@ _GPU_FILES = ("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "nvmap", "nvhost-gpu", 
 
 @dataclass(frozen=True)
 class Python:
-    """The interpreter. isolated_venv: a virtual environment that does not see the system's packages."""
+    """The interpreter. isolated_venv: it is a virtual environment that does not see the system's packages."""
 
     version: str
     executable: str
@@ -39,7 +39,7 @@ class Python:
 
 @dataclass(frozen=True)
 class Driver:
-    """libcuda. cuda: the newest CUDA it serves (`13.0`), None where it does not load. status: what cuInit returns."""
+    """libcuda. cuda: the newest CUDA it supports (`13.0`), None if it does not load. status: the result of cuInit."""
 
     cuda: str | None
     status: int = 0
@@ -47,7 +47,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Jetson:
-    """The board, its L4T release (`36.4.3`) and the JetPack of that (`6`), each None where unknown."""
+    """The board, its L4T release (`36.4.3`) and the JetPack that this belongs to (`6`), each None if unknown."""
 
     model: str | None
     l4t: str | None
@@ -56,7 +56,7 @@ class Jetson:
 
 @dataclass(frozen=True)
 class System:
-    """What lies about in the file system.
+    """What the file system and the environment say.
 
     gpu_on_bus: an NVIDIA GPU is plugged in. kernel_driver: version of NVIDIA's kernel module. blocked: device files of
     the GPU that this user may not use. nvinfer: version of the system's TensorRT library. system_tensorrt: folders of
@@ -74,7 +74,7 @@ class System:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that is written to. free: bytes."""
+    """A folder that commands write to. use: what for. free: bytes."""
 
     use: str
     path: str
@@ -84,7 +84,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything. unknown: field -> why it is None."""
+    """All facts. unknown: for a field that could not be found out, the reason."""
 
     packages: tuple[PackageState, ...] = ()
     python: Python | None = None
@@ -97,44 +97,33 @@ class Facts:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def package(self, module: str) -> PackageState | None:
-        """The package that is imported as `module`, or None if it was not looked at."""
+        """The package that is imported as `module`, or None if it was not checked."""
         return next((state for state in self.packages if state.package.module == module), None)
 
     def loads(self, module: str) -> bool:
+        """Whether `module` is installed and can be imported."""
         found = self.package(module)
         return found is not None and found.state == "ok"
 
 
 def gather(*, root: Path = Path("/")) -> Facts:
-    """Look at everything. root: of the file system, for what is read from /etc, /proc, /sys, /dev and /usr."""
+    """Runs all `CHECKS`. root: of the file system that holds /etc, /proc, /sys, /dev and /usr."""
+    found: dict[str, Any] = {}
     unknown: dict[str, str] = {}
-
-    def look(name: str, check: Callable[[], T]) -> T | None:
+    for name, check in CHECKS.items():
         try:
-            return check()
+            found[name] = check(root)
         except Exception as error:
             unknown[name] = one_line(error)
-            return None
-
-    return Facts(
-        packages=look("packages", check_packages) or (),
-        python=look("python", find_python),
-        driver=look("driver", find_driver),
-        gpu=look("gpu", current_device),
-        jetson=look("jetson", lambda: find_jetson(root)),
-        system=look("system", lambda: find_system(root)),
-        places=look("places", find_places),
-        memory_mib=look("memory_mib", find_memory),
-        unknown=unknown,
-    )
+    return Facts(**found, unknown=unknown)
 
 
 def find_python() -> Python:
     """This interpreter."""
     venv = sys.prefix != sys.base_prefix
-    settings = Path(sys.prefix) / "pyvenv.cfg"
-    shares = settings.is_file() and bool(
-        re.search(r"include-system-site-packages\s*=\s*true", settings.read_text(errors="replace"), re.IGNORECASE)
+    config = Path(sys.prefix) / "pyvenv.cfg"
+    shares = config.is_file() and bool(
+        re.search(r"include-system-site-packages\s*=\s*true", config.read_text(errors="replace"), re.IGNORECASE)
     )
     return Python(
         platform.python_version(),
@@ -146,7 +135,7 @@ def find_python() -> Python:
 
 
 def find_driver() -> Driver:
-    """libcuda, asked itself."""
+    """Asks libcuda."""
     try:
         library: Any = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -158,7 +147,7 @@ def find_driver() -> Driver:
 
 
 def find_jetson(root: Path) -> Jetson | None:
-    """The board; None elsewhere."""
+    """The board; None on other machines."""
     release = root / "etc" / "nv_tegra_release"
     model = root / "proc" / "device-tree" / "model"
     board = model.read_bytes().decode(errors="replace").strip("\0 \n") if model.is_file() else None
@@ -171,7 +160,7 @@ def find_jetson(root: Path) -> Jetson | None:
 
 
 def find_system(root: Path) -> System:
-    """Containers, buses, kernel module, device files, TensorRT's library and bindings."""
+    """Container, PCI bus, kernel module, device files, TensorRT's library and bindings."""
     module = root / "proc" / "driver" / "nvidia" / "version"
     kernel = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", module.read_text(errors="replace")) if module.is_file() else None
     devices = sorted({path for pattern in _GPU_FILES for path in (root / "dev").glob(pattern)})
@@ -188,7 +177,7 @@ def find_system(root: Path) -> System:
 
 
 def find_places() -> tuple[Place, ...]:
-    """Where commands write, with the space that is left there."""
+    """The folders that commands write to, with the space that is left."""
     from twins_trt.models.fetch import default_cache_dir
 
     found = []
@@ -203,12 +192,12 @@ def find_places() -> tuple[Place, ...]:
 
 
 def find_memory() -> int | None:
-    """Of the host, MiB."""
+    """The memory of the host in MiB; None where the system does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20 if hasattr(os, "sysconf") else None
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Numbers to compare versions by: `10.3.0` before `10.13.3`."""
+    """A key that sorts versions by their numbers: `10.3.0` before `10.13.3`."""
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
@@ -218,3 +207,16 @@ def _is_nvidia_gpu(device: Path) -> bool:
     except OSError:
         return False
     return vendor == _NVIDIA and kind.startswith(_DISPLAY)
+
+
+CHECKS: dict[str, Callable[[Path], Any]] = {
+    "packages": lambda root: check_packages(),
+    "python": lambda root: find_python(),
+    "driver": lambda root: find_driver(),
+    "gpu": lambda root: current_device(),
+    "jetson": find_jetson,
+    "system": find_system,
+    "places": lambda root: find_places(),
+    "memory_mib": lambda root: find_memory(),
+}
+"""How each field of `Facts` is found out."""

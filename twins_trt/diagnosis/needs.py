@@ -1,4 +1,4 @@
-"""What each command needs, and what of it is not here."""
+"""What each command needs, and which of these things are missing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from twins_trt.diagnosis.facts import Facts
 
 Way = tuple[str, ...]
-"""Modules that do it together, and GPU where one has to be there."""
+"""Modules that are enough together, and `GPU` where one is needed as well."""
 
 GPU = "gpu"
 
-# Each engine kind of the runtime, and the ways to have what it takes.
+# The ways in which each engine kind of the runtime can run.
 ENGINES: dict[str, tuple[Way, ...]] = {
     "onnxruntime": (("onnxruntime",),),
     "openvino": (("openvino",),),
@@ -26,7 +26,7 @@ ENGINES: dict[str, tuple[Way, ...]] = {
 }
 _RUN: tuple[Way, ...] = tuple(way for kind in KINDS for way in ENGINES.get(kind, ()))
 
-# Of every group one way is needed.
+# Each command needs one way out of every group.
 NEEDS: dict[str, tuple[tuple[Way, ...], ...]] = {
     "predict": ((("numpy",),), (("PIL",),), _RUN),
     "eval": ((("numpy",),), (("PIL",),), (*_RUN, ("torch",))),
@@ -51,7 +51,7 @@ _NAMES = {package.module: package.distribution for package in PACKAGES} | {GPU: 
 
 
 def commands(facts: Facts, *, engine: str = "auto") -> dict[str, list[str]]:
-    """Of every command that needs something: what is not here, in words; empty where it is ready.
+    """For each command of `NEEDS`, what is missing, in words; empty where the command is ready.
 
     engine: the kind that has to run bundles; `auto` for any.
     """
@@ -61,7 +61,10 @@ def commands(facts: Facts, *, engine: str = "auto") -> dict[str, list[str]]:
 
 
 def lacking(command: str, here: Collection[str], *, engine: str = "auto") -> list[str]:
-    """What `command` needs beside the modules in `here`, in words. engine: as in `commands`."""
+    """What `command` needs and `here` does not hold, in words.
+
+    here: modules that load, and `GPU` if there is one. engine: as in `commands`.
+    """
     groups = NEEDS[command]
     if engine != "auto":
         groups = tuple(ENGINES[engine] if set(_RUN) <= set(group) else group for group in groups)

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,7 +20,11 @@ State = Literal["ok", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Package:
-    """A package that something here needs. extra: of this package's extras, the one that brings it."""
+    """A package that some commands need.
+
+    module: what is imported. distribution: its name on PyPI. extra: the extra of twins-trt that installs it, None if no
+    extra does. disables: what does not work without it.
+    """
 
     module: str
     distribution: str
@@ -28,6 +33,7 @@ class Package:
 
     @property
     def install(self) -> str:
+        """The command that installs it."""
         if self.module == "tensorrt" and platform.machine() == "aarch64":  # pip's would shadow JetPack's
             return "sudo apt install python3-libnvinfer"
         return f"pip install {self.distribution}" if self.extra is None else f'pip install "twins-trt[{self.extra}]"'
@@ -53,9 +59,10 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class PackageState:
-    """A package as it is here. location: the file it is imported from. error: why it does not load.
+    """Whether a package is installed and loads.
 
-    targets: GPUs that a compiler builds for (`sm_86`), where it says so.
+    location: the file it is imported from. error: why it does not load. targets: GPUs that a compiler builds for
+    (`sm_86`), empty for other packages.
     """
 
     package: Package
@@ -67,36 +74,37 @@ class PackageState:
 
 
 def providing(module: str) -> Package | None:
-    """The package that an import of `module` comes from, if it is one of PACKAGES."""
+    """The one of `PACKAGES` that `module` belongs to, or None."""
     top = module.partition(".")[0]
     return next((package for package in PACKAGES if package.module.partition(".")[0] == top), None)
 
 
-def check_packages() -> tuple[PackageState, ...]:
-    """The state of each of PACKAGES.
+def check_packages(
+    packages: Sequence[Package] = PACKAGES, *, load: Callable[[Package], PackageState] | None = None
+) -> tuple[PackageState, ...]:
+    """The state of each package. load: tries to import one that is installed, by default `import_apart`."""
+    load = load or import_apart
 
-    Installed ones are imported in processes of their own: a broken shared library may end its process.
-    """
+    def check(package: Package) -> PackageState:
+        try:
+            spec = find_spec(package.module)
+        except ModuleNotFoundError:  # find_spec("a.b") imports a
+            spec = None
+        except Exception as error:  # the finders of other packages may raise anything
+            return PackageState(package, "broken", error=one_line(error))
+        if spec is None:
+            return PackageState(package, "missing")
+        state = load(package)
+        return replace(state, version=state.version or _installed_version(package.distribution), location=spec.origin)
+
     with ThreadPoolExecutor(4) as pool:
-        return tuple(pool.map(_check, PACKAGES))
+        return tuple(pool.map(check, packages))
 
 
-def _check(package: Package) -> PackageState:
-    try:
-        spec = find_spec(package.module)
-    except ModuleNotFoundError:  # of a package's submodule the package itself is imported
-        spec = None
-    except Exception as error:  # a finder of someone else's may raise anything
-        return PackageState(package, "broken", error=one_line(error))
-    if spec is None:
-        return PackageState(package, "missing")
-    tried = _try_import(package)
-    return replace(tried, version=tried.version or _installed_version(package.distribution), location=spec.origin)
-
-
-def _try_import(package: Package) -> PackageState:
+def import_apart(package: Package) -> PackageState:
+    """Imports a package in a process of its own, which a broken shared library may end."""
     if not sys.executable:
-        return PackageState(package, "ok")  # embedded: no second interpreter to try it in
+        return PackageState(package, "ok")  # Python is embedded: there is no interpreter to run
     script = (
         f"import importlib\nm = importlib.import_module({package.module!r})\nprint(getattr(m, '__version__', ''))\n"
         "print(*getattr(getattr(m, 'ComputeCapability', None), '__members__', ()))"
@@ -112,8 +120,8 @@ def _try_import(package: Package) -> PackageState:
         return PackageState(
             package, "broken", error=lines[-1] if lines else f"its process ended with {done.returncode}"
         )
-    version, _, rest = done.stdout.strip().partition("\n")
-    targets = tuple(f"sm_{found[1]}" for name in rest.split() if (found := re.fullmatch(r"SM(\d+)", name)))
+    version, _, capabilities = done.stdout.strip().partition("\n")
+    targets = tuple(f"sm_{found[1]}" for name in capabilities.split() if (found := re.fullmatch(r"SM(\d+)", name)))
     return PackageState(package, "ok", version=version or None, targets=targets)
 
 
@@ -125,5 +133,5 @@ def _installed_version(distribution: str) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """As in `OSError: no such file`."""
+    """An error with its class in one line, as in `OSError: no such file`."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""The sections on accuracy: the gate's verdict, class by class and image by image, and the ladder of precisions."""
+"""The sections on accuracy: the gate with every class, the worst images, and the ladder of precisions."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_t
 from twins_trt.spelling import spelled
 
 PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
-_WIDEST = 480  # pixels of a panel
-_QUALITY = 82
+_PANEL_WIDTH = 480  # pixels, at most
+_JPEG_QUALITY = 82
 
 
 def gate_section(inputs: Inputs) -> Section:
-    """Verdict, thresholds, the drop's interval, and every class."""
+    """Whether the gate passed and why, the interval of the drop, and every class."""
     gate = inputs.gate
     if gate is None:
         hint = f"twins-trt gate {inputs.bundle.path} --data KIND:PATH --checkpoint FILE"
@@ -44,7 +44,7 @@ def gate_section(inputs: Inputs) -> Section:
         return Section("gate", "Gate", blocks)
     passed = pick(gate, "passed") is True
     bound = pick_number(gate, "thresholds", "max_drop")
-    verdict = Note("Passed." if passed else "Failed.", "good" if passed else "bad")
+    outcome = Note("Passed." if passed else "Failed.", "good" if passed else "bad")
     reasons = [Note(f"{str(reason)[:1].upper()}{str(reason)[1:]}.", "bad") for reason in pick_list(gate, "reasons")]
     caveats = []
     if pick(gate, "simulated") is True:
@@ -72,11 +72,11 @@ def gate_section(inputs: Inputs) -> Section:
         )
     )
     chart = _drop_chart(gate, bound, passed=passed)
-    return Section("gate", "Gate", (verdict, *reasons, *caveats, facts, *chart, *_class_table(gate)))
+    return Section("gate", "Gate", (outcome, *reasons, *caveats, facts, *chart, *_class_table(gate)))
 
 
 def ladder_section(inputs: Inputs) -> Section:
-    """What each precision costs and gains."""
+    """Accuracy, size, kernels and time of each precision."""
     if not inputs.ladder:
         note = "No ladder of precisions was given. It compares fp32, fp16 and the INT8 levels on the same images."
         return Section("ladder", "Precisions", (Note(note),))
@@ -177,7 +177,7 @@ def _class_table(gate: Any) -> list[Table]:
 
 
 def _panels(path: Path) -> tuple[Panel, ...]:
-    """A picture of the gate's cut into its panels."""
+    """The panels of a picture that the gate drew. Raises ReportError where it is none."""
     from PIL import Image, UnidentifiedImageError
 
     from twins_trt.errors import ReportError
@@ -195,9 +195,9 @@ def _panels(path: Path) -> tuple[Panel, ...]:
     panels = []
     for caption, part in zip(PANELS, np.split(pixels, len(PANELS), axis=1), strict=True):
         picture = Image.fromarray(part)
-        picture.thumbnail((_WIDEST, 4 * _WIDEST))
+        picture.thumbnail((_PANEL_WIDTH, 4 * _PANEL_WIDTH))
         out = io.BytesIO()
-        picture.save(out, "JPEG", quality=_QUALITY)
+        picture.save(out, "JPEG", quality=_JPEG_QUALITY)
         panels.append(Panel(caption, out.getvalue(), *picture.size))
     return tuple(panels)
 

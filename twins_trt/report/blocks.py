@@ -1,4 +1,4 @@
-"""What a report says, before it is HTML or Markdown: sections of facts, tables, charts, pictures and notes."""
+"""The content of a report, before it is HTML or Markdown: sections of facts, tables, charts, pictures and notes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ Mood = Literal["plain", "good", "warn", "bad"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table. text: what is shown, empty where nothing was measured. key: what the column is sorted by,
-    the text where there is none. share: of a bar behind the number, 0 to 1. mood: its colour."""
+    """One cell of a table.
+
+    text: what is shown, empty where nothing was measured. key: sorts the column, None to sort by the text. share: the
+    length of a bar behind the number, 0 to 1. mood: its colour.
+    """
 
     text: str
     key: float | None = None
@@ -21,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """title: its head. numeric: aligned to the right."""
+    """A column of a table. title: its head. numeric: aligned to the right."""
 
     title: str
     numeric: bool = False
@@ -38,15 +41,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what belongs to them, in their order; empty values are left out."""
+    """Pairs of a name and a value, in order. Pairs with an empty value are left out."""
 
     rows: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """svg: markup made by `report.charts`. title: what it shows, also for those who cannot see it. note: how to read
-    it. Everything in it also stands in a table, which is what Markdown gets."""
+    """A drawing. Its numbers are in a table too, since Markdown shows no drawing.
+
+    svg: markup made by `report.charts`. title: what it shows, also read out by screen readers. note: how to read it.
+    """
 
     svg: str
     title: str
@@ -91,7 +96,7 @@ Block = Table | Facts | Chart | Pictures | Note | Code
 
 @dataclass(frozen=True)
 class Section:
-    """key: of its address in the page, letters only."""
+    """A section of the page. key: its anchor, letters only."""
 
     key: str
     title: str
@@ -100,7 +105,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure of the summary. detail: how it came about."""
+    """A figure of the summary. detail: how it was measured, or its limit."""
 
     label: str
     value: str
@@ -110,11 +115,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. verdict: of the gate, in a word or two. made: what wrote it, and when."""
+    """A whole report.
+
+    gate: its verdict in a few words, such as `gate passed, simulated`. mood: the colour of these words. made: what
+    wrote the report, and when.
+    """
 
     title: str
     subtitle: str
-    verdict: str
+    gate: str
     mood: Mood
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
@@ -124,7 +133,7 @@ class Page:
 def number(
     value: float | None, digits: int = 2, *, signed: bool = False, share: float | None = None, mood: Mood = "plain"
 ) -> Cell:
-    """A number rounded for reading and sorted by its full value; an empty cell for None."""
+    """A number, shown rounded and sorted by its full value; an empty cell for None."""
     if value is None:
         return Cell("")
     shown = f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
@@ -132,12 +141,12 @@ def number(
 
 
 def signed_range(low: float, high: float, *, digits: int = 2) -> str:
-    """Both ends of an interval, with their signs."""
+    """An interval in words, both ends with their signs."""
     return f"{low:+.{digits}f} to {high:+.{digits}f}".replace("-", "−")
 
 
 def without_empty(table: Table) -> Table:
-    """The table without columns that have no cell filled."""
+    """The table without the columns whose cells are all empty."""
     kept = [place for place in range(len(table.columns)) if any(row[place].text for row in table.rows)]
     columns = tuple(table.columns[place] for place in kept)
     return Table(table.caption, columns, tuple(tuple(row[place] for place in kept) for row in table.rows))

@@ -1,4 +1,4 @@
-"""Charts as SVG. Colours and fonts are the page's (style.css), so that both themes fit; texts are escaped here."""
+"""Charts as SVG. Texts are escaped here. Colours and fonts come from style.css, so that charts follow the theme."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 440  # of every drawing, in its own units: about a phone's pixels, so that texts can be read there
+WIDTH = 440  # of every drawing, in its own units: about as wide as a phone, so that texts stay readable there
 _LEFT, _RIGHT = 10, 10
 _ROW = 44
-_DOTS = 200  # samples drawn of a distribution; quantiles are of all
+_DOTS = 200  # at most so many samples of a distribution are drawn; quantiles are of all samples
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of `intervals`: a value and the interval it lies in, None for none."""
+    """A row of `intervals`: a value and the ends of its interval, None without one."""
 
     label: str
     value: float
@@ -43,7 +43,7 @@ class Work:
 
 
 def distribution(rows: Sequence[Spread], *, unit: str) -> str:
-    """A row of dots per spread over one logarithmic axis, with a tick at each mark."""
+    """Each spread as a row of dots over one logarithmic axis, with a tick at each mark."""
     every = [value for row in rows for value in row.samples]
     axis = _LogAxis(min(every), max(every), _LEFT, WIDTH - _RIGHT)
     height = _ROW * len(rows) + 26
@@ -53,7 +53,7 @@ def distribution(rows: Sequence[Spread], *, unit: str) -> str:
         parts.append(_text(_LEFT, middle - 13, row.label, "label"))
         step = max(1, len(row.samples) // _DOTS)
         for i, value in enumerate(row.samples[::step]):
-            wave = 4.5 * math.sin(2.4 * i)  # golden-angle steps: dots of equal times do not hide each other
+            wave = 4.5 * math.sin(2.4 * i)  # golden-angle steps keep dots of equal times apart
             parts.append(f'<circle class="dot" cx="{axis(value):.1f}" cy="{middle + wave:.1f}" r="2"/>')
         for name, value in row.marks:
             x = axis(value)
@@ -63,12 +63,12 @@ def distribution(rows: Sequence[Spread], *, unit: str) -> str:
 
 
 def intervals(rows: Sequence[Interval], *, unit: str, bound: float | None = None, bound_label: str = "") -> str:
-    """A dot and a whisker per row over one linear axis that holds 0; the bound, if any, as a broken line."""
+    """Each row as a dot with a whisker, over one linear axis that includes 0. bound: drawn as a broken line."""
     ends = [0.0] + ([bound] if bound is not None else [])
     ends += [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
-    least, most = min(ends), max(ends)
-    room = 0.08 * (most - least) or 0.1
-    axis = _LinearAxis(least - room, most + room, _LEFT, WIDTH - _RIGHT)
+    lowest, highest = min(ends), max(ends)
+    room = 0.08 * (highest - lowest) or 0.1
+    axis = _LinearAxis(lowest - room, highest + room, _LEFT, WIDTH - _RIGHT)
     height = _ROW * len(rows) + 26
     parts = _vertical_grid(axis, height - 22, unit)
     parts.append(f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="4" y2="{height - 22}"/>')
@@ -87,7 +87,7 @@ def intervals(rows: Sequence[Interval], *, unit: str, bound: float | None = None
 
 
 def roofline(works: Sequence[Work], *, peak: float, bandwidth: float) -> str:
-    """Dots under the roof of a device. peak: GFLOP/s. bandwidth: GB/s."""
+    """Dots under the roof of a device, both axes logarithmic. peak: GFLOP/s. bandwidth: GB/s."""
     ridge = peak / bandwidth
     across = _LogAxis(
         min([w.intensity for w in works] + [ridge / 8]),

@@ -1,4 +1,4 @@
-"""The sections on what the bundle is: what was built, at which precision, the audit, and where it came from."""
+"""The sections on the bundle itself: what was built, its precision plan, the audit, and where it came from."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def plan_section(inputs: Inputs) -> list[Section]:
 
 
 def audit_section(inputs: Inputs) -> Section:
-    """What the compiler made of the graph, engine by engine."""
+    """The kernels and tensors that the compiler made of the graph, engine by engine."""
     engines = pick_list(inputs.audit, "engines")
     if not engines:
         return Section("audit", "Audit", (Note("No engine was compiled, so there is none to audit."),))
@@ -105,7 +105,7 @@ def audit_section(inputs: Inputs) -> Section:
 
 
 def provenance_section(inputs: Inputs) -> Section:
-    """Files with their sha256, versions, figures and the command that builds the same again."""
+    """Files with their sha256, versions, figures, and the command that builds the bundle again."""
     manifest = inputs.bundle.manifest
     blocks: list[Block] = [
         Facts((("Created", manifest.created), ("Weights", _weights(inputs)), ("Gate", manifest.gate))),

@@ -1,4 +1,4 @@
-"""A report as one HTML page that asks for nothing else: style, script and pictures are inside."""
+"""A report as one HTML page that loads nothing else: style, script and pictures are inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import resources
 
 from twins_trt.report.blocks import Block, Cell, Chart, Code, Column, Facts, Note, Page, Pictures, Section, Table, Tile
 
-# Even a mistake in here could not send anything anywhere.
+# With this policy even a mistake in the page cannot send anything anywhere.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 _ICON = (  # without one, a browser asks the server for favicon.ico
     "data:image/svg+xml;base64,"
@@ -22,7 +22,7 @@ _ICON = (  # without one, a browser asks the server for favicon.ico
 
 
 def render_html(page: Page) -> str:
-    """The page's text. Whatever comes from names, files and results is escaped."""
+    """The page's text. Names and values from files and results are escaped."""
     links = "".join(f'<a href="#{s.key}">{escape(s.title)}</a>' for s in page.sections)
     return f"""<!doctype html>
 <html lang="en">
@@ -42,7 +42,7 @@ def render_html(page: Page) -> str:
 <p class="brand">twins-trt report</p>
 <button type="button" id="theme" hidden>Dark</button>
 </div>
-<h1>{escape(page.title)} <span class="badge {page.mood}">{escape(page.verdict)}</span></h1>
+<h1>{escape(page.title)} <span class="badge {page.mood}">{escape(page.gate)}</span></h1>
 <p class="subtitle">{escape(page.subtitle)}</p>
 <ul class="tiles">{"".join(map(_tile, page.tiles))}</ul>
 </header>

@@ -1,4 +1,4 @@
-"""What a report is made from: a bundle's own files, profiles, a ladder of precisions, and the gate's pictures."""
+"""The inputs of a report: a bundle's own files, profiles, a ladder of precisions, and the gate's pictures."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ MAX_PICTURES = 8
 
 @dataclass(frozen=True)
 class Inputs:
-    """profiles: each with its file's name, one saved in the bundle first. ladder: rungs as plain objects. pictures:
-    files, as `twins-trt gate --pictures` leaves them. gate, audit, plan, calibration: the bundle's files, None where
-    there is none."""
+    """Everything that a report is made from.
+
+    profiles: each with its file's name, the one saved in the bundle first. ladder: its rows, as plain objects.
+    pictures: files of `twins-trt gate --pictures`. gate, audit, plan, calibration: JSON files of the bundle, None
+    where it has none.
+    """
 
     bundle: Bundle
     profiles: tuple[tuple[str, Profile], ...] = ()
@@ -33,12 +36,12 @@ class Inputs:
 
     @property
     def measurements(self) -> list[tuple[Profile, Measurement]]:
-        """Everything that was measured, in the order of the files."""
+        """All measurements, in the order of the files."""
         return [(profile, each) for _, profile in self.profiles for each in profile.measurements]
 
     @property
     def own(self) -> tuple[Profile, Measurement] | None:
-        """The first measurement of this bundle: told by the sha256 of its graph, since names change."""
+        """The first measurement of this bundle, found by the sha256 of its graph: names change."""
         graph = self.bundle.manifest.graph_sha256
         return next((pair for pair in self.measurements if pair[1].subject.graph_sha256 == graph), None)
 
@@ -50,9 +53,9 @@ def read_inputs(
     ladder: str | Path | None = None,
     pictures: str | Path | None = None,
 ) -> Inputs:
-    """Opens and verifies everything.
+    """Opens the bundle, verifies it, and reads everything else.
 
-    Raises `BundleError` for a bundle that is damaged, `ProfileError` for a file that is no profile, `ReportError` for a
+    Raises BundleError for a bundle that is damaged, ProfileError for a file that is no profile, ReportError for a
     ladder or a folder of pictures that cannot be read.
     """
     opened = open_bundle(bundle)
@@ -69,7 +72,7 @@ def read_inputs(
 
 
 def pick(data: Any, *path: str | int) -> Any:
-    """The value at `path` inside plain JSON, None where there is none: files of older versions lack some."""
+    """The value at `path` inside plain JSON, or None: files of older versions lack some values."""
     for key in path:
         inside = key in data if isinstance(data, dict) else isinstance(data, list) and key in range(len(data))
         if not inside:
@@ -85,13 +88,13 @@ def pick_number(data: Any, *path: str | int) -> float | None:
 
 
 def pick_text(data: Any, *path: str | int) -> str:
-    """The text at `path`, empty where there is none; numbers as they are written."""
+    """The text at `path`, or an empty one; a number becomes text."""
     value = pick(data, *path)
     return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
 
 
 def pick_list(data: Any, *path: str | int) -> list[Any]:
-    """The list at `path`, empty where there is none."""
+    """The list at `path`, or an empty one."""
     value = pick(data, *path)
     return value if isinstance(value, list) else []
 
@@ -108,12 +111,12 @@ def _read_ladder(path: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _find_pictures(folder: Path, gate: Any) -> tuple[Path, ...]:
-    """The worst images first, in the gate's own order."""
+    """The pictures to show: the worst images in the gate's own order, then others."""
     if not folder.is_dir():
         raise ReportError(
             f"there is no folder {folder}", "let the gate draw them: twins-trt gate BUNDLE --pictures DIR"
         )
     files = {path.stem: path for path in sorted(folder.glob("*.png"))}
     ranked = [files[name] for each in pick_list(gate, "worst") if (name := pick_text(each, "name")) in files]
-    rest = [path for path in files.values() if path not in ranked]
-    return tuple([*ranked, *rest][:MAX_PICTURES])
+    others = [path for path in files.values() if path not in ranked]
+    return tuple([*ranked, *others][:MAX_PICTURES])

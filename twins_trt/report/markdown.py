@@ -13,8 +13,8 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|#~!])")
 
 
 def render_markdown(page: Page) -> str:
-    """The page's text. Whatever comes from names, files and results is escaped."""
-    parts = [f"# {_plain(page.title)}", f"{_plain(page.subtitle)}: **{_plain(page.verdict)}**"]
+    """The page's text. Names and values from files and results are escaped."""
+    parts = [f"# {_plain(page.title)}", f"{_plain(page.subtitle)}: **{_plain(page.gate)}**"]
     parts.append(_table(("", "", ""), [(t.label, t.value, t.detail) for t in page.tiles], numeric=(1,)))
     for section in page.sections:
         parts += [f"## {_plain(section.title)}", *filter(None, map(_block, section.blocks))]
@@ -65,5 +65,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequ
 
 
 def _plain(text: str) -> str:
-    """One line of text that Markdown shows as it is."""
+    """The text in one line, escaped so that Markdown shows it unchanged."""
     return _SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))

@@ -1,4 +1,4 @@
-"""The report as a whole: what is on top, and the order of the sections."""
+"""The report as a whole: the summary on top, and the order of the sections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twins_trt.report.speed import blocks_section, latency_section
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
-_VERDICTS: dict[str, tuple[str, Mood]] = {
+_GATE_WORDS: dict[str, tuple[str, Mood]] = {
     "passed": ("gate passed", "good"),
     "failed": ("gate failed", "bad"),
     "ungated": ("ungated", "warn"),
@@ -34,11 +34,12 @@ def write_report(
     pictures: str | Path | None = None,
     markdown: bool = False,
 ) -> Page:
-    """Writes the report on a bundle to `out`, whole or not at all, and returns what is in it.
+    """Writes the report on a bundle to `out`, whole or not at all, and returns its content.
 
-    profiles: files of `twins-trt profile`. ladder: a results file with a rung a precision. pictures: the folder that
-    `twins-trt gate --pictures` filled. markdown: instead of one HTML page; without charts and pictures.
-    Raises as `read_inputs` does, and `ReportError` where `out` cannot be written.
+    profiles: files of `twins-trt profile`. ladder: a results file of `python -m benchmarks.ladder`, with a row for each
+    precision. pictures: the folder that `twins-trt gate --pictures` filled. markdown: instead of an HTML page, without
+    charts and pictures.
+    Raises as `read_inputs` does, and ReportError where `out` cannot be written.
     """
     page = build_page(read_inputs(bundle, profiles=profiles, ladder=ladder, pictures=pictures))
     content = render_markdown(page) if markdown else render_html(page)
@@ -46,23 +47,23 @@ def write_report(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as file:
-            file.write(content.encode("utf-8", "backslashreplace"))  # file names may hold what is no text
+            file.write(content.encode("utf-8", "backslashreplace"))  # file names may not be valid text
     except OSError as error:
         raise ReportError(f"{out} cannot be written: {error.strerror}", f"give another {spelled('out')}") from error
     return page
 
 
 def build_page(inputs: Inputs) -> Page:
-    """The report, before it is HTML or Markdown."""
+    """The report's content, before it is HTML or Markdown."""
     manifest = inputs.bundle.manifest
-    verdict, mood = _VERDICTS[manifest.gate]
+    gate, mood = _GATE_WORDS[manifest.gate]
     if pick(inputs.gate, "simulated") is True:
-        verdict += ", simulated"
+        gate += ", simulated"
     size = "dynamic size" if manifest.interface.size is None else "×".join(map(str, manifest.interface.size))
     return Page(
         title=inputs.bundle.path.name,
         subtitle=f"{manifest.model}, {manifest.precision}, {size}, {manifest.interface.num_classes} classes",
-        verdict=verdict,
+        gate=gate,
         mood=mood,
         tiles=tuple(_tiles(inputs)),
         sections=(
@@ -81,7 +82,7 @@ def build_page(inputs: Inputs) -> Page:
 
 
 def _tiles(inputs: Inputs) -> list[Tile]:
-    """The figures that decide; one that was not measured has no tile."""
+    """The most important figures, one tile each. A figure that was not measured has no tile."""
     tiles = []
     gate, bundle = inputs.gate, inputs.bundle
     miou, before = pick_number(gate, "scores", "miou"), pick_number(gate, "reference", "miou")

@@ -1,4 +1,4 @@
-"""How fast a device could be at best: its ceilings, and the least work that each block of a graph is."""
+"""How fast a device could be at best: its peak rates, and the work that each block of a graph needs at least."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ OTHER = "other"  # what a profile calls layers that belong to no block
 
 @dataclass(frozen=True)
 class Ceilings:
-    """float16, int8: dense tensor-core peaks, 10^12 operations a second, float16 with float32 sums where the device
-    tells them apart. gb_s: memory bandwidth, GB/s. source: where the numbers stand."""
+    """The peak rates of a device.
+
+    float16, int8: dense tensor-core peaks in 10^12 operations a second; float16 with float32 sums where the device has
+    a rate of its own for them. gb_s: memory bandwidth in GB/s. source: the document that says so.
+    """
 
     name: str
     float16: float
@@ -24,7 +27,7 @@ class Ceilings:
     source: str
 
 
-# By what the driver calls the device; the first that fits. Figures with sparsity are halved.
+# By the driver's name of the device; the first match holds. Figures given with sparsity are halved.
 DEVICES: tuple[tuple[str, Ceilings], ...] = (
     (r"\bH200(?! NVL)", Ceilings("H200 SXM", 989, 1979, 4800, "NVIDIA H200 data sheet")),
     (r"H100.*(HBM3|SXM)", Ceilings("H100 SXM", 989, 1979, 3350, "NVIDIA H100 data sheet")),
@@ -38,22 +41,28 @@ DEVICES: tuple[tuple[str, Ceilings], ...] = (
 
 @dataclass(frozen=True)
 class BlockWork:
-    """flops: of matrix products and convolutions, a multiply-add being two. nbytes: the least a block moves, if nothing
-    inside of it goes through memory: what enters, what leaves, and its weights, each once."""
+    """The work of a block.
+
+    flops: of matrix products and convolutions; a multiply-add counts as two. nbytes: the least that the block moves
+    through memory: its inputs, outputs and weights, each once.
+    """
 
     flops: float
     nbytes: float
 
 
 def find_ceilings(device: str | None) -> Ceilings | None:
-    """The row of the device that is called so, None where it is not in the table or is a slice of one (MIG)."""
+    """The ceilings of a device; None where the table does not have it, or where it is a slice of one (MIG).
+
+    device: its name as the driver says it.
+    """
     if not device or "MIG" in device:
         return None
     return next((ceilings for pattern, ceilings in DEVICES if re.search(pattern, device)), None)
 
 
 def block_work(graph: Path) -> dict[str, BlockWork] | None:
-    """The work of each block of an exported graph, by name, for one call; None for a graph of dynamic size.
+    """The work of each block of an exported graph in one call, by name; None for a graph of dynamic size.
 
     Raises ImportError without onnx.
     """
@@ -62,25 +71,25 @@ def block_work(graph: Path) -> dict[str, BlockWork] | None:
     model = onnx.shape_inference.infer_shapes(onnx.load(str(graph)), data_prop=True)
     sizes, shapes = _tensors(model.graph)
     flops: dict[str, float] = defaultdict(float)
-    makers: dict[str, str] = {}
+    writers: dict[str, str] = {}
     readers: dict[str, set[str]] = defaultdict(set)
     for node in model.graph.node:
         block = node.name.split("/", 1)[0] if "/" in node.name else OTHER
         if (work := _flops(node, shapes)) is None:
             return None
         flops[block] += work
-        makers.update(dict.fromkeys(node.output, block))
+        writers.update(dict.fromkeys(node.output, block))
         for name in node.input:
             readers[name].add(block)
     moved: dict[str, float] = defaultdict(float)
     outputs = {value.name for value in model.graph.output}
     for name, nbytes in sizes.items():
-        maker = makers.get(name)
-        others = readers[name] - {maker}
+        writer = writers.get(name)
+        others = readers[name] - {writer}
         for block in others:
             moved[block] += nbytes
-        if maker is not None and (others or name in outputs):
-            moved[maker] += nbytes
+        if writer is not None and (others or name in outputs):
+            moved[writer] += nbytes
     return {block: BlockWork(flops[block], moved[block]) for block in flops}
 
 
@@ -102,11 +111,12 @@ def _tensors(graph: Any) -> tuple[dict[str, float], dict[str, tuple[int, ...]]]:
 
 
 def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> float | None:
-    """None where a shape that is needed is not known."""
+    """The FLOPs of a node; None where a shape is not known."""
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return 0.0
-    out, taken = shapes.get(node.output[0]), shapes.get(node.input[1] if node.op_type == "Conv" else node.input[0])
-    if out is None or taken is None:
+    conv = node.op_type == "Conv"
+    out, summed = shapes.get(node.output[0]), shapes.get(node.input[1 if conv else 0])
+    if out is None or summed is None:
         return None
-    depth = prod(taken[1:]) if node.op_type == "Conv" else taken[-1]
+    depth = prod(summed[1:]) if conv else summed[-1]  # a weight is (C_out, C_in, h, w), an activation (..., C_in)
     return 2.0 * prod(out) * depth

@@ -1,9 +1,9 @@
-"""The sections on time: latency of everything that was measured, and each block against the roof of its device."""
+"""The sections on time: the latency of everything that was measured, and each block under the roof of its device."""
 
 from __future__ import annotations
 
 from twins_trt.profiling.results import Latency, Measurement, Profile
-from twins_trt.report.blocks import Block, Chart, Column, Facts, Note, Section, Table, number, text, without_empty
+from twins_trt.report.blocks import Block, Cell, Chart, Column, Facts, Note, Section, Table, number, text, without_empty
 from twins_trt.report.charts import Spread, Work, distribution, roofline
 from twins_trt.report.inputs import Inputs
 from twins_trt.report.roofline import BlockWork, Ceilings, block_work, find_ceilings
@@ -13,7 +13,7 @@ _QUANTILES = ("p50", "p90", "p95", "p99")
 
 
 def latency_section(inputs: Inputs) -> Section:
-    """Latencies, their distribution, stages, batches and ratios, profile by profile."""
+    """Latencies with their distribution, stages, batches and ratios, profile by profile."""
     if not inputs.profiles:
         note = "No profile was given. It is measured on the device that the bundle is for: twins-trt profile."
         return Section("latency", "Latency", (Note(note),))
@@ -36,12 +36,12 @@ def latency_section(inputs: Inputs) -> Section:
 
 
 def blocks_section(inputs: Inputs) -> Section:
-    """Time of each block of this bundle's graph, and what the device allows."""
+    """The time of each block of this bundle's graph, and the roof of the device if it is known."""
     title = "Blocks and roofline"
     own = inputs.own
     if own is None or not own[1].layers:
-        lacking = "No profile of this bundle was given" if own is None else "The profile timed no layers"
-        return Section("blocks", title, (Note(f"{lacking}, so there are no times of blocks."),))
+        gap = "No profile of this bundle was given" if own is None else "The profile timed no layers"
+        return Section("blocks", title, (Note(f"{gap}, so there are no times of blocks."),))
     profile, measurement = own
     machine, subject = profile.machine, measurement.subject
     on_cpu = subject.engine in CPU_KINDS or subject.measured_on == machine.processor
@@ -54,8 +54,8 @@ def blocks_section(inputs: Inputs) -> Section:
         works, why = None, "onnx is not installed, so operations were not counted: pip install 'twins-trt[build]'."
     blocks: list[Block] = [] if works else [Note(why)]
     if works and ceilings is None:
-        known = f"The ceilings of {device} are not known" if device else "Ceilings of this CPU were not measured"
-        blocks.append(Note(f"{known}, so there is no roofline; the speeds are counted operations over measured time."))
+        gap = f"The ceilings of {device} are not known" if device else "Ceilings of this CPU were not measured"
+        blocks.append(Note(f"{gap}, so there is no roofline; the speeds are counted operations over measured time."))
     elif works and ceilings:
         blocks += _roof(measurement, works, ceilings, inputs.bundle.manifest.precision)
     return Section("blocks", title, (*blocks, _block_table(measurement, works or {})))
@@ -64,8 +64,8 @@ def blocks_section(inputs: Inputs) -> Section:
 def _distribution(profile: Profile) -> Chart:
     rows = []
     for measurement in profile.measurements:
-        found = [(name, getattr(measurement.call, name)) for name in ("p50", "p99")]
-        marks = [(name, value) for name, value in found if value is not None]
+        quantiles = [(name, getattr(measurement.call, name)) for name in ("p50", "p99")]
+        marks = [(name, value) for name, value in quantiles if value is not None]
         rows.append(Spread(measurement.subject.label, measurement.call.samples, marks))
     title = "Latency of single calls: a picture in memory to its mask"
     return Chart(distribution(rows, unit="ms"), title, "A dot is a call; the axis is logarithmic.")
@@ -112,16 +112,13 @@ def _stages(profile: Profile) -> list[Table]:
         return []
     columns = (Column("What"), *(Column(f"{name}, ms", numeric=True) for name in names))
 
-    def cells(measurement: Measurement) -> list[Latency | None]:
-        return [measurement.stages.get(name) for name in names]
+    slowest = max(stage.p50 for each in profile.measurements for stage in each.stages.values())
 
-    most = max(stage.p50 for each in profile.measurements for stage in each.stages.values())
+    def cell(stage: Latency | None) -> Cell:
+        return number(None) if stage is None else number(stage.p50, 3, share=stage.p50 / slowest)
+
     rows = tuple(
-        (
-            text(each.subject.label),
-            *(number(None if s is None else s.p50, 3, share=None if s is None else s.p50 / most) for s in cells(each)),
-        )
-        for each in profile.measurements
+        (text(each.subject.label), *(cell(each.stages.get(name)) for name in names)) for each in profile.measurements
     )
     return [Table("Where a call spends its time, medians", columns, rows)]
 
@@ -187,7 +184,7 @@ def _roof(measurement: Measurement, works: dict[str, BlockWork], ceilings: Ceili
 
 def _block_table(measurement: Measurement, works: dict[str, BlockWork]) -> Table:
     times = measurement.blocks()
-    total, most = sum(times.values()), max(times.values())
+    total, slowest = sum(times.values()), max(times.values())
     rows = []
     for block, milliseconds in times.items():
         work = works.get(block)
@@ -195,7 +192,7 @@ def _block_table(measurement: Measurement, works: dict[str, BlockWork]) -> Table
         rows.append(
             (
                 text(block),
-                number(milliseconds, 3, share=milliseconds / most if most else None),
+                number(milliseconds, 3, share=milliseconds / slowest if slowest else None),
                 number(100 * milliseconds / total if total else None, 1),
                 number(work.flops / 1e6 if work else None, 1),
                 number(work.nbytes / 1e6 if work else None, 2),
