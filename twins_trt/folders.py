@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from twins_trt.errors import BundleError
 from twins_trt.exchange import exchange, rename_new
 from twins_trt.files import sync_folder
+from twins_trt.spelling import spelled
 
 _GRACE_S = 1.0  # more than two renames take; for where nothing can be locked
 
@@ -60,6 +62,20 @@ def whole_folder(path: Path, *, replace: Callable[[], None] | None = None) -> It
                     replace()
                 _swap(staging, path)
             sync_folder(path.parent)
+
+
+def check_replaceable(path: Path, *, marker: str, otherwise: str, overwrite: bool) -> None:
+    """Raises BundleError if something is at `path` and must not be replaced.
+
+    It is replaced with `overwrite` alone, and only if it is a folder with the file `marker`. otherwise: what an error
+    calls anything else, as in `not a bundle`.
+    """
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise BundleError(f"{path} exists", f"choose another name, or replace it: {spelled('overwrite', True)}")
+    if path.is_symlink() or not (path / marker).is_file():
+        raise BundleError(f"{path} exists and is {otherwise}, so it is not overwritten", "choose another name")
 
 
 @contextmanager

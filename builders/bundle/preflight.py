@@ -9,8 +9,7 @@ from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.plan.precision_plan import read_plan
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.folders import restore
-from twins_trt.runtime.manifest import MANIFEST
-from twins_trt.spelling import spelled
+from twins_trt.runtime.bundle import check_place
 
 
 def check(job: BuildJob) -> None:
@@ -18,7 +17,7 @@ def check(job: BuildJob) -> None:
 
     Raises `BundleError` for an `out` that exists or cannot be written, `DataError` and `UsageError` for data and files.
     """
-    _check_out(job.out, overwrite=job.overwrite)
+    _check_place(job.out, overwrite=job.overwrite)
     if job.gate is not None:
         job.gate.open()
     if job.int8 is None:
@@ -31,15 +30,11 @@ def check(job: BuildJob) -> None:
         raise UsageError(f"there is no range file {job.int8.ranges}", "twins-trt calibrate writes one")
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    """What `write_bundle` would refuse."""
-    restore(out)  # a bundle whose replacement was cut off is there, not missing
-    if out.exists() or out.is_symlink():
-        if not (out / MANIFEST).is_file():
-            raise BundleError(f"{out} exists and is not a bundle, so it is not replaced", "choose another name")
-        if not overwrite:
-            fix = f"choose another name, or replace it: {spelled('overwrite', True)}"
-            raise BundleError(f"{out} exists", fix)
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    """Raises the errors of `write_bundle`."""
+    restore(out)  # an interrupted replacement left the bundle under another name
+    check_place(out, overwrite=True)  # first: nothing but a bundle is ever replaced
+    check_place(out, overwrite=overwrite)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BundleError(f"{out} cannot be written: {parent} is no folder to write in", "choose another place")

@@ -18,7 +18,7 @@ from tiny_graphs import MakeBundle
 from twins_trt.cli import main
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.handoff import TARGETS, HandoffOptions, resolve_handoff, write_handoff
-from twins_trt.handoff.engines import capability, choose, one_plan, rebuild_with
+from twins_trt.handoff.engines import capability, choose, rebuild_with, single_engine
 from twins_trt.handoff.folder import Handoff
 from twins_trt.handoff.prototext import Symbol, prototext
 from twins_trt.runtime import write_bundle
@@ -71,9 +71,9 @@ def test_which_engine_is_taken(make_bundle: MakeBundle) -> None:
     with pytest.raises(BundleError, match=r"no engine sm_75; its engines: engines/rtx.engine \(sm_86, sm_120\); "):
         choose(bundle, "sm_75", tool="T")
     with pytest.raises(BundleError, match="T takes one"):
-        one_plan(bundle, "auto", tool="T", plan="p")
+        single_engine(bundle, "auto", tool="T", file="p")
     with pytest.raises(BundleError, match="TensorRT engines only"):
-        one_plan(bundle, "onnxruntime", tool="T", plan="p")
+        single_engine(bundle, "onnxruntime", tool="T", file="p")
     with pytest.raises(BundleError, match="two engines for sm_87"):
         choose(make_bundle(engines=(ORIN, type(ORIN)("engines/b", "tensorrt", "10", ("sm_87",)))), "auto", tool="T")
 
@@ -81,7 +81,7 @@ def test_which_engine_is_taken(make_bundle: MakeBundle) -> None:
 def test_without_an_engine_the_graph_and_a_program_that_builds_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
     """The program calls trtexec, here one that only says what it is asked for."""
     bundle = make_bundle(24, 32, batch=(1, 4, 16))
-    files, notes = one_plan(bundle, "auto", tool="T", plan="model.plan")
+    files, notes = single_engine(bundle, "auto", tool="T", file="model.plan")
     assert set(files) == {"graph.onnx", "build_engine.sh"} and "build_engine.sh" in notes[0]
     out = write_handoff(Handoff("x", bundle, files), tmp_path / "a b")
     fake = tmp_path / "trtexec"
@@ -112,9 +112,9 @@ def test_compute_capabilities(target: str, shown: str) -> None:
     assert capability(target) == shown
 
 
-def test_the_command_that_rebuilds_with_other_options(make_bundle: MakeBundle) -> None:
-    manifest = make_bundle(rebuild="twins-trt build m --input uint8 --target cpu --out 'a b.bundle'").manifest
-    words = shlex.split(rebuild_with(manifest, {"--input": "float32", "--batch": "1:4:16", "--target": None}))
+def test_the_command_that_rebuilds_with_other_options() -> None:
+    command = "twins-trt build m --input uint8 --target cpu --out 'a b.bundle'"
+    words = shlex.split(rebuild_with(command, {"--input": "float32", "--batch": "1:4:16", "--target": None}))
     assert words == ["twins-trt", "build", "m", "--input", "float32", "--out", "a b.bundle", "--batch", "1:4:16"]
 
 

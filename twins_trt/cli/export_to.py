@@ -8,7 +8,7 @@ from pathlib import Path
 from twins_trt.cli.console import Console, megabytes
 from twins_trt.errors import UsageError
 from twins_trt.handoff import TARGETS, resolve_handoff, write_handoff
-from twins_trt.handoff.folder import check_out
+from twins_trt.handoff.folder import check_place
 from twins_trt.verbs.export_to import FLAGS
 
 EXAMPLE = (
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from twins_trt.runtime import open_bundle
 
     options, out = request.options, Path(request.out)
-    check_out(out, overwrite=request.overwrite)
+    check_place(out, overwrite=request.overwrite)
     handoff = resolve_handoff(open_bundle(request.bundle), request.target, options=options)
     value = {"target": handoff.target, "out": str(out), "files": sorted(handoff.files), "notes": list(handoff.notes)}
     if arguments.dry_run:

@@ -1,4 +1,4 @@
-"""Bundles as other programs take them: NVIDIA Triton Inference Server, DeepStream, Isaac ROS. One module a target."""
+"""Bundles for other programs: NVIDIA Triton Inference Server, DeepStream and Isaac ROS, one module each."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ TARGETS = {
 
 
 def resolve_handoff(bundle: Bundle, target: str, *, options: HandoffOptions | None = None) -> Handoff:
-    """What `target` needs to run `bundle`; nothing is written.
+    """The files that `target` needs to run `bundle`; nothing is written.
 
         >>> from twins_trt.runtime import open_bundle                                    # doctest: +SKIP
         >>> write_handoff(resolve_handoff(open_bundle("x.bundle"), "triton-server"), "models")  # doctest: +SKIP
 
-    target: a name of `TARGETS`. Raises UsageError for an unknown target, BundleError where the bundle's graph or
-    engine is not one that it can run, with the command that builds one that is.
+    target: one of `TARGETS`. Raises UsageError for an unknown target, BundleError if the target cannot run the bundle's
+    graph or engine, with the command that builds a bundle that it can run.
     """
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", f"use one of: {', '.join(TARGETS)}")
-    handoff: Handoff = importlib.import_module(TARGETS[target]).plan(bundle, options or HandoffOptions())
+    handoff: Handoff = importlib.import_module(TARGETS[target]).resolve(bundle, options or HandoffOptions())
     return handoff

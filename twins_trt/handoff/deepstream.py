@@ -1,8 +1,8 @@
 """DeepStream: the configuration of the inference element that can feed the bundle's graph.
 
-Gst-nvinferserver hands pixels to Triton in any type and order, so it takes a graph of uint8 pixels as it is and gives
-its mask. Gst-nvinfer always writes float planes into the engine's input and knows no uint8 tensor: it can feed a graph
-of normalized planes that gives logits, and only nearly, for it has one scale where normalization has three.
+Gst-nvinferserver hands pixels to Triton in any type and order, so it can feed a graph that takes uint8 pixels, and it
+gives the mask. Gst-nvinfer always writes float planes into the engine's input and has no uint8 tensors. It can feed a
+graph that takes normalized planes and gives logits, but not exactly: it has one scale, normalization has three.
 Source: the pages on Gst-nvinferserver and Gst-nvinfer of the DeepStream documentation.
 """
 
@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
 from twins_trt.handoff import shipped
-from twins_trt.handoff.engines import one_plan, unfit
+from twins_trt.handoff.engines import single_engine, unfit
 from twins_trt.handoff.folder import Handoff, HandoffOptions, readme_notes
 from twins_trt.handoff.prototext import Symbol, prototext
 from twins_trt.handoff.triton_server import max_batch_size, model_files, model_name
 
 if TYPE_CHECKING:
-    from twins_trt.data.preprocessing import Size
+    from twins_trt.data.preprocessing import Preprocessing, Size
+    from twins_trt.inference.interface import GraphInterface
     from twins_trt.runtime.bundle import Bundle
-    from twins_trt.runtime.manifest import Manifest
 
 CONFIG = "config_infer.txt"
-PLAN = "model.plan"
+ENGINE = "model.plan"
 
-# What the configurations call a setting.
+# Values of the configurations.
 BILINEAR = 1  # NvBufSurfTransformInter_Bilinear
 WHOLE_FRAMES = 1
 PLANES, RGB, RAW_TENSORS = 0, 0, 100
 
 
-def plan(bundle: Bundle, options: HandoffOptions) -> Handoff:
+def resolve(bundle: Bundle, options: HandoffOptions) -> Handoff:
     """The element's configuration, the model, the labels and a probe that reads the masks."""
     size = _check(bundle)
     element = _with_nvinferserver if bundle.interface.layout == "NHWC" else _with_nvinfer
@@ -41,32 +41,31 @@ def plan(bundle: Bundle, options: HandoffOptions) -> Handoff:
 
 
 def _check(bundle: Bundle) -> Size:
-    """The graph's (height, width). Raises BundleError where neither element can feed it."""
-    manifest = bundle.manifest
-    planes = manifest.interface.layout == "NCHW"
-    for_nvinfer = planes and [spec.name for spec in manifest.interface.outputs] == ["logits"]
+    """The graph's (height, width). Raises BundleError if neither element can feed it."""
+    interface = bundle.interface
+    planes = interface.layout == "NCHW"
+    for_nvinfer = planes and [spec.name for spec in interface.outputs] == ["logits"]
     faults = {}
     if planes and not for_nvinfer:
         faults["--input"] = ("gives a mask from planes, Gst-nvinfer knows no uint8 tensors", "uint8")
-    if not for_nvinfer and isinstance(manifest.interface.image.shape[0], int):
+    if not for_nvinfer and isinstance(interface.image.shape[0], int):
         faults["--batch"] = ("takes a fixed batch, Gst-nvinferserver fills batches as frames come", "1:4:16")
-    if manifest.interface.size is None:
+    if interface.size is None:
         faults["--size"] = ("has a dynamic size, DeepStream scales every frame to one", "512x512")
-    if faults or manifest.interface.size is None:
+    if faults or interface.size is None:
         raise unfit(bundle, faults)
-    return manifest.interface.size
+    return interface.size
 
 
 def _with_nvinferserver(bundle: Bundle, size: Size, options: HandoffOptions) -> Handoff:
-    manifest = bundle.manifest
-    largest = max_batch_size(manifest, options.max_batch)
+    largest = max_batch_size(bundle.manifest, options.max_batch)
     model, notes = model_files(bundle, options)
     files: dict[str, bytes | Path] = {f"models/{name}": content for name, content in model.items()}
-    files[CONFIG] = prototext(nvinferserver_config(manifest, model_name(bundle, options), largest)).encode()
+    files[CONFIG] = prototext(nvinferserver_config(bundle.interface, model_name(bundle, options), largest)).encode()
     return _handoff(bundle, size, files, "nvinferserver", largest, notes)
 
 
-def nvinferserver_config(manifest: Manifest, name: str, largest: int) -> dict[str, object]:
+def nvinferserver_config(interface: GraphInterface, name: str, largest: int) -> dict[str, object]:
     """The messages of nvdsinferserver_plugin.proto, for prototext."""
     repository = {"root": "./models", "strict_model_config": True, "log_level": 1}
     infer = {
@@ -80,7 +79,7 @@ def nvinferserver_config(manifest: Manifest, name: str, largest: int) -> dict[st
         "preprocess": {
             "network_format": Symbol("IMAGE_FORMAT_RGB"),
             "tensor_order": Symbol("TENSOR_ORDER_NHWC"),
-            "tensor_name": manifest.interface.image.name,
+            "tensor_name": interface.image.name,
             "maintain_aspect_ratio": 0,
             "frame_scaling_filter": BILINEAR,
             "normalize": {"scale_factor": 1.0},  # the graph normalizes
@@ -96,48 +95,47 @@ def nvinferserver_config(manifest: Manifest, name: str, largest: int) -> dict[st
 
 def _with_nvinfer(bundle: Bundle, size: Size, options: HandoffOptions) -> Handoff:
     options.refuse("name", "instances", "queue_delay", tool="Gst-nvinfer")
-    manifest = bundle.manifest
-    low, high = manifest.interface.batch_limits
+    interface = bundle.interface
+    low, high = interface.batch_limits
     largest = options.max_batch or high or low
     if not low <= largest <= (high or largest):
-        raise BundleError(f"the graph takes {low} to {high} images at a time, not up to {largest}", manifest.rebuild)
-    files, notes = one_plan(bundle, options.engine, tool="DeepStream", plan=PLAN)
-    files[CONFIG] = nvinfer_config(manifest, size, largest).encode()
-    return _handoff(bundle, size, files, "nvinfer", largest, [_scale_note(manifest), *notes])
+        raise BundleError(f"the graph takes {low} to {high} images at a time, not up to {largest}", bundle.rebuild)
+    files, notes = single_engine(bundle, options.engine, tool="DeepStream", file=ENGINE)
+    files[CONFIG] = nvinfer_config(interface, size, largest).encode()
+    return _handoff(bundle, size, files, "nvinfer", largest, [_scale_note(interface.preprocessing), *notes])
 
 
-def nvinfer_config(manifest: Manifest, size: Size, largest: int) -> str:
+def nvinfer_config(interface: GraphInterface, size: Size, largest: int) -> str:
     """The [property] group. No onnx-file: from one, nvinfer would build an engine of other precision without a word."""
     height, width = size
-    settings = {
+    properties = {
         "gpu-id": 0,
         "gie-unique-id": 1,
         "process-mode": WHOLE_FRAMES,
-        "model-engine-file": PLAN,
+        "model-engine-file": ENGINE,
         "labelfile-path": "labels.txt",
         "batch-size": largest,
         "network-type": RAW_TENSORS,
         "output-tensor-meta": 1,
-        "output-blob-names": manifest.interface.outputs[0].name,
+        "output-blob-names": interface.outputs[0].name,
         "infer-dims": f"3;{height};{width}",
         "network-input-order": PLANES,
         "model-color-format": RGB,
         "maintain-aspect-ratio": 0,
         "scaling-filter": BILINEAR,
-        "net-scale-factor": f"{net_scale(manifest):.9g}",
-        "offsets": ";".join(f"{value:.9g}" for value in manifest.interface.preprocessing.mean),
+        "net-scale-factor": f"{net_scale(interface.preprocessing):.9g}",
+        "offsets": ";".join(f"{value:.9g}" for value in interface.preprocessing.mean),
     }
-    return "[property]\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
+    return "[property]\n" + "".join(f"{key}={value}\n" for key, value in properties.items())
 
 
-def net_scale(manifest: Manifest) -> float:
+def net_scale(preprocessing: Preprocessing) -> float:
     """The one factor that is nearest to the three of the normalization: 1 / mean of the deviations."""
-    std = manifest.interface.preprocessing.std
-    return len(std) / sum(std)
+    return len(preprocessing.std) / sum(preprocessing.std)
 
 
-def _scale_note(manifest: Manifest) -> str:
-    worst = max(abs(net_scale(manifest) * std - 1) for std in manifest.interface.preprocessing.std)
+def _scale_note(preprocessing: Preprocessing) -> str:
+    worst = max(abs(net_scale(preprocessing) * std - 1) for std in preprocessing.std)
     if worst < 1e-6:
         return "normalization is exact: the channels share one deviation"
     return (
@@ -149,24 +147,24 @@ def _scale_note(manifest: Manifest) -> str:
 def _handoff(
     bundle: Bundle, size: Size, files: dict[str, bytes | Path], element: str, largest: int, notes: list[str]
 ) -> Handoff:
-    """The same for both elements: labels, probe and how to run it."""
-    manifest = bundle.manifest
-    output = manifest.interface.output("mask") or manifest.interface.outputs[0]
+    """Adds what both elements need: labels, the probe, and a README that says how to run it."""
+    interface = bundle.interface
+    output = interface.output("mask") or interface.outputs[0]
     model = {
         "size": list(size),
         "output": {"name": output.name, "dtype": output.dtype, "shape": list(output.shape[1:])},
-        "classes": list(manifest.interface.classes),
-        "palette": [list(colour) for colour in manifest.interface.palette],
+        "classes": list(interface.classes),
+        "palette": [list(colour) for colour in interface.palette],
     }
-    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.interface.classes).encode()
+    files["labels.txt"] = "".join(f"{label}\n" for label in interface.classes).encode()
     files["model.json"] = (json.dumps(model, indent=2, ensure_ascii=False) + "\n").encode()
     files["mask_probe.py"] = Path(shipped.__path__[0]) / "mask_probe.py"
-    files["README.md"] = _readme(manifest, size, element, largest, notes).encode()
+    files["README.md"] = _readme(bundle.manifest.model, size, element, largest, notes).encode()
     return Handoff("deepstream", bundle, files, tuple(notes))
 
 
-def _readme(manifest: Manifest, size: Size, element: str, largest: int, notes: list[str]) -> str:
-    return f"""# {manifest.model}, for DeepStream ({element})
+def _readme(model: str, size: Size, element: str, largest: int, notes: list[str]) -> str:
+    return f"""# {model}, for DeepStream ({element})
 
     gst-launch-1.0 uridecodebin uri=file:///video.mp4 ! mux.sink_0 \\
         nvstreammux name=mux batch-size=1 width={size[1]} height={size[0]} ! \\

@@ -1,4 +1,4 @@
-"""Which file of a bundle another program runs: TensorRT's own engines, or the graph they are built from."""
+"""The file of a bundle that another program runs: an engine of TensorRT, or the graph."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from twins_trt.runtime.manifest import GRAPH
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
+    from twins_trt.inference.tensors import TensorSpec
     from twins_trt.runtime.bundle import Bundle
-    from twins_trt.runtime.manifest import EngineFile, Manifest
+    from twins_trt.runtime.manifest import EngineFile
 
 FLAVOUR = "tensorrt"
-"""The compiler whose engines other programs load. TensorRT-RTX has a runtime of its own, which none of them has."""
+"""The flavour whose engines other programs load. None of them has the runtime of TensorRT-RTX."""
 
 BUILD_SCRIPT = "build_engine.sh"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Engines by the target they run on (`sm_87`), or none where the graph itself is served."""
+    """Engines by the target that they run on (`sm_87`); empty if the graph itself is used."""
 
     engines: Mapping[str, EngineFile]
 
@@ -34,32 +35,31 @@ class Chosen:
 
 
 def choose(bundle: Bundle, wanted: str, *, tool: str) -> Chosen:
-    """The engines of `bundle` that `wanted` names, as `HandoffOptions.engine` says.
+    """The engines of `bundle` that `wanted` names, see `HandoffOptions.engine`.
 
-    Raises BundleError where there is no such engine, two for one target, or one that `tool` cannot load.
+    Raises BundleError if there is no such engine, if two are for one target, or if `tool` cannot load it.
     """
-    manifest = bundle.manifest
-    usable = [engine for engine in manifest.engines if engine.flavour == FLAVOUR]
+    usable = [engine for engine in bundle.engines if engine.flavour == FLAVOUR]
     if wanted == "onnxruntime":
         return Chosen({})
     if wanted == "auto":
         return Chosen(_by_target(usable, bundle))
-    named = [engine for engine in manifest.engines if wanted in (*engine.targets, *_names(engine))]
+    named = [engine for engine in bundle.engines if wanted in (*engine.targets, *_names(engine))]
     if not named:
-        has = "; ".join(f"{engine.file} ({', '.join(engine.targets)})" for engine in manifest.engines) or "none"
-        raise BundleError(f"{bundle.path} has no engine {wanted}; its engines: {has}", _rebuild_here(manifest))
+        has = "; ".join(f"{engine.file} ({', '.join(engine.targets)})" for engine in bundle.engines) or "none"
+        raise BundleError(f"{bundle.path} has no engine {wanted}; its engines: {has}", _rebuild_here(bundle))
     if not (loadable := [engine for engine in named if engine in usable]):
         raise BundleError(
-            f"{named[0].file} was compiled by {named[0].flavour}, which {tool} does not load", _rebuild_here(manifest)
+            f"{named[0].file} was compiled by {named[0].flavour}, which {tool} does not load", _rebuild_here(bundle)
         )
     found = _by_target(loadable, bundle)
     return Chosen({wanted: found[wanted]} if wanted in found else found)
 
 
-def one_plan(bundle: Bundle, wanted: str, *, tool: str, plan: str) -> tuple[dict[str, bytes | Path], list[str]]:
-    """The engine as the file `plan`, or the graph with BUILD_SCRIPT that makes it; and what to know about it.
+def single_engine(bundle: Bundle, wanted: str, *, tool: str, file: str) -> tuple[dict[str, bytes | Path], list[str]]:
+    """Files with one engine, called `file`, or with the graph and BUILD_SCRIPT that makes `file`; and notes on them.
 
-    Raises as `choose` does, and where that leaves several engines or none is wanted.
+    Raises BundleError as `choose` does, and if it leaves several engines, or if the graph itself is wanted.
     """
     if wanted == "onnxruntime":
         raise BundleError(f"{tool} runs TensorRT engines only", f"leave {spelled('engine')} out, or name a target")
@@ -70,10 +70,10 @@ def one_plan(bundle: Bundle, wanted: str, *, tool: str, plan: str) -> tuple[dict
             f"name one: {spelled('engine', next(iter(chosen.engines)))}",
         )
     if chosen.first is not None:
-        return {plan: bundle.file(chosen.first.file)}, [
+        return {file: bundle.file(chosen.first.file)}, [
             f"{tool} has to come with TensorRT {chosen.first.version}, which wrote the engine"
         ]
-    return {GRAPH: bundle.graph, BUILD_SCRIPT: _build_script(bundle.manifest, plan)}, [
+    return {GRAPH: bundle.graph, BUILD_SCRIPT: _build_script(bundle.interface.image, file)}, [
         f"the bundle has no TensorRT engine: run ./{BUILD_SCRIPT} on the device first"
     ]
 
@@ -85,15 +85,15 @@ def capability(target: str) -> str:
 
 
 def unfit(bundle: Bundle, faults: Mapping[str, tuple[str, str]]) -> BundleError:
-    """The error for a graph that cannot be fed. faults: option of the build -> (what is wrong, value that mends it)."""
+    """The error for a graph that a program cannot feed. faults: option of the build -> (fault, value that fixes it)."""
     causes = "; ".join(cause for cause, _ in faults.values())
     changes = {option: value for option, (_, value) in faults.items()}
-    return BundleError(f"{bundle.path}: its graph {causes}", rebuild_with(bundle.manifest, changes))
+    return BundleError(f"{bundle.path}: its graph {causes}", rebuild_with(bundle.rebuild, changes))
 
 
-def rebuild_with(manifest: Manifest, changes: Mapping[str, str | None]) -> str:
-    """The command that builds the bundle again with other options: `{"--input": "uint8"}`; None leaves one out."""
-    words = shlex.split(manifest.rebuild or "twins-trt build MODEL --checkpoint FILE --out x.bundle")
+def rebuild_with(command: str, changes: Mapping[str, str | None]) -> str:
+    """A bundle's `rebuild` command with other options: `{"--input": "uint8"}`; None leaves an option out."""
+    words = shlex.split(command or "twins-trt build MODEL --checkpoint FILE --out x.bundle")
     for option, value in changes.items():
         at = words.index(option) if option in words else len(words)
         words[at : at + 2] = [] if value is None else [option, value]
@@ -117,29 +117,18 @@ def _by_target(engines: list[EngineFile], bundle: Bundle) -> dict[str, EngineFil
     return found
 
 
-def _rebuild_here(manifest: Manifest) -> str:
-    words = rebuild_with(manifest, {"--flavour": FLAVOUR, "--target": None})
+def _rebuild_here(bundle: Bundle) -> str:
+    words = rebuild_with(bundle.rebuild, {"--flavour": FLAVOUR, "--target": None})
     return f"on the GPU that it shall run on: {words}"
 
 
-def _build_script(manifest: Manifest, plan: str) -> bytes:
+def _build_script(image: TensorSpec, file: str) -> bytes:
     shapes = ""
-    if (
-        manifest.interface.image.dynamic
-        and manifest.interface.image.min
-        and manifest.interface.image.opt
-        and manifest.interface.image.max
-    ):
-        profile = zip(
-            ("min", "opt", "max"),
-            (manifest.interface.image.min, manifest.interface.image.opt, manifest.interface.image.max),
-            strict=True,
-        )
-        shapes = "".join(
-            f" --{kind}Shapes={manifest.interface.image.name}:{'x'.join(map(str, dims))}" for kind, dims in profile
-        )
+    if image.dynamic and image.min and image.opt and image.max:
+        profile = {"min": image.min, "opt": image.opt, "max": image.max}
+        shapes = "".join(f" --{kind}Shapes={image.name}:{'x'.join(map(str, dims))}" for kind, dims in profile.items())
     return f"""#!/usr/bin/env bash
-# Builds {plan} from {GRAPH} for the GPU of this machine, with TensorRT 10 or later. The graph holds its precision
+# Builds {file} from {GRAPH} for the GPU of this machine, with TensorRT 10 or later. The graph holds its precision
 # itself, so TensorRT has to take it strongly typed.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -148,5 +137,5 @@ if ! {{ "$trtexec" --help || true; }} 2>&1 | grep -c -e --stronglyTyped > /dev/n
     echo "$trtexec has no --stronglyTyped: name one of TensorRT 10 or later, TRTEXEC=/path/to/trtexec $0" >&2
     exit 1
 fi
-"$trtexec" --onnx={GRAPH} --saveEngine={plan} --stronglyTyped{shapes}
+"$trtexec" --onnx={GRAPH} --saveEngine={file} --stronglyTyped{shapes}
 """.encode()

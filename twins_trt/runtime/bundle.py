@@ -16,10 +16,9 @@ from typing import Any
 
 from twins_trt.errors import BundleError
 from twins_trt.files import sha256_of, write_hashed
-from twins_trt.folders import restore, whole_folder
+from twins_trt.folders import check_replaceable, restore, whole_folder
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, EngineFile, FileEntry, Manifest, safe_path
-from twins_trt.spelling import spelled
 
 TRIES = 100  # of reading a bundle that is replaced meanwhile: writing one takes longer than reading it
 _AGAIN = "open it again"
@@ -199,13 +198,13 @@ def _check_names(files: Mapping[str, bytes | Path]) -> None:
 @contextmanager
 def _writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """The folder that becomes `target` at the end of the block; one that is there is locked meanwhile."""
-    _check_target(target, overwrite=overwrite)
+    check_place(target, overwrite=overwrite)
     try:
-        replacing = partial(_check_target, target, overwrite=True) if overwrite else None
+        replacing = partial(check_place, target, overwrite=True) if overwrite else None
         with whole_folder(target, replace=replacing) as staging:
             yield staging
     except OSError as error:
-        _check_target(target, overwrite=overwrite)  # it may have come since the check above
+        check_place(target, overwrite=overwrite)  # it may have come since the check above
         raise BundleError(f"{target} cannot be written: {error}") from error
 
 
@@ -319,12 +318,8 @@ def _files_below(root: Path) -> set[str]:
     return found
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def check_place(target: Path, *, overwrite: bool) -> None:
+    """Raises BundleError if no bundle may be written to the folder `target`."""
     if not target.name:
         raise BundleError(f"{target} is not a name for a bundle", "give a new folder, such as x.bundle")
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not overwrite:
-        raise BundleError(f"{target} exists", f"choose another name, or replace it: {spelled('overwrite', True)}")
-    if target.is_symlink() or not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} exists and is not a bundle, so it is not overwritten", "choose another name")
+    check_replaceable(target, marker=MANIFEST, otherwise="not a bundle", overwrite=overwrite)

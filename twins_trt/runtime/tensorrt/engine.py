@@ -291,7 +291,7 @@ class TensorRTEngine:
             self._changed.notify()
 
     def _new_slot(self) -> ExecutionSlot | None:
-        """One more slot, or None if no more are allowed or fit in memory. Raises EngineError if the first does not fit."""
+        """One more slot, or None if no more are allowed or fit. Raises EngineError if the first does not fit."""
         if len(self._slots) >= self._max_slots:
             return None
         loaded = self._opened()
