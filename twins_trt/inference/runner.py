@@ -1,8 +1,9 @@
-"""Other ways to run an image than whole: sliding windows, several sizes and mirrored, tiles. For graphs with logits."""
+"""Runs an image in parts, through a graph that gives logits: in windows, at several sizes and mirrored, in tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,15 +20,16 @@ from twins_trt.spelling import spelled
 
 Mode: TypeAlias = str | InferenceMode | Tiles
 MODES = (*INFERENCE_MODES, "tile")
-# Tiles at once where the graph's batch has no limit or a high one: what a GPU gains from more is little.
-_MOST_TILES = 8
-_USUAL_TILE = 512  # pixels, where the graph leaves the size open
+# Tiles at once if the graph's batch allows it: a GPU gains little from more.
+_MAX_TILES = 8
+_DEFAULT_TILE = 512  # pixels, if the graph leaves the size open
 
 Array = npt.NDArray[Any]
+RunBatch = Callable[[Array], Array]  # a batch as the graph takes it -> logits [N, classes, h, w]
 
 
 def resolve_mode(mode: Mode) -> InferenceMode | Tiles | None:
-    """The mode of a name, `whole` as None. Raises UsageError for an unknown one."""
+    """The mode with a name; `whole` is None. Raises UsageError for an unknown name."""
     if isinstance(mode, str):
         if mode not in MODES:
             raise UsageError(f"there is no mode {mode!r}", f"use {', '.join(MODES)}")
@@ -37,17 +39,17 @@ def resolve_mode(mode: Mode) -> InferenceMode | Tiles | None:
 
 
 class ModeRunner:
-    """Runs images in a mode. run: a batch as the graph takes it -> logits [N, classes, h, w].
+    """Runs images in a mode through the graph of an interface.
 
-    Raises UsageError where the graph gives no logits or cannot take the mode's sizes.
+    Raises UsageError if the graph gives no logits or cannot take the mode's sizes.
     """
 
-    def __init__(self, mode: InferenceMode | Tiles, interface: GraphInterface, run: Callable[[Array], Array]) -> None:
+    def __init__(self, mode: InferenceMode | Tiles, interface: GraphInterface) -> None:
         if interface.output("logits") is None:
             raise UsageError(
                 "only a bundle that gives logits can be run in parts", f"build it with {spelled('outputs', 'logits')}"
             )
-        self._mode, self._interface, self._run = mode, interface, run
+        self._mode, self._interface = mode, interface
         if isinstance(mode, Tiles):
             self._tile = self._tile_size(mode)
         elif interface.size is not None and mode.augmented and mode.crop is None:
@@ -56,31 +58,32 @@ class ModeRunner:
                 f"build it for a range: {spelled('size', 'MIN:OPT:MAXxMIN:OPT:MAX')}",
             )
 
-    def __call__(self, image: UInt8Array) -> UInt8Array:
-        """uint8 [H, W, 3] RGB to classes, uint8 [H, W]. Raises UsageError for a size that the graph does not take."""
+    def __call__(self, image: UInt8Array, run: RunBatch) -> UInt8Array:
+        """The classes uint8 [H, W] of an image uint8 [H, W, 3] RGB. Raises UsageError for a size that does not fit."""
+        predict = partial(self._predict, run)
         normalized = self._interface.layout == "NCHW"
         if isinstance(self._mode, InferenceMode):
             return predict_mask(
-                self._predict,
+                predict,
                 image,
                 preprocessing=self._interface.preprocessing,
                 mode=self._mode,
                 normalized=normalized,
             )
-        most = self._interface.batch_limits[1] or _MOST_TILES
+        largest = self._interface.batch_limits[1] or _MAX_TILES
         return tiled_mask(
-            self._predict,
+            predict,
             lambda rows, columns: self._cut(image, rows, columns),
             (image.shape[0], image.shape[1]),
             tile=self._tile,
             overlap=self._mode.overlap,
-            batch=min(most, _MOST_TILES),
+            batch=min(largest, _MAX_TILES),
         )
 
     def _tile_size(self, tiles: Tiles) -> Size:
         limits = self._interface.size_limits
         if tiles.size is None:
-            height, width = (max(low, min(_USUAL_TILE, high or _USUAL_TILE)) for low, high in limits)
+            height, width = (max(low, min(_DEFAULT_TILE, high or _DEFAULT_TILE)) for low, high in limits)
             tiles = Tiles((height, width), tiles.overlap)  # checks the overlap against it
         assert tiles.size is not None
         for side, (low, high) in zip(tiles.size, limits, strict=True):
@@ -92,7 +95,7 @@ class ModeRunner:
         return tiles.size
 
     def _cut(self, image: UInt8Array, rows: slice, columns: slice) -> Array:
-        """The pixels of a tile, [1, 3, h, w]; what sticks out of the image has the mean colour."""
+        """The pixels of a tile, [1, 3, h, w]; the part outside the image has the mean colour."""
         part = image[rows, columns]
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if part.shape[:2] != (height, width):
@@ -104,8 +107,8 @@ class ModeRunner:
             return normalized_planes(part, self._interface.preprocessing)[None]
         return part.transpose(2, 0, 1)[None]
 
-    def _predict(self, pixels: Array) -> Array:
-        """Logits of [n, 3, h, w], normalized or not as the graph wants them; smaller than the graph takes is padded."""
+    def _predict(self, run: RunBatch, pixels: Array) -> Array:
+        """Logits of [n, 3, h, w], normalized if the graph takes planes. Pixels that are too few for it are padded."""
         height, width = pixels.shape[2:]
         canvas = self._canvas((height, width))
         missing = self._interface.batch_limits[0] - len(pixels)
@@ -119,7 +122,7 @@ class ModeRunner:
         if self._interface.layout == "NHWC":
             batch = batch.transpose(0, 2, 3, 1)
         batch = np.ascontiguousarray(batch, self._interface.image.dtype)
-        logits = self._run(batch)[: len(pixels)]
+        logits = run(batch)[: len(pixels)]
         if canvas == (height, width):
             return logits
         cropped: Array = resize_logits(logits, canvas)[:, :, :height, :width]

@@ -1,0 +1,199 @@
+"""From pictures of any size to batches that an engine takes, and from its outputs to segmentations."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twins_trt.data.images import UInt8Array, read_image, to_rgb
+from twins_trt.errors import EngineError, ImageError
+from twins_trt.inference.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
+from twins_trt.inference.interface import GraphInterface
+from twins_trt.inference.runner import ModeRunner
+from twins_trt.runtime.engines import Engine, Observe
+from twins_trt.runtime.engines.protocol import Pending, Pipelined, observed
+from twins_trt.runtime.segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture, uint8 [H, W, 3] RGB, how it fits into the graph, and the graph's input without the batch axis."""
+
+    image: UInt8Array
+    fit: Fit
+    tensor: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """Frames that are segmented. See `stream.Started`."""
+
+    segmentations: list[Segmentation]
+
+    def result(self) -> list[Segmentation]:
+        return self.segmentations
+
+    def discard(self) -> None:
+        """Nothing is under way."""
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """Frames under way in a pipelined engine. See `stream.Started`."""
+
+    runner: BatchRunner
+    chunk: Sequence[Prepared]
+    output: str
+    pending: Pending
+    began: float
+
+    def result(self) -> list[Segmentation]:
+        result = self.pending.result()[self.output]
+        if self.runner.observe is not None:
+            self.runner.observe("run", time.perf_counter() - self.began)
+        return self.runner.finish(self.chunk, self.output, result)
+
+    def discard(self) -> None:
+        self.pending.discard()
+
+
+class BatchRunner:
+    """Runs pictures through an engine, those of one size together.
+
+    fit: how a picture is fitted into a graph of fixed size. parts: runs each picture in parts instead of whole.
+    observe: called with the times of the stages around the engine. Several threads may use one runner: an engine that
+    does not allow several calls at once gets one at a time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        interface: GraphInterface,
+        *,
+        fit: FitMode,
+        parts: ModeRunner | None = None,
+        observe: Observe | None = None,
+    ) -> None:
+        self.engine, self.interface, self.fit, self.observe = engine, interface, fit, observe
+        self._parts = parts
+        self._turn: contextlib.AbstractContextManager[Any]
+        self._turn = contextlib.nullcontext() if engine.concurrent else threading.Lock()
+
+    def decode(self, item: Any) -> UInt8Array:
+        """The pixels of an image file, a Pillow image or an array. Raises ImageError."""
+        with observed(self.observe, "decode"):
+            return _pixels(item)
+
+    def prepare(self, item: Any) -> Prepared:
+        """A picture made ready for the graph. Raises ImageError."""
+        image = self.decode(item)
+        if self._parts is not None:
+            size = (image.shape[0], image.shape[1])
+            return Prepared(image, Fit(size, size, size), image)
+        return self._place(image, fit_size(image.shape[:2], self.interface, self.fit))
+
+    def segment(self, images: list[UInt8Array]) -> list[Segmentation]:
+        """Segments pictures, those of one size together, as many at once as the graph takes. Raises EngineError."""
+        if self._parts is not None:
+            return [self._segment_in_parts(image) for image in images]
+        largest = self.interface.batch_limits[1] or max(1, len(images))
+        fits = [fit_size(image.shape[:2], self.interface, self.fit) for image in images]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, fit in enumerate(fits):
+            alike.setdefault(fit.canvas, []).append(i)
+        done: dict[int, Segmentation] = {}
+        for indices in alike.values():
+            for start in range(0, len(indices), largest):
+                chunk = indices[start : start + largest]
+                prepared = [self._place(images[i], fits[i]) for i in chunk]
+                done.update(zip(chunk, self._run_alike(prepared), strict=True))
+        return [done[i] for i in range(len(images))]
+
+    def start(self, chunk: Sequence[Prepared], wait: bool) -> Done | UnderWay | None:
+        """Gives the frames of a stream to the engine. See `stream.Start`.
+
+        Frames of one size go together and stay under way if the engine can do that; otherwise they are segmented here.
+        """
+        if self._parts is not None:
+            return Done([self._segment_in_parts(prepared.image) for prepared in chunk]) if wait else None
+        alike = all(p.tensor.shape == chunk[0].tensor.shape for p in chunk)
+        if alike and isinstance(self.engine, Pipelined):
+            name, batch = self._output(chunk), self._batch(chunk)
+            began = time.perf_counter()
+            pending = self.engine.submit(batch, outputs=(name,), wait=wait)
+            return None if pending is None else UnderWay(self, chunk, name, pending, began)
+        if not wait:
+            return None
+        done: list[Segmentation] = []
+        while len(done) < len(chunk):
+            left = chunk[len(done) :]
+            length = next((i for i, p in enumerate(left) if p.tensor.shape != left[0].tensor.shape), len(left))
+            done += self._run_alike(left[:length])
+        return Done(done)
+
+    def finish(self, chunk: Sequence[Prepared], name: str, result: npt.NDArray[Any]) -> list[Segmentation]:
+        """Segmentations at the pictures' own sizes, from the output `name` of the batch. Raises EngineError."""
+        expected = max(len(chunk), self.interface.batch_limits[0])
+        if len(result) != expected:
+            raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {expected}")
+        back = unfit_mask if name == "mask" else logits_to_mask
+        pairs = zip(chunk, result, strict=False)  # the padding of the batch is dropped
+        with observed(self.observe, "postprocess"):
+            return [self._segmentation(back(one, p.fit), p.image) for p, one in pairs]
+
+    def _segment_in_parts(self, image: UInt8Array) -> Segmentation:
+        assert self._parts is not None
+        return self._segmentation(self._parts(image, self._run_logits), image)
+
+    def _segmentation(self, mask: UInt8Array, image: UInt8Array) -> Segmentation:
+        return Segmentation(mask, self.interface.classes, self.interface.palette, image)
+
+    def _run_logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        with self._turn, observed(self.observe, "run"):
+            return self.engine(batch, outputs=("logits",))["logits"]
+
+    def _place(self, image: UInt8Array, fit: Fit) -> Prepared:
+        with observed(self.observe, "preprocess"):
+            return Prepared(image, fit, place(image, fit, self.interface))
+
+    def _run_alike(self, chunk: Sequence[Prepared]) -> list[Segmentation]:
+        name, batch = self._output(chunk), self._batch(chunk)
+        with self._turn, observed(self.observe, "run"):
+            result = self.engine(batch, outputs=(name,))[name]
+        return self.finish(chunk, name, result)
+
+    def _batch(self, chunk: Sequence[Prepared]) -> npt.NDArray[Any]:
+        tensors = [prepared.tensor for prepared in chunk]
+        tensors += tensors[-1:] * (self.interface.batch_limits[0] - len(tensors))  # a fixed batch has to be full
+        return tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
+
+    def _output(self, chunk: Sequence[Prepared]) -> str:
+        """The output to compute: logits if a resize follows and the graph gives them, else the mask if it gives one.
+
+        The mask is smaller and needs no argmax.
+        """
+        has_mask, has_logits = (self.interface.output(name) is not None for name in ("mask", "logits"))
+        resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
+        return "logits" if not has_mask or (has_logits and resized) else "mask"
+
+
+def _pixels(item: Any) -> UInt8Array:
+    if isinstance(item, (str, Path)):
+        return read_image(item)
+    if hasattr(item, "getexif"):  # a Pillow image, known without importing Pillow
+        item = to_rgb(item)
+    if not isinstance(item, np.ndarray):
+        raise ImageError(
+            f"a {type(item).__name__} is not an image", "pass uint8 [H, W, 3] RGB, a Pillow image or a file"
+        )
+    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
+        raise ImageError(f"an image must be uint8 [H, W, 3] RGB, not {item.dtype} {list(item.shape)}")
+    return item
