@@ -1,55 +1,22 @@
-"""Command lines run in this process, on one small model that is built once: SVT-S FPN, seeded, 4 classes, 64x96."""
+"""One small model that is built once for all command lines: SVT-S FPN, seeded, 4 classes, 64x96."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from commands import MODEL, SMALL, CommandResult, Twins, run_command, scene
 from PIL import Image
-
-from twins_trt.cli import main
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
-
-MODEL = "twins_svt-s_fpn"
-SMALL = ("--num-classes", "4", "--size", "64x96")
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command line gave: exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Twins = Callable[..., Ran]
-
-
-def run_main(*words: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(word) for word in words])
-    return Ran(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
 def twins() -> Twins:
     """`twins("models", "--json")` runs one command line."""
-    return run_main
+    return run_command
 
 
 @pytest.fixture(scope="session")
@@ -74,18 +41,18 @@ def checkpoint(workshop: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(workshop: Path, checkpoint: Path) -> Ran:
+def built(workshop: Path, checkpoint: Path) -> CommandResult:
     """The build of `bundle`."""
     pytest.importorskip("tensorrt_rtx")
     path = workshop / "rtx.bundle"
     targets = ("--target", "89,SM120")
-    ran = run_main("build", MODEL, "--checkpoint", checkpoint, *SMALL, *targets, "--out", path, "--json")
+    ran = run_command("build", MODEL, "--checkpoint", checkpoint, *SMALL, *targets, "--out", path, "--json")
     assert ran.code == 0, ran.err
     return ran
 
 
 @pytest.fixture(scope="session")
-def bundle(built: Ran) -> Path:
+def bundle(built: CommandResult) -> Path:
     """From `checkpoint`: FP16, 64x96, one engine for sm_89 and sm_120; a mask."""
     return Path(built.json["bundle"])
 
@@ -95,17 +62,9 @@ def cpu_bundle(workshop: Path, checkpoint: Path) -> Path:
     """From `checkpoint`: FP32, height 64-128 by width 64-160, no engine; mask and logits."""
     path = workshop / "cpu.bundle"
     size = ("--size", "64:64:128x64:96:160", "--outputs", "mask,logits")
-    ran = run_main("build", MODEL, "--checkpoint", checkpoint, *size, "--target", "cpu", "--out", path)
+    ran = run_command("build", MODEL, "--checkpoint", checkpoint, *size, "--target", "cpu", "--out", path)
     assert ran.code == 0, ran.err
     return path
-
-
-def scene(height: int, width: int, seed: int) -> np.ndarray:
-    """Patches of colour with noise: uint8 [height, width, 3]."""
-    rng = np.random.default_rng(seed)
-    patches = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3)).repeat(16, 0).repeat(16, 1)
-    noisy = patches[:height, :width] + rng.integers(-30, 31, (height, width, 3))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")

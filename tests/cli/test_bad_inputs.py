@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, Ran, Twins, scene
+from commands import MODEL, CommandResult, Twins, scene
 from PIL import Image
 
 import twins_trt.cli as cli
@@ -288,7 +288,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         f"import sys; sys.modules[{package!r}] = None; from twins_trt.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", script, *words, "--json"], capture_output=True, text=True)
-    ran = Ran(done.returncode, done.stdout, done.stderr)
+    ran = CommandResult(done.returncode, done.stdout, done.stderr)
     assert ran.code == 4, ran.err
     assert re.search(said, f"{ran.json['error']}\n{ran.json['fix']}", re.DOTALL), ran.json
     assert "Traceback" not in ran.err

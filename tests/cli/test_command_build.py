@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, SMALL, Ran, Twins, run_main
+from commands import MODEL, SMALL, CommandResult, Twins, run_command
 from fake_driver import install_driver
 from fake_tensorrt import fake_module
 
@@ -48,7 +48,7 @@ def test_a_bundle_holds_graph_engine_and_audit(bundle: Path, checkpoint: Path) -
     assert audit["audit"]["attentions"] == audit["audit"]["expected_attentions"] == 18
 
 
-def test_json_is_the_whole_report(built: Ran) -> None:
+def test_json_is_the_whole_report(built: CommandResult) -> None:
     report = built.json
     assert report["manifest"] == json.loads((Path(report["bundle"]) / "manifest.json").read_text())
     assert report["audits"]["engines/tensorrt_rtx-sm_89-sm_120.engine"]["attentions"] == 18
@@ -205,7 +205,7 @@ def test_the_manifests_own_command_builds_the_same_files(cpu_bundle: Path, tmp_p
     manifest = open_bundle(cpu_bundle).manifest
     _, *words = shlex.split(manifest.rebuild)
     words[words.index("--out") + 1] = str(tmp_path / "again.bundle")
-    assert run_main(*words).code == 0
+    assert run_command(*words).code == 0
     assert open_bundle(tmp_path / "again.bundle").manifest.files == manifest.files
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conftest import MODEL, Twins
+from commands import MODEL, Twins
 
 from twins_trt.models.checkpoint import identify, read_checkpoint
 

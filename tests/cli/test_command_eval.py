@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, Twins
+from commands import MODEL, Twins
 
 from twins_trt.data import Preprocessing, open_dataset
 from twins_trt.evaluation import EvalResult, evaluate_masks, evaluate_model

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from conftest import MODEL, SMALL, Twins
+from commands import MODEL, SMALL, Twins
 
 from twins_trt.builders.export import DynamicDim, read_info
 from twins_trt.models import build_model

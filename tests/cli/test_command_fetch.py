@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, Twins
+from commands import MODEL, Twins
 
 from twins_trt.models import get_spec
 from twins_trt.models.zoo import SPECS

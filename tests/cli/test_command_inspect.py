@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import MODEL, Twins
+from commands import MODEL, Twins
 
 from twins_trt.models.checkpoint import sha256_of
 from twins_trt.runtime import open_bundle

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Twins
+from commands import Twins
 
 from twins_trt.kernels.crosscompile import TARGETS, Record, all_cases
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, SMALL, Twins
+from commands import MODEL, SMALL, Twins
 
 import twins_trt.cli as cli
 from twins_trt.cli.console import Console, table

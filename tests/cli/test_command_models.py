@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Twins
+from commands import Twins
 
 from twins_trt.models import get_spec, list_models
 from twins_trt.models.fetch import cached_path

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Twins, scene
+from commands import Twins, scene
 from PIL import Image
 from tiny_graphs import MakeBundle
 
 from twins_trt.errors import UsageError
 from twins_trt.runtime import Segmenter, Tiles, open_bundle
-from twins_trt.verbs.predict import plan_files, result_names
+from twins_trt.verbs.predict import result_files, result_names
 
 
 @pytest.fixture
@@ -93,17 +93,20 @@ def test_names_keep_as_much_as_tells_them_apart(tmp_path: Path) -> None:
     assert result_names([Path("x/a.png"), Path("y/A.jpg"), Path("x/b.png")]) == ["x/a", "y/A", "x/b"]
     assert result_names([Path("x/a.png"), Path("x/a.jpg"), Path("y/a.jpg")]) == ["x/a.png", "x/a.jpg", "y/a.jpg"]
     assert result_names([Path("x/../a.png"), Path("x/a.png")]) == ["a", "x/a"]
-    jobs = plan_files(
+    files = result_files(
         [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], tmp_path / "out", masks=True, overlays=False
     )
-    assert [job.mask for job in jobs] == [tmp_path / "out" / "x" / "a_mask.png", tmp_path / "out" / "y" / "a_mask.png"]
-    assert [job.overlay for job in jobs] == [None, None]
+    assert [each.mask for each in files] == [
+        tmp_path / "out" / "x" / "a_mask.png",
+        tmp_path / "out" / "y" / "a_mask.png",
+    ]
+    assert [each.overlay for each in files] == [None, None]
 
 
 def test_an_image_is_never_replaced_by_a_result(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "a_mask.png"]
     with pytest.raises(UsageError, match=r"a_mask\.png is one of the images"):
-        plan_files(paths, tmp_path, masks=True, overlays=True)
+        result_files(paths, tmp_path, masks=True, overlays=True)
 
 
 def test_large_images_in_tiles(twins: Twins, make_bundle: MakeBundle, pictures: Path, tmp_path: Path) -> None:

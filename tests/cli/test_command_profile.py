@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, Twins
+from commands import MODEL, Twins
 
 from twins_trt.cli import profile as command
 from twins_trt.cli.console import Console

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, Twins
+from commands import MODEL, Twins
 
 import twins_trt
 import twins_trt.cli as cli

@@ -19,7 +19,7 @@ EXAMPLE = (
     "\n"
     "An INT8 build calibrates, plans which blocks run in INT8, and judges the result by its mIoU on --gate-data.\n"
     "Where it fails, blocks go back to FP16, the worst first, until it passes; where nothing passes, no bundle is\n"
-    "written (exit code 3). What was done so far is kept in BUNDLE.work: the same command goes on after a kill."
+    "written (exit code 3). Unfinished work is kept in BUNDLE.work: the same command continues it after a kill."
 )
 
 

@@ -15,8 +15,8 @@ EXAMPLE = (
     "Images run whole, as in mmsegmentation's test pipeline. For ade20k they are first fitted into 2048x512\n"
     "(--test-scale). A bundle of fixed size runs images of that size as they are and resizes others to it; one\n"
     "of dynamic size follows the test scale. Wherever an image is resized, only a bundle with --outputs logits\n"
-    "scores as mmsegmentation does, which resizes logits; a mask can only be resized to the nearest pixel. What\n"
-    "was done is said under the scores (in the JSON: exact, resized_images, notes). --mode runs both in windows, at\n"
+    "scores as mmsegmentation does, which resizes logits; a mask can only be resized to the nearest pixel. Notes\n"
+    "under the scores say what was done (in the JSON: exact, resized_images, notes). --mode runs both in windows, at\n"
     "several sizes and mirrored, or bundles in tiles."
 )
 
@@ -29,20 +29,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Score one bundle or model."""
-    plan = resolve_evaluation(FLAGS.read(arguments))
+    job = resolve_evaluation(FLAGS.read(arguments))
     if arguments.dry_run:
-        console.result(*_plan(plan))
+        console.result(*_dry_run(job))
         return 0
-    found = score(plan, progress=console.progress)
-    console.result(found.to_json(), found.table())
+    evaluation = score(job, progress=console.progress)
+    console.result(evaluation.to_json(), evaluation.table())
     return 0
 
 
-def _plan(plan: EvaluationJob) -> tuple[dict[str, Any], str]:
-    request, dataset = plan.request, plan.dataset
-    runs = "PyTorch" if isinstance(plan.scored, FoundModel) else request.engine
+def _dry_run(job: EvaluationJob) -> tuple[dict[str, Any], str]:
+    request, dataset = job.request, job.dataset
+    runs = "PyTorch" if isinstance(job.scored, FoundModel) else request.engine
     value: dict[str, Any] = {"dry_run": True, "name": request.what, "dataset": dataset.source, "split": dataset.split}
-    value |= {"images": len(dataset), "classes": list(dataset.classes), "mode": plan.mode_name, "engine": runs}
-    value["weights"] = None if plan.weights is None else str(plan.weights)
+    value |= {"images": len(dataset), "classes": list(dataset.classes), "mode": job.mode_name, "engine": runs}
+    value["weights"] = None if job.weights is None else str(job.weights)
     where = f"{len(dataset)} images of {dataset.source} ({dataset.split})"
     return value, f"{request.what} would be scored on {where} with {runs}"

@@ -21,17 +21,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Export one graph."""
     from twins_trt.codec import encode
 
-    plan = resolve_export(FLAGS.read(arguments))
-    model, out, options = plan.model, plan.out, plan.options
+    job = resolve_export(FLAGS.read(arguments))
+    model, out, options = job.model, job.out, job.options
     if arguments.dry_run:
-        weights = None if plan.weights is None else str(plan.weights)
+        weights = None if job.weights is None else str(job.weights)
         origin = "seeded weights" if weights is None else f"the weights of {weights}"
         text = f"{out} would hold {model} with {origin}, {options.precision}, opset {options.opset}"
         facts = {"model": model, "out": str(out), "weights": weights, "options": encode(options)}
         console.result({"dry_run": True, **facts}, text)
         return 0
     started = time.perf_counter()
-    info, source = export(plan, progress=console.progress)
+    info, source = export(job, progress=console.progress)
     size, seconds = out.stat().st_size, round(time.perf_counter() - started, 3)
     value = {"out": str(out), "size": size, "seconds": seconds, "source": encode(source), "info": encode(info)}
     text = f"{out}: {model}, {info.num_classes} classes, {options.precision}, {megabytes(size)}, {seconds:.1f} s"

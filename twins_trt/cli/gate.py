@@ -25,13 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Judge one bundle and write the verdict into it."""
-    plan = resolve_gate(FLAGS.read(arguments))
-    bundle, dataset = plan.bundle, plan.dataset
+    job = resolve_gate(FLAGS.read(arguments))
+    bundle, dataset = job.bundle, job.dataset
     if arguments.dry_run:
         what = f"{len(dataset)} images of {dataset.source} ({dataset.split})"
         text = f"{bundle.path} ({bundle.manifest.precision}) would be judged on {what}"
         console.result({"dry_run": True, "bundle": str(bundle.path), "images": len(dataset)}, text)
         return 0
-    result = judge(plan, progress=console.progress)
+    result = judge(job, progress=console.progress)
     console.result(result.to_json(), result.table())
     return 0 if result.passed else GateError.exit_code

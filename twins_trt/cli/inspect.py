@@ -156,7 +156,7 @@ def _compiled(path: Path, info: dict[str, Any] | None, request: InspectRequest) 
     built = build_engine(path, options)
     audit = audit_layers(built.layers, expected_attentions=None if info is None else info["attentions"])
     peak = "" if built.peak_host_mib is None else f", {built.peak_host_mib:.0f} MiB at most"
-    text = f"{audit.table()}\n{'plan':<17} {megabytes(len(built.serialized))} in {built.seconds:.1f} s{peak}, "
+    text = f"{audit.table()}\n{'engine':<17} {megabytes(len(built.serialized))} in {built.seconds:.1f} s{peak}, "
     text += f"{built.flavour} {built.version}"
     if request.layers:
         text = "\n".join([*map(_layer, range(len(built.layers)), built.layers), "", text])

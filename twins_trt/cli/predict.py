@@ -23,16 +23,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Segment all images; 1 if one of them failed."""
-    plan = resolve_prediction(FLAGS.read(arguments))
+    job = resolve_prediction(FLAGS.read(arguments))
     done = []
-    for each in predict(plan, progress=console.progress):
+    for each in predict(job, progress=console.progress):
         if each.error is not None:
             _report(console, each.image, each.error)
         done.append(each)
     failed = sum(each.error is not None for each in done)
-    manifest, out = plan.bundle.manifest, plan.request.out
+    manifest, out = job.bundle.manifest, job.request.out
     value = {
-        "bundle": str(plan.bundle.path),
+        "bundle": str(job.bundle.path),
         "model": manifest.model,
         "seeded": manifest.source.seeded,
         "engine": done[-1].engine,

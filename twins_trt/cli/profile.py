@@ -38,19 +38,19 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     request = FLAGS.read(arguments)
     if arguments.compare is not None:
         return _compare(request, arguments.compare, console)
-    plan = resolve_profile(request)
+    job = resolve_profile(request)
     if arguments.dry_run:
-        labels = [each.label for each in plan.candidates]
+        labels = [each.label for each in job.candidates]
         text = "\n".join(["would be measured in turn:", *(f"  {label}" for label in labels)])
         console.result({"dry_run": True, "candidates": labels}, text)
         return 0
-    found = measure(plan, progress=console.progress)
-    console.result(found.to_json(), text_of(found))
-    return INTERRUPTED if found.interrupted else 0
+    measured = measure(job, progress=console.progress)
+    console.result(measured.to_json(), text_of(measured))
+    return INTERRUPTED if measured.interrupted else 0
 
 
 def text_of(profile: Profile) -> str:
-    """All tables, one under another, and what is to be doubted."""
+    """All tables, one under another, and the warnings."""
     from twins_trt.profiling import tables
 
     picture, rounds = profile.settings.picture, profile.measurements[0].rounds("end_to_end")
@@ -73,20 +73,20 @@ def _compare(request: ProfileRequest, files: list[str], console: Console) -> int
     if request.bundles or request.onnx or request.torch:
         raise UsageError("--compare measures nothing", "leave the candidates out, or leave --compare out")
     before, after = map(read_profile, files)
-    found = compare(before, after)
-    console.result(found.to_json(), _comparison_text(found))
+    comparison = compare(before, after)
+    console.result(comparison.to_json(), _comparison_text(comparison))
     return 0
 
 
-def _comparison_text(found: Comparison) -> str:
+def _comparison_text(comparison: Comparison) -> str:
     from twins_trt.profiling.tables import ms, speed_up
 
     rows: list[tuple[str, ...]] = [("", "first, ms", "second, ms", "times as fast")]
-    rows += [(each.label, ms(each.before_ms), ms(each.after_ms), speed_up(each)) for each in found.changes]
+    rows += [(each.label, ms(each.before_ms), ms(each.after_ms), speed_up(each)) for each in comparison.changes]
     lines = [_table(rows), ""]
-    if not found.comparable:
-        lines += ["no comparison: these are not the same in both", *(f"  {each}" for each in found.differences)]
-    return "\n".join([*lines, *(f"note: {each}" for each in found.notes)])
+    if not comparison.comparable:
+        lines += ["no comparison: these are not the same in both", *(f"  {each}" for each in comparison.differences)]
+    return "\n".join([*lines, *(f"note: {each}" for each in comparison.notes)])
 
 
 def _table(rows: Any) -> str:

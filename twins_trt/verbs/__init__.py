@@ -1,1 +1,1 @@
-"""What can be asked for: one module a verb, with its request, its defaults, its flags and the function that does it."""
+"""The verbs: one module each, with its request, its defaults, its flags and the function that does it."""

@@ -16,7 +16,10 @@ from twins_trt.progress import Progress
 from twins_trt.verbs.calibrate import CalibrateRequest
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.gate import GateRequest, threshold_flags
-from twins_trt.verbs.groups import TEST_SCALE_FLAG, WEIGHTS_GROUP, graph_flags, range_flags, weights_flags
+from twins_trt.verbs.groups.graph import graph_flags
+from twins_trt.verbs.groups.images import TEST_SCALE_FLAG
+from twins_trt.verbs.groups.ranges import range_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, weights_flags
 from twins_trt.verbs.kinds import NAMES, SWITCH, WHOLE, Extent, Kind
 from twins_trt.verbs.request import Request
 
@@ -57,7 +60,7 @@ class BuildRequest(Request):
     fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge. threads: of the CPU.
 
     Sizes, batches and lists may be given as their text on a command line (`size="360x480"`, `targets="sm_86,sm_89"`).
-    Raises `UsageError` for a value that is none of its field's kind.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     model: str | None = None

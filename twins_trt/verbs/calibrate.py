@@ -16,6 +16,7 @@ from twins_trt.calib.collecting import MEMORY_MIB
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import DataError, UsageError
+from twins_trt.models.source import FoundModel
 from twins_trt.models.zoo import get_spec, is_model
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
@@ -41,10 +42,10 @@ log = logging.getLogger("twins_trt")
 class CalibrateRequest:
     """A calibration.
 
-    what: an FP32 graph's file; a name of the zoo, whose graph is exported first; or a checkpoint, which tells its model.
-    data: images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`; labels are not read. split: which of them. images: how
-    many, spread over the split; 0 for all. out: the range file to write; None writes none. overwrite: replace an
-    existing one.
+    what: an FP32 graph's file; a name of the zoo, whose graph is exported first; or a checkpoint, which tells its
+    model. data: images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`; labels are not read. split: which of them.
+    images: how many, spread over the split; 0 for all. out: the range file to write; None writes none. overwrite:
+    replace an existing one.
 
     target: `gpu` or `cpu`, what a model's graph is built for. observers, percentile, bins, minimum, fit: as in
     `CalibrationOptions`. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
@@ -167,10 +168,9 @@ def calibrate(
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """A graph that is exported first. model: a name of the zoo. checkpoint: its weights, as in `find_weights`."""
+    """A graph that is exported first: of which model, and how."""
 
-    model: str
-    checkpoint: str | None
+    model: FoundModel
     options: ExportOptions
 
 
@@ -241,7 +241,7 @@ def collect_ranges(job: CalibrationJob, *, progress: Progress | None = None) -> 
     with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
         graph = job.graph
         if isinstance(graph, ModelGraph):
-            progress("export", graph.model, None)
+            progress("export", graph.model.name, None)
             graph = _export(request, graph, Path(folder))
         ranges = calibrate_on(job.dataset, graph, job.options, run, workers=request.workers)
     if job.out is not None:
@@ -274,14 +274,14 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
         raise UsageError(
             f"{spelled('precision')} is {options.precision}; ranges are collected on the FP32 graph", "leave it out"
         )
-    return ModelGraph(model.name, model.checkpoint, options)
+    return ModelGraph(model, options)
 
 
 def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
     """The model's FP32 graph, byte for byte what an INT8 build with the same options quantizes."""
     from twins_trt.builders.export import export_graph
 
-    model, _ = load_requested(request, graph.model, graph.checkpoint)
+    model, _ = load_requested(request, graph.model.name, graph.model.checkpoint)
     if request.seeded:
         log.warning("random weights: the ranges mean nothing")
     path = folder / "graph.onnx"

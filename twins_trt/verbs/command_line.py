@@ -1,4 +1,4 @@
-"""Errors that speak to a command line."""
+"""Errors that name flags where a command line caused them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from twins_trt.verbs.flags import Flag, FlagTable
 
 
 def on_command_line(table: FlagTable[Any] | None) -> AbstractContextManager[None]:
-    """Within it, whoever is told something asked by flags: those of this table, else `build`'s, whose bundles the other
-    verbs run."""
+    """Within it, errors name fields by the flags of this table, or by those of `build`, whose bundles other verbs
+    run."""
 
     def names(field: str) -> Flag | None:
-        from twins_trt.verbs.build import FLAGS  # only where an error names something: most commands need not load it
+        from twins_trt.verbs.build import FLAGS  # only errors need it, so that most commands do not load it
 
         return (None if table is None else table.of(field)) or FLAGS.of(field)
 

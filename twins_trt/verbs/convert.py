@@ -1,4 +1,4 @@
-"""`convert`: what is asked of a conversion of weights, its defaults and its flags; `convert_file` does it."""
+"""`convert`: the request of a conversion of weights, its defaults and flags; `convert_file` does it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twins_trt.verbs.kinds import SWITCH
 
 @dataclass(frozen=True)
 class ConvertRequest:
-    """What is asked of a conversion; the fields are as `models.convert.convert_file` takes them."""
+    """A conversion of weights. `models.convert.convert_file` describes the fields."""
 
     src: str = ""
     dst: str = ""

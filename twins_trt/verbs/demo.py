@@ -1,4 +1,4 @@
-"""`demo`: what is asked of a demo, its defaults and its flags; `twins_trt.demo.run` does it."""
+"""`demo`: the request of a demo, its defaults and flags; `twins_trt.demo.run` does it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.gate import MIN_IMAGES
-from twins_trt.verbs.groups import THREADS_FLAG
+from twins_trt.verbs.groups.running import THREADS_FLAG
 from twins_trt.verbs.kinds import WHOLE
 
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """out: the folder to fill; new, or empty. calibration, gate: how many scenes; a gate needs `MIN_IMAGES`.
-    rounds: of the profile, 5 calls each. threads: of the CPU, None for every core."""
+    """A demo.
+
+    out: the folder to fill; new, or empty. calibration, gate: how many scenes; a gate needs `MIN_IMAGES`.
+    rounds: of the profile, 5 calls each. threads: of the CPU; None for every core.
+    """
 
     out: str = "twins-trt-demo"
     calibration: int = 24

@@ -1,4 +1,4 @@
-"""`doctor`: what is asked of a diagnosis, its defaults and its flags; `twins_trt.diagnosis` does it."""
+"""`doctor`: the request of a diagnosis, its defaults and flags; `twins_trt.diagnosis` does it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from twins_trt.diagnosis.needs import NEEDS
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import ENGINE_FLAG
+from twins_trt.verbs.groups.running import ENGINE_FLAG
 
 
 @dataclass(frozen=True)
 class DoctorRequest:
-    """What is asked of a diagnosis. purpose: the command that has to work here, of `diagnosis.needs.NEEDS`. engine:
-    what has to run bundles, of `runtime.engines.KINDS`, or `auto` for any."""
+    """A diagnosis. purpose: the command that has to work here, of `diagnosis.needs.NEEDS`. engine: the kind that has to
+    run bundles, of `runtime.engines.KINDS`, or `auto` for any."""
 
     purpose: str = "predict"
     engine: str = "auto"

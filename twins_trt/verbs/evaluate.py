@@ -1,4 +1,4 @@
-"""`evaluate`: the scores of a bundle or a model on a data set; what is asked of it, its flags, and the call."""
+"""`evaluate`: the scores of a bundle or a model on a data set: request, defaults, flags and call."""
 
 from __future__ import annotations
 
@@ -11,31 +11,16 @@ from typing import TYPE_CHECKING, Any
 from twins_trt.codec import encode
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import UsageError
+from twins_trt.models.source import FoundModel
 from twins_trt.models.zoo import is_model
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import (
-    ENGINE_FLAG,
-    MODES_GROUP,
-    THREADS_FLAG,
-    WEIGHTS_GROUP,
-    WORKERS_FLAG,
-    data_flags,
-    mode_flags,
-    weights_flags,
-)
+from twins_trt.verbs.groups.images import data_flags, fit_of, labelled_images, scale_of
+from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
+from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, WORKERS_FLAG, bundle_path, torch_device
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE
-from twins_trt.verbs.meanings import (
-    fit_of,
-    labelled_images,
-    load_asked,
-    mode_of,
-    nothing_called,
-    place_of,
-    scale_of,
-    torch_device,
-)
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset
@@ -46,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What is asked of an evaluation.
+    """An evaluation.
 
-    what: a bundle's folder; a name of the zoo, which runs in PyTorch; or a checkpoint that tells it. data: labelled
-    images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split, limit: which of them; limit None for all.
+    what: a bundle's folder; a name of the zoo, which runs in PyTorch; or a checkpoint, which tells its model. data:
+    labelled images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split, limit: which of them; limit None for all.
     workers: processes that read images ahead. threads: of the CPU.
 
     engine: what runs a bundle, of `runtime.engines.KINDS`, or `auto`. device: where PyTorch runs, `auto`, `cpu` or
@@ -59,7 +44,7 @@ class EvaluateRequest:
     overlap: pixels that tiles share.
 
     checkpoint, seeded, num_classes, padding: of a model, as in `BuildRequest`.
-    Raises `UsageError` for a value that is none of its field's kind.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     what: str = ""
@@ -108,11 +93,11 @@ FLAGS = FlagTable(EvaluateRequest, TABLE, groups=MODES_GROUP | WEIGHTS_GROUP)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores and how they came about.
+    """The scores and how they were obtained.
 
-    engine: the kind that ran, `pytorch` for a model. device: where that ran, None for a bundle. model, precision,
-    padding, source: of what was scored. resized: how many images did not have the graph's size; None for a model, which
-    takes any. exact: whether the masks are what mmsegmentation's test pipeline gives; if not, `notes` says why.
+    engine: the kind that ran; `pytorch` for a model. device: of a model; None for a bundle. model, precision, padding,
+    source: of the bundle or model. resized: how many images did not have the graph's size; None for a model, which
+    takes any size. exact: whether the masks equal those of mmsegmentation's test pipeline; if not, `notes` says why.
     """
 
     result: EvalResult
@@ -132,7 +117,7 @@ class Evaluation:
         return self.result.scores
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`: the result's, and beside them how it came about."""
+        """Plain values for `json.dump`: those of the result, and how it was obtained."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in ("engine", "device", "model", "precision")}
         plain |= {"padding": self.padding, "source": encode(self.source), "resized_images": self.resized}
         return {**self.result.to_json(), **plain, "exact": self.exact, "notes": list(self.notes)}
@@ -173,19 +158,20 @@ def evaluate(
 
         print(twins_trt.evaluate("x.bundle", "camvid:PATH").scores.miou)
 
-    what: a bundle's folder, an opened bundle, a name of the zoo, or a checkpoint that tells it. data: labelled images.
-    more: everything else that can be asked for, such as `EvaluateRequest(fit="letterbox")`; it may not say again what
-    is given here. The rest is as in `EvaluateRequest`. progress: called at every step, and after every image.
-    Returns the scores and how they came about.
-    Raises `UsageError` for what does not fit together, `BundleError` for a bundle that is damaged, `CheckpointError`
-    for weights that do not fit the model, `DataError` for images without labels or with other classes, `ImageError` for
-    one that cannot be decoded, `EngineError` where an engine refuses the bundle, `MissingDependencyError` where no
-    engine can run here.
+    what: a bundle's folder, an opened bundle, a name of the zoo, or a checkpoint, which tells its model. data: labelled
+    images. `EvaluateRequest` describes the other parameters. more: further fields of that request, such as
+    `EvaluateRequest(fit="letterbox")`; a field may be given only once. progress: called at every step, and after every
+    image.
+    Returns the scores and how they were obtained.
+    Raises `UsageError` for fields that exclude each other, `BundleError` for a bundle that is damaged,
+    `CheckpointError` for weights that do not fit the model, `DataError` for images without labels or with other
+    classes, `ImageError` for one that cannot be decoded, `EngineError` where an engine refuses the bundle,
+    `MissingDependencyError` where no engine can run here.
     """
     opened = None if isinstance(what, (str, PathLike)) else what
     request = FLAGS.ask(
         more,
-        what=place_of(what),
+        what=bundle_path(what),
         data=data,
         split=split,
         limit=limit,
@@ -201,28 +187,18 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """A model to score. name: of the zoo. checkpoint: of it; None as `find_weights` takes it. weights: the file, None
-    for seeded ones."""
-
-    name: str
-    checkpoint: str | None
-    weights: Path | None
-
-
-@dataclass(frozen=True)
 class EvaluationJob:
-    """What an evaluation will do, all of it checked that can be checked beforehand."""
+    """What an evaluation will do, checked as far as possible."""
 
     request: EvaluateRequest
-    scored: Bundle | ModelSource
+    scored: Bundle | FoundModel
     dataset: Dataset
     mode: str | Tiles
 
     @property
     def weights(self) -> Path | None:
-        """The file that a model's come from; None for seeded ones, and for a bundle."""
-        return self.scored.weights if isinstance(self.scored, ModelSource) else None
+        """The file of a model's weights; None for seeded ones, and for a bundle."""
+        return self.scored.weights if isinstance(self.scored, FoundModel) else None
 
     @property
     def mode_name(self) -> str:
@@ -231,34 +207,35 @@ class EvaluationJob:
 
 
 def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> EvaluationJob:
-    """The plan of a request. bundle: what it names, where that is open. Raises as `evaluate` does."""
+    """The job of a request. bundle: the one that it names, if that is open. Raises as `evaluate` does."""
     from twins_trt.inference.tiling import Tiles
+    from twins_trt.models.weights import find_model
     from twins_trt.runtime.engines import check_kind
 
     check_kind(request.engine)
-    in_pytorch = bundle is None and _is_model(request.what)
+    in_pytorch = bundle is None and _runs_in_pytorch(request.what)
     dataset = labelled_images(request.data, split=request.split, limit=request.limit)
     mode = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
     if not in_pytorch:
         return EvaluationJob(request, _bundle(request, bundle), dataset, mode)
     if isinstance(mode, Tiles) or mode == "tile":
         raise UsageError("a PyTorch model is not run in tiles", f"use {spelled('mode', 'slide')}, or build a bundle")
-    return EvaluationJob(request, _model(request), dataset, mode)
+    model = find_model(request.what, checkpoint=request.checkpoint, seeded=request.seeded)
+    return EvaluationJob(request, model, dataset, mode)
 
 
-def score(plan: EvaluationJob, *, progress: Progress | None = None) -> Evaluation:
-    """What the plan says. Raises as `evaluate` does."""
+def score(job: EvaluationJob, *, progress: Progress | None = None) -> Evaluation:
+    """Does the job. Raises as `evaluate` does."""
     from twins_trt.evaluation import EvaluationOptions
 
-    say = progress or silent
-    options = EvaluationOptions(workers=plan.request.workers, progress=say)
-    if isinstance(plan.scored, ModelSource):
-        return _score_model(plan, plan.scored, options, say)
-    return _score_bundle(plan, plan.scored, options)
+    options = EvaluationOptions(workers=job.request.workers, progress=progress or silent)
+    if isinstance(job.scored, FoundModel):
+        return _score_model(job, job.scored, options)
+    return _score_bundle(job, job.scored, options)
 
 
-def _is_model(what: str) -> bool:
-    """Whether it is a model's name or checkpoint, not a bundle."""
+def _runs_in_pytorch(what: str) -> bool:
+    """Whether `what` is a model's name or checkpoint; False for a bundle. Raises `UsageError` for anything else."""
     from twins_trt.models.telling import CHECKPOINTS
 
     path = Path(what)
@@ -269,14 +246,6 @@ def _is_model(what: str) -> bool:
     if (what and path.exists()) or what.endswith(".bundle"):
         return False
     raise nothing_called(what, no="bundle", fix="twins-trt models lists the models, twins-trt build makes bundles")
-
-
-def _model(request: EvaluateRequest) -> ModelSource:
-    from twins_trt.models.telling import tell_model
-    from twins_trt.models.weights import find_weights
-
-    name, checkpoint = tell_model(request.what, request.checkpoint)
-    return ModelSource(name, checkpoint, find_weights(name, checkpoint=checkpoint, seeded=request.seeded))
 
 
 def _bundle(request: EvaluateRequest, bundle: Bundle | None) -> Bundle:
@@ -296,27 +265,27 @@ def _bundle(request: EvaluateRequest, bundle: Bundle | None) -> Bundle:
     return bundle
 
 
-def _score_model(plan: EvaluationJob, source: ModelSource, options: EvaluationOptions, say: Progress) -> Evaluation:
+def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptions) -> Evaluation:
     import torch
 
     from twins_trt.evaluation import evaluate_model
 
-    request = plan.request
+    request = job.request
     device = torch_device(request.device)
     if request.threads is not None:
         torch.set_num_threads(max(1, request.threads))
-    say("load", "seeded" if source.weights is None else str(source.weights), None)
-    model, facts = load_asked(request, source.name, source.checkpoint)
-    assert isinstance(plan.mode, str)  # the plan saw to it
+    options.progress("load", "seeded" if found.weights is None else str(found.weights), None)
+    model, facts = load_requested(request, found.name, found.checkpoint)
+    assert isinstance(job.mode, str)  # resolve_evaluation refuses tiles
     scale = scale_of(request.data, request.test_scale)
     result = evaluate_model(
-        model.to(device), plan.dataset, mode=plan.mode, preprocessing=Preprocessing(test_scale=scale), options=options
+        model.to(device), job.dataset, mode=job.mode, preprocessing=Preprocessing(test_scale=scale), options=options
     )
     return Evaluation(
         result,
         engine="pytorch",
         device=device,
-        model=source.name,
+        model=found.name,
         precision="fp32",
         padding=request.padding,
         source=facts.source,
@@ -326,34 +295,34 @@ def _score_model(plan: EvaluationJob, source: ModelSource, options: EvaluationOp
     )
 
 
-def _score_bundle(plan: EvaluationJob, bundle: Bundle, options: EvaluationOptions) -> Evaluation:
+def _score_bundle(job: EvaluationJob, bundle: Bundle, options: EvaluationOptions) -> Evaluation:
     from twins_trt.evaluation.bundles import score_bundle
     from twins_trt.runtime import RuntimeOptions
 
-    request, manifest = plan.request, bundle.manifest
+    request, manifest = job.request, bundle.manifest
     preprocessing = manifest.interface.preprocessing
     scale = scale_of(request.data, request.test_scale)
     if request.test_scale is not None or scale is not None:
         preprocessing = replace(preprocessing, test_scale=scale)
-    found = score_bundle(
+    scored = score_bundle(
         bundle,
-        plan.dataset,
+        job.dataset,
         engine=request.engine,
         fit=fit_of(request.fit),
-        mode=plan.mode,
+        mode=job.mode,
         preprocessing=preprocessing,
         runtime=RuntimeOptions(threads=request.threads),
         options=options,
     )
     return Evaluation(
-        found.result,
-        engine=found.engine,
+        scored.result,
+        engine=scored.engine,
         device=None,
         model=manifest.model,
         precision=manifest.precision,
         padding=manifest.padding,
         source=manifest.source,
-        resized=found.resized,
-        exact=found.exact,
-        notes=found.notes,
+        resized=scored.resized,
+        exact=scored.exact,
+        notes=scored.notes,
     )

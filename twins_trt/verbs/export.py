@@ -1,4 +1,4 @@
-"""`export`: a model as an ONNX graph; what is asked of it, its defaults and flags, and how it is done."""
+"""`export`: a model as an ONNX graph: request, defaults, flags, and the function that does it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from twins_trt.errors import ExportError
 from twins_trt.models.zoo import get_spec
 from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import WEIGHTS_GROUP, graph_flags, weights_flags
-from twins_trt.verbs.kinds import SWITCH
-from twins_trt.verbs.meanings import check_new_file, export_options, load_asked
+from twins_trt.verbs.groups.graph import export_options, graph_flags
+from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, weights_flags
 
 if TYPE_CHECKING:
     from twins_trt.builders.export import GraphInfo
@@ -24,11 +24,11 @@ _GRAPH = ExportOptions()
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is asked of an export.
+    """An export.
 
-    model: a name of the zoo, or a checkpoint that tells it. out: the graph's file. overwrite: replace what is there.
-    target: which exact rewritings, `gpu` or `cpu`. precision: by default fp16 for GPUs and fp32 for the CPU. Other
-    fields are as in `BuildRequest`. Raises `UsageError` for a value that is none of its field's kind.
+    model: a name of the zoo, or a checkpoint, which tells its model. out: the graph's file. overwrite: replace an
+    existing one. target: what the exact rewritings are for, `gpu` or `cpu`. precision: by default fp16 for GPUs and
+    fp32 for the CPU. `BuildRequest` describes the other fields. Raises `UsageError` for a value of the wrong kind.
     """
 
     model: str = ""
@@ -54,7 +54,7 @@ class ExportRequest:
 TABLE: tuple[Flag, ...] = (
     Flag("MODEL", "model", "a name that twins-trt models lists, or a checkpoint that tells it"),
     Flag("--out", "out", "the graph to write", metavar="FILE", required=True),
-    Flag("--overwrite", "overwrite", "replace FILE if it is there", SWITCH, sets=True),
+    OVERWRITE_FLAG,
     *weights_flags("weights"),
     *graph_flags("graph"),
     Flag(
@@ -70,9 +70,9 @@ FLAGS = FlagTable(ExportRequest, TABLE, groups=WEIGHTS_GROUP)
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What an export will do, all of it checked that can be checked beforehand.
+    """What an export will do, checked as far as possible.
 
-    model: a name of the zoo. checkpoint: as `find_weights` takes it. weights: the file, None for seeded ones.
+    model: a name of the zoo. checkpoint: as in `find_weights`. weights: their file, None for seeded ones.
     """
 
     request: ExportRequest
@@ -87,30 +87,27 @@ class ExportJob:
 
 
 def resolve_export(request: ExportRequest) -> ExportJob:
-    """The plan of a request.
+    """The job of a request.
 
-    Raises `UsageError` for what does not fit together, `CheckpointError` where there are no weights, `ExportError`
+    Raises `UsageError` for fields that exclude each other, `CheckpointError` where there are no weights, `ExportError`
     where `out` cannot be written.
     """
-    from twins_trt.models.telling import tell_model
+    from twins_trt.models.weights import find_model
 
-    model, checkpoint = tell_model(request.model, request.checkpoint)
+    model = find_model(request.model, checkpoint=request.checkpoint, seeded=request.seeded)
     options = export_options(
         request,
         target=request.target,
         precision="fp32" if request.target == "cpu" else "fp16",
-        crop_size=get_spec(model).crop_size,
+        crop_size=get_spec(model.name).crop_size,
     )
-    from twins_trt.models.weights import find_weights
-
-    weights = find_weights(model, checkpoint=checkpoint, seeded=request.seeded)
-    plan = ExportJob(request, model, checkpoint, weights, options)
-    check_new_file(plan.out, overwrite=request.overwrite, such_as="graph.onnx", error=ExportError)
-    return plan
+    job = ExportJob(request, model.name, model.checkpoint, model.weights, options)
+    check_new_file(job.out, overwrite=request.overwrite, such_as="graph.onnx", error=ExportError)
+    return job
 
 
-def export(plan: ExportJob, *, progress: Progress | None = None) -> tuple[GraphInfo, Source]:
-    """Writes the graph, whole or not at all: what it is, and where its weights came from.
+def export(job: ExportJob, *, progress: Progress | None = None) -> tuple[GraphInfo, Source]:
+    """Writes the graph, whole or not at all. Returns facts of the graph and the origin of its weights.
 
     Raises `CheckpointError` for weights that do not fit the model, `UsageError` for options that do not, `ExportError`
     where a weight does not fit the precision or the file cannot be written, `MissingDependencyError` without torch or
@@ -118,9 +115,8 @@ def export(plan: ExportJob, *, progress: Progress | None = None) -> tuple[GraphI
     """
     from twins_trt.builders.export import export_graph
 
-    request = plan.request
-    say = progress or silent
-    say("[1/2] weights", "seeded" if plan.weights is None else str(plan.weights), None)
-    model, facts = load_asked(request, plan.model, plan.checkpoint)
-    say("[2/2] graph", request.out, None)
-    return export_graph(model, plan.out, plan.options), facts.source
+    progress = progress or silent
+    progress("[1/2] weights", "seeded" if job.weights is None else str(job.weights), None)
+    model, facts = load_requested(job.request, job.model, job.checkpoint)
+    progress("[2/2] graph", job.request.out, None)
+    return export_graph(model, job.out, job.options), facts.source

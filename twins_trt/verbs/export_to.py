@@ -1,5 +1,4 @@
-"""`export-to`: what is asked of a hand-off to another program, its defaults and its flags; `twins_trt.handoff` does
-it."""
+"""`export-to`: the request of a hand-off to another program, its defaults and flags; `twins_trt.handoff` does it."""
 
 from __future__ import annotations
 
@@ -9,30 +8,30 @@ from twins_trt.handoff import TARGETS, HandoffOptions
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.kinds import SWITCH, WHOLE
 
-_USUAL = HandoffOptions()
+_DEFAULTS = HandoffOptions()
 
 
 @dataclass(frozen=True)
 class ExportToRequest:
-    """What is asked of a hand-off. target: of `handoff.TARGETS`. bundle: a folder. out: the folder to write. overwrite:
-    replace an earlier hand-off that is there. The rest is as in `HandoffOptions`."""
+    """A hand-off. target: of `handoff.TARGETS`. bundle: a folder. out: the folder to write. overwrite: replace an
+    earlier hand-off in it. `HandoffOptions` describes the other fields."""
 
     target: str = ""
     bundle: str = ""
     out: str = ""
     overwrite: bool = False
-    engine: str = _USUAL.engine
-    max_batch: int | None = _USUAL.max_batch
-    name: str | None = _USUAL.name
-    instances: int = _USUAL.instances
-    queue_delay: int = _USUAL.queue_delay
+    engine: str = _DEFAULTS.engine
+    max_batch: int | None = _DEFAULTS.max_batch
+    name: str | None = _DEFAULTS.name
+    instances: int = _DEFAULTS.instances
+    queue_delay: int = _DEFAULTS.queue_delay
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
 
     @property
     def options(self) -> HandoffOptions:
-        """What the hand-off leaves open. Raises UsageError as `HandoffOptions` does."""
+        """The options of the hand-off. Raises UsageError as `HandoffOptions` does."""
         return HandoffOptions(
             engine=self.engine,
             name=self.name,
@@ -62,7 +61,7 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--queue-delay",
         "queue_delay",
-        "a request waits so long for others; default: {default}",
+        "how long a request waits for others; default: {default}",
         WHOLE,
         "US",
         group=TRITON,

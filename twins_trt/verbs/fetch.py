@@ -1,4 +1,4 @@
-"""`fetch`: what is asked of a download of published weights, and its flags; `models.fetch.fetch` does it."""
+"""`fetch`: the request of a download of published weights, and its flags; `models.fetch.fetch` does it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twins_trt.verbs.flags import Flag, FlagTable, settle
 
 @dataclass(frozen=True)
 class FetchRequest:
-    """What is asked of a download. model: a name of the zoo. The rest is as `models.fetch.fetch` takes it."""
+    """A download. model: a name of the zoo. `models.fetch.fetch` describes the other fields."""
 
     model: str = ""
     cache_dir: str | None = None

@@ -1,4 +1,4 @@
-"""`gate`: the verdict on a bundle's accuracy; what is asked of it, every default, its flags, and the call."""
+"""`gate`: the verdict on a bundle's accuracy: request, defaults, flags and call."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES
 from twins_trt.errors import BundleError
 from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import ENGINE_FLAG, THREADS_FLAG, WEIGHTS_GROUP, checkpoint_flags, data_flags
+from twins_trt.verbs.groups.images import data_flags, labelled_images
+from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, bundle_path
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, checkpoint_flags
 from twins_trt.verbs.kinds import NUMBER, WHOLE
-from twins_trt.verbs.meanings import labelled_images, place_of
 
 if TYPE_CHECKING:
     from twins_trt.builders.gate import GateResult, Thresholds
@@ -26,7 +27,7 @@ log = logging.getLogger("twins_trt")
 
 @dataclass(frozen=True)
 class GateRequest:
-    """What is asked of a gate.
+    """A gate.
 
     bundle: the folder to judge. data: labelled images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split, limit:
     which of them; limit None for all. max_drop: points of mIoU that may be lost; None takes `MAX_DROP`'s of the
@@ -35,7 +36,7 @@ class GateRequest:
     engine: what runs the bundle, of `runtime.engines.KINDS` but torch, or `auto`. threads: of the CPU. pictures: the
     folder for overlays and difference maps of the worst images. checkpoint, seeded: the reference's weights, which must
     be those that the bundle was built from.
-    Raises `UsageError` for a value that is none of its field's kind.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     bundle: str = ""
@@ -56,7 +57,7 @@ class GateRequest:
 
 
 def threshold_flags(group: str = "") -> tuple[Flag, ...]:
-    """What a build must keep."""
+    """The limits that decide."""
     drops = ", ".join(f"{points:g} for {precision}" for precision, points in MAX_DROP.items())
     return (
         Flag("--max-drop", "max_drop", f"of mIoU; default: {drops}", NUMBER, "POINTS", group=group),
@@ -106,11 +107,11 @@ def gate(
         passed = twins_trt.gate("x.bundle", "camvid:PATH", checkpoint="F.pth").passed
 
     bundle: its folder, or an opened one. record: write the verdict into it (`gate.json`, and its manifest), before any
-    picture, so that a full disk costs none. more: everything else that can be asked for, such as
-    `GateRequest(min_agreement=0.99)`; it may not say again what is given here. The rest is as in `GateRequest`.
+    picture, so that a disk that pictures fill cannot lose it. `GateRequest` describes the other parameters. more:
+    further fields of that request, such as `GateRequest(min_agreement=0.99)`; a field may be given only once.
     progress: called at every step, and after every image.
-    Returns the verdict, passed or not, and everything that it rests on.
-    Raises `UsageError` for what does not fit together, `BundleError` for a bundle that is damaged or was replaced
+    Returns the verdict, passed or not, and every number behind it.
+    Raises `UsageError` for fields that exclude each other, `BundleError` for a bundle that is damaged or was replaced
     meanwhile, `CheckpointError` for weights that are not the bundle's, `DataError` for images without labels,
     `ImageError` for one that cannot be decoded or written, `EngineError` where an engine refuses the bundle,
     `MissingDependencyError` where no engine can run here.
@@ -118,7 +119,7 @@ def gate(
     opened = None if isinstance(bundle, (str, PathLike)) else bundle
     request = FLAGS.ask(
         more,
-        bundle=place_of(bundle),
+        bundle=bundle_path(bundle),
         data=data,
         checkpoint=checkpoint,
         seeded=seeded,
@@ -134,7 +135,7 @@ def gate(
 
 @dataclass(frozen=True)
 class GateJob:
-    """What a gate will do, all of it checked that can be checked without the weights."""
+    """What a gate will do, checked as far as possible without the weights."""
 
     request: GateRequest
     bundle: Bundle
@@ -143,7 +144,7 @@ class GateJob:
 
 
 def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
-    """The plan of a request. bundle: the one it names, where that is open. Raises as `gate` does."""
+    """The job of a request. bundle: the one that it names, if that is open. Raises as `gate` does."""
     from twins_trt.builders.gate import Thresholds
     from twins_trt.runtime import open_bundle
     from twins_trt.runtime.engines import check_kind
@@ -160,24 +161,24 @@ def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
     return GateJob(request, bundle, thresholds, dataset)
 
 
-def judge(plan: GateJob, *, record: bool = True, progress: Progress | None = None) -> GateResult:
-    """What the plan says. record: write the verdict into the bundle. Raises as `gate` does."""
+def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None) -> GateResult:
+    """Does the job. record: write the verdict into the bundle. Raises as `gate` does."""
     from twins_trt.builders import gate as gates
     from twins_trt.runtime import RuntimeOptions
 
-    request, bundle = plan.request, plan.bundle
-    say = progress or silent
-    say("load", "the reference", None)
+    request, bundle = job.request, job.bundle
+    progress = progress or silent
+    progress("load", "the reference", None)
     model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
     gallery = gates.Gallery(Path(request.pictures), bundle.interface.palette) if request.pictures else None
     result = gates.gate_bundle(
         bundle,
         model,
-        plan.dataset,
-        thresholds=plan.thresholds,
+        job.dataset,
+        thresholds=job.thresholds,
         engine=request.engine,
         options=RuntimeOptions(threads=request.threads),
-        progress=say,
+        progress=progress,
         look=gallery,
     )
     if record:

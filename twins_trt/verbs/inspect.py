@@ -1,4 +1,4 @@
-"""`inspect`: what is asked about a bundle, a graph or a checkpoint, its defaults and its flags."""
+"""`inspect`: the request about a bundle, a graph or a checkpoint, its defaults and its flags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from twins_trt.errors import UsageError
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import ENGINE_FLAG
+from twins_trt.verbs.groups.running import ENGINE_FLAG
 from twins_trt.verbs.kinds import NAMES, SWITCH, Kind
 
 Shape = tuple[int, ...]
@@ -17,13 +17,13 @@ Shapes = tuple[str, tuple[Shape, Shape, Shape]]
 
 @dataclass(frozen=True)
 class InspectRequest:
-    """What is asked.
+    """What to inspect, and how closely.
 
-    path: a bundle, a graph or a checkpoint. verify: compare a bundle's files with their sha256. engine: which kinds to
-    ask whether they run it here, one of `runtime.engines.KINDS`, or `auto` for all. targets: GPUs to compile a graph
-    for, and audit the result. layers: list every kernel. shapes: the input and smallest, usual and largest shape of
-    each dynamic input, or its text `image:1x512x512x3:4x512x512x3:8x512x512x3`.
-    Raises `UsageError` for a value that is none of its field's kind.
+    path: a bundle, a graph or a checkpoint. verify: compare a bundle's files with their sha256. engine: the kind that
+    is asked whether it can run a bundle here, of `runtime.engines.KINDS`, or `auto` for all kinds. targets: GPUs to
+    compile a graph for; the result is audited. layers: list every kernel. shapes: the name and the min, opt and max
+    shape of each dynamic input, or their text `image:1x512x512x3:4x512x512x3:8x512x512x3`.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     path: str = ""
@@ -43,7 +43,7 @@ class InspectRequest:
 
 
 def parse_shapes(value: Any) -> Shapes:
-    """The input and its three shapes of `image:1x512x512x3:4x512x512x3:8x512x512x3`. Raises `UsageError`."""
+    """Name, and min, opt and max shape, of `image:1x512x512x3:4x512x512x3:8x512x512x3`. Raises `UsageError`."""
     if not isinstance(value, str):
         name, shapes = value
         return name, shapes
@@ -51,8 +51,8 @@ def parse_shapes(value: Any) -> Shapes:
     sizes = [text.split("x") for text in texts]
     if not name or len(sizes) != 3 or not all(re.fullmatch(r"\d{1,9}", size) for shape in sizes for size in shape):
         raise UsageError(f"{value!r} is no profile", "write NAME:MIN:OPT:MAX, each shape as 1x512x512x3")
-    low, usual, high = (tuple(map(int, shape)) for shape in sizes)
-    return name, (low, usual, high)
+    smallest, optimal, largest = (tuple(map(int, shape)) for shape in sizes)
+    return name, (smallest, optimal, largest)
 
 
 def _show_shapes(value: Shapes) -> str:

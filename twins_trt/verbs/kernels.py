@@ -1,4 +1,4 @@
-"""`kernels`: what is asked of the Triton kernels, its defaults and its flags, and which kernels that selects."""
+"""`kernels`: the request for Triton kernels, its defaults and flags, and the kernels that it selects."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KernelsRequest:
-    """What is asked. targets, kernels, dtypes, head_dims: which kernels; empty for all. They are listed as recorded;
-    or, check: compiled anew, in workers processes, and compared with that; or, out: compiled and written there as
-    cubins and PTX, of the ISA version ptx_version. Raises `UsageError` for what does not go together."""
+    """Which kernels, and what to do with them. By default they are listed as recorded.
+
+    targets, kernels, dtypes, head_dims: which kernels; empty for all. check: compile them again, in `workers`
+    processes, and compare them with the record. out: compile them and write them there as cubins and PTX, of the ISA
+    version `ptx_version`. Raises `UsageError` for fields that exclude each other.
+    """
 
     targets: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
@@ -44,7 +47,7 @@ class KernelsRequest:
             )
 
     def select(self) -> list[tuple[Case, str]]:
-        """(case, target) of every kernel that is asked for. Raises `UsageError` for what there is none of."""
+        """(case, target) of every kernel that the request selects. Raises `UsageError` for an unknown name."""
         from twins_trt.kernels.case import DTYPES
         from twins_trt.kernels.crosscompile import TARGETS, all_cases, select
 

@@ -1,4 +1,4 @@
-"""`predict`: masks and overlays of images as files; what is asked of it, its defaults and flags, and how it is done."""
+"""`predict`: masks and overlays of images as files: request, defaults, flags, and the function that does it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from twins_trt.errors import ImageError, TwinsError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import ENGINE_FLAG, MODES_GROUP, THREADS_FLAG, mode_flags
+from twins_trt.verbs.groups.images import fit_of
+from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
+from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG
 from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
-from twins_trt.verbs.meanings import fit_of, mode_of
 
 if TYPE_CHECKING:
     from twins_trt.inference.tiling import Tiles
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What is asked of a prediction.
+    """A prediction.
 
     bundle: a folder. images: files, folders or patterns. out: the folder for the results; files in it are replaced.
-    masks, overlays: which to write. alpha: weight of an overlay's colours, 0 to 1. fit: how images meet a bundle of
-    fixed size, `stretch` or `letterbox`. batch: images at once, for a bundle of dynamic batch. engine: what runs it, of
-    `runtime.engines.KINDS`, or `auto`. threads: of the CPU. mode, tile, overlap: as in `EvaluateRequest`.
-    Raises `UsageError` for a value that is none of its field's kind.
+    masks, overlays: whether to write them. alpha: weight of an overlay's colours, 0 to 1. fit: how images meet a bundle
+    of fixed size, `stretch` or `letterbox`. batch: images at once, for a bundle of dynamic batch. engine: what runs it,
+    of `runtime.engines.KINDS`, or `auto`. threads: of the CPU. mode, tile, overlap: as in `EvaluateRequest`.
+    Raises `UsageError` for a value of the wrong kind.
     """
 
     bundle: str = ""
@@ -68,8 +69,8 @@ FLAGS = FlagTable(PredictRequest, TABLE, groups=MODES_GROUP)
 
 
 @dataclass(frozen=True)
-class Job:
-    """An image and the files that will come of it."""
+class ImageFiles:
+    """An image and the files to write for it; None for a file that is not wanted."""
 
     image: Path
     mask: Path | None
@@ -78,10 +79,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What came of an image, or of an argument that names none.
+    """The result of an image, or of an argument that names none.
 
-    error: why nothing did. size: (height, width) of the image, pixels. areas: the share of each class that occurs.
-    engine: the kind that ran.
+    error: why there is no result. size: (height, width) of the image, pixels. areas: the share of pixels of each
+    class that occurs. engine: the kind that ran.
     """
 
     image: str
@@ -113,12 +114,15 @@ class PredictJob:
     request: PredictRequest
     bundle: Bundle
     mode: str | Tiles
-    jobs: tuple[Job, ...]
+    files: tuple[ImageFiles, ...]
     failures: tuple[Prediction, ...]
 
 
 def resolve_prediction(request: PredictRequest) -> PredictJob:
-    """The plan of a request. Raises `UsageError` for what does not fit together, `BundleError` for a damaged bundle."""
+    """The job of a request.
+
+    Raises `UsageError` for fields that exclude each other, `BundleError` for a damaged bundle.
+    """
     from twins_trt.runtime import open_bundle
     from twins_trt.runtime.engines import check_kind
 
@@ -133,57 +137,57 @@ def resolve_prediction(request: PredictRequest) -> PredictJob:
     mode = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
     bundle = open_bundle(request.bundle)
     paths, failures = _find_images(request.images)
-    jobs = plan_files(paths, Path(request.out), masks=request.masks, overlays=request.overlays)
-    return PredictJob(request, bundle, mode, tuple(jobs), tuple(failures))
+    files = result_files(paths, Path(request.out), masks=request.masks, overlays=request.overlays)
+    return PredictJob(request, bundle, mode, tuple(files), tuple(failures))
 
 
-def predict(plan: PredictJob, *, progress: Progress | None = None) -> Iterator[Prediction]:
-    """Segments one image after another and writes its files; first comes what names no image.
+def predict(job: PredictJob, *, progress: Progress | None = None) -> Iterator[Prediction]:
+    """Segments one image after another and writes its files. Arguments that name no image come first.
 
-    An image that fails is reported, and the rest goes on; a file that cannot be written ends it: the next would fail as
-    well. Raises as `Segmenter` does, and `ImageError` for such a file.
+    An image that fails has its error in its result, and the others follow. A file that cannot be written ends the
+    prediction, because the next one would fail too. Raises as `Segmenter` does, and `ImageError` for such a file.
     """
-    yield from plan.failures
-    if not plan.jobs:
+    yield from job.failures
+    if not job.files:
         return
     from twins_trt.runtime import RuntimeOptions, Segmenter
 
-    request = plan.request
-    say = progress or silent
+    request = job.request
+    progress = progress or silent
     options = RuntimeOptions(threads=request.threads)
-    say("load", str(plan.bundle.path), None)
-    with Segmenter(plan.bundle, request.engine, fit=fit_of(request.fit), mode=plan.mode, options=options) as segmenter:
-        frames = segmenter.stream([job.image for job in plan.jobs], batch=request.batch)
+    progress("load", str(job.bundle.path), None)
+    with Segmenter(job.bundle, request.engine, fit=fit_of(request.fit), mode=job.mode, options=options) as segmenter:
+        frames = segmenter.stream([files.image for files in job.files], batch=request.batch)
         try:
-            for job, frame in zip(plan.jobs, frames, strict=True):
-                say("predict", str(job.image), frame.index / len(plan.jobs))
-                yield _finish(job, frame, alpha=request.alpha, engine=segmenter.engine.name)
+            for files, frame in zip(job.files, frames, strict=True):
+                progress("predict", str(files.image), frame.index / len(job.files))
+                yield _write(files, frame, alpha=request.alpha, engine=segmenter.engine.name)
         finally:
             frames.close()  # ends the thread that reads ahead
 
 
-def plan_files(paths: Sequence[Path], folder: Path, *, masks: bool, overlays: bool) -> list[Job]:
-    """Where the results of each image go. Raises `UsageError` where that would replace one of the images."""
-    jobs = []
+def result_files(paths: Sequence[Path], folder: Path, *, masks: bool, overlays: bool) -> list[ImageFiles]:
+    """The files for each image. Raises `UsageError` where a file would replace one of the images."""
+    found = []
     for path, name in zip(paths, result_names(paths), strict=True):
         base = folder / name
         mask = base.with_name(f"{base.name}_mask.png") if masks else None
         overlay = base.with_name(f"{base.name}_overlay.png") if overlays else None
-        jobs.append(Job(path, mask, overlay))
+        found.append(ImageFiles(path, mask, overlay))
     inputs = {path.resolve() for path in paths}
-    for job in jobs:
-        for result in (job.mask, job.overlay):
+    for files in found:
+        for result in (files.mask, files.overlay):
             if result is not None and result.resolve() in inputs:
                 raise UsageError(
                     f"{result} is one of the images and would be replaced",
                     f"choose another folder: {spelled('out', 'DIR')}",
                 )
-    return jobs
+    return found
 
 
 def result_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each image, no two alike: the images' own, with their folders if two share one, with their suffixes
-    if that does not tell them apart. Case does not: on some file systems it is the same file."""
+    """A different name for each image: its own; with its folders if two images share one; with its suffix if they
+    still do. Names that differ in case alone count as shared: some file systems take them for the same file."""
     files = [Path(os.path.abspath(path)) for path in paths]
     root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     below = [file.relative_to(root) for file in files]
@@ -194,7 +198,7 @@ def result_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _find_images(sources: Sequence[str]) -> tuple[list[Path], list[Prediction]]:
-    """The images that the arguments name, each once, and the arguments that name none."""
+    """The images that the arguments name, each once, and a result with its error for each argument that names none."""
     from twins_trt.runtime import expand_sources
 
     paths: dict[str, Path] = {}
@@ -208,16 +212,16 @@ def _find_images(sources: Sequence[str]) -> tuple[list[Path], list[Prediction]]:
     return list(paths.values()), failures
 
 
-def _finish(job: Job, frame: Frame, *, alpha: float, engine: str) -> Prediction:
+def _write(files: ImageFiles, frame: Frame, *, alpha: float, engine: str) -> Prediction:
     if frame.error is not None:
-        return Prediction(str(job.image), frame.error, engine=engine)
+        return Prediction(str(files.image), frame.error, engine=engine)
     segmentation = frame.result()
-    if job.mask is not None:
-        segmentation.save(job.mask)
-    if job.overlay is not None:
-        segmentation.save_overlay(job.overlay, alpha=alpha)
+    if files.mask is not None:
+        segmentation.save(files.mask)
+    if files.overlay is not None:
+        segmentation.save_overlay(files.overlay, alpha=alpha)
     height, width = segmentation.mask.shape
     areas = {name: round(share, 6) for name, share in segmentation.areas().items() if share}
     return Prediction(
-        str(job.image), size=(height, width), mask=job.mask, overlay=job.overlay, areas=areas, engine=engine
+        str(files.image), size=(height, width), mask=files.mask, overlay=files.overlay, areas=areas, engine=engine
     )

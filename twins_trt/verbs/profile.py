@@ -1,4 +1,4 @@
-"""`profile`: how fast bundles and others are, side by side; what is asked of it, its flags, and the call."""
+"""`profile`: how fast bundles and other candidates are, side by side: request, defaults, flags and call."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from twins_trt.profiling.results import Profile
     from twins_trt.runtime import Bundle, Source
 
-_USUAL = ProfileOptions()
+_DEFAULTS = ProfileOptions()
 _DAY = 86400  # seconds
 
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What is asked of a profile.
+    """A profile.
 
     bundles: folders. onnx: plain ONNX files. torch: a name of the zoo, which runs in PyTorch, eager. engines: what runs
-    bundles, of `runtime.engines.KINDS`, or `auto`; with several each bundle runs on each. baseline: what the others are
-    compared with, by default the first. out: a JSON file for the results, with every sample. save: put them into the
-    bundles, as `profile.json`.
+    bundles, of `runtime.engines.KINDS`, or `auto`; with several each bundle runs on each. baseline: the candidate that
+    the others are compared with, by default the first. out: a JSON file for the results, with every sample. save: put
+    them into the bundles, as `profile.json`.
 
     image: the picture; by default one is drawn, at the graph's own size. rounds, calls, warm_up: as in
-    `profiling.results.ProfileOptions`, warm_up in seconds. threads: of the CPU. batches: of the throughput sweep, as
-    far as a graph allows. layers: time them, too. power: what reads it, of `profiling.power.KINDS`. power_seconds: of
+    `profiling.results.ProfileOptions`, warm_up in seconds. threads: of the CPU. batches: of the throughput sweep, if
+    a graph allows them. layers: time them, too. power: what reads it, of `profiling.power.KINDS`. power_seconds: of
     each. device: where PyTorch runs, `auto`, `cpu` or `cuda`. size: (height, width) of the PyTorch model, pixels; by
     default the first bundle's.
 
@@ -55,14 +55,14 @@ class ProfileRequest:
     engines: tuple[str, ...] = ("auto",)
     baseline: str | None = None
     image: str | None = None
-    rounds: int = _USUAL.rounds
-    calls: int = _USUAL.calls
-    warm_up: float = _USUAL.warm_up_s
+    rounds: int = _DEFAULTS.rounds
+    calls: int = _DEFAULTS.calls
+    warm_up: float = _DEFAULTS.warm_up_s
     threads: int | None = None
     batches: tuple[int, ...] = (1, 2, 4, 8)
-    layers: bool = _USUAL.layers
+    layers: bool = _DEFAULTS.layers
     power: str = "auto"
-    power_seconds: float = _USUAL.power_s
+    power_seconds: float = _DEFAULTS.power_s
     device: str = "auto"
     size: tuple[int, int] | None = None
     out: str | None = None
@@ -98,7 +98,7 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--batches",
         "batches",
-        "throughput at these, as far as a graph allows; or none; default: {default}",
+        "throughput at these, if a graph allows them; or none; default: {default}",
         COUNTS,
         "N,...",
         group=MEASURING,
@@ -152,18 +152,19 @@ def profile(
 ) -> Profile:
     """Measures bundles side by side: latency by stage and layer, throughput, memory, energy.
 
-        found = twins_trt.profile("fp16.bundle", "int8.bundle", save=True)
-        print(found.of("int8").end_to_end.p50)  # milliseconds
+        profile = twins_trt.profile("fp16.bundle", "int8.bundle", save=True)
+        print(profile.of("int8").end_to_end.p50)  # milliseconds
 
     bundles: their folders, or opened ones. onnx: plain ONNX files as well. torch: a name of the zoo as well, run in
-    PyTorch with the weights of checkpoint or seeded. more: everything else that can be asked for, such as
-    `ProfileRequest(power="none")`; it may not say again what is given here. The rest is as in `ProfileRequest`.
+    PyTorch with the weights of checkpoint or seeded. `ProfileRequest` describes the other parameters. more: further
+    fields of that request, such as `ProfileRequest(power="none")`; a field may be given only once.
     progress: called at every step, and while one lasts.
-    KeyboardInterrupt after the first whole round ends the measuring: what there is is returned and written to `out`,
-    marked `interrupted`, and not saved into bundles. Before, it is raised.
-    Raises `UsageError` for what does not fit together, `BundleError` for a bundle that is damaged, `CheckpointError`
-    for weights that do not fit the model, `EngineError` where an engine refuses a candidate, `ProfileError` where power
-    cannot be read or results cannot be written, `MissingDependencyError` where no engine can run here.
+    KeyboardInterrupt after the first whole round ends the measuring: the whole rounds are returned and written to
+    `out`, marked `interrupted`, and not saved into bundles. Before that it is raised.
+    Raises `UsageError` for fields that exclude each other, `BundleError` for a bundle that is damaged,
+    `CheckpointError` for weights that do not fit the model, `EngineError` where an engine refuses a candidate,
+    `ProfileError` where power cannot be read or results cannot be written, `MissingDependencyError` where no engine can
+    run here.
     """
     paths = list(map(bundle_path, bundles))
     request = FLAGS.ask(
@@ -185,64 +186,64 @@ def profile(
 
 @dataclass(frozen=True)
 class ProfileJob:
-    """What a profile will do, all of it checked that can be checked before anything is opened but manifests."""
+    """What a profile will do, checked as far as possible. Only manifests have been opened."""
 
     request: ProfileRequest
-    settings: ProfileOptions
+    options: ProfileOptions
     candidates: tuple[Candidate, ...]
     bundles: tuple[Bundle, ...]
 
     @property
     def command(self) -> str:
-        """The command line that measures the same again; where results went is left out."""
+        """The command line that measures the same again, without the places for results."""
         words = FLAGS.words(replace(self.request, out=None, save=False))
         return shlex.join(["twins-trt", "profile", *words])
 
 
 def resolve_profile(request: ProfileRequest) -> ProfileJob:
-    """The plan of a request. Raises as `profile` does."""
+    """The job of a request. Raises as `profile` does."""
     from twins_trt.runtime import open_bundle
 
-    settings, candidates = _settings(request), tuple(_candidates(request))
-    # As they are measured: what takes their place meanwhile gets no profile.
+    options, candidates = _options(request), tuple(_candidates(request))
+    # Opened before they are measured: a bundle that replaces one of them meanwhile gets no profile.
     bundles = tuple(open_bundle(path, verify=False) for path in dict.fromkeys(request.bundles))
-    plan = ProfileJob(request, settings, candidates, bundles)
+    job = ProfileJob(request, options, candidates, bundles)
     if request.out is not None and not Path(request.out).absolute().parent.is_dir():
         raise UsageError(f"{spelled('out')} is {request.out}, in a folder that does not exist", "make it first")
-    return plan
+    return job
 
 
-def measure(plan: ProfileJob, *, progress: Progress | None = None) -> Profile:
-    """What the plan says, its results written and saved as it asks. Raises as `profile` does."""
+def measure(job: ProfileJob, *, progress: Progress | None = None) -> Profile:
+    """Does the job, and writes and saves the results as the request says. Raises as `profile` does."""
     from twins_trt.profiling.measure import profile
     from twins_trt.profiling.power import open_meter
     from twins_trt.profiling.results import write_profile
     from twins_trt.profiling.saved import save_profile
 
-    request = plan.request
+    request = job.request
     meter = open_meter(request.power)
     try:
-        found = profile(
-            plan.candidates,
-            plan.settings,
+        measured = profile(
+            job.candidates,
+            job.options,
             picture=request.image,
             baseline=request.baseline,
             meter=meter,
-            command=plan.command,
+            command=job.command,
             progress=progress,
         )
     finally:
         if meter is not None:
             meter.close()
     if request.out is not None:
-        write_profile(request.out, found)
-    if request.save and not found.interrupted:  # half of a run must not take the place of a whole one
-        for bundle in plan.bundles:
-            save_profile(bundle, found)
-    return found
+        write_profile(request.out, measured)
+    if request.save and not measured.interrupted:  # an interrupted run must not replace a whole one
+        for bundle in job.bundles:
+            save_profile(bundle, measured)
+    return measured
 
 
-def _settings(request: ProfileRequest) -> ProfileOptions:
+def _options(request: ProfileRequest) -> ProfileOptions:
     for name in ("rounds", "calls"):
         if getattr(request, name) < 1:
             raise UsageError(f"{spelled(name)} is {getattr(request, name)}", "give at least 1")
@@ -261,7 +262,7 @@ def _settings(request: ProfileRequest) -> ProfileOptions:
 
 
 def _candidates(request: ProfileRequest) -> list[Candidate]:
-    """Everything the request names, bundles on each engine first."""
+    """The candidates that the request names: bundles, on each engine, come first."""
     from twins_trt.profiling.candidates import bundle_candidate, onnx_candidate
     from twins_trt.runtime.engines import check_kind
 
@@ -270,52 +271,49 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
         check_kind(kind)
     paths = list(map(Path, request.bundles))
     names = [path.name for path in paths]
-    found = []
+    candidates = []
     for path in paths:
         if path.suffix == ".onnx":
             raise UsageError(f"{path} is an ONNX file, not a bundle", spelled("onnx", str(path)))
         alike = names.count(path.name) > 1
         for kind in engines:
             name = str(path) if alike else path.name.removesuffix(".bundle")
-            found.append(bundle_candidate(path, kind, label=name if len(engines) == 1 else f"{name} on {kind}"))
-    found += [onnx_candidate(path) for path in request.onnx]
+            candidates.append(bundle_candidate(path, kind, label=name if len(engines) == 1 else f"{name} on {kind}"))
+    candidates += [onnx_candidate(path) for path in request.onnx]
     if request.torch is not None:
-        found.append(_torch(request, request.torch))
+        candidates.append(_torch(request, request.torch))
     elif request.checkpoint is not None or request.seeded:
         raise UsageError(
             f"{spelled('checkpoint')} and {spelled('seeded')} are the PyTorch model's",
             f"name it: {spelled('torch', 'MODEL')}",
         )
-    if not found:
+    if not candidates:
         others = f"{spelled('onnx', 'FILE')} or {spelled('torch', 'MODEL')}"
         raise UsageError("there is nothing to measure", f"name a bundle, or give {others}")
-    return found
+    return candidates
 
 
 def _torch(request: ProfileRequest, name: str) -> Candidate:
-    from twins_trt.models.telling import tell_model
-    from twins_trt.models.weights import find_weights, load_weights
+    from twins_trt.models.weights import find_model, load_weights
     from twins_trt.profiling.candidates import opt_size, torch_candidate
     from twins_trt.runtime import open_bundle
 
-    name, checkpoint = tell_model(name, request.checkpoint)
-    spec = get_spec(name)
-    find_weights(name, checkpoint=checkpoint, seeded=request.seeded)
+    found = find_model(name, checkpoint=request.checkpoint, seeded=request.seeded)
     first = open_bundle(request.bundles[0], verify=False).interface if request.bundles else None
-    size = request.size or (None if first is None else opt_size(first)) or spec.crop_size
+    size = request.size or (None if first is None else opt_size(first)) or get_spec(found.name).crop_size
     classes = request.num_classes
     if request.seeded and classes is None and first is not None:
         classes = first.num_classes
 
     def load() -> tuple[Segmentor, Source]:
         model, facts = load_weights(
-            name,
-            checkpoint=checkpoint,
+            found.name,
+            checkpoint=found.checkpoint,
             seeded=request.seeded,
             num_classes=classes,
             padding=request.padding,
-            attention="reference",  # as mmsegmentation computes it; on a GPU ours would run kernels of their own
+            attention="reference",  # computed as in mmsegmentation; our own would run its kernels on a GPU
         )
         return model, facts.source
 
-    return torch_candidate(name, load, size=size, device=torch_device(request.device))
+    return torch_candidate(found.name, load, size=size, device=torch_device(request.device))

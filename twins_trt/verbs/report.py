@@ -1,4 +1,4 @@
-"""`report`: what is asked of a page about a bundle, its defaults and its flags; `report.write_report` does it."""
+"""`report`: the request of a page about a bundle, its defaults and flags; `report.write_report` does it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twins_trt.verbs.kinds import SWITCH
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What is asked of a report; the fields are as `write_report` takes them."""
+    """A page about a bundle. `write_report` describes the fields."""
 
     bundle: str = ""
     profiles: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--profile",
         "profiles",
-        "of twins-trt profile, beside the bundle's own; repeatable",
+        "results of twins-trt profile, besides the bundle's own; repeatable",
         metavar="FILE",
         repeated=True,
     ),

@@ -1,4 +1,4 @@
-"""What every request whose fields are None until something is said can do."""
+"""The base of requests whose fields are None where the caller gives no value."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ R = TypeVar("R", bound="Request")
 T = TypeVar("T")
 
 
-def either(said: T | None, default: T) -> T:
-    """What a request says, or the default where it says nothing."""
-    return default if said is None else said
+def either(value: T | None, default: T) -> T:
+    """The value, or the default where it is None."""
+    return default if value is None else value
 
 
 class Request:
-    """The base of such requests, which are frozen dataclasses."""
+    """A request, as a frozen dataclass; None is no value."""
 
     def given(self) -> dict[str, Any]:
-        """The fields that say something."""
-        names = [each.name for each in dataclasses.fields(self)]  # type: ignore[arg-type]  # its subclasses are
+        """The fields with a value, by name."""
+        names = [each.name for each in dataclasses.fields(self)]  # type: ignore[arg-type]  # subclasses are dataclasses
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def to_json(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from twins_trt.errors import UsageError
 from twins_trt.models.zoo import PADDINGS, get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups import DATA_KINDS
+from twins_trt.verbs.groups.images import DATA_KINDS
 from twins_trt.verbs.kinds import FIXED_SIZE, NUMBER, SWITCH, TEST_SCALE, WHOLE, Kind
 from twins_trt.verbs.request import Request
 
