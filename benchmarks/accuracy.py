@@ -19,7 +19,7 @@ from benchmarks.results import write_results
 
 
 def score(command: list[str]) -> dict[str, Any]:
-    """What `twins-trt` prints with --json."""
+    """Runs `twins-trt` with --json. Returns what it prints."""
     from twins_trt.cli import main
 
     out = io.StringIO()
@@ -31,11 +31,11 @@ def score(command: list[str]) -> dict[str, Any]:
 
 
 def mmseg_score(checkpoint: Path) -> float | None:
-    """The mIoU in percent that mmsegmentation's evaluation left in the checkpoint's meta as `val_miou`, if it did."""
+    """The mIoU in percent that mmsegmentation's evaluation left in the checkpoint's meta as `val_miou`, or None."""
     from twins_trt.models.checkpoint import read_checkpoint
 
-    found = read_checkpoint(checkpoint).meta.raw.get("val_miou")
-    return None if found is None else float(found)
+    miou = read_checkpoint(checkpoint).meta.raw.get("val_miou")
+    return None if miou is None else float(miou)
 
 
 def main() -> int:
@@ -55,29 +55,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for precision, words in (("fp32", "float32"), ("fp16", "FP16")):
             bundle = str(Path(folder, f"{precision}.bundle"))
-            score(
-                [
-                    "build",
-                    *weights,
-                    "--size",
-                    arguments.size,
-                    "--precision",
-                    precision,
-                    "--target",
-                    "cpu",
-                    "--out",
-                    bundle,
-                ]
-            )
+            form = ["--size", arguments.size, "--precision", precision, "--target", "cpu"]
+            score(["build", *weights, *form, "--out", bundle])
             scores[f"twins-trt, {words} graph"] = score(["eval", bundle, *data])
-    rows = (
-        []
-        if reference is None
-        else [{"what": "mmsegmentation (in the checkpoint)", "miou": reference, "difference": None}]
-    )
-    for what, found in scores.items():
-        difference = None if reference is None else found["scores"]["miou"] - reference
-        rows.append({"what": what, "miou": found["scores"]["miou"], "difference": difference})
+    rows = []
+    if reference is not None:
+        rows.append({"what": "mmsegmentation (in the checkpoint)", "miou": reference, "difference": None})
+    for what, result in scores.items():
+        miou = result["scores"]["miou"]
+        rows.append({"what": what, "miou": miou, "difference": None if reference is None else miou - reference})
     for row in rows:
         print(row)
     if arguments.limit is None:

@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # of the largest logit; float32 rounding gives about 1e-6
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
-    """Label -> export options: what `twins-trt build --target cpu` writes, then what else it could have written."""
+    """Export options by label: the default of `twins-trt build --target cpu` first, then others."""
     chosen: dict[str, dict[str, Any]] = {
         "default, mask": {"target": "cpu"},
         "default, logits": {"target": "cpu", "outputs": ("logits",)},
@@ -45,9 +45,9 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
 
 
 def inputs(seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A picture, uint8 [1, H, W, 3], and the same as mmsegmentation's graph wants it, normalized [1, 3, H, W].
+    """A picture, uint8 [1, H, W, 3], and the same for mmsegmentation's graph, normalized float32 [1, 3, H, W].
 
-    Blocks of colour with noise, because calibration refuses noise alone.
+    It is made of blocks of colour with noise, because calibration refuses noise alone.
     """
     from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
@@ -98,9 +98,9 @@ def measure(
 
 
 def disagreement_of(theirs: NDArray[Any], ours: NDArray[Any]) -> float:
-    """Largest difference of logits over the largest logit; of a mask, the share of pixels that differ.
+    """Of logits, the largest difference over the largest logit; of a mask, the share of pixels that differ.
 
-    Raises SystemExit where the graphs do not compute the same thing.
+    Raises SystemExit where it is more than rounding explains.
     """
     if ours.dtype != np.uint8:
         worst = float(np.abs(theirs - ours).max() / np.abs(theirs).max())

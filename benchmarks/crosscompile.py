@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for every GPU and record what it takes: the budget of later changes, a table of the docs.
+"""Compiles every Triton kernel for every GPU and records its resources: a budget for later changes, and a table.
 
-python -m benchmarks.crosscompile                                  all of them
-python -m benchmarks.crosscompile --kernels lsa_forward            renews these rows alone
+python -m benchmarks.crosscompile                           compiles all of them
+python -m benchmarks.crosscompile --kernels lsa_forward     renews only the rows of this kernel
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bars as SVG, drawn from results: text a browser renders, no plotting library."""
+"""Bars as SVG, drawn from results without a plotting library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OURS, THEIRS, INK = "#2f6f4f", "#b9b9b4", "#444444"
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], *, legend: tuple[str, str]) -> str:
-    """Two horizontal bars a row: (name, ours, theirs or None where there is none). `legend`: what the two are."""
+    """Two horizontal bars a row. rows: (name, ours, theirs or None). legend: what ours and theirs are."""
     largest = max(value for _, ours, theirs in rows for value in (ours, theirs or 0))
     scale = (WIDTH - LABEL - 60) / largest
     parts = []

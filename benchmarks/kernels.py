@@ -1,9 +1,9 @@
-"""What TensorRT-RTX makes of all 12 models and of mmsegmentation's own exports: kernels, fused attentions, traffic.
+"""Builds all 12 models and mmsegmentation's own exports with TensorRT-RTX: kernels, fused attentions, memory traffic.
 
     python -m benchmarks.kernels --mmseg-python PATH [--models twins_svt-s_fpn ...]
 
 writes results/kernels.json; no GPU is used. `--mmseg-python` is an interpreter with mmsegmentation
-(benchmarks/mmseg_export.py says how); without it, mmsegmentation's rows are kept from the last results. Every row is
+(benchmarks/mmseg_export.py says how); without it, mmsegmentation's rows of the last results are kept. Every row is
 built in a process of its own, so that the peak memory is its own; ours includes the export, as in `twins-trt build`.
 """
 
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def build_mmseg(name: str, graph: Path, opset: int, targets: tuple[str, ...] = T
 
 
 def build_row(graph: Path, targets: tuple[str, ...], *, expected: int) -> dict[str, Any]:
-    """Builds a graph and counts."""
+    """Builds an engine from a graph, and counts what is in it."""
     from twins_trt.builders.engine import EngineOptions, build_engine
     from twins_trt.builders.engine.audit import audit_layers
 
@@ -72,10 +73,10 @@ def build_row(graph: Path, targets: tuple[str, ...], *, expected: int) -> dict[s
     }
 
 
-def mmseg_rows() -> list[dict[str, Any]]:
-    """mmsegmentation's rows of the last results. Raises SystemExit where another compiler counted them."""
-    last, compiler = read_results("kernels"), "tensorrt-rtx-cu13"
-    if last["versions"][compiler] != describe_versions()[compiler]:
+def mmseg_rows(last: Mapping[str, Any], versions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """mmsegmentation's rows of the last results. Raises SystemExit where their compiler is not that of `versions`."""
+    compiler = "tensorrt-rtx-cu13"
+    if last["versions"][compiler] != versions[compiler]:
         raise SystemExit(f"the last results are {compiler} {last['versions'][compiler]}'s: give --mmseg-python")
     return [row for row in last["rows"] if row["graph"] == "mmseg"]
 
@@ -87,7 +88,7 @@ def main() -> int:
     parser.add_argument("--mmseg-python", help="a Python that has mmsegmentation; without it, its rows are kept")
     parser.add_argument("--models", nargs="+", default=list_models(), help="only these, for a look: nothing is written")
     arguments = parser.parse_args()
-    kept = [] if arguments.mmseg_python else mmseg_rows()
+    kept = [] if arguments.mmseg_python else mmseg_rows(read_results("kernels"), describe_versions())
     load = round(os.getloadavg()[0], 1)
     rows = []
     with (

@@ -1,4 +1,4 @@
-"""Tables and the line under them, as Markdown."""
+"""Tables and the line below them, as Markdown."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def how(results: Mapping[str, Any]) -> str:
 
 
 def fused(row: Mapping[str, Any]) -> str:
-    """Fused attentions and how many there are, as in 18/18."""
+    """Fused attentions out of all, as in 18/18."""
     return f"{row['attentions']}/{row['expected_attentions']}"
 
 
 def megabytes(row: Mapping[str, Any]) -> str:
-    """What kernels read and write, in MB."""
+    """What the kernels read and write in all, in MB."""
     return f"{row['bytes_moved'] / 1e6:.0f}"

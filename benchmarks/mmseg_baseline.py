@@ -1,4 +1,4 @@
-"""mmsegmentation's plain exports with the weights of our models, made by a Python that has mmsegmentation."""
+"""Makes mmsegmentation's plain exports with the weights of our models, in a Python that has mmsegmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXPORTER = Path(__file__).with_name("mmseg_export.py")
 
 
 def seeded_model(name: str) -> Segmentor:
-    """The model with the weights of `--seeded`, which its mmsegmentation export gets too: both compute the same."""
+    """The model with the weights of `--seeded`. mmsegmentation's export gets the same weights."""
     from twins_trt.models import build_model
     from twins_trt.models.seeded import seed_weights
 
@@ -26,10 +26,10 @@ def seeded_model(name: str) -> Segmentor:
 def export_baseline(
     python: str, name: str, folder: Path, *, size: tuple[int, int], opset: int = 18, model: Segmentor | None = None
 ) -> Path:
-    """Writes `MODEL.onnx` and `MODEL.fp16.onnx` into `folder` and returns the first. Files that are there are kept.
+    """Writes `MODEL.onnx` and `MODEL.fp16.onnx` into `folder` and returns the first. Existing files are kept.
 
-    `python`: an interpreter with mmsegmentation (see mmseg_export.py). `model`: whose weights, by default seeded ones.
-    Raises SystemExit with its words if it fails.
+    python: an interpreter with mmsegmentation (see mmseg_export.py). model: gives the weights, by default seeded ones.
+    Raises SystemExit, with the exporter's message, if the export fails.
     """
     path = folder / f"{name}.onnx"
     if path.exists() and path.with_suffix(".fp16.onnx").exists():

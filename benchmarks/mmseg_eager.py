@@ -1,6 +1,7 @@
-"""mmsegmentation's own model in PyTorch, timed by another process: every line on stdin is a run, `done` its answer.
+"""mmsegmentation's own model in PyTorch, for another process to time: it runs once for every line on stdin.
 
-Runs, as mmseg_export.py does, in a virtual environment that has mmsegmentation. The first line it writes says `ready`.
+It writes `ready` when it is loaded, and `done` after each run. Like mmseg_export.py it runs in a virtual environment
+that has mmsegmentation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""mmsegmentation's own Twins models, exported as they are: the baseline that our graphs are counted and timed against.
+"""Exports mmsegmentation's own Twins models unchanged: the baseline for the counts and times of our graphs.
 
-Runs in a virtual environment of its own, because mmsegmentation pins old companions; nothing else here needs it:
+It runs in a virtual environment of its own, because mmsegmentation pins old packages; nothing else here needs it:
 
     pip install torch mmsegmentation==1.2.2 mmcv-lite==2.1.0 mmengine timm ftfy regex onnx onnxscript
     python benchmarks/mmseg_export.py twins_svt-s_fpn --size 512x512 --out baseline
@@ -8,12 +8,11 @@ Runs in a virtual environment of its own, because mmsegmentation pins old compan
 writes `baseline/twins_svt-s_fpn.onnx` (float32) and `baseline/twins_svt-s_fpn.fp16.onnx`. Input `image`: normalized
 RGB [1, 3, H, W]; output `logits` [1, classes, H/4, W/4].
 
-The exporter matters. torch's dynamo exporter is the default, since the TorchScript one refuses UPerNet's adaptive pools
-(512x512 gives maps that 3 and 6 do not divide). Opset 18 writes GELU out with Erf; opset 20 has a Gelu operator, which
-TensorRT-RTX fuses more often.
+torch's dynamo exporter is the default: the TorchScript one refuses UPerNet's adaptive pools (512x512 gives maps that 3
+and 6 do not divide). Opset 18 writes GELU with Erf; opset 20 has a Gelu operator, which TensorRT-RTX fuses more often.
 
-The FP16 file is the float32 one with every float32 tensor, constant and cast turned into float16, by `to_fp16` below:
-mmsegmentation under `.half()` cannot be exported, its attention mask stays float32.
+The FP16 file is the float32 one with every float32 tensor, constant and cast turned into float16, by `to_fp16` below.
+mmsegmentation under `.half()` cannot be exported: its attention mask stays float32.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ HEADS = {"fpn": "fpn_fpnhead", "upernet": "uperhead"}
 
 
 class _NoCompiledOps(types.ModuleType):
-    """Stands in for mmcv's compiled extension: importing names works, calling one says what is missing."""
+    """Stands in for mmcv's compiled extension: its names can be imported, and calling one says what is missing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -86,7 +85,7 @@ def build_mmseg(name: str, num_classes: int) -> torch.nn.Module:
 
 
 class Logits(torch.nn.Module):
-    """The segmentor's raw forward: image to logits, no resize and no argmax."""
+    """The segmentor's raw forward: from the image to logits, without resize and argmax."""
 
     def __init__(self, segmentor: torch.nn.Module) -> None:
         super().__init__()
@@ -98,7 +97,7 @@ class Logits(torch.nn.Module):
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a float32 graph in which every float32 tensor is float16, but for the scales that Resize wants."""
+    """A copy of a float32 graph in which every float32 tensor is float16, except for the scales of Resize."""
     half = onnx.ModelProto()
     half.CopyFrom(model)
     keep = {name for node in half.graph.node if node.op_type == "Resize" for name in node.input[1:3]}

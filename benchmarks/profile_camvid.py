@@ -1,12 +1,12 @@
-"""One trained model as it can be run on this CPU: our float32, FP16 and INT8 graphs, mmsegmentation's export, PyTorch.
+"""One trained model on this CPU: our float32, FP16 and INT8 graphs, mmsegmentation's export, PyTorch.
 
     python -m benchmarks.profile_camvid --checkpoint F.pth --data camvid:PATH --mmseg-python PATH --folder DIR
 
 writes results/profile_camvid.json, as `twins-trt profile --out` does, and results/profile_camvid_checks.json: how many
 pixels of every mask equal PyTorch's, and what a call of a Segmenter costs beside the bare session of ONNX Runtime.
 Nothing is written where a mask differs from PyTorch's by more than its precision explains. `--mmseg-python` is an
-interpreter with mmsegmentation (benchmarks/mmseg_export.py says how). What is built stays in `--folder` for the next
-time; `--build` ends there, so that the measuring can be done when the machine is otherwise idle.
+interpreter with mmsegmentation (benchmarks/mmseg_export.py says how). Bundles and the export stay in `--folder` for the
+next time. `--build` only builds, so that one can measure later, on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from benchmarks.results import RESULTS, write_results
 MODEL, SIZE = "twins_svt-s_fpn", (360, 480)
 PRECISIONS = ("fp32", "fp16", "int8")
 MMSEG, EAGER = "mmsegmentation's export", "PyTorch eager"
-# The least share of pixels that must equal PyTorch's. float32: ties within rounding.
+# The smallest share of pixels that must equal PyTorch's. In float32, ties may differ by rounding.
 AGREEMENT = {"fp32": 0.999, MMSEG: 0.999, "fp16": 0.99, "int8": 0.93, EAGER: 1.0}
-ROUNDS, CALLS = 12, 4  # of the Segmenter and the bare session in turn, as a profile does it
+ROUNDS, CALLS = 12, 4  # of the Segmenter and the bare session in turn, as in a profile
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """Bundles of all precisions and mmsegmentation's export, unless they are there."""
+    """Builds the bundles of all precisions and mmsegmentation's export that do not exist yet."""
     from twins_trt.cli import main as twins
     from twins_trt.models.weights import load_weights
 
@@ -43,15 +43,16 @@ def build(arguments: argparse.Namespace) -> None:
         words = ["build", MODEL, "--checkpoint", arguments.checkpoint, "--size", size, "--target", "cpu"]
         words += ["--precision", precision, "--out", path]
         if precision == "int8":
-            words += ["--calib-data", arguments.data, "--no-gate"]  # its accuracy is another benchmark's
+            words += ["--calib-data", arguments.data, "--no-gate"]  # another benchmark measures its accuracy
         if not path.exists() and (code := twins([str(word) for word in words])):
             sys.exit(code)
-    if not (arguments.folder / f"{MODEL}.onnx").exists():  # else nothing is loaded that would be missing in the memory
+    if not (arguments.folder / f"{MODEL}.onnx").exists():  # otherwise the weights need not take memory
         model, _ = load_weights(MODEL, checkpoint=arguments.checkpoint)
         export_baseline(arguments.mmseg_python, MODEL, arguments.folder, size=SIZE, model=model)
 
 
 def candidates(arguments: argparse.Namespace) -> list[Any]:
+    """PyTorch first, then mmsegmentation's export, then our bundles."""
     from twins_trt.models.weights import load_weights
     from twins_trt.profiling.candidates import bundle_candidate, onnx_candidate, torch_candidate
 
@@ -81,8 +82,17 @@ def check(found: Sequence[Any], picture: Path, *, threads: int) -> list[dict[str
     return rows
 
 
-def overhead(bundle: Path, *, threads: int) -> dict[str, Any]:
-    """A row with how much longer a Segmenter's call on a picture in memory takes than `session.run` alone."""
+def overhead(
+    bundle: Path,
+    *,
+    threads: int,
+    size: tuple[int, int] = SIZE,
+    seconds: Callable[[Callable[[], object]], float] | None = None,
+) -> dict[str, Any]:
+    """A row with how much longer a Segmenter's call on a picture in memory takes than `session.run` alone.
+
+    size: (height, width) of the graph. seconds: times a call, by default by the clock.
+    """
     import onnxruntime
 
     from twins_trt.profiling.statistics import ratio_of_medians
@@ -91,21 +101,23 @@ def overhead(bundle: Path, *, threads: int) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(bundle / "graph.onnx"), options, providers=["CPUExecutionProvider"])
-    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     batch = image[None]
+    seconds = seconds or by_the_clock
     with Segmenter(bundle, "onnxruntime", options=RuntimeOptions(threads=threads)) as segmenter:
         calls = {"bare": lambda: session.run(None, {"image": batch}), "whole": lambda: segmenter(image)}
         times: dict[str, list[list[float]]] = {"bare": [], "whole": []}
         for number in range(ROUNDS):
             for name in ("bare", "whole")[:: 1 if number % 2 else -1]:
                 calls[name]()  # the threads of the other session spin for a while after its run
-                times[name].append([_seconds(calls[name]) for _ in range(CALLS)])
+                times[name].append([seconds(calls[name]) for _ in range(CALLS)])
     value, low, high = ratio_of_medians(times["bare"], times["whole"])
     medians = {f"{name}_ms": round(1e3 * float(np.median(each)), 2) for name, each in times.items()}
     return {"what": "overhead", "value": value, "low": low, "high": high, "rounds": ROUNDS, "calls": CALLS, **medians}
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def by_the_clock(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -140,15 +152,15 @@ def main() -> int:
     )
     picture = open_dataset(arguments.data, split="val").first(1).items[0].image
     found = candidates(arguments)
-    settings = ProfileOptions(rounds=arguments.rounds, calls=5, warm_up_s=20.0, threads=arguments.threads, power_s=0.0)
-    result = profile(found, settings, picture=picture, baseline=MMSEG, command=command, progress=_say)
-    rows = check(found, picture, threads=arguments.threads)  # afterwards, for the same reason
+    options = ProfileOptions(rounds=arguments.rounds, calls=5, warm_up_s=20.0, threads=arguments.threads, power_s=0.0)
+    result = profile(found, options, picture=picture, baseline=MMSEG, command=command, progress=_say)
+    rows = check(found, picture, threads=arguments.threads)  # after the profile, which wants free memory
     rows.append(overhead(arguments.folder / "fp32.bundle", threads=arguments.threads))
     # Layers of graphs that are not ours belong to no block: they would only make the file long.
     kept = tuple(m if m.subject.kind == "bundle" else replace(m, layers=()) for m in result.measurements)
     write_profile(RESULTS / "profile_camvid.json", replace(result, measurements=kept))
-    settings_of_checks = {"model": MODEL, "size": list(SIZE), "threads": arguments.threads}
-    write_results("profile_camvid_checks", command=command, settings=settings_of_checks, rows=rows)
+    settings = {"model": MODEL, "size": list(SIZE), "threads": arguments.threads}
+    write_results("profile_camvid_checks", command=command, settings=settings, rows=rows)
     print(text_of(result))
     print(*rows, sep="\n")
     return 0

@@ -1,5 +1,7 @@
-"""Results files: what a benchmark measured, where, when, with which versions. Every table in the documentation is
-rendered from one (`python -m benchmarks.render`), so no figure is typed by hand."""
+"""Results files: what a benchmark measured, where, when and with which versions.
+
+`python -m benchmarks.render` renders every table of the documentation from them, so no figure is typed by hand.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,16 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("twins-trt", "torch", "triton", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "numpy")
 
 
-def write_results(name: str, *, command: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes `results/NAME.json`, whole or not at all. `command`: what makes it again."""
+def write_results(
+    name: str,
+    *,
+    command: str,
+    settings: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    folder: Path | None = None,
+) -> Path:
+    """Writes `NAME.json` into `folder`, by default `RESULTS`, whole or not at all. command: makes the file again."""
+    folder = folder or RESULTS
     content = {
         "benchmark": name,
         "command": command,
@@ -29,17 +39,17 @@ def write_results(name: str, *, command: str, settings: Mapping[str, Any], rows:
         "settings": dict(settings),
         "rows": [dict(row) for row in rows],
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
     return path
 
 
-def read_results(name: str) -> dict[str, Any]:
-    """The content of `results/NAME.json`."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def read_results(name: str, *, folder: Path | None = None) -> dict[str, Any]:
+    """The content of `NAME.json` in `folder`, by default `RESULTS`."""
+    return json.loads(((folder or RESULTS) / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def describe_machine() -> dict[str, Any]:
@@ -48,12 +58,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Python and the packages that decide a figure; those that are not installed are left out."""
+    """Versions of Python and of the installed packages that a figure depends on."""
     return machine.describe_versions(PACKAGES)
 
 
 def describe_run(results: Mapping[str, Any]) -> str:
-    """One line for under a table: machine, versions, date."""
+    """The line below a table: machine, versions, date."""
     where, versions = results["machine"], results["versions"]
     memory = "" if where["memory_gib"] is None else f", {where['memory_gib']} GiB"
     named = ", ".join(f"{name} {version}" for name, version in versions.items())

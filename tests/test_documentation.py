@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import render
+from benchmarks import kernel_tables, render
 from twins_trt.cli import COMMANDS, command_module
 from twins_trt.cli.parsing import new_parser
 from twins_trt.models import list_models
@@ -93,7 +93,7 @@ def test_a_table_is_replaced_between_its_markers_only() -> None:
 
 def test_the_kernel_table_has_every_model() -> None:
     for name in list_models():
-        assert f"| `{name}` |" in render.kernels()
+        assert f"| `{name}` |" in kernel_tables.kernels()
 
 
 @pytest.mark.parametrize(("page", "command"), shell_commands())

@@ -27,19 +27,24 @@ QUICK = ProfileOptions(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=Fals
 
 
 class Sleeper:
-    """An engine that takes `milliseconds(number of the call)`, of which it calls a tenth each way copying."""
+    """An engine that takes `milliseconds(number of the call)`, of which it says that a tenth each way is copying."""
 
     name, concurrent = "sleeper", True
 
-    def __init__(self, bundle: Bundle, milliseconds: Callable[[int], float], options: RuntimeOptions) -> None:
+    def __init__(
+        self, bundle: Bundle, milliseconds: Callable[[int], float], options: RuntimeOptions, *, largest_batch: int
+    ) -> None:
         self.inputs, self.outputs = bundle.interface.inputs, bundle.interface.outputs
         self.milliseconds, self.options = milliseconds, options
+        self.largest_batch = largest_batch
         self.sizes: list[int] = []
         self.closed = 0
 
     def __call__(
         self, image: Any, *, outputs: Sequence[str] | None = None, out: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
+        if len(image) > self.largest_batch:
+            raise EngineError("out of memory")
         self.sizes.append(len(image))
         seconds = self.milliseconds(len(self.sizes)) / 1e3
         time.sleep(seconds)
@@ -61,16 +66,19 @@ class Sleeper:
 
 @pytest.fixture
 def sleeper(make_bundle: MakeBundle) -> Callable[..., tuple[Candidate, list[Sleeper]]]:
-    """`sleeper(label, milliseconds, **make_bundle's)`: a candidate, and the engines it has opened so far."""
+    """`sleeper(label, milliseconds, largest_batch=100, **arguments of make_bundle)`: a candidate, and the engines that
+    it has opened so far."""
 
-    def make(label: str, milliseconds: Any, **made: Any) -> tuple[Candidate, list[Sleeper]]:
+    def make(
+        label: str, milliseconds: Any, *, largest_batch: int = 100, **made: Any
+    ) -> tuple[Candidate, list[Sleeper]]:
         bundle = make_bundle(**made)
         candidate = bundle_candidate(bundle.path, label=label)
         engines: list[Sleeper] = []
         takes = milliseconds if callable(milliseconds) else lambda number: milliseconds
 
         def open_sleeper(options: RuntimeOptions) -> Any:
-            engines.append(Sleeper(bundle, takes, options))
+            engines.append(Sleeper(bundle, takes, options, largest_batch=largest_batch))
             segmenter = Segmenter(bundle, engines[-1], options=options)
             real, subject = candidate.open(options)
             real.close()
@@ -153,25 +161,9 @@ def test_a_graph_of_fixed_batch_is_called_with_it(sleeper: Any) -> None:
 
 
 def test_a_batch_that_fails_ends_its_sweep_only(sleeper: Any, caplog: pytest.LogCaptureFixture) -> None:
-    candidate, engines = sleeper("x", 1.0, batch=(1, 2, 8))
-    opened = candidate.open
-
-    def open_small(options: RuntimeOptions) -> Any:
-        segmenter, subject = opened(options)
-        engine = engines[-1]
-        run = engine.__call__
-
-        class Small(Sleeper):
-            def __call__(self, image: Any, **options: Any) -> dict[str, Any]:
-                if len(image) > 2:
-                    raise EngineError("out of memory")
-                return run(image, **options)
-
-        engine.__class__ = Small
-        return segmenter, subject
-
+    candidate, _ = sleeper("x", 1.0, largest_batch=2, batch=(1, 2, 8))
     with caplog.at_level(logging.WARNING, logger="twins_trt"):
-        found = profile([Candidate("x", open_small)], replace(QUICK, batches=(2, 4, 8))).measurements[0]
+        found = profile([candidate], replace(QUICK, batches=(2, 4, 8))).measurements[0]
     assert [batch.size for batch in found.batches] == [2]
     assert "x does not take a batch of 4: out of memory" in caplog.text
 

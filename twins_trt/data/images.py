@@ -2,8 +2,8 @@
 
 Pillow decodes, for data sets and for the runtime alike: a device may have no other decoder. mmsegmentation decodes with
 OpenCV (`IMREAD_COLOR`). Both wheels carry libjpeg-turbo with its default accurate integer DCT and smooth chroma
-upsampling, and they give the same pixels: no pixel differs in 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and
-OpenCV 5.0). A Pillow linked against another JPEG library may differ by a grey level in places. The other conventions
+upsampling, and they give the same pixels in 469 JPEGs (CamVid's 468 and one of ADE20K, Pillow 13.0 and OpenCV 5.0). A
+Pillow linked against another JPEG library may differ by a grey level in places. The other conventions
 (alpha is dropped, 16 bits are cut to the high byte, EXIF orientation is applied) are those of `IMREAD_COLOR`.
 """
 
