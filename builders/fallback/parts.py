@@ -61,7 +61,7 @@ def rank_parts(
     unknown = [part for part in parts if part.name not in harm]
     wanted = graphs.logits(None, images, threads=threads) if unknown else []
     for index, part in enumerate(unknown):
-        progress("sensitivity", part.name, index / len(unknown))
+        progress("fallback", f"sensitivity: {part.name}", index / len(unknown))
         harm[part.name] = relative_error(graphs.logits(alone(plan, part, parts), images, threads=threads), wanted)
         if keep is not None:
             keep()

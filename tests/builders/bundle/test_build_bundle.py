@@ -1,9 +1,10 @@
-"""The build as a library call. The compiler is stood in for where its work is not what is tested."""
+"""The build as a library call. TensorRT-RTX is simulated where its work is not what is tested."""
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +15,16 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
-pytest.importorskip("tensorrt_rtx")
 
-from twins_trt.builders.bundle import make, resolve, targets
-from twins_trt.builders.bundle.run import BuildReport, Progress, Step, resolve_build
+from fake_driver import install_driver
+from fake_tensorrt import Script, fake_module
+
+from twins_trt.builders.bundle.job import BuildJob
+from twins_trt.builders.bundle.run import BuildReport, resolve_build
 from twins_trt.builders.bundle.run import build_bundle as build
-from twins_trt.builders.bundle.targets import engines_for
-from twins_trt.builders.engine import BuiltEngine, EngineOptions, apart, read_header
-from twins_trt.builders.engine.layers import Layer
-from twins_trt.builders.export import DynamicDim
+from twins_trt.builders.bundle.targets import engine_jobs, engines_for
+from twins_trt.builders.engine import read_header
+from twins_trt.builders.export import DynamicDim, ExportOptions
 from twins_trt.errors import (
     BuildError,
     BundleError,
@@ -31,6 +33,7 @@ from twins_trt.errors import (
     UsageError,
 )
 from twins_trt.models.checkpoint import read_checkpoint
+from twins_trt.progress import Progress
 from twins_trt.runtime import open_bundle
 from twins_trt.verbs.build import BuildRequest
 
@@ -48,7 +51,7 @@ def build_bundle(
     return build(BuildRequest(**fields, out=str(out), overwrite=overwrite), progress=progress)
 
 
-def plan(fields: dict[str, Any], out: Path) -> Any:
+def job_of(fields: dict[str, Any], out: Path) -> BuildJob:
     return resolve_build(BuildRequest(**fields, out=str(out)))
 
 
@@ -68,36 +71,36 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
-Compiler = Callable[..., list[tuple[Path, EngineOptions]]]
-
-
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
-    """`compiler(fused=18, unfused=0)` stands in for the real one, and lists what it was given."""
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`compiler(fused=18, unfused=0, **script)` installs a simulated TensorRT-RTX, and returns its module."""
 
-    def install(*, fused: int = 18, unfused: int = 0) -> list[tuple[Path, EngineOptions]]:
-        asked = []
-        layers = [Layer(f"_gemm_mha_v2_{i}", "gemm") for i in range(fused)]
-        layers += [Layer(f"__myl_MaxrSubExp_{i}", "kgen") for i in range(unfused)]
-
-        def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
-            asked.append((graph, options))
-            progress("compiling", 0.5)
-            return BuiltEngine(b"plan", tuple(layers), options.flavour, "1.2.3", options.targets, 0.1)
-
-        monkeypatch.setattr(apart, "build_engine", build)
-        return asked
+    def install(*, fused: int = 18, unfused: int = 0, **script: Any) -> Any:
+        names = [f"_gemm_mha_v2_{i}" for i in range(fused)] + [f"__myl_MaxrSubExp_{i}" for i in range(unfused)]
+        layers = "\n".join(
+            f"Name: {name}, LayerType: {'gemm' if 'gemm' in name else 'kgen'}, Inputs: [], Constants: [], Outputs: [], "
+            "TacticName: t, StreamId: 0, Metadata: "
+            for name in names
+        )
+        log = f"Layers:\n{layers}\n\nI/O Tensors:\n"
+        module = fake_module("rtx-1.7.1.116", Script(layer_log=log, **script))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return module
 
     return install
 
 
+def calls(module: Any, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of every call of a method of the simulated TensorRT."""
+    return [given for _, called, given in module.calls if called == name]
+
+
 def test_a_real_build_from_a_library_call(place: Path) -> None:
-    steps: list[Step] = []
-    report = build_bundle(small(), place / "x.bundle", progress=steps.append)
+    pytest.importorskip("tensorrt_rtx")
+    steps: list[str] = []
+    report = build_bundle(small(), place / "x.bundle", progress=lambda step, detail, share: steps.append(step))
     names = ["weights", "graph", "engine tensorrt_rtx sm_89", "bundle"]
-    assert list(dict.fromkeys((step.number, step.count, step.name) for step in steps)) == [
-        (i + 1, 4, name) for i, name in enumerate(names)
-    ]
+    assert list(dict.fromkeys(steps)) == [f"[{i}/4] {name}" for i, name in enumerate(names, start=1)]
     assert list(report.seconds) == names and report.seconds["graph"] > 0
     audit = report.audits["engines/tensorrt_rtx-sm_89.engine"]
     assert (audit.attentions, audit.expected_attentions, audit.unfused_attentions) == (18, 18, ())
@@ -112,15 +115,15 @@ def test_a_real_build_from_a_library_call(place: Path) -> None:
     assert json.loads(json.dumps(report.to_json()))["manifest"] == opened.manifest.to_json()
 
 
-def test_weights_travel_where_asked_for(place: Path, compiler: Compiler) -> None:
+def test_weights_travel_where_asked_for(place: Path, compiler: Callable[..., Any]) -> None:
     import torch
 
     from twins_trt.runtime.engines.torch import load_model
 
     compiler()
-    options = small(with_weights=True)
-    assert "weights.pth" in plan(options, place / "x.bundle").files
-    bundle = build_bundle(options, place / "x.bundle").bundle
+    fields = small(with_weights=True)
+    assert "weights.pth" in job_of(fields, place / "x.bundle").files
+    bundle = build_bundle(fields, place / "x.bundle").bundle
     assert bundle.manifest.rebuild.endswith(" --with-weights")
     assert f" --out {place / 'x.bundle'} " in bundle.manifest.rebuild
     saved = read_checkpoint(bundle.file("weights.pth"))
@@ -130,23 +133,26 @@ def test_weights_travel_where_asked_for(place: Path, compiler: Compiler) -> None
     assert all(torch.equal(loaded[key], value) for key, value in saved.state_dict.items())
 
 
-def test_every_group_of_targets_gets_its_engine(place: Path, compiler: Compiler) -> None:
-    asked = compiler()
+def test_every_group_of_targets_gets_its_engine(place: Path, compiler: Callable[..., Any]) -> None:
+    module = compiler()
     build_bundle(small(targets=("sm_86", "sm_75", "sm_120")), place / "x.bundle")
-    assert [options.targets for _, options in asked] == [("sm_86", "sm_120"), ("sm_75",)]
+    targets = module.ComputeCapability
+    compiled_for = [(targets.SM86, 0), (targets.SM120, 1), (targets.SM75, 0)]
+    assert calls(module, "set_compute_capability") == compiled_for
+    assert len(calls(module, "build_serialized_network")) == 2
     opened = open_bundle(place / "x.bundle")
     files = ("engines/tensorrt_rtx-sm_86-sm_120.engine", "engines/tensorrt_rtx-sm_75.engine")
     assert [(e.file, e.targets, e.version) for e in opened.manifest.engines] == [
-        (files[0], ("sm_86", "sm_120"), "1.2.3"),
-        (files[1], ("sm_75",), "1.2.3"),
+        (files[0], ("sm_86", "sm_120"), "1.7.1.116"),
+        (files[1], ("sm_75",), "1.7.1.116"),
     ]
-    assert opened.file(files[0]).read_bytes() == b"plan"
+    assert opened.file(files[0]).read_bytes() == b"engine"
     assert [entry["file"] for entry in opened.read_json("audit.json")["engines"]] == list(files)
-    assert opened.manifest.tools["tensorrt_rtx"] == "1.2.3"
+    assert opened.manifest.tools["tensorrt_rtx"] == "1.7.1.116"
 
 
 def test_an_unfused_attention_fails_the_build_and_shows_the_audit(
-    place: Path, compiler: Compiler, caplog: pytest.LogCaptureFixture
+    place: Path, compiler: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler(fused=17, unfused=1)
     with caplog.at_level(logging.WARNING), pytest.raises(UnfusedAttentionError, match="1 of 18") as raised:
@@ -157,7 +163,7 @@ def test_an_unfused_attention_fails_the_build_and_shows_the_audit(
 
 
 def test_an_unfused_attention_can_be_allowed_and_fp32_has_none(
-    place: Path, compiler: Compiler, caplog: pytest.LogCaptureFixture
+    place: Path, compiler: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler(fused=0, unfused=18)
     build_bundle(small(allow_unfused=True), place / "allowed.bundle")
@@ -171,23 +177,25 @@ def test_an_unfused_attention_can_be_allowed_and_fp32_has_none(
 
 @pytest.mark.parametrize("failure", [BuildError("no kernel"), KeyboardInterrupt(), SystemExit(143)])
 def test_a_failing_compiler_leaves_nothing(
-    place: Path, monkeypatch: pytest.MonkeyPatch, scratch: Path, failure: BaseException
+    place: Path, compiler: Callable[..., Any], scratch: Path, failure: BaseException
 ) -> None:
-    def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
-        assert graph.is_file() and graph.is_relative_to(scratch)
+    def fail() -> None:
+        ((graph,),) = calls(module, "parse_from_file")
+        assert Path(graph).is_file() and Path(graph).is_relative_to(scratch)
         raise failure
 
-    monkeypatch.setattr(apart, "build_engine", build)
-    with pytest.raises(type(failure)):
+    module = compiler(during=fail)
+    with pytest.raises(type(failure)) as raised:
         build_bundle(small(), place / "x.bundle")
+    assert raised.value is failure
     assert list(place.iterdir()) == []
 
 
-def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Compiler) -> None:
+def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Callable[..., Any]) -> None:
     compiler()
 
-    def stop(step: Step) -> None:
-        if step.name == "bundle":
+    def stop(step: str, detail: str, share: float | None) -> None:
+        if step == "[4/4] bundle":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -195,52 +203,59 @@ def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Compiler)
     assert list(place.iterdir()) == []
 
 
-def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raised in the caller's thread while the compiler works: the compiler is told, and nothing runs on behind it."""
-    states: list[str] = []
+def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, compiler: Callable[..., Any]) -> None:
+    """It is raised in the caller's thread while the compiler works: the compiler is told, and ends first."""
+    graph_was_there: list[bool] = []
 
-    def build(graph: Path, options: EngineOptions, *, progress: Any) -> BuiltEngine:
-        try:
-            while True:
-                progress("compiling", None)
-                time.sleep(0.01)
-        finally:
-            time.sleep(0.2)
-            states.append("stopped" if graph.is_file() else "stopped too late")
+    def work() -> None:
+        time.sleep(0.2)
+        ((graph,),) = calls(module, "parse_from_file")
+        graph_was_there.append(Path(graph).is_file())
 
-    def interrupt(step: Step) -> None:
-        if step.detail == "compiling":
+    def interrupt(step: str, detail: str, share: float | None) -> None:
+        if detail == "compiling":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(apart, "build_engine", build)
+    module = compiler(during=work, phases=(("compiling", None, 1000),))
     with pytest.raises(KeyboardInterrupt):
         build_bundle(small(), place / "x.bundle", progress=interrupt)
-    assert states == ["stopped"]
+    assert module.script.cancelled and len(graph_was_there) < 100 and all(graph_was_there)
+    steps = len(graph_was_there)
+    time.sleep(0.5)
+    assert len(graph_was_there) == steps
     assert list(place.iterdir()) == []
 
 
-def test_what_exists_is_refused_before_any_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "load_weights", lambda *words, **names: pytest.fail("weights were loaded"))
+def test_what_exists_is_refused_before_any_work(place: Path, compiler: Callable[..., Any]) -> None:
+    compiler()
+    steps: list[str] = []
+
+    def note(step: str, detail: str, share: float | None) -> None:
+        steps.append(step)
+
     (place / "bundle").mkdir()
     (place / "bundle" / "manifest.json").touch()
     (place / "folder").mkdir()
     (place / "file").touch()
     with pytest.raises(BundleError, match="bundle exists") as raised:
-        build_bundle(small(), place / "bundle")
+        build_bundle(small(), place / "bundle", progress=note)
     assert "overwrite=True" in str(raised.value.fix)
     for name in ("folder", "file"):
         with pytest.raises(BundleError, match="is not a bundle"):
-            build_bundle(small(), place / name, overwrite=True)
+            build_bundle(small(), place / name, overwrite=True, progress=note)
     with pytest.raises(BundleError, match="is no folder to write in"):
-        build_bundle(small(), place / "file" / "x.bundle")
+        build_bundle(small(), place / "file" / "x.bundle", progress=note)
+    assert steps == []
+    build_bundle(small(), place / "free.bundle", progress=note)
+    assert steps[0] == "[1/4] weights"
 
 
-def test_one_that_appears_meanwhile_is_not_replaced(place: Path, compiler: Compiler) -> None:
+def test_one_that_appears_meanwhile_is_not_replaced(place: Path, compiler: Callable[..., Any]) -> None:
     compiler()
     out = place / "x.bundle"
 
-    def appear(step: Step) -> None:
-        if step.name == "bundle":
+    def appear(step: str, detail: str, share: float | None) -> None:
+        if step == "[4/4] bundle":
             out.mkdir()
             (out / "mine").touch()
 
@@ -249,13 +264,13 @@ def test_one_that_appears_meanwhile_is_not_replaced(place: Path, compiler: Compi
     assert [path.name for path in out.iterdir()] == ["mine"] and [path.name for path in place.iterdir()] == ["x.bundle"]
 
 
-def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, compiler: Compiler) -> None:
-    asked = compiler()
+def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, compiler: Callable[..., Any]) -> None:
+    module = compiler()
     size = (DynamicDim(64, 64, 128), DynamicDim(64, 96, 160))
     fields = small(size=size, batch=DynamicDim(1, 2, 4), outputs=("logits",), test_scale=(160, 64))
     build_bundle(fields, place / "x.bundle")
     shapes = ((1, 64, 64, 3), (2, 64, 96, 3), (4, 128, 160, 3))
-    assert asked[0][1].profile == {"image": shapes}
+    assert calls(module, "set_shape") == [("image", *shapes)]
     manifest = open_bundle(place / "x.bundle").manifest
     assert (manifest.interface.image.min, manifest.interface.image.opt, manifest.interface.image.max) == shapes
     assert manifest.interface.preprocessing.test_scale == (160, 64)
@@ -263,10 +278,10 @@ def test_a_dynamic_graph_takes_its_profile_to_engine_and_manifest(place: Path, c
     assert logits is not None and logits.shape[1] == 4 and logits.dynamic
 
 
-def test_float_input_puts_the_channels_first(place: Path, compiler: Compiler) -> None:
-    asked = compiler()
+def test_float_input_puts_the_channels_first(place: Path, compiler: Callable[..., Any]) -> None:
+    module = compiler()
     build_bundle(small(batch=DynamicDim(1, 2, 4), input="float32"), place / "x.bundle")
-    assert asked[0][1].profile == {"image": ((1, 3, 64, 96), (2, 3, 64, 96), (4, 3, 64, 96))}
+    assert calls(module, "set_shape") == [("image", (1, 3, 64, 96), (2, 3, 64, 96), (4, 3, 64, 96))]
     assert open_bundle(place / "x.bundle").manifest.interface.layout == "NCHW"
 
 
@@ -274,29 +289,29 @@ def test_a_graph_alone_is_written_for_the_cpu(place: Path) -> None:
     report = build_bundle(small(targets=("cpu",), flavour=None), place / "x.bundle")
     assert report.audits == {} and report.bundle.files == ("graph.onnx",)
     assert list(report.seconds) == ["weights", "graph", "bundle"]
-    assert '"target": "cpu"' in read_header(report.bundle.graph).metadata["twins_trt.info"]
+    assert '"forms": "cpu"' in read_header(report.bundle.graph).metadata["twins_trt.info"]
     assert report.bundle.manifest.rebuild.endswith(" --target cpu")
 
 
-def test_a_plan_settles_targets_and_refuses_what_cannot_be(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_has_its_targets_and_refuses_what_cannot_be(
+    place: Path, compiler: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler()
     out = place / "x.bundle"
-    job = plan(small(), out)
+    job = job_of(small(), out)
     assert job.files == ("graph.onnx", "engines/tensorrt_rtx-sm_89.engine", "audit.json", "manifest.json")
-    assert job.weights is None and job.engines[0].compiler.startswith("TensorRT-RTX ")
+    assert job.weights is None and job.engines[0].compiler == "TensorRT-RTX 1.7.1.116"
     with pytest.raises(UsageError, match="no target sm_87"):
-        plan(small(targets=("87",)), out)
-    twice = engines_for(["sm_89"], flavours=["tensorrt_rtx"]) * 2
-    monkeypatch.setattr(resolve, "engines_for", lambda *words, **names: twice)
+        job_of(small(targets=("87",)), out)
     with pytest.raises(UsageError, match="name each of them once"):
-        plan(small(), out)
-    monkeypatch.undo()
-    monkeypatch.setattr(resolve, "current_device", lambda: None)
+        engine_jobs(engines_for(["sm_89"], flavours=["tensorrt_rtx"]) * 2, ExportOptions(64, 96))
+    install_driver(monkeypatch, None)
     with pytest.raises(UsageError, match="there is no GPU here") as raised:
-        plan(small(targets=()), out)
+        job_of(small(targets=()), out)
     assert "or cpu" in str(raised.value.fix)
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError):
-        plan(small(targets=(), flavour=("tensorrt",)), out)
+        job_of(small(targets=(), flavour=("tensorrt",)), out)
 
 
 def test_engines_of_targets() -> None:
@@ -309,8 +324,8 @@ def test_engines_of_targets() -> None:
         ("tensorrt", (), "ampere_plus"),
     ]
     assert engines_for(["sm_87"], flavours=["tensorrt"])[0].targets == ("sm_87",)
-    settings = engines_for(["86", "75"], flavours=["tensorrt_rtx"], workspace_mib=64, optimization_level=1)
-    assert [(e.workspace_mib, e.optimization_level) for e in settings] == [(64, 1)] * 2
+    engines = engines_for(["86", "75"], flavours=["tensorrt_rtx"], workspace_mib=64, optimization_level=1)
+    assert [(e.workspace_mib, e.optimization_level) for e in engines] == [(64, 1)] * 2
     with pytest.raises(UsageError, match="not a GPU target"):
         engines_for(["86", "orin"])
 
@@ -327,7 +342,9 @@ def test_engines_of_targets() -> None:
 def test_auto_takes_the_flavour_that_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], flavour: str
 ) -> None:
-    monkeypatch.setattr(targets, "find_spec", lambda name: name if name in installed else None)
+    for module in (fake_module("rtx-1.7.1.116"), fake_module("10.13.3.9")):
+        name = module.__name__
+        monkeypatch.setitem(sys.modules, name, module if name in installed else None)
     assert engines_for(["sm_86"])[0].flavour == flavour
 
 

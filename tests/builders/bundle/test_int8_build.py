@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 from pictures import write_data
 
 from twins_trt.builders.bundle.resolve import resolve
-from twins_trt.builders.bundle.run import Step, build_bundle
+from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.engine import read_header
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.calib import Ranges
@@ -67,28 +67,42 @@ def test_a_bundle_holds_plan_ranges_and_verdict(built: Bundle) -> None:
     assert plan.blocks["stages.2.blocks.1.ffn"] == "int8-linear+conv" and plan.blocks["stages.2.pos"] == "fp16"
     ranges = Ranges.from_json(built.read_json("calibration.json"))
     assert ranges.images == 8 and len(ranges.ranges["stages.0.blocks.0.ffn/norm2"].channels) == 32
-    verdict = built.read_json("gate.json")
-    assert verdict["passed"] and not verdict["simulated"] and verdict["images"] == 8
-    assert 0 < verdict["agreement"] < 1  # INT8 is not float32, and not noise either
-    assert verdict["model"] == MODEL
+    result = built.read_json("gate.json")
+    assert result["passed"] and not result["simulated"] and result["images"] == 8
+    assert 0 < result["agreement"] < 1  # INT8 is not float32, and not noise either
+    assert result["model"] == MODEL
     header = read_header(built.graph)
     assert header.metadata["twins_trt.precision"] == "int8"
     assert header.operators["DequantizeLinear"] > 50
     assert not built.path.with_name("x.bundle.work").exists()
 
 
+class Told:
+    """A `Progress` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, float | None]] = []
+
+    def __call__(self, step: str, detail: str, share: float | None) -> None:
+        self.calls.append((step, detail, share))
+
+    @property
+    def details(self) -> list[str]:
+        return [detail for _, detail, _ in self.calls]
+
+
 def test_the_steps_of_a_build(data: Path, tmp_path: Path) -> None:
-    steps: list[Step] = []
-    build_bundle(int8(data, tmp_path / "x.bundle"), progress=steps.append)
-    assert list(dict.fromkeys(step.name for step in steps)) == [
-        "weights",
-        "graph",
-        "calibration",
-        "plan",
-        "gate",
-        "bundle",
+    told = Told()
+    build_bundle(int8(data, tmp_path / "x.bundle"), progress=told)
+    assert list(dict.fromkeys(step for step, _, _ in told.calls)) == [
+        "[1/6] weights",
+        "[2/6] graph",
+        "[3/6] calibration",
+        "[4/6] plan",
+        "[5/6] gate",
+        "[6/6] bundle",
     ]
-    assert [step.share for step in steps if step.name == "calibration"][-1] == 1.0
+    assert [share for step, _, share in told.calls if step == "[3/6] calibration"][-1] == 1.0
 
 
 def test_a_build_from_the_bundles_own_plan_and_ranges_is_the_same_graph(
@@ -139,8 +153,8 @@ def test_a_range_of_a_tensor_that_is_not_there_is_refused(built: Bundle, data: P
 
 
 def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def kill(step: Step) -> None:
-        if step.name == "gate" and step.share:
+    def kill(step: str, detail: str, share: float | None) -> None:
+        if step == "[5/6] gate" and share:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -250,19 +264,23 @@ def test_a_fallback_that_finds_nothing_says_what_was_the_best(data: Path, tmp_pa
 
 
 def test_a_search_goes_on_after_a_kill(built: Bundle, data: Path, tmp_path: Path) -> None:
-    most = built.read_json("gate.json")["drop"]["high"] + 1.0
-    request = int8(data, tmp_path / "x.bundle", **sabotaged(built, tmp_path / "plan.json"), max_drop=most)
+    max_drop = built.read_json("gate.json")["drop"]["high"] + 1.0
+    request = int8(data, tmp_path / "x.bundle", **sabotaged(built, tmp_path / "plan.json"), max_drop=max_drop)
 
-    def kill(step: Step) -> None:
-        if step.detail.startswith("plan 2 "):
+    killed = Told()
+
+    def kill(step: str, detail: str, share: float | None) -> None:
+        killed(step, detail, share)
+        if detail.startswith("plan 2 "):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_bundle(request, progress=kill)
-    steps: list[Step] = []
-    build_bundle(request, progress=steps.append)
-    assert not [step for step in steps if step.detail.startswith("sensitivity")]  # known already
-    assert [step.detail for step in steps if step.detail.startswith("plan ")] == [
+    assert [detail for detail in killed.details if detail.startswith("sensitivity: ")]
+    told = Told()
+    build_bundle(request, progress=told)
+    assert not [detail for detail in told.details if detail.startswith("sensitivity")]  # known already
+    assert [detail for detail in told.details if detail.startswith("plan ")] == [
         "plan 2 of at most 16: 1 parts in FP16"
     ]
 
@@ -275,11 +293,11 @@ def test_more_evaluations_go_on_from_the_search_that_ran_out_of_them(
     with pytest.raises(GateError, match="after 1 plans") as raised:
         build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=1))
     assert "try more plans (max_evaluations)" in str(raised.value.fix)
-    steps: list[Step] = []
+    told = Told()
     with caplog.at_level(logging.INFO), pytest.raises(GateError, match="after 2 plans"):
-        build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=2), progress=steps.append)
+        build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=2), progress=told)
     assert "going on after 8 images" in caplog.text and "dropped" not in caplog.text
-    assert not [step for step in steps if step.detail.startswith("sensitivity")]  # known already
+    assert not [detail for detail in told.details if detail.startswith("sensitivity")]  # known already
 
 
 def test_a_plan_that_is_built_from_the_work_folder_keeps_its_ranges(

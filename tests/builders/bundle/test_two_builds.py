@@ -60,9 +60,9 @@ def level_of(out: Path) -> str:
     assert ("--level int8-linear" in bundle.manifest.rebuild) == (
         plan.level == "int8-linear"
     )  # the other is the default
-    verdict = json.loads(bundle.file("gate.json").read_text())
+    result = json.loads(bundle.file("gate.json").read_text())
     graph = bundle.manifest.graph_sha256
-    assert verdict["graph_sha256"] == graph and bundle.manifest.gate == "passed"
+    assert result["graph_sha256"] == graph and bundle.manifest.gate == "passed"
     assert read_header(bundle.graph).metadata["twins_trt.precision"] == "int8"
     return plan.level
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.export import DynamicDim
-from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, record
+from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, record_gate
 from twins_trt.builders.gate.statistics import mean_iou
 from twins_trt.cli import main
 from twins_trt.data import open_dataset
@@ -145,7 +145,7 @@ def test_a_full_disk_costs_pictures_and_no_verdict(
     gallery = Gallery(tmp_path / "pictures", open_bundle(bundle).manifest.interface.palette)
     dataset = open_dataset(f"folder:{data}").first(2)
     result = gate_bundle(open_bundle(bundle), model, dataset, look=gallery)
-    assert record(open_bundle(bundle), result).manifest.gate == "failed"  # two images are too few
+    assert record_gate(open_bundle(bundle), result).manifest.gate == "failed"  # two images are too few
 
     def refuse(*given: object, **named: object) -> None:
         raise OSError(28, "No space left on device")
@@ -163,7 +163,7 @@ def test_a_verdict_is_not_written_into_another_graph(bundle: Path, data: Path) -
     result = gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2))
     sabotage(bundle)  # another build
     with pytest.raises(BundleError, match="holds another graph or other engines than when it was opened"):
-        record(opened, result)
+        record_gate(opened, result)
     assert open_bundle(bundle).manifest.gate == "ungated"
 
 
