@@ -2,113 +2,140 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from twins_trt.builders.export.attention import Attention, write_gsa, write_lsa
-from twins_trt.builders.export.dims import Dim, ceil_div
-from twins_trt.builders.export.tokens import Size, StageMap, Weights, layer_norm, to_map, to_tokens
+from twins_trt.builders.export.dims import MapShape, ceil_div
+from twins_trt.builders.export.tokens import StageMap, Weights, layer_norm, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.models.zoo import ModelSpec
 
 MAP_FFN_CHANNELS = 128
 
 
-def write_backbone(
-    w: GraphWriter, weights: Weights, spec: ModelSpec, image: Tensor, batch: Dim, size: Size, padding: str
-) -> list[StageMap]:
-    """image: float [B, 3, H, W], normalized. Returns the four stages' maps."""
+@dataclass(frozen=True)
+class BackboneSource:
+    """A backbone to write: its model and weights, and what becomes of padded keys in LSA (`parity` or `masked`)."""
+
+    spec: ModelSpec
+    weights: Weights
+    padding: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Block number `index` of a stage of a backbone, and the map whose tokens it takes and returns."""
+
+    backbone: BackboneSource
+    stage: int
+    index: int
+    shape: MapShape
+
+    @property
+    def key(self) -> str:
+        """How the names of its weights begin."""
+        return f"backbone.layers.{self.stage}.{self.index}"
+
+    @property
+    def name(self) -> str:
+        """The scope of its nodes."""
+        return f"stages.{self.stage}.blocks.{self.index}"
+
+    @property
+    def ffn_in_map(self) -> bool:
+        """Whether the FFN runs as 1×1 convolutions in the map's layout, which the block then ends in.
+
+        A block that ends in the positional convolution needs that layout anyway. The compiler keeps the 1×1
+        convolutions, and so saves a copy, up to 128 channels and behind LSA only (counted).
+        """
+        return self.index == 0 and self.backbone.spec.family == "svt" and self.shape.channels <= MAP_FFN_CHANNELS
+
+
+def write_backbone(w: GraphWriter, backbone: BackboneSource, image: Tensor, shape: MapShape) -> list[StageMap]:
+    """image: float [B, 3, H, W], normalized, of the given shape. Returns the four stages' maps."""
+    spec, weights = backbone.spec, backbone.weights
     stages: list[StageMap] = []
     x = image
     for i, channels in enumerate(spec.embed_dims):
-        patch = 4 if i == 0 else 2
         with w.scope(f"stages.{i}.patch_embed"):
             if i > 0:
-                x = to_map(w, stages[-1].tokens, batch, size, spec.embed_dims[i - 1])
-            # patch-1 of zero padding at the bottom and right makes the output ceil(H / patch), as mmseg's 'corner'
-            # padding does, whatever the size; where the size is a known multiple there is nothing to pad
-            pads = [0 if isinstance(side, int) and side % patch == 0 else patch - 1 for side in size]
-            prefix = f"backbone.patch_embeds.{i}"
-            x = w.conv(
-                x,
-                weights[f"{prefix}.projection.weight"],
-                weights[f"{prefix}.projection.bias"],
-                "projection",
-                stride=patch,
-                pads=(0, 0, pads[0], pads[1]),
-            )
-            size = (ceil_div(size[0], patch), ceil_div(size[1], patch))
-            tokens = to_tokens(w, x, batch, size, channels)
-            tokens = layer_norm(w, weights, f"{prefix}.norm", tokens, "norm")
+                x = to_map(w, stages[-1].tokens, shape)
+            tokens, shape = _patch_embed(w, weights, i, x, shape, channels)
         for j in range(spec.depths[i]):
-            tokens = _block(w, weights, spec, i, j, tokens, batch, size, padding)
+            tokens = _write_block(w, Block(backbone, i, j, shape), tokens)
         if spec.norm_after_stage:
             with w.scope(f"stages.{i}.norm"):
                 # As a map, so that ONNX Runtime does not fuse it with the sum before: ten times as slow as both.
-                rows = w.reshape(tokens, [batch, *size, channels], "rows") if w.target == "cpu" else tokens
-                rows = layer_norm(w, weights, f"backbone.norm_list.{i}", rows, "norm")
-                tokens = w.reshape(rows, [batch, size[0] * size[1], channels]) if w.target == "cpu" else rows
-        stages.append(StageMap(tokens, size, channels))
+                rows = [shape.batch, *shape.size, channels]
+                x = w.reshape(tokens, rows, "rows") if w.target == "cpu" else tokens  # [B, H, W, C]
+                x = layer_norm(w, weights, f"backbone.norm_list.{i}", x, "norm")
+                tokens = w.reshape(x, [shape.batch, shape.tokens, channels]) if w.target == "cpu" else x  # [B, N, C]
+        stages.append(StageMap(tokens, shape))
     return stages
 
 
-def _block(
-    w: GraphWriter,
-    weights: Weights,
-    spec: ModelSpec,
-    stage: int,
-    block: int,
-    x: Tensor,
-    batch: Dim,
-    size: Size,
-    padding: str,
-) -> Tensor:
-    prefix, name = f"backbone.layers.{stage}.{block}", f"stages.{stage}.blocks.{block}"
-    channels, heads = spec.embed_dims[stage], spec.num_heads[stage]
-    with w.scope(f"{name}.attn"):
-        normed = layer_norm(w, weights, f"{prefix}.norm1", x, "norm1")
-        attention = Attention(weights, f"{prefix}.attn", batch, size, channels, heads)
-        if spec.has_lsa(block):
-            out = write_lsa(w, normed, attention, window=spec.window_size, padding=padding)
+def _patch_embed(
+    w: GraphWriter, weights: Weights, stage: int, x: Tensor, shape: MapShape, channels: int
+) -> tuple[Tensor, MapShape]:
+    """x: [B, C, H, W] of the given shape. Returns the stage's tokens, and their map's shape with `channels`."""
+    patch = 4 if stage == 0 else 2
+    # patch-1 of zero padding at the bottom and right makes the output ceil(H / patch), as mmseg's 'corner' padding
+    # does, whatever the size; where the size is a known multiple there is nothing to pad
+    pads = [0 if isinstance(side, int) and side % patch == 0 else patch - 1 for side in shape.size]
+    key = f"backbone.patch_embeds.{stage}"
+    x = w.conv(
+        x,
+        weights[f"{key}.projection.weight"],
+        weights[f"{key}.projection.bias"],
+        "projection",
+        stride=patch,
+        pads=(0, 0, pads[0], pads[1]),
+    )
+    embedded = MapShape(shape.batch, channels, (ceil_div(shape.size[0], patch), ceil_div(shape.size[1], patch)))
+    return layer_norm(w, weights, f"{key}.norm", to_tokens(w, x, embedded), "norm"), embedded
+
+
+def _write_block(w: GraphWriter, block: Block, x: Tensor) -> Tensor:
+    """x: [B, N, C]. Returns [B, N, C], behind attention, FFN and, in a stage's first block, the position encoding."""
+    spec, weights, shape = block.backbone.spec, block.backbone.weights, block.shape
+    with w.scope(f"{block.name}.attn"):
+        normed = layer_norm(w, weights, f"{block.key}.norm1", x, "norm1")
+        attention = Attention(weights, f"{block.key}.attn", spec.num_heads[block.stage], shape)
+        if spec.has_lsa(block.index):
+            out = write_lsa(w, normed, attention, window=spec.window_size, padding=block.backbone.padding)
         else:
-            out = write_gsa(w, normed, attention, sr_ratio=spec.sr_ratios[stage])
+            out = write_gsa(w, normed, attention, sr_ratio=spec.sr_ratios[block.stage])
         x = w.add(x, out, "residual")
-    # A block that ends in the positional convolution can run its FFN as 1×1 convolutions in the map's layout. The
-    # compiler keeps those as convolutions, and so saves a copy, up to 128 channels and behind LSA only (counted).
-    in_map = block == 0 and spec.family == "svt" and channels <= MAP_FFN_CHANNELS
-    with w.scope(f"{name}.ffn"):
-        normed = layer_norm(w, weights, f"{prefix}.norm2", x, "norm2")
-        x = (
-            _ffn_map(w, weights, f"{prefix}.ffn", x, normed, batch, size, channels)
-            if in_map
-            else _ffn(w, weights, f"{prefix}.ffn", x, normed)
-        )
-    if block == 0:
-        with w.scope(f"stages.{stage}.pos"):
-            x = _position(w, weights, f"backbone.position_encodings.{stage}.proj", x, batch, size, channels, in_map)
+    with w.scope(f"{block.name}.ffn"):
+        normed = layer_norm(w, weights, f"{block.key}.norm2", x, "norm2")
+        x = _ffn_in_map(w, block, x, normed) if block.ffn_in_map else _ffn(w, block, x, normed)
+    if block.index == 0:
+        with w.scope(f"stages.{block.stage}.pos"):
+            x = _position(w, weights, block.stage, x if block.ffn_in_map else to_map(w, x, shape), shape)
     return x
 
 
-def _ffn(w: GraphWriter, weights: Weights, key: str, x: Tensor, normed: Tensor) -> Tensor:
-    hidden = w.linear(normed, weights[f"{key}.layers.0.0.weight"], weights[f"{key}.layers.0.0.bias"], "fc1")
-    out = w.linear(w.gelu(hidden), weights[f"{key}.layers.1.weight"], weights[f"{key}.layers.1.bias"], "fc2")
+def _ffn(w: GraphWriter, block: Block, x: Tensor, normed: Tensor) -> Tensor:
+    """[B, N, C] -> [B, N, C]."""
+    weights, key = block.backbone.weights, f"{block.key}.ffn.layers"
+    hidden = w.linear(normed, weights[f"{key}.0.0.weight"], weights[f"{key}.0.0.bias"], "fc1")
+    out = w.linear(w.gelu(hidden), weights[f"{key}.1.weight"], weights[f"{key}.1.bias"], "fc2")
     return w.add(x, out, "residual")
 
 
-def _ffn_map(
-    w: GraphWriter, weights: Weights, key: str, x: Tensor, normed: Tensor, batch: Dim, size: Size, channels: int
-) -> Tensor:
-    """The FFN as 1×1 convolutions. Returns a map [B, C, H, W]."""
-    fc1, fc2 = weights[f"{key}.layers.0.0.weight"], weights[f"{key}.layers.1.weight"]
-    hidden = w.conv(
-        to_map(w, normed, batch, size, channels), fc1[:, :, None, None], weights[f"{key}.layers.0.0.bias"], "fc1"
-    )
-    out = w.conv(w.gelu(hidden), fc2[:, :, None, None], weights[f"{key}.layers.1.bias"], "fc2")
-    return w.add(to_map(w, x, batch, size, channels), out, "residual")
+def _ffn_in_map(w: GraphWriter, block: Block, x: Tensor, normed: Tensor) -> Tensor:
+    """[B, N, C] -> [B, C, H, W], by 1×1 convolutions."""
+    weights, key = block.backbone.weights, f"{block.key}.ffn.layers"
+    fc1, fc2 = weights[f"{key}.0.0.weight"][:, :, None, None], weights[f"{key}.1.weight"][:, :, None, None]
+    hidden = w.conv(to_map(w, normed, block.shape), fc1, weights[f"{key}.0.0.bias"], "fc1")
+    out = w.conv(w.gelu(hidden), fc2, weights[f"{key}.1.bias"], "fc2")
+    return w.add(to_map(w, x, block.shape), out, "residual")
 
 
-def _position(
-    w: GraphWriter, weights: Weights, key: str, x: Tensor, batch: Dim, size: Size, channels: int, in_map: bool
-) -> Tensor:
+def _position(w: GraphWriter, weights: Weights, stage: int, x: Tensor, shape: MapShape) -> Tensor:
+    """[B, C, H, W] -> [B, N, C]."""
+    key = f"backbone.position_encodings.{stage}.proj"
     kernel = weights[f"{key}.weight"].copy()  # [C, 1, 3, 3]
     kernel[:, :, 1, 1] += 1.0  # the residual around the convolution
-    x = x if in_map else to_map(w, x, batch, size, channels)
-    x = w.conv(x, kernel, weights[f"{key}.bias"], "proj", pads=(1, 1, 1, 1), group=channels)
-    return to_tokens(w, x, batch, size, channels)
+    x = w.conv(x, kernel, weights[f"{key}.bias"], "proj", pads=(1, 1, 1, 1), group=shape.channels)
+    return to_tokens(w, x, shape)

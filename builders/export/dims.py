@@ -1,14 +1,14 @@
 """Sizes that may be known now or only at run time.
 
-A `Dim` is an int or a `Sym`. Python arithmetic on Dims folds where everything is an int, so the same emission code
-writes constants for a fixed size and shape arithmetic for a dynamic one.
+A `Dim` is an int or a `Sym`. Python arithmetic on Dims folds where everything is an int, so the same code writes
+constants for a fixed size and shape arithmetic for a dynamic one.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,27 @@ class Sym:
 
 
 Dim = int | Sym
+Size = tuple[Dim, Dim]
+"""Height and width, pixels of a map."""
+
+
+@dataclass(frozen=True)
+class MapShape:
+    """The shape of a map [B, C, H, W], whose tokens are [B, H·W, C]. size: (H, W)."""
+
+    batch: Dim
+    channels: int
+    size: Size
+
+    @property
+    def tokens(self) -> Dim:
+        """H·W."""
+        return self.size[0] * self.size[1]
+
+    def of(self, channels: int) -> MapShape:
+        """The same map with another number of channels."""
+        return replace(self, channels=channels)
+
 
 _FOLD: dict[str, Callable[[int, int], int]] = {
     "Add": operator.add,
@@ -71,7 +92,7 @@ def ceil_div(value: Dim, by: int) -> Dim:
 
 
 def pad_to_multiple(value: Dim, of: int) -> Dim:
-    """What to add to `value` to reach a multiple of `of`."""
+    """The number to add to `value` to reach a multiple of `of`."""
     return ceil_div(value, of) * of - value
 
 
@@ -81,7 +102,7 @@ def known(*dims: Dim) -> bool:
 
 
 def ints(*dims: Dim) -> tuple[int, ...]:
-    """The dimensions as ints, for a caller that has checked `known`."""
+    """The dimensions as ints. Raises ValueError unless all are `known`."""
     if not known(*dims):
         raise ValueError(f"{dims} are not all known before run time")
     return tuple(dim for dim in dims if isinstance(dim, int))

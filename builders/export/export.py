@@ -9,14 +9,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from twins_trt.builders.export.backbone import write_backbone
-from twins_trt.builders.export.dims import Dim
+from twins_trt.builders.export.backbone import BackboneSource, write_backbone
+from twins_trt.builders.export.dims import MapShape
 from twins_trt.builders.export.fpn import write_fpn
 from twins_trt.builders.export.options import DynamicDim, ExportOptions, GraphInfo
-from twins_trt.builders.export.output import logits_output, mask_output, write_logits
+from twins_trt.builders.export.output import logits_output, mask_output, padded_classes, write_logits
 from twins_trt.builders.export.precision import to_fp16
-from twins_trt.builders.export.tokens import Size
-from twins_trt.builders.export.upernet import CHANNELS as UPERNET_CHANNELS
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.winograd import use_winograd
 from twins_trt.builders.export.writer import GraphWriter, Tensor
@@ -30,16 +28,16 @@ if TYPE_CHECKING:
 
 METADATA = "twins_trt"
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9}  # the IR that came with each opset, so that old runtimes open the file
-COARSE_LEVELS = {"gpu": 0, "cpu": 3}  # of UPerNet's fusion; cpu measured by benchmarks/cpu.py, gpu not measured yet
+COARSE_LEVELS = {"gpu": 0, "cpu": 3}  # in UPerNet's fusion; benchmarks/cpu.py measured cpu, nothing measured gpu yet
 
 
 def export_graph(
     model: Segmentor, path: str | Path, options: ExportOptions | None = None, *, to_quantize: bool = False
 ) -> GraphInfo:
-    """Writes `model` as an ONNX file at `path` (whole or not at all) and returns what it is.
+    """Writes `model` as an ONNX file at `path`, whole or not at all, and returns the graph's facts.
 
-    to_quantize: the graph is to be calibrated, and holds the products that `quantize` will find; else, for a CPU, wide
-    convolutions are taken apart into what computes less (`export.winograd`).
+    to_quantize: the graph will be calibrated, and keeps the convolutions that `quantize` looks for. Otherwise wide
+    convolutions of an FP32 graph for a CPU become Winograd's form, which computes less (`export.winograd`).
     Raises `ExportError` where a weight does not fit the precision or the file cannot be written, `UsageError` for
     options that exclude each other.
     """
@@ -52,10 +50,10 @@ def export_graph(
 
 
 def write_graph(graph: gs.Graph, path: str | Path, info: GraphInfo, *, precision: str | None = None) -> None:
-    """Writes a graph of `build_graph`, whole or not at all, with what it is in its metadata.
+    """Writes a graph of `build_graph` to a file, whole or not at all, with `info` in its metadata.
 
-    precision: of a graph that was quantized since (`int8`); by default what the options say. Raises `ExportError`
-    where the file cannot be written.
+    precision: by default the options'; `int8` for a graph that was quantized since.
+    Raises `ExportError` where the file cannot be written.
     """
     proto = graph_proto(graph)
     facts = {
@@ -73,7 +71,7 @@ def write_graph(graph: gs.Graph, path: str | Path, info: GraphInfo, *, precision
 
 
 def graph_proto(graph: gs.Graph) -> onnx.ModelProto:
-    """A graph in the form that runtimes read."""
+    """The graph as ONNX's own message, which runtimes read."""
     proto = gs.export_onnx(graph)
     proto.ir_version = IR_VERSIONS[graph.opset]
     proto.producer_name = "twins-trt"
@@ -81,7 +79,7 @@ def graph_proto(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def read_info(path: str | Path) -> GraphInfo:
-    """The facts an exported graph carries. Raises `ExportError` where the file is no graph of this package."""
+    """The facts that an exported graph carries. Raises `ExportError` where the file is no graph of this package."""
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # onnx raises protobuf's own, and OSError
@@ -100,7 +98,7 @@ def read_info(path: str | Path) -> GraphInfo:
 
 
 def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, GraphInfo]:
-    """The graph in memory, and what it is."""
+    """The graph in memory, and its facts. Raises `ExportError` and `UsageError` as `export_graph` does."""
     spec = model.spec
     levels = options.upernet_levels
     if levels and (spec.head != "upernet" or options.dynamic_size):
@@ -113,23 +111,22 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}
 
     w = GraphWriter(options.opset, target=options.target)
-    image, batch, image_size, shape = _write_input(w, options)
-    stages = write_backbone(w, weights, spec, image, batch, image_size, model.padding)
+    image, image_shape, mask_shape = _write_input(w, options)
+    stages = write_backbone(w, BackboneSource(spec, weights, model.padding), image, image_shape)
     if spec.head == "fpn":
-        features = write_fpn(w, weights, stages, batch, channels=spec.fpn_channels)
-        channels = spec.fpn_channels[1]
+        features, shape = write_fpn(w, weights, stages, channels=spec.fpn_channels)
     else:
-        features, channels = write_upernet(w, weights, stages, batch, levels=levels), UPERNET_CHANNELS
-    size = stages[0].size
-    logits = write_logits(w, weights, features, classes=model.num_classes, channels=channels, batch=batch, size=size)
+        features, shape = write_upernet(w, weights, stages, levels=levels)
+    classes = model.num_classes
+    logits = write_logits(w, weights, features, shape, classes=classes)
     for output in options.outputs:
         if output == "mask":
-            x = mask_output(w, logits, classes=model.num_classes, batch=batch, size=size, image_size=image_size)
-            w.output(x, "mask", shape)
+            x = mask_output(w, logits, shape.of(padded_classes(w, classes)), image_size=image_shape.size)
+            w.output(x, "mask", mask_shape)
         else:
-            x = logits_output(w, logits, classes=model.num_classes)
-            quarter = [-(-side // 4) if isinstance(side, int) else f"{side}/4" for side in shape[1:]]
-            w.output(x, "logits", [shape[0], model.num_classes, *quarter])
+            x = logits_output(w, logits, classes=classes)
+            quarter = [-(-side // 4) if isinstance(side, int) else f"{side}/4" for side in mask_shape[1:]]
+            w.output(x, "logits", [mask_shape[0], classes, *quarter])
     w.graph.cleanup().toposort()
     if options.precision == "fp16":
         to_fp16(w.graph, w.islands)
@@ -145,8 +142,11 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     return w.graph, info
 
 
-def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, Size, list[int | str]]:
-    """The input and its normalization: image [B, 3, H, W], batch, size, and the mask's shape as the file states it."""
+def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, MapShape, list[int | str]]:
+    """The input and its normalization.
+
+    Returns the normalized image [B, 3, H, W], its shape, and the mask's shape [B, H, W] as the file states it.
+    """
     names = {"batch": "N", "height": "H", "width": "W"}
     shape = [
         name if isinstance(getattr(options, field), DynamicDim) else getattr(options, field)
@@ -165,9 +165,9 @@ def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, Dim, S
         if options.input == "uint8":
             mean, std = (np.array(each, np.float32).reshape(1, 3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
             with w.float32_island("pixels up to 255 minus a mean: exact in float32, and fused into a copy either way"):
-                # Transposed before the arithmetic, which ONNX Runtime does slowly along a last axis of 3, and after
-                # the cast, because TensorRT-RTX cannot compile a uint8 transpose without a GPU.
+                # Transposed before the arithmetic, because ONNX Runtime is slow along a last axis of 3, and after the
+                # cast, because TensorRT-RTX cannot compile a uint8 transpose without a GPU.
                 image = w.op("Cast", [image], "float", attrs={"to": 1}, dtype=np.float32)
                 image = w.transpose(image, (0, 3, 1, 2), "nchw")
                 image = w.op("Mul", [w.op("Sub", [image, w.const(mean)], "mean"), w.const(1 / std)], "std")
-    return image, batch, (height, width), shape
+    return image, MapShape(batch, 3, (height, width)), shape

@@ -1,4 +1,4 @@
-"""Pooling and bilinear resizing as matrices: constants where the size is known, else written into the graph.
+"""Pooling and bilinear resizing as matrices: constants for a known size, else computed by the graph.
 
 Every matrix maps one axis: pooled = P @ x, upsampled = U @ x. An axis pair is their Kronecker product.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from twins_trt.builders.export.dims import Dim, ints, known
+from twins_trt.builders.export.dims import Dim, MapShape, Size, ints, known
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 
@@ -40,28 +40,26 @@ def phase_weights(factor: int) -> NDArray:
     return np.maximum(0, 1 - np.abs(offsets - np.arange(-1, 2)[:, None])).astype(np.float32)
 
 
-def upsample_phases(
-    w: GraphWriter, x: Tensor, factor: int, *, batch: Dim, size: tuple[Dim, Dim], channels: int
-) -> Tensor:
-    """Bilinear ×factor as a sum of nine shifted slices, which compiles into whatever kernel uses it.
+def upsample_phases(w: GraphWriter, x: Tensor, factor: int, shape: MapShape) -> Tensor:
+    """Bilinear ×factor as a sum of nine shifted slices, which compiles into the kernel of what uses it.
 
-    x: [B, h, w, C] -> [B, h, factor, w, factor, C].
+    x: [B, h, w, C], channels last, of the given shape -> [B, h, factor, w, factor, C].
     """
-    height, width = size
+    height, width = shape.size
     x = w.pad(x, (0, 1, 1, 0), (0, 1, 1, 0), mode="edge", name="edge")
     phases = phase_weights(factor)
     total: Tensor | None = None
     for dy in range(3):
         for dx in range(3):
             part = w.slice(x, [dy, dx], [height + dy, width + dx], [1, 2], f"shift.{dy}{dx}")
-            part = w.reshape(part, [batch, height, 1, width, 1, channels])
+            part = w.reshape(part, [shape.batch, height, 1, width, 1, shape.channels])  # [B, h, 1, w, 1, C]
             weight = (phases[dy][:, None] * phases[dx][None, :]).reshape(1, 1, factor, 1, factor, 1)
             part = w.op("Mul", [part, w.const(weight)], f"weighted.{dy}{dx}")
             total = part if total is None else w.add(total, part)
     return total
 
 
-def pyramid_matrices(w: GraphWriter, size: tuple[Dim, Dim], scales: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def pyramid_matrices(w: GraphWriter, size: Size, scales: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Pooling [Σs², H·W] and upsampling [H·W, Σs²] matrices of a pyramid over an H × W map."""
     height, width = size
     if known(height, width):
@@ -79,9 +77,10 @@ def pyramid_matrices(w: GraphWriter, size: tuple[Dim, Dim], scales: tuple[int, .
 
 
 def _kron(w: GraphWriter, rows: Tensor, columns: Tensor, shape: list[Dim]) -> Tensor:
+    """The Kronecker product of two matrices, in the given shape."""
     rows = w.op("Unsqueeze", [rows, w.const(np.array([1, 3], np.int64))])
     columns = w.op("Unsqueeze", [columns, w.const(np.array([0, 2], np.int64))])
-    return w.reshape(w.op("Mul", [rows, columns]), shape)
+    return w.reshape(w.op("Mul", [rows, columns]), shape)  # [a, 1, c, 1] · [1, b, 1, d] -> [a · b, c · d]
 
 
 def _positions(w: GraphWriter, side: Dim) -> Tensor:
@@ -96,7 +95,10 @@ def _as_float(w: GraphWriter, side: Dim) -> Tensor:
 
 
 def _pooling_node(w: GraphWriter, side: Dim, bins: int) -> Tensor:
-    """`pooling_matrix` of a size known at run time. Bounds are computed in integers: a rounded quotient may be off."""
+    """`pooling_matrix` of a size known at run time, [bins, side].
+
+    Bounds are computed in integers, because a rounded quotient may be off.
+    """
     size = w.size([side])
     first = w.const(np.arange(bins, dtype=np.int64), "bins")
     start = w.op("Div", [w.op("Mul", [first, size]), w.const(np.array([bins], np.int64))])

@@ -14,13 +14,16 @@ OPSETS = (17, 18, 19, 20)
 INPUTS = ("uint8", "float32")
 OUTPUTS = ("mask", "logits")
 TARGETS = ("gpu", "cpu")
-_TARGET_KEY = "forms"  # what graphs have called it in their metadata from the first
+_TARGET_KEY = "forms"  # the key of `target` in a graph's metadata, kept for graphs that exist
 SMALLEST_SIDE = 32  # one pixel of the last stage; the model itself goes down to MIN_SIDE
 
 
 @dataclass(frozen=True)
 class DynamicDim:
-    """The smallest, the usual and the largest value of a dynamic dimension."""
+    """A dimension that a graph leaves open. Engines take sizes from `min` to `max` and are fastest at `opt`.
+
+    Raises `UsageError` unless 1 <= min <= opt <= max.
+    """
 
     min: int
     opt: int
@@ -89,10 +92,10 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What a graph is; travels inside the ONNX file as metadata `twins_trt.info`.
+    """The facts of a graph. They travel inside the ONNX file as metadata `twins_trt.info`.
 
-    attentions: fused attentions that a perfect build shows. islands: node name -> why it stays float32 where the
-    rest is float16.
+    attentions: how many fused attentions a perfect build has. islands: names of the nodes that stay float32 in an FP16
+    graph, and why.
     """
 
     model: str
@@ -109,7 +112,7 @@ class GraphInfo:
 
     @staticmethod
     def from_json(text: str) -> GraphInfo:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where the text is something else."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for any other text."""
         fields = json.loads(text)
         options = fields.pop("options")
         options["target"] = options.pop(_TARGET_KEY)
@@ -117,10 +120,10 @@ class GraphInfo:
             if isinstance(options[name], dict):
                 options[name] = DynamicDim(**options[name])
         options["outputs"] = tuple(options["outputs"])
-        with speaking(None):  # a file has fields, whoever reads it
+        with speaking(None):  # errors name the file's fields, not parameters or flags
             return GraphInfo(**fields, options=ExportOptions(**options))
 
 
 def _is_int(*values: object) -> bool:
-    """Python's own integers only: others (NumPy's, booleans, whole floats) become something else in JSON and ONNX."""
+    """Whether all are Python's own integers: NumPy's, booleans and whole floats would change in JSON and ONNX."""
     return all(type(value) is int for value in values)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from twins_trt.builders.export.dims import Dim, known
+from twins_trt.builders.export.dims import MapShape, Size, known
 from twins_trt.builders.export.interpolation import upsample_phases
-from twins_trt.builders.export.tokens import Size, Weights
+from twins_trt.builders.export.tokens import Weights
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
 NEVER = -6e4  # logit of a class that does not exist; still finite in float16
@@ -15,27 +15,29 @@ CLASS_MULTIPLE = 8  # matrix products are fastest, and copies fewest, at multipl
 ISLAND = "logits are compared: rounding them to FP16 makes ties, and a tie goes to the lower class"
 
 
-def write_logits(
-    w: GraphWriter, weights: Weights, x: Tensor, *, classes: int, channels: int, batch: Dim, size: Size
-) -> Tensor:
-    """The classifier. x: [B, C, h, w] -> [B, classes rounded up to 8, h, w]; the added ones never win."""
+def write_logits(w: GraphWriter, weights: Weights, x: Tensor, shape: MapShape, *, classes: int) -> Tensor:
+    """The classifier. x: [B, C, h, w], of the given shape -> [B, classes rounded up to 8, h, w].
+
+    The added classes never win.
+    """
     padded = padded_classes(w, classes)
-    weight = np.zeros((padded, channels, 1, 1), np.float32)
+    weight = np.zeros((padded, shape.channels, 1, 1), np.float32)
     weight[:classes] = weights["decode_head.conv_seg.weight"]
     bias = np.full(padded, NEVER, np.float32)
     bias[:classes] = weights["decode_head.conv_seg.bias"]
     with w.scope("head"):
         if w.target == "gpu":
             return w.conv(x, weight, bias, "classifier")
-        # As a product from the left, so that ONNX Runtime leaves its blocked layout here, where the map is small,
-        # and not behind the resize, sixteen times as large.
-        flat = w.reshape(x, [batch, channels, size[0] * size[1]], "flat")
+        # As a product from the left, so that ONNX Runtime leaves its blocked layout here and not behind the resize,
+        # where the map is sixteen times as large.
+        flat = w.reshape(x, [shape.batch, shape.channels, shape.tokens], "flat")  # [B, C, h · w]
         out = w.op("MatMul", [w.const(weight[:, :, 0, 0], "classifier.weight"), flat], "classifier")
         out = w.add(out, w.const(bias[:, None], "classifier.bias"), "classifier.add")
-        return w.reshape(out, [batch, padded, *size], "classifier.map")
+        return w.reshape(out, [shape.batch, padded, *shape.size], "classifier.map")  # [B, classes, h, w]
 
 
 def padded_classes(w: GraphWriter, classes: int) -> int:
+    """The channels of the logits: for a GPU, the classes rounded up."""
     return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.target == "gpu" else classes
 
 
@@ -47,35 +49,40 @@ def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
             return w.op("Identity", [x], "logits_out")
 
 
-def mask_output(w: GraphWriter, logits: Tensor, *, classes: int, batch: Dim, size: Size, image_size: Size) -> Tensor:
-    """[B, padded classes, h, w] -> uint8 [B, H, W]: logits resized to the image, the first largest class."""
+def mask_output(w: GraphWriter, logits: Tensor, shape: MapShape, *, image_size: Size) -> Tensor:
+    """[B, padded classes, h, w], of the given shape -> uint8 [B, H, W].
+
+    Logits are resized to the image; the first of the largest classes wins.
+    """
+    size = shape.size
     exact = known(*size, *image_size) and image_size == (4 * size[0], 4 * size[1])
-    padded = padded_classes(w, classes)
     with w.scope("output"):
         if exact and w.target == "gpu":
-            return _polyphase_argmax(w, logits, padded, batch, size, image_size)
+            return _polyphase_argmax(w, logits, shape, image_size)
         channels_last = w.target == "cpu"  # ONNX Runtime compares classes twice as fast where they lie side by side
         x = w.transpose(logits, (0, 2, 3, 1), "channels_last") if channels_last else logits
-        shape = [batch, *image_size, padded] if channels_last else [batch, padded, *image_size]
+        resized = [*image_size, shape.channels] if channels_last else [shape.channels, *image_size]
         with w.float32_island(ISLAND):
             attrs = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
             empty = gs.Variable.empty()
-            x = w.op("Resize", [x, empty, empty, w.size(shape)], "resize", attrs=attrs)
+            x = w.op("Resize", [x, empty, empty, w.size([shape.batch, *resized])], "resize", attrs=attrs)
             axis = 3 if channels_last else 1
             x = w.op("ArgMax", [x], "argmax", attrs={"axis": axis, "keepdims": 0}, dtype=np.int64)
             return w.op("Cast", [x], "mask_out", attrs={"to": 2}, dtype=np.uint8)
 
 
-def _polyphase_argmax(w: GraphWriter, logits: Tensor, classes: int, batch: Dim, size: Size, image_size: Size) -> Tensor:
+def _polyphase_argmax(w: GraphWriter, logits: Tensor, shape: MapShape, image_size: Size) -> Tensor:
     """Resize ×4 and argmax in one kernel that never stores the full-size logits. Ties go to the lowest class."""
-    x = w.transpose(logits, (0, 2, 3, 1), "channels_last")
+    classes = shape.channels
+    x = w.transpose(logits, (0, 2, 3, 1), "channels_last")  # [B, h, w, classes]
     with w.float32_island(ISLAND):
-        total = upsample_phases(w, x, 4, batch=batch, size=size, channels=classes)
+        total = upsample_phases(w, x, 4, shape)  # [B, h, 4, w, 4, classes]
         rank = w.const(np.arange(classes, 0, -1, dtype=np.float32), "rank")  # larger for lower classes
         is_best = w.op("Equal", [total, _reduce_max(w, total, "best")], "is_best", dtype=np.bool_)
         winner = w.op("Where", [is_best, rank, w.const(np.float32(0))], "winner", dtype=np.float32)
         index = w.op("Sub", [w.const(np.float32(classes)), _reduce_max(w, winner, "first")], "index")
-        return w.op("Cast", [w.reshape(index, [batch, *image_size])], "mask_out", attrs={"to": 2}, dtype=np.uint8)
+        index = w.reshape(index, [shape.batch, *image_size])  # [B, H, W]
+        return w.op("Cast", [index], "mask_out", attrs={"to": 2}, dtype=np.uint8)
 
 
 def _reduce_max(w: GraphWriter, x: Tensor, name: str) -> Tensor:

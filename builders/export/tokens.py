@@ -1,4 +1,4 @@
-"""Tokens and maps, the two layouts that every part of a graph passes on."""
+"""Tokens and maps, the two layouts in which the parts of a graph hand features on."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from twins_trt.builders.export.dims import Dim
+from twins_trt.builders.export.dims import MapShape
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.models.backbone import LAYER_NORM_EPS
 
 Weights = Mapping[str, NDArray]
-Size = tuple[Dim, Dim]
 
 
 @dataclass(frozen=True)
 class StageMap:
-    """Output of one stage: tokens [B, H·W, C] and the map's size."""
+    """Output of one stage: its tokens [B, H·W, C], and the shape of the map that they are."""
 
     tokens: Tensor
-    size: Size
-    channels: int
+    shape: MapShape
 
 
-def to_map(w: GraphWriter, tokens: Tensor, batch: Dim, size: Size, channels: int) -> Tensor:
-    """[B, N, C] -> [B, C, H, W]: a view for compilers that keep maps channels-last."""
-    return w.transpose(w.reshape(tokens, [batch, *size, channels], "rows"), (0, 3, 1, 2), "map")
+def to_map(w: GraphWriter, tokens: Tensor, shape: MapShape) -> Tensor:
+    """[B, N, C] -> [B, C, H, W]. Compilers that keep maps channels-last copy nothing for it."""
+    rows = w.reshape(tokens, [shape.batch, *shape.size, shape.channels], "rows")  # [B, H, W, C]
+    return w.transpose(rows, (0, 3, 1, 2), "map")  # [B, C, H, W]
 
 
-def to_tokens(w: GraphWriter, x: Tensor, batch: Dim, size: Size, channels: int) -> Tensor:
+def to_tokens(w: GraphWriter, x: Tensor, shape: MapShape) -> Tensor:
     """[B, C, H, W] -> [B, N, C]."""
-    return w.transpose(w.reshape(x, [batch, channels, size[0] * size[1]], "flat"), (0, 2, 1), "tokens")
+    flat = w.reshape(x, [shape.batch, shape.channels, shape.tokens], "flat")  # [B, C, N]
+    return w.transpose(flat, (0, 2, 1), "tokens")  # [B, N, C]
 
 
 def layer_norm(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str) -> Tensor:

@@ -4,8 +4,8 @@ Two rewritings, both exact up to rounding:
 - Pyramid pooling is one matrix product per direction: `P[50, H·W]` pools all four scales (1 + 4 + 9 + 36 bins), the
   four 1×1 convolutions run side by side on the 50 rows with a mask that keeps each bin's own scale, and
   `U[H·W, 50]` brings them back. Exporters write adaptive pooling as dozens of slices (mmsegmentation#1840).
-- The last 3×3 convolution reads bilinearly upsampled maps with nothing non-linear between, so a coarse level can be
-  multiplied with the kernel's nine taps at its own resolution and interpolated afterwards (`levels` of them).
+- The last 3×3 convolution reads bilinearly upsampled maps with nothing non-linear between. A coarse level can be
+  multiplied with the kernel's nine taps at its own resolution and interpolated afterwards; `levels` of them are.
 """
 
 from __future__ import annotations
@@ -14,44 +14,42 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twins_trt.builders.export.dims import Dim, ints, known
+from twins_trt.builders.export.dims import MapShape, ints, known
 from twins_trt.builders.export.fpn import conv_bn_relu, folded
 from twins_trt.builders.export.interpolation import pyramid_matrices, shifted_upsampling, upsample_phases
-from twins_trt.builders.export.tokens import Size, StageMap, Weights, to_map, to_tokens
+from twins_trt.builders.export.tokens import StageMap, Weights, to_map, to_tokens
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.models.heads import POOL_SCALES
 
 CHANNELS = 512
 
 
-def write_upernet(w: GraphWriter, weights: Weights, stages: Sequence[StageMap], batch: Dim, *, levels: int) -> Tensor:
-    """The head up to the classifier's input, [B, 512, H/4, W/4]. levels: coarse levels convolved where they are."""
+def write_upernet(
+    w: GraphWriter, weights: Weights, stages: Sequence[StageMap], *, levels: int
+) -> tuple[Tensor, MapShape]:
+    """The head up to the classifier's input, [B, 512, H/4, W/4], and its shape.
+
+    levels: how many of the coarse levels are convolved at their own size.
+    """
     with w.scope("head"):
-        sizes = [stage.size for stage in stages]
-        maps = [
-            conv_bn_relu(
-                w,
-                weights,
-                f"decode_head.lateral_convs.{i}",
-                to_map(w, s.tokens, batch, s.size, s.channels),
-                f"lateral.{i}",
-            )
-            for i, s in enumerate(stages[:-1])
-        ]
-        maps.append(
-            conv_bn_relu(w, weights, "decode_head.bottleneck", _pyramid(w, weights, stages[-1], batch), "bottleneck")
-        )
+        shapes = [stage.shape.of(CHANNELS) for stage in stages]
+        maps = []
+        for i, stage in enumerate(stages[:-1]):
+            x = to_map(w, stage.tokens, stage.shape)
+            maps.append(conv_bn_relu(w, weights, f"decode_head.lateral_convs.{i}", x, f"lateral.{i}"))
+        x = _pyramid(w, weights, stages[-1])
+        maps.append(conv_bn_relu(w, weights, "decode_head.bottleneck", x, "bottleneck"))
         for i in range(len(maps) - 1, 0, -1):
-            up = w.resize(maps[i], sizes[i - 1], f"up.{i}", batch=batch, channels=CHANNELS)
+            up = w.resize(maps[i], shapes[i - 1], f"up.{i}")
             maps[i - 1] = w.add(maps[i - 1], up, f"sum.{i - 1}")
         outs = [conv_bn_relu(w, weights, f"decode_head.fpn_convs.{i}", x, f"conv.{i}") for i, x in enumerate(maps[:-1])]
-        return _fuse(w, weights, [*outs, maps[-1]], sizes, batch, levels)
+        return _fuse(w, weights, [*outs, maps[-1]], shapes, levels), shapes[0]
 
 
-def _pyramid(w: GraphWriter, weights: Weights, stage: StageMap, batch: Dim) -> Tensor:
+def _pyramid(w: GraphWriter, weights: Weights, stage: StageMap) -> Tensor:
     """[B, C + 4·512, H, W]: the stage's map and its four pooled and upsampled summaries."""
     with w.scope("psp"):
-        pool, unpool = pyramid_matrices(w, stage.size, POOL_SCALES)
+        pool, unpool = pyramid_matrices(w, stage.shape.size, POOL_SCALES)
         parts = [folded(weights, f"decode_head.psp_modules.{i}.1") for i in range(len(POOL_SCALES))]
         weight = np.concatenate([part[0][:, :, 0, 0] for part in parts])  # [4·512, C]
         bias = np.concatenate([part[1] for part in parts])
@@ -61,69 +59,66 @@ def _pyramid(w: GraphWriter, weights: Weights, stage: StageMap, batch: Dim) -> T
         pooled = w.op("Relu", [w.linear(pooled, weight, bias, "scales")], "relu")
         pooled = w.op("Mul", [pooled, w.const(keep, "own_scale")], "own")
         spread = w.op("MatMul", [unpool, pooled], "spread")  # [B, H·W, 4·512]
-        joined = w.concat([stage.tokens, spread], 2)
-        return to_map(w, joined, batch, stage.size, stage.channels + len(POOL_SCALES) * CHANNELS)
+        joined = w.concat([stage.tokens, spread], 2)  # [B, H·W, C + 4·512]
+        return to_map(w, joined, stage.shape.of(stage.shape.channels + len(POOL_SCALES) * CHANNELS))
 
 
-def _fuse(
-    w: GraphWriter, weights: Weights, maps: Sequence[Tensor], sizes: Sequence[Size], batch: Dim, levels: int
-) -> Tensor:
-    """The 3×3 convolution over all levels at stride 4, the last `levels` of them convolved at their own size."""
+def _fuse(w: GraphWriter, weights: Weights, maps: Sequence[Tensor], shapes: Sequence[MapShape], levels: int) -> Tensor:
+    """The 3×3 convolution over all levels at stride 4. The last `levels` of them are convolved at their own size."""
     weight, bias = folded(weights, "decode_head.fpn_bottleneck")
     fine = len(maps) - levels
     parts = [maps[0]]
     for i in range(1, fine):
-        parts.append(_upsample(w, maps[i], sizes[i], sizes[0], batch, f"fuse.up.{i}"))
+        parts.append(_upsample(w, maps[i], shapes[i], shapes[0], f"fuse.up.{i}"))
     x = parts[0] if len(parts) == 1 else w.concat(parts, 1, "fuse.concat")
     out = w.conv(x, weight[:, : fine * CHANNELS], bias, "fuse", pads=(1, 1, 1, 1))
     coarse: Tensor | None = None  # summed channels-last, so that only one map changes its layout
     for i in range(fine, len(maps)):
         taps = weight[:, i * CHANNELS : (i + 1) * CHANNELS]
-        part = _convolve_coarse(w, taps, maps[i], sizes[i], sizes[0], batch, i)
+        with w.scope(f"fuse.coarse.{i}"):
+            part = _convolve_coarse(w, taps, maps[i], shapes[i], shapes[0])
         coarse = part if coarse is None else w.add(coarse, part, f"fuse.sum.{i}")
     if coarse is not None:
         out = w.add(out, w.transpose(coarse, (0, 3, 1, 2), "fuse.coarse"), "fuse.sum")
     return w.op("Relu", [out], "fuse.relu")
 
 
-def _upsample(w: GraphWriter, x: Tensor, size: Size, to: Size, batch: Dim, name: str) -> Tensor:
+def _upsample(w: GraphWriter, x: Tensor, shape: MapShape, to: MapShape, name: str) -> Tensor:
     """Bilinear. By a whole factor and for a GPU, in the form that fuses with the concatenation behind it."""
-    factor = ints(*to)[0] // ints(*size)[0] if known(*size, *to) else 0
-    if w.target != "gpu" or to != (size[0] * factor, size[1] * factor):
-        return w.resize(x, to, name, batch=batch, channels=CHANNELS)
+    factor = ints(*to.size)[0] // ints(*shape.size)[0] if known(*shape.size, *to.size) else 0
+    if w.target != "gpu" or to.size != (shape.size[0] * factor, shape.size[1] * factor):
+        return w.resize(x, to, name)
     with w.scope(name):
-        x = w.transpose(x, (0, 2, 3, 1), "channels_last")
-        x = upsample_phases(w, x, factor, batch=batch, size=size, channels=CHANNELS)
-        return w.transpose(w.reshape(x, [batch, *to, CHANNELS], "rows"), (0, 3, 1, 2), "channels_first")
+        x = w.transpose(x, (0, 2, 3, 1), "channels_last")  # [B, h, w, C]
+        x = upsample_phases(w, x, factor, shape)  # [B, h, factor, w, factor, C]
+        x = w.reshape(x, [to.batch, *to.size, to.channels], "rows")  # [B, H, W, C]
+        return w.transpose(x, (0, 3, 1, 2), "channels_first")  # [B, C, H, W]
 
 
-def _convolve_coarse(
-    w: GraphWriter, taps: np.ndarray, x: Tensor, size: Size, to: Size, batch: Dim, level: int
-) -> Tensor:
+def _convolve_coarse(w: GraphWriter, taps: np.ndarray, x: Tensor, shape: MapShape, to: MapShape) -> Tensor:
     """conv3×3(upsample(x)) with the taps applied before the upsampling, channels last: [B, H, W, 512].
 
-    taps: [512, 512, 3, 3] (out, in, dy, dx).
+    taps: [512, 512, 3, 3] (out, in, dy, dx). x: [B, 512, h, w]. Both sizes must be known.
     """
-    height, width, to_height, to_width = ints(*size, *to)  # this form is for fixed sizes only
-    with w.scope(f"fuse.coarse.{level}"):
-        kernel = taps.transpose(2, 1, 3, 0).reshape(3, CHANNELS, 3 * CHANNELS)  # [dy, in, dx·out]
-        columns = w.const(
-            shifted_upsampling(width, to_width).transpose(0, 2, 1).reshape(to_width, width * 3), "columns"
-        )
-        tokens = to_tokens(w, x, batch, size, CHANNELS)
-        if w.target == "cpu":  # ONNX Runtime packs constant matrices ahead, stacks of them not: twice as slow
-            parts = []
-            for dy in range(3):
-                part = w.op("MatMul", [tokens, w.const(kernel[dy], "taps")], "taps")  # [B, h·w, dx·out]
-                part = w.reshape(part, [batch, height, width * 3, CHANNELS])
-                parts.append(w.op("MatMul", [columns, part], "columns"))  # [B, h, W, out]
-            product = w.concat(parts, 1)  # [B, dy·h, W, out]
-        else:
-            tokens = w.reshape(tokens, [batch, 1, height * width, CHANNELS])
-            product = w.op("MatMul", [tokens, w.const(kernel, "taps")], "taps")  # [B, dy, h·w, dx·out]
-            product = w.reshape(product, [batch, 3 * height, width * 3, CHANNELS])  # [B, dy·h, w·dx, out]
-            product = w.op("MatMul", [columns, product], "columns")  # [B, dy·h, W, out]
-        product = w.reshape(product, [batch, 3 * height, to_width * CHANNELS])
-        rows = shifted_upsampling(height, to_height).reshape(to_height, 3 * height)
-        product = w.op("MatMul", [w.const(rows, "rows"), product], "rows")  # [B, H, W·out]
-        return w.reshape(product, [batch, to_height, to_width, CHANNELS])
+    batch = shape.batch
+    height, width, to_height, to_width = ints(*shape.size, *to.size)
+    kernel = taps.transpose(2, 1, 3, 0).reshape(3, CHANNELS, 3 * CHANNELS)  # [dy, in, dx·out]
+    shifted = shifted_upsampling(width, to_width).transpose(0, 2, 1)  # [W, w, dx]
+    columns = w.const(shifted.reshape(to_width, width * 3), "columns")  # [W, w·dx]
+    tokens = to_tokens(w, x, shape)  # [B, h·w, in]
+    if w.target == "cpu":  # ONNX Runtime packs constant matrices ahead, but not stacks of them: those are half as fast
+        parts = []
+        for dy in range(3):
+            part = w.op("MatMul", [tokens, w.const(kernel[dy], "taps")], "taps")  # [B, h·w, dx·out]
+            part = w.reshape(part, [batch, height, width * 3, CHANNELS])  # [B, h, w·dx, out]
+            parts.append(w.op("MatMul", [columns, part], "columns"))  # [B, h, W, out]
+        product = w.concat(parts, 1)  # [B, dy·h, W, out]
+    else:
+        tokens = w.reshape(tokens, [batch, 1, height * width, CHANNELS])  # [B, 1, h·w, in]
+        product = w.op("MatMul", [tokens, w.const(kernel, "taps")], "taps")  # [B, dy, h·w, dx·out]
+        product = w.reshape(product, [batch, 3 * height, width * 3, CHANNELS])  # [B, dy·h, w·dx, out]
+        product = w.op("MatMul", [columns, product], "columns")  # [B, dy·h, W, out]
+    product = w.reshape(product, [batch, 3 * height, to_width * CHANNELS])  # [B, dy·h, W·out]
+    rows = shifted_upsampling(height, to_height).reshape(to_height, 3 * height)  # [H, dy·h]
+    product = w.op("MatMul", [w.const(rows, "rows"), product], "rows")  # [B, H, W·out]
+    return w.reshape(product, [batch, to_height, to_width, CHANNELS])  # [B, H, W, out]

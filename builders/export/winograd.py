@@ -1,10 +1,10 @@
 """Wide 3×3 convolutions by Winograd's F(2×2, 3×3): 16 multiplications for four outputs where the plain form takes 36.
 
-Shmuel Winograd, Arithmetic Complexity of Computations (1980); for convolutional networks Lavin and Gray, arXiv
-1509.09308. Exact but for rounding, which the transforms of this size hardly add to: they are sums of up to four values.
-Written in operators that ONNX Runtime runs without leaving its blocked layout: a tile's transform is sixteen depthwise
-convolutions of four taps, the products are sixteen 1×1 convolutions. Both transforms only move memory, so this pays
-where there are channels enough.
+Source: Shmuel Winograd, Arithmetic Complexity of Computations (1980); for convolutional networks Lavin and Gray, arXiv
+1509.09308. It is exact but for rounding, to which transforms of this size add little: they sum up to four values.
+The operators are those that ONNX Runtime runs without leaving its blocked layout: a tile's transform is sixteen
+depthwise convolutions of four taps, the products are sixteen 1×1 convolutions. The transforms cost memory traffic, so
+this pays only with many channels.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from numpy.typing import NDArray
 from twins_trt.builders.export.shape_inference import tensor_shapes
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 
-LEAST_PRODUCT = 256 * 512
-"""Input times output channels from which ONNX Runtime gains on a CPU; at 256 × 256 both forms take as long."""
+MIN_PRODUCT = 256 * 512
+"""Input times output channels from which ONNX Runtime gains on a CPU; at 256 × 256 both forms are equally fast."""
 
-# Along one axis, tile i covers inputs 2i-1 .. 2i+2 and outputs 2i, 2i+1. Its four transformed values, each of two taps:
-# taps, their distance, and how much zero padding (before, after) they reach into.
+# Along one axis, tile i covers inputs 2i-1 .. 2i+2 and outputs 2i, 2i+1. It has four transformed values of two taps
+# each. Here are the taps, their distance, and how far they reach into the zero padding (before, after).
 _TAPS = ((1, -1), (1, 1), (-1, 1), (1, -1))
 _DISTANCES = (2, 1, 1, 2)
 _PADS = ((1, 0), (0, 0), (0, 0), (0, 1))
-# What the kernel's three taps become. The last row is negated, so that outputs are m0 + m1 + m2 and m1 - m2 + m3.
+# Makes four values of the kernel's three taps. The last row is negated, so that outputs are m0 + m1 + m2 and
+# m1 - m2 + m3.
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, -1]])
 
 
-def use_winograd(graph: gs.Graph) -> None:
-    """Rewrites, in place, every convolution of an FP32 graph that gains by it. Their outputs keep their names."""
+def use_winograd(graph: gs.Graph, *, min_product: int = MIN_PRODUCT) -> None:
+    """Rewrites every convolution of an FP32 graph that gains by it, in place. Their outputs keep their names.
+
+    min_product: how many input times output channels a convolution needs to gain.
+    """
     shapes = tensor_shapes(graph)
     w = GraphWriter(graph.opset, target="cpu", graph=graph)
-    for node in [node for node in graph.nodes if _gains(node, shapes)]:
+    for node in [node for node in graph.nodes if _gains(node, shapes, min_product)]:
         bias = node.inputs[2].values if len(node.inputs) > 2 else None
         with w.scope(node.name):
             out = _write(w, node.inputs[0], node.inputs[1].values, bias)
@@ -44,7 +48,7 @@ def use_winograd(graph: gs.Graph) -> None:
     graph.cleanup().toposort()
 
 
-def _gains(node: gs.Node, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _gains(node: gs.Node, shapes: Mapping[str, tuple[int, ...]], min_product: int) -> bool:
     if node.op != "Conv" or not isinstance(node.inputs[1], gs.Constant):
         return False
     outputs, inputs, *kernel = node.inputs[1].shape
@@ -54,7 +58,7 @@ def _gains(node: gs.Node, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         return False
     height, width = shapes[node.inputs[0].name][2:]
     known = height > 0 and width > 0
-    return known and height % 2 == 0 and width % 2 == 0 and inputs * outputs >= LEAST_PRODUCT
+    return known and height % 2 == 0 and width % 2 == 0 and inputs * outputs >= min_product
 
 
 def _write(w: GraphWriter, x: Tensor, weight: NDArray, bias: NDArray | None) -> Tensor:
@@ -86,6 +90,6 @@ def _transform(w: GraphWriter, x: Tensor, i: int, j: int, channels: int) -> Tens
 
 
 def _outputs(w: GraphWriter, m: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Both outputs of one axis of a tile, of its four products."""
+    """The two outputs along one axis of a tile, from its four products."""
     even = w.add(m[0], w.add(m[1], m[2], "both"), "even")
     return even, w.add(m[3], w.op("Sub", [m[1], m[2]], "difference"), "odd")

@@ -1,8 +1,9 @@
 """Writes ONNX nodes one call at a time, into an onnx-graphsurgeon graph.
 
-Why nodes are written rather than traced: the forms that compile to few kernels differ from the PyTorch module's in
-almost every block, every node must carry its block's name (plans, audits and profiles refer to blocks), and a traced
-graph changes with each torch release. Parity with the module is tested instead (tests/builders/export/test_export.py).
+Nodes are written rather than traced, for three reasons. What compiles to few kernels differs from the PyTorch module
+in almost every block. Every node must carry its block's name, because plans, audits and profiles refer to blocks. A
+traced graph changes with each torch release. A test holds the graphs to the module instead
+(tests/builders/export/test_export.py).
 
 Float tensors are written as float32; `precision.py` turns the graph into float16 afterwards.
 """
@@ -17,17 +18,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
-from twins_trt.builders.export.dims import Dim, Sym
+from twins_trt.builders.export.dims import Dim, MapShape, Sym
 
 Tensor: TypeAlias = Any  # gs.Variable or gs.Constant; graphsurgeon carries no types
 Attributes = Mapping[str, object]
 
 
 class GraphWriter:
-    """A graph under construction. `islands` maps node names to the reason they stay float32 in an FP16 graph.
+    """A graph under construction.
 
-    target: whether to write what compiles to the fewest GPU kernels (`gpu`) or computes least on a CPU (`cpu`).
-    graph: one to add to, in place of an empty one.
+    target: `gpu` writes what compiles to the fewest kernels, `cpu` what computes least. graph: the one to add to, by
+    default an empty one. `islands` maps names of nodes that stay float32 in an FP16 graph to the reason.
     """
 
     def __init__(self, opset: int, *, target: str = "gpu", graph: gs.Graph | None = None) -> None:
@@ -56,12 +57,14 @@ class GraphWriter:
         self._island = None
 
     def unique(self, name: str) -> str:
+        """`name` below the scopes, with a number behind it from the second time on."""
         full = "/".join([*self._scopes, name])
         count = self._names.get(full, 0)
         self._names[full] = count + 1
         return full if count == 0 else f"{full}_{count}"
 
     def input(self, name: str, dtype: type, shape: Sequence[int | str]) -> Tensor:
+        """A new graph input. shape: a name for each dimension that is open."""
         variable = gs.Variable(name, dtype=np.dtype(dtype), shape=list(shape))
         self.graph.inputs.append(variable)
         return variable
@@ -72,7 +75,7 @@ class GraphWriter:
         self.graph.outputs.append(x)
 
     def const(self, value: ArrayLike, name: str = "const") -> gs.Constant:
-        """A constant; equal small ones are shared. Floats become float32, ints stay int64."""
+        """A constant; equal small ones are one tensor. float64 becomes float32; other types stay."""
         array = np.asarray(value)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
@@ -95,7 +98,7 @@ class GraphWriter:
     ) -> Tensor:
         """Writes one node and returns its output (a list where `outputs` > 1).
 
-        dtype: of the outputs, where it is not the first input's.
+        dtype: of the outputs, by default the first input's.
         """
         node_name = self.unique(name or op.lower())
         out_dtype = np.dtype(dtype) if dtype is not None else inputs[0].dtype
@@ -135,7 +138,7 @@ class GraphWriter:
     # --- layout ------------------------------------------------------------------------------------------------
 
     def reshape(self, x: Tensor, dims: Sequence[Dim], name: str = "reshape") -> Tensor:
-        """One dimension that is not known becomes -1, which costs no shape arithmetic."""
+        """`x` in the shape `dims`. A single dimension that is not known becomes -1, which needs no shape arithmetic."""
         symbols = [i for i, dim in enumerate(dims) if isinstance(dim, Sym)]
         if len(symbols) == 1:
             dims = [-1 if i == symbols[0] else dim for i, dim in enumerate(dims)]
@@ -206,19 +209,17 @@ class GraphWriter:
         return self.op("LayerNormalization", inputs, name, attrs={"axis": -1, "epsilon": eps})
 
     def gelu(self, x: Tensor, name: str = "gelu") -> Tensor:
-        """GELU with erf, as PyTorch's default. One op from opset 20 on; before, the formula that compilers match."""
+        """GELU with erf, as PyTorch's default: one op from opset 20 on, below that the formula that compilers know."""
         if self.opset >= 20:
             return self.op("Gelu", [x], name)
         erf = self.op("Erf", [self.op("Div", [x, self.const(np.float32(np.sqrt(2.0)))], f"{name}.div")], f"{name}.erf")
         scaled = self.op("Mul", [x, self.add(erf, self.const(np.float32(1.0)), f"{name}.one")], f"{name}.mul")
         return self.op("Mul", [scaled, self.const(np.float32(0.5))], name)
 
-    def resize(
-        self, x: Tensor, size: tuple[Dim, Dim], name: str, *, mode: str = "linear", batch: Dim, channels: int
-    ) -> Tensor:
-        """x: [N, C, h, w] -> [N, C, *size]; linear is PyTorch's align_corners=False, nearest its floor rule."""
+    def resize(self, x: Tensor, to: MapShape, name: str, *, mode: str = "linear") -> Tensor:
+        """x: [B, C, h, w] -> [B, C, H, W]; linear is PyTorch's align_corners=False, nearest its floor rule."""
         attrs = {"mode": mode, "coordinate_transformation_mode": "half_pixel" if mode == "linear" else "asymmetric"}
         if mode == "nearest":
             attrs["nearest_mode"] = "floor"
         empty = gs.Variable.empty()
-        return self.op("Resize", [x, empty, empty, self.size([batch, channels, *size])], name, attrs=attrs)
+        return self.op("Resize", [x, empty, empty, self.size([to.batch, to.channels, *to.size])], name, attrs=attrs)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from twins_trt.builders.export import DynamicDim, ExportOptions, export_graph
 from twins_trt.builders.export.composed import Convolution, Level, compose, doubled_phases, write_composed
+from twins_trt.builders.export.dims import MapShape
 from twins_trt.builders.export.writer import GraphWriter
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
@@ -55,7 +56,7 @@ def test_a_composed_level_equals_its_convolutions_up_to_the_border(
     coarse = rng.standard_normal((batch, 32, size[0] // 2, size[1] // 2)).astype(np.float32)
     w = GraphWriter(17, target="cpu")
     inputs = [w.input(name, np.float32, x.shape) for name, x in (("map", fine), ("up", coarse))]
-    out = write_composed(w, *inputs, Level(lateral, first, second), batch=batch, size=size)
+    out = write_composed(w, *inputs, Level(lateral, first, second), MapShape(batch, fine.shape[1], size))
     w.output(out, "out", (batch, 8, *size))
     w.graph.toposort()
     session = onnxruntime.InferenceSession(

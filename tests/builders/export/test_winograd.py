@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from twins_trt.builders.export import ExportOptions, winograd
+from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.export.winograd import use_winograd
 from twins_trt.builders.export.writer import GraphWriter
@@ -27,15 +27,12 @@ def convolution(shape: tuple[int | str, ...], weight: np.ndarray, bias: np.ndarr
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 8), (6, 4), (10, 14)], ids=str)
 @pytest.mark.parametrize(("batch", "biased"), [(1, True), ("N", False)])
-def test_a_convolution_taken_apart_is_the_same(
-    size: tuple[int, int], batch: int | str, biased: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(winograd, "LEAST_PRODUCT", 1)
+def test_a_convolution_taken_apart_is_the_same(size: tuple[int, int], batch: int | str, biased: bool) -> None:
     rng = np.random.default_rng(size[0])
     weight = (rng.standard_normal((24, 16, 3, 3)) / 12).astype(np.float32)
     bias = rng.standard_normal(24).astype(np.float32) if biased else None
     graph = convolution((batch, 16, *size), weight, bias)
-    use_winograd(graph)
+    use_winograd(graph, min_product=1)
     assert "conv" in graph.tensors() and not [node for node in graph.nodes if node.name == "conv"]
     x = rng.standard_normal((1 if batch == 1 else 3, 16, *size)).astype(np.float32)
     session = onnxruntime.InferenceSession(

@@ -1,4 +1,4 @@
-"""The algebra behind the rewritten target, each against torch's own operator."""
+"""Pooling and resizing as matrices, against torch's own operators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from twins_trt.builders.export.dims import Sym, ceil_div, known, minimum, pad_to_multiple
 from twins_trt.builders.export.interpolation import (
     phase_weights,
     pooling_matrix,
@@ -46,18 +45,3 @@ def test_shifted_upsampling_is_upsampling_then_convolution(size: int, factor: in
 def test_phase_weights_are_the_rows_of_the_upsampling_matrix(factor: int) -> None:
     inner = upsampling_matrix(5, 5 * factor)[2 * factor : 3 * factor, 1:4]  # outputs of pixel 2, which sees 1, 2, 3
     np.testing.assert_allclose(phase_weights(factor), inner.T, atol=1e-6)
-
-
-@given(value=st.integers(1, 5000), of=st.integers(1, 64))
-def test_integer_arithmetic_of_known_sizes(value: int, of: int) -> None:
-    assert ceil_div(value, of) == -(-value // of)
-    assert (value + pad_to_multiple(value, of)) % of == 0 and 0 <= pad_to_multiple(value, of) < of
-    assert minimum(value, of) == min(value, of)
-
-
-def test_unknown_sizes_stay_symbols_and_neutral_steps_vanish() -> None:
-    side = Sym("axis", ("image", 1))
-    assert side * 1 is side and side + 0 is side and side // 1 is side and 1 * side is side and 0 + side is side
-    assert not known(side) and known(3, 4)
-    assert ceil_div(side, 4) == Sym("Div", (Sym("Add", (side, 3)), 4))
-    assert side * 2 == side * 2 and side * 2 != side * 3
