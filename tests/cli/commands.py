@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from twins_trt.cli import main
 
@@ -34,12 +37,18 @@ Twins = Callable[..., CommandResult]
 """The fixture `twins`."""
 
 
-def run_command(*words: object) -> CommandResult:
-    """Runs `twins-trt WORDS`."""
+def run_command(*words: object, on_error: Callable[[Exception], None] | None = None) -> CommandResult:
+    """Runs `twins-trt WORDS`. on_error: called with the exception that ends it."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(word) for word in words])
+        code = main([str(word) for word in words], on_error=on_error)
     return CommandResult(code, out.getvalue(), err.getvalue())
+
+
+def replace_command(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[], int]) -> None:
+    """Makes `twins-trt NAME` do `run`, in place of what its module does."""
+    command = SimpleNamespace(EXAMPLE="", configure=lambda parser: None, run=lambda arguments, console: run())
+    monkeypatch.setitem(sys.modules, f"twins_trt.cli.{name}", command)
 
 
 def scene(height: int, width: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import MODEL, SMALL, Twins
+from commands import MODEL, SMALL, Twins, replace_command
 
 import twins_trt.cli as cli
 from twins_trt.cli.console import Console, table
@@ -43,7 +43,7 @@ def test_an_option_of_several_commands_is_the_same_everywhere() -> None:
         for action in parser._actions:
             for option in action.option_strings:
                 shapes.setdefault(option, set()).add((action.metavar, action.nargs))
-    own = {"--out", "--engine", "--batch", "--precision"}  # a file or a folder; what may be chosen differs
+    own = {"--out", "--engine", "--batch", "--precision", "--target"}  # a file or a folder; what may be chosen differs
     assert {option: found for option, found in shapes.items() if len(found) > 1 and option not in own} == {}
 
 
@@ -105,10 +105,10 @@ def test_help_imports_nothing_heavy_and_is_fast() -> None:
 def test_any_error_is_one_cause_and_one_mend(
     twins: Twins, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, cause: str
 ) -> None:
-    def fail(words: list[str], console: Console) -> int:
+    def fail() -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_dispatch", fail)
+    replace_command(monkeypatch, "models", fail)
     quiet = twins("models", "--json")
     assert quiet.code == code
     assert set(quiet.json) == {"error", "fix"}
@@ -123,13 +123,13 @@ def test_any_error_is_one_cause_and_one_mend(
 def test_logging_is_on_stderr_by_level_and_gone_afterwards(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     log = logging.getLogger("twins_trt")
 
-    def speak(words: list[str], console: Console) -> int:
+    def speak() -> int:
         log.debug("one")
         log.info("two")
         log.warning("three")
         return 0
 
-    monkeypatch.setattr(cli, "_dispatch", speak)
+    replace_command(monkeypatch, "models", speak)
     before = (log.level, list(log.handlers))
     assert twins("models").err == "warning: three\n"
     assert twins("models", "-v").err == "info: two\nwarning: three\n"
@@ -138,10 +138,10 @@ def test_logging_is_on_stderr_by_level_and_gone_afterwards(twins: Twins, monkeyp
 
 
 def test_an_interrupt_is_one_line_and_130(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(words: list[str], console: Console) -> int:
+    def interrupt() -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_dispatch", interrupt)
+    replace_command(monkeypatch, "models", interrupt)
     assert (twins("models").code, twins("models").err) == (130, "interrupted\n")
 
 

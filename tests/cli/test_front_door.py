@@ -141,7 +141,7 @@ def test_a_bundle_and_a_model_give_one_kind_of_result(cpu_bundle: Path, checkpoi
     ours = twins_trt.evaluate(cpu_bundle, data, threads=1, progress=lambda step, detail, share: seen.append(step))
     again = twins_trt.evaluate(open_bundle(cpu_bundle), data, threads=1)
     model = twins_trt.evaluate(checkpoint, data, device="cpu")
-    assert ours.scores == again.scores and set(seen) == {"eval"}
+    assert ours.scores == again.scores and set(seen) == {"evaluate"}
     assert model.scores.miou == pytest.approx(ours.scores.miou, abs=0.05)
     assert (ours.engine, ours.device, ours.model, ours.resized) == ("onnxruntime", None, MODEL, 0)
     assert (model.engine, model.device, model.model, model.resized) == ("pytorch", "cpu", MODEL, None)
@@ -153,7 +153,7 @@ def test_a_bundle_and_a_model_give_one_kind_of_result(cpu_bundle: Path, checkpoi
 def test_a_checkpoint_tells_its_model(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
     calibration = resolve_calibration(CalibrateRequest(what=str(checkpoint), data=f"folder:{scenes}", split="val"))
     assert isinstance(calibration.graph, ModelGraph)
-    assert (calibration.graph.model, calibration.graph.checkpoint) == (MODEL, str(checkpoint))
+    assert (calibration.graph.model.name, calibration.graph.model.checkpoint) == (MODEL, str(checkpoint))
     export = resolve_export(ExportRequest(str(checkpoint), str(tmp_path / "graph.onnx")))
     assert (export.model, export.weights) == (MODEL, checkpoint)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_everything_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_without_a_compiler_the_graph_alone_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("twins_trt.demo.run.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     out = tmp_path / "demo"
     words = ["demo", "--out", str(out), "--calib-scenes", "8", "--gate-scenes", "30", "--rounds", "1"]
     assert main(words) == 0

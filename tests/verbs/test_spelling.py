@@ -41,6 +41,7 @@ OF_OTHER_PROGRAMS = {
 }
 # By file and field. The words are those of a record in Python, which no command line fills.
 OF_PYTHON = {
+    ("twins_trt/runtime/manifest.py", "num_classes"): "a key of manifest.json, whose errors name it",
     ("twins_trt/data/preprocessing.py", "test_scale"): "Preprocessing's own field, beside mean, std and keep_ratio",
     ("twins_trt/inference/modes.py", "crop"): "InferenceMode's own field; --crop is another, of train",
 }

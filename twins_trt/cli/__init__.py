@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, ModuleType
 
 from twins_trt.cli.console import Console, LogHandler, dump_json
@@ -21,7 +21,7 @@ from twins_trt.cli.parsing import nearest, new_parser, unknown_options
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError, missing
 from twins_trt.version import __version__
 
-# What each is for; the modules are imported one at a time, so that --help is instant.
+# The summary of each command. Their modules are imported one at a time, so that --help is instant.
 COMMANDS = {
     "models": "list the models, with what was published for each",
     "fetch": "download a model's published ADE20K weights, resumed and checked",
@@ -49,8 +49,12 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 log = logging.getLogger("twins_trt")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (by default the process's) and return its exit code."""
+def main(argv: Sequence[str] | None = None, *, on_error: Callable[[Exception], None] | None = None) -> int:
+    """Runs one command line and returns its exit code.
+
+    argv: the words after `twins-trt`; by default the process's. on_error: called with the exception that ends the
+    command, before it is reported.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     _forgive_odd_names()
     verbose = sum(word.count("v") for word in words if word in ("-v", "-vv", "-vvv")) + words.count("--verbose")
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _logging_to(console, verbose), _termination_as_exit():
         try:
             code = _dispatch(words, console)
-            sys.stdout.flush()  # here, where a closed pipe can still be caught
+            sys.stdout.flush()  # a closed pipe can still be caught here
             return code
         except SystemExit as error:  # argparse after --help, and SIGTERM
             return error.code if isinstance(error.code, int) else 0
@@ -71,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.note("interrupted")
             return INTERRUPTED
         except Exception as error:
+            if on_error is not None:
+                on_error(error)
             return _report(_typed(error, words), error, console, verbose=verbose > 0)
 
 
@@ -121,7 +127,7 @@ def _overview() -> str:
 
 
 def _typed(error: Exception, words: list[str]) -> TwinsError:
-    """Any exception as one of this package's errors."""
+    """The error of this package that stands for any exception."""
     from twins_trt.diagnosis.packages import providing
 
     if isinstance(error, TwinsError):
@@ -136,9 +142,9 @@ def _typed(error: Exception, words: list[str]) -> TwinsError:
     if isinstance(error, OSError) and error.filename is not None:
         return TwinsError(f"{error.filename}: {error.strerror}", "check the path, its permissions and the free space")
     lines = str(error).strip().splitlines()
-    said = f": {lines[0]}" if lines else ""
+    message = f": {lines[0]}" if lines else ""
     return TwinsError(
-        f"unexpected {type(error).__name__}{said}",
+        f"unexpected {type(error).__name__}{message}",
         "this is a bug: run it again with -v, and report what it prints together with twins-trt doctor --json",
     )
 
@@ -156,7 +162,7 @@ def _report(error: TwinsError, original: Exception, console: Console, *, verbose
 
 @contextlib.contextmanager
 def _logging_to(console: Console, verbose: int) -> Iterator[None]:
-    """The package's log on stderr for as long as a command runs."""
+    """Shows the package's log on stderr while a command runs."""
     handler, level = LogHandler(console), log.level
     log.addHandler(handler)
     log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
@@ -170,8 +176,10 @@ def _logging_to(console: Console, verbose: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C does, so that half-written files are removed. Where the caller ignores it,
-    or handles it, that stays so."""
+    """Makes SIGTERM unwind the stack as Ctrl-C does, so that half-written files are removed.
+
+    A caller that ignores or handles the signal keeps its own way.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -188,7 +196,7 @@ def _termination_as_exit() -> Iterator[None]:
 
 
 def _forgive_odd_names() -> None:
-    """File names may hold bytes that the terminal's encoding lacks: shown escaped, never a reason to fail."""
+    """Escapes the bytes of file names that the terminal's encoding lacks, instead of failing at them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
