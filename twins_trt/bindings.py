@@ -1,7 +1,7 @@
-"""The Python bindings of TensorRT and TensorRT-RTX: imported, told apart, and listened to.
+"""The Python bindings of TensorRT and TensorRT-RTX: their import, and their one logger.
 
-Shared by what builds engines and what runs them. Names are looked up on the module and never by number or version: the
-integers behind them move between majors, and what a version lacks is not there.
+The code that builds engines and the code that runs them share this. Names are looked up on the module, never by number
+or version: the integers behind them change between major versions, and a name that a version lacks is absent.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol
 
-from twins_trt.errors import MissingDependencyError, missing
+from twins_trt.errors import MissingDependencyError, first_line, missing
 from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-"""What a flavour is called in words; the keys are the modules' names."""
+"""The name of each flavour in words; the keys are the modules' names."""
 
 
 def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> ModuleType:
-    """The module of a flavour. purpose: for what, in errors. needs: names it must have besides a logger's.
+    """The module of a flavour. purpose: for errors. needs: names that it must have besides a logger's.
 
-    Raises MissingDependencyError when it is absent, broken or another flavour's.
+    Raises MissingDependencyError if it is absent, broken or another flavour's.
     """
     rtx = flavour == "tensorrt_rtx"
     try:
@@ -44,9 +44,8 @@ def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> M
             "tensorrt-rtx-cu13" if rtx else "tensorrt", extra="rtx" if rtx else "tensorrt", purpose=purpose
         ) from error
     except Exception as error:  # a shared library that does not load raises OSError, ImportError or RuntimeError
-        reason = (str(error).splitlines() or [repr(error)])[0]
         raise MissingDependencyError(
-            f"{purpose}: {flavour} is installed but cannot be loaded ({reason})",
+            f"{purpose}: {flavour} is installed but cannot be loaded ({first_line(error)})",
             f"reinstall it: pip install --force-reinstall {'tensorrt-rtx-cu13' if rtx else 'tensorrt'}",
         ) from error
     for name in (*needs, "ILogger"):
@@ -65,33 +64,33 @@ def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> M
 
 
 def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version string; zeros where it has none."""
+    """(major, minor) of a version string; zeros if it has none."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def members(module: ModuleType, enum: str) -> tuple[str, ...]:
-    """Names of an enum of the module; empty when the module has no such enum."""
+    """Names of an enum of the module; empty if the module has no such enum."""
     return tuple(getattr(getattr(module, enum, None), "__members__", ()))
 
 
-class Target(Protocol):
-    """Takes a compiler's messages."""
+class Listener(Protocol):
+    """Takes the messages of TensorRT."""
 
     def record(self, severity: str, message: str) -> None: ...
 
 
 class _Sink:
-    """Where the process-wide logger of one module writes to at the moment."""
+    """The current receiver of the process-wide logger of one module."""
 
     def __init__(self) -> None:
-        self.target: Target | None = None
+        self.listener: Listener | None = None
         self.lock = threading.Lock()
         self.errors: deque[str] = deque(maxlen=16)
 
     def record(self, severity: str, message: str) -> None:
-        if self.target is not None:
-            self.target.record(severity, message)
+        if self.listener is not None:
+            self.listener.record(severity, message)
         elif severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(message)
             log.debug("runtime: %s", message)
@@ -112,7 +111,7 @@ def _logger(module: ModuleType) -> tuple[Any, _Sink]:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            # An exception thrown through the compiler's C++ frames ends the process, so none leaves here.
+            # An exception that passes through the compiler's C++ frames ends the process, so none may leave here.
             try:
                 sink.record(getattr(severity, "name", str(severity)), msg)
             except BaseException:
@@ -125,16 +124,16 @@ def _logger(module: ModuleType) -> tuple[Any, _Sink]:
 def process_logger(module: ModuleType) -> Any:
     """The one `ILogger` of this process for a TensorRT module.
 
-    TensorRT registers the logger of the first builder, runtime or refitter of a process, and warns that it ignores
-    others while that one lives. Sharing one keeps the warning away and every message in one place.
+    TensorRT registers the logger of the first builder, runtime or refitter of a process. While that one lives it
+    ignores others and warns of it. With one shared logger there is no warning, and every message arrives here.
     """
     return _logger(module)[0]
 
 
 def said(module: ModuleType) -> str:
-    """The last errors that came from no build, in one line, and forget them: TensorRT returns null and logs why.
+    """The last logged errors that belong to no build, in one line. TensorRT returns null and logs the reason.
 
-    Several threads may fail at once; then one of them tells what the other was told.
+    The errors are then forgotten. If several threads fail at once, one of them may get the reason of another.
     """
     errors = _logger(module)[1].errors
     last = list(dict.fromkeys(errors))[-2:]
@@ -143,12 +142,12 @@ def said(module: ModuleType) -> str:
 
 
 @contextmanager
-def listening(module: ModuleType, target: Target) -> Iterator[Any]:
-    """The process's logger, with its messages going to `target`; one holds it at a time."""
+def listening(module: ModuleType, listener: Listener) -> Iterator[Any]:
+    """The process's logger, whose messages go to `listener` inside the block. Only one block runs at a time."""
     logger, sink = _logger(module)
     with sink.lock:
-        sink.target = target
+        sink.listener = listener
         try:
             yield logger
         finally:
-            sink.target = None
+            sink.listener = None

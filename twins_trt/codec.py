@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain JSON values and back, with the place of whatever does not fit in the error."""
+"""Frozen dataclasses to plain JSON values and back. An error names the place of a value that does not fit."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def encode(value: Any) -> Any:
 def decode(kind: type[T], value: Any, where: str = "") -> T:
     """Plain JSON values as the dataclass `kind`, every type checked.
 
-    where: what the value is called in errors, empty for the whole. Unknown fields are refused: one that an old reader
-    skips could be the one that changes what the masks mean. Raises ValueError with the dotted place, the value and what
-    was expected.
+    where: the value's name in errors, empty for the whole. Unknown fields are refused, because a field that an old
+    reader skips could change the meaning of the masks. Raises ValueError with the dotted place, the value, and the
+    expected type.
     """
     return typing.cast(T, _decode(kind, value, where))
 

@@ -1,9 +1,8 @@
-"""Files that keep a compiler's work from one process to the next: tactics that were timed, kernels that were compiled.
+"""Files that keep a compiler's work from one process to the next: timed tactics and compiled kernels.
 
-TensorRT checks little of what it is given back, and a cache of another device or version makes builds slow or wrong
-(TensorRT#3137), so a file starts with a line that says what it was made with. One that does not fit is left unread, and
-replaced when there is something to keep. Several processes may share a file: it is read and merged under a lock, and
-replaced in one step.
+TensorRT checks little of such a file, and one of another device or version makes builds slow or wrong (TensorRT#3137).
+So a file starts with a line that says what it was made with. A file that does not fit is not read, and is replaced when
+there is new content. Several processes may share a file: it is read and merged under a lock, and replaced in one step.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ log = logging.getLogger("twins_trt")
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What the content holds for: flavour and full version of the compiler, the device, and which plan if only one."""
+    """What the content is valid for: flavour and full version of the compiler, and the device.
+
+    plan: the hash of an engine, for content that is valid for this engine alone. The files have this key.
+    """
 
     flavour: str
     version: str
@@ -35,17 +37,19 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class CompilerCache:
-    """One such file. kind: what it is called in its first line and in the log, such as `timing cache`."""
+    """One cache file. kind: its name in its first line and in the log, such as `timing cache`."""
 
     path: Path
     key: CacheKey
     kind: str
 
     @classmethod
-    def at(cls, setting: str | Path, key: CacheKey, kind: str) -> CompilerCache:
-        """The file for a setting: itself, or inside an existing folder one named after the key. Raises UsageError when
-        its folder does not exist."""
-        path = Path(setting)
+    def at(cls, place: str | Path, key: CacheKey, kind: str) -> CompilerCache:
+        """The file `place`, or a file named after the key if `place` is an existing folder.
+
+        Raises UsageError if the file's folder does not exist.
+        """
+        path = Path(place)
         if path.is_dir():
             words = "-".join(word for word in asdict(key).values() if word)
             return cls(path / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', words)}.cache", key, kind)
@@ -54,7 +58,7 @@ class CompilerCache:
         return cls(path, key, kind)
 
     def read(self) -> bytes:
-        """The content when it fits the key; empty, with a log line saying why, when it does not."""
+        """The content if it fits the key; otherwise empty, and the log says why."""
         try:
             with locked(self.path):
                 return self._unpack(logging.WARNING)
@@ -63,7 +67,7 @@ class CompilerCache:
             return b""
 
     def write(self, merge: Callable[[bytes], bytes]) -> None:
-        """Replaces the file by `merge(its current content)`, in one step. A failure costs a log line, no more."""
+        """Replaces the file by `merge(its current content)` in one step. A failure is only logged."""
         try:
             with locked(self.path):
                 blob = merge(self._unpack(logging.DEBUG))

@@ -1,4 +1,4 @@
-"""The GPU that this process sees first, asked of the driver itself: no CUDA package needed."""
+"""The first GPU of this process, from the driver itself, without a CUDA package."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 18, 75, 76  # CUdevice_attri
 
 @dataclass(frozen=True)
 class Device:
-    """`name` as the driver says it ("Orin"), `target` as we say it ("sm_87").
+    """A GPU. name: the driver's ("Orin"). target: its compute capability ("sm_87").
 
-    integrated: it shares the host's memory, as on a Jetson, so that nothing has to be copied.
+    integrated: it shares the host's memory, as on a Jetson, so nothing has to be copied.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Device:
 
 
 def current_device() -> Device | None:
-    """The first CUDA device that this process sees; None without a driver or a device."""
+    """The first CUDA device of this process; None without a driver or a device."""
     driver = _driver()
     if driver is None:
         return None
@@ -42,8 +42,10 @@ def current_device() -> Device | None:
 
 
 def pci_bus_id() -> str | None:
-    """Where that device is plugged in, as in `0000:65:00.0`: what it is called outside CUDA, which has an order of its
-    own and heeds CUDA_VISIBLE_DEVICES. None without a driver or a device."""
+    """The PCI address of that device, as in `0000:65:00.0`; None without a driver or a device.
+
+    It names the device outside CUDA, whose own order of devices depends on CUDA_VISIBLE_DEVICES.
+    """
     driver = _driver()
     if driver is None:
         return None

@@ -1,6 +1,6 @@
-"""Renames that `os.rename` does not have: two folders for each other, and to a name that nothing may have yet.
+"""Two renames that `os.rename` cannot do: exchange two folders, and rename only to a name that is free.
 
-Both are Linux's renameat2 (man 2 rename), which few file systems lack.
+Both use Linux's renameat2 (man 2 rename), which few file systems lack.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 _AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
 _SYSCALL = {"x86_64": 316, "aarch64": 276}  # for a C library older than the call
-# What kernels and file systems without it say; EPERM is what old container runtimes say of a call they do not know.
+# The errors of kernels and file systems without it. Old container runtimes answer EPERM to an unknown call.
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Gives each the other's name, in one step. False where system or file system cannot, and then nothing is done.
+    """Exchanges the names of two folders in one step. Returns False if the system or file system cannot do that.
 
     Raises OSError as renaming does.
     """
@@ -28,7 +28,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Renames to a name that nothing has. Raises FileExistsError where something has it, OSError as renaming does."""
+    """Renames to a name that is free. Raises FileExistsError if it is taken, OSError as renaming does."""
     if _renameat2(source, target, _NOREPLACE):
         return
     if os.path.lexists(target):
@@ -55,7 +55,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 @functools.cache
 def _system_call() -> Callable[[bytes, bytes, int], int] | None:
-    """The call, which returns an error number or 0; None where there is none."""
+    """The system call, which returns an error number or 0; None if there is no such call."""
     if sys.platform != "linux":
         return None
     import ctypes
@@ -64,7 +64,7 @@ def _system_call() -> Callable[[bytes, bytes, int], int] | None:
         library = ctypes.CDLL(None, use_errno=True)
     except OSError:
         return None
-    at = ctypes.c_long(_AT_FDCWD)  # a long, like all that `syscall` takes, serves where an int is wanted
+    at = ctypes.c_long(_AT_FDCWD)  # `syscall` takes longs, and a long also serves as an int
     try:
         rename = functools.partial(library.renameat2, at)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""Files that several processes may want at once: written whole or not at all, locked, and told apart by sha256."""
+"""Files that several processes may use at once: written whole or not at all, locked, and identified by sha256."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger("twins_trt")
 
 @contextmanager
 def whole_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A new binary file that takes the place of `path` when the block ends, and vanishes when it raises.
+    """A new binary file that replaces `path` when the block ends, and is removed if the block raises.
 
-    It is a hidden sibling until then, so a reader of `path` sees the old content or the new. durable: wait until the
-    disk has it, name and content, so that this holds through a power cut too. Raises OSError as writing and renaming
-    do; the caller knows which error of its own that is.
+    Until then it is a hidden file beside `path`, so a reader of `path` sees the old content or the new. durable: wait
+    until the disk has its name and content, so that this is true even after a power cut. Raises OSError as writing and
+    renaming do.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -41,22 +41,22 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the disk has the names in a folder; nothing where the system has no such thing. Raises OSError."""
+    """Waits until the disk has the names in a folder, if the system can do that. Raises OSError."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows, or a folder to write in but not to list
+    except PermissionError:  # Windows, or a folder without permission to list it
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that does not know it of folders
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot do it for folders
             raise
     finally:
         os.close(descriptor)
 
 
 def write_hashed(path: Path, content: bytes | Path) -> tuple[str, int]:
-    """Write the new file `path`, with folders as needed: `content`, or a copy of the file it names.
+    """Writes the new file `path` and its folders. content: its bytes, or the file to copy.
 
     Returns its sha256 as 64 hex digits and its size in bytes, once the disk has it. Raises OSError, also if it exists.
     """
@@ -82,7 +82,7 @@ def _chunks(content: bytes | Path) -> Iterator[bytes]:
 
 
 def sha256_of(path: str | Path) -> str:
-    """sha256 of a file as 64 hex digits. Raises OSError where it cannot be read."""
+    """The sha256 of a file as 64 hex digits. Raises OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
@@ -92,9 +92,10 @@ def sha256_of(path: str | Path) -> str:
 
 @contextmanager
 def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
-    """Holds the advisory lock on `path`, in a file called `path`.lock; `waiting` is logged if another holds it.
+    """Holds the advisory lock on `path`, in the file `path`.lock. waiting: is logged if another process holds it.
 
-    The lock's file stays: removing it would let two holders in. Where the platform has no flock nothing is locked.
+    The lock's file stays, because removing it could let two processes in. On a platform without flock nothing is
+    locked.
     """
     try:
         import fcntl

@@ -1,9 +1,9 @@
-"""Folders that several processes may want at once: written whole or not at all, replaced in one step, and locked.
+"""Folders that several processes may use at once: written whole or not at all, replaced in one step, and locked.
 
-Beside a folder NAME there may lie, while it is written, the hidden `.NAME.<hex>.partial`: what is not yet at NAME, or
-no longer. Where two folders cannot change names in one step there may also be `.NAME.<hex>.old`, which is always whole.
-What a process that was killed leaves of these is brought back (`restore`), or removed by the next that writes NAME; the
-lock on each tells whose process still lives.
+While a folder NAME is written, the hidden folder `.NAME.<hex>.partial` lies beside it. It holds what is not yet at
+NAME, or no longer. If the system cannot exchange two folders in one step, there may also be `.NAME.<hex>.old`, which is
+always whole. A killed process leaves such folders behind. `restore` brings back an old folder, and the next writer of
+NAME removes the others. The lock on each folder tells whether its process still runs.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from twins_trt.exchange import exchange, rename_new
 from twins_trt.files import sync_folder
 from twins_trt.spelling import spelled
 
-_GRACE_S = 1.0  # more than two renames take; for where nothing can be locked
+_GRACE_S = 1.0  # longer than two renames take; used if nothing can be locked
 
 log = logging.getLogger("twins_trt")
 
 
 @contextmanager
 def whole_folder(path: Path, *, replace: Callable[[], None] | None = None) -> Iterator[Path]:
-    """A new folder that is at `path` when the block ends, and vanishes when it raises.
+    """A new folder that is at `path` when the block ends, and is removed if the block raises.
 
-    It is a hidden sibling until then. replace: called before what is at `path` gives way, and raises where it may not;
-    None where nothing may. A folder that gives way is locked meanwhile (`held`): who replaces it next finds what this
-    one has made of it. A reader finds the old or the new; where the system cannot exchange folders there is a moment of
-    neither, see `restore`. Raises FileExistsError where something is at `path` and may not be replaced, OSError as
-    making and renaming do, and what `replace` raises.
+    Until then it is a hidden folder beside `path`. replace: called before a folder at `path` is replaced; it raises if
+    that is not allowed. None: nothing is replaced. A folder that is replaced is locked meanwhile (`held`), so that
+    writers replace it one after another. A reader finds the old folder or the new one. If the system cannot exchange
+    folders, there is a moment without either, see `restore`. Raises FileExistsError if something is at `path` and is
+    not to be replaced, OSError as making and renaming do, and the errors of `replace`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     restore(path)
@@ -57,7 +57,7 @@ def whole_folder(path: Path, *, replace: Callable[[], None] | None = None) -> It
                 if replace is None:
                     raise
                 replace()
-                if not owned:  # it has come meanwhile
+                if not owned:  # it has appeared meanwhile
                     locks.enter_context(held(path))
                     replace()
                 _swap(staging, path)
@@ -80,11 +80,12 @@ def check_replaceable(path: Path, *, marker: str, otherwise: str, overwrite: boo
 
 @contextmanager
 def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the advisory lock on a folder itself, which leaves no file behind. Yields whether there is such a lock: not
-    on a platform without flock, nor on file systems that refuse it.
+    """Holds the advisory lock on a folder itself, without a lock file. Yields whether it is locked: it is not on a
+    platform without flock, or on a file system that refuses it.
 
-    The lock goes with the folder, not with its name: what takes its place has its own. wait: until whoever holds it is
-    done; else BlockingIOError is raised. Raises FileNotFoundError where there is no folder, also after a wait.
+    The lock belongs to the folder and not to its name: a folder that replaces it has a lock of its own. wait: wait for
+    another holder instead of raising BlockingIOError. Raises FileNotFoundError if there is no folder, also after a
+    wait.
     """
     descriptor = _lock(folder, wait)
     try:
@@ -95,10 +96,10 @@ def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def restore(path: Path) -> bool:
-    """Whether `path` is missing because it was about to be replaced, by two renames.
+    """Brings back a folder that is missing because it is being replaced by two renames. Returns whether it was.
 
-    If so it is there afterwards: the new one, after a wait, or the old one where the process was killed between the
-    two. Raises OSError where it cannot be renamed back.
+    Afterwards `path` is the new folder, after a wait, or the old one if the process was killed between the two renames.
+    Raises OSError if the old folder cannot be renamed back.
     """
     if os.path.lexists(path):
         return False
@@ -115,7 +116,7 @@ def restore(path: Path) -> bool:
 
 
 def _lock(folder: Path, wait: bool) -> int | None:
-    """A descriptor that holds the lock on what is at `folder` once it has it."""
+    """A descriptor that holds the lock on the folder that is at `folder` at that time; None if it cannot be locked."""
     try:
         import fcntl
     except ImportError:
@@ -131,11 +132,11 @@ def _lock(folder: Path, wait: bool) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             mine = os.path.samestat(os.stat(folder), os.fstat(descriptor))
-        except FileNotFoundError:  # it went while this waited; what has its name now, if anything, has another lock
+        except FileNotFoundError:  # it was removed during the wait; a new folder has another lock
             continue
         except BlockingIOError:
             raise
-        except OSError:  # NFS, which locks only what is open for writing, and others
+        except OSError:  # NFS, for example, locks only what is open for writing
             return None
         finally:
             if not mine:
@@ -154,7 +155,8 @@ def _unlock(descriptor: int) -> None:
 
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
-    """A new, locked folder beside `path`. What bears its name at the end is removed: itself, or what it replaced."""
+    """A new, locked folder beside `path`. At the end the folder with its name is removed: itself, or the one that it
+    replaced."""
     with ExitStack() as lock:
         while True:
             staging = _sibling(path, "partial")
@@ -162,7 +164,7 @@ def _staging(path: Path) -> Iterator[Path]:
                 staging.mkdir()
                 lock.enter_context(held(staging))
                 break
-            except FileNotFoundError:  # swept away before it was locked
+            except FileNotFoundError:  # removed by `_sweep` before it was locked
                 continue
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -174,7 +176,7 @@ def _staging(path: Path) -> Iterator[Path]:
 
 
 def _swap(staging: Path, path: Path) -> None:
-    """Puts `staging` in the place of `path`, and what was there in its own."""
+    """Gives `staging` the name of `path`, and the folder there the name of `staging`."""
     if exchange(staging, path):
         return
     old = _sibling(path, "old")
@@ -185,11 +187,11 @@ def _swap(staging: Path, path: Path) -> None:
         with suppress(FileExistsError):
             rename_new(old, path)
         raise
-    os.rename(old, staging)  # whatever is called .old is whole, so it is not removed under that name
+    os.rename(old, staging)  # a folder called .old is always whole, so it is renamed before it is removed
 
 
 def _sweep(path: Path) -> None:
-    """Removes what writers of `path` that were killed have left. Nothing where no lock tells who still lives."""
+    """Removes the folders that killed writers of `path` have left, if locks tell that these writers have ended."""
     for kind in ("partial", "old"):
         for folder in _siblings(path, kind):
             with suppress(OSError), held(folder, wait=False) as locked:

@@ -1,6 +1,6 @@
-"""What the compiler made of a graph: kernels, fused attentions, FP32 left-overs, copies and memory traffic.
+"""Audits the engine of a graph: its kernels, fused attentions, FP32 kernels, copies and memory traffic.
 
-Nothing here runs on a GPU: it reads the layer list of a finished build (`builders.engine.layers`).
+The audit reads the layer list of a finished build (`builders.engine.layers`) and needs no GPU.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from twins_trt.builders.engine.layers import Layer
 from twins_trt.errors import UnfusedAttentionError
 from twins_trt.spelling import spelled
 
-# A fused attention is one kernel; the compiler's name for it stands in the layer's name and in its tactic.
+# A fused attention is one kernel. Its name is in the layer's name or in its tactic.
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
-# Softmax outside of one, spelled out in primitive operations: maximum, subtract, exponential, sum.
+# Softmax outside of a fused attention, in primitive operations: maximum, subtract, exponential, sum.
 _SOFTMAX = re.compile(r"MaxrSubExp|Softmax", re.IGNORECASE)
-# Entries of a layer list that are no kernels: shape arithmetic of dynamic sizes, and stream synchronization.
+# Entries of a layer list that are not kernels: shape arithmetic of dynamic sizes, and stream synchronization.
 _NO_KERNELS = frozenset({"shape_call", "shapehosttodevice", "noop", "no-op", "signal", "wait"})
-_SIZES = 16  # values; shape arithmetic handles no more at once
-# Kernels without a matrix product, convolution, pooling or resize; "kgen" is the compiler back end's own generator.
+_SIZES = 16  # values; shape arithmetic has no larger tensors
+# Kernels without a matrix product, convolution, pooling or resize. "kgen" is the generator of the compiler's back end.
 _GENERATED = frozenset(
     {"kgen", "reformat", "pointwise", "pointwisev2", "elementwise", "shuffle", "slice", "copy", "cast", "concatenation"}
 )
-# A generated kernel's name lists its operations in words of up to four letters; these only place bytes.
+# A generated kernel's name lists its operations in words of up to four letters. These only move bytes.
 _LAYOUT = frozenset({"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast", "Gath", "Scat", "Iota", "Padd", "Pad"})
 _LARGEST = 5
 
 
 @dataclass(frozen=True)
 class LargeTensor:
-    """A tensor that crosses memory: who writes it, its shape, data type and bytes."""
+    """A tensor in memory: the kernel that writes it, its shape, data type and bytes."""
 
     kernel: str
     shape: tuple[int, ...]
@@ -48,15 +48,15 @@ class Audit:
     """The audit of one engine's layer list.
 
     `kernels`: GPU launches of one inference. `by_type`: the same by the compiler's kinds, most frequent first.
-    `attentions`: kernels that are a whole fused attention. `expected_attentions`: how many the graph has, None if
-        that is not known.
+    `attentions`: kernels that are a whole fused attention. `expected_attentions`: how many attentions the graph has,
+        None if that is not known.
     `unfused_attentions`: blocks whose softmax is a kernel outside of a fused attention. `float32_attentions`: those of
         them whose softmax reads or writes float32.
-    `copies`: generated kernels that only place bytes (transposes, slices, casts). `pointwise`: the other generated
-        ones, normalizations among them.
-    `bytes_moved`: bytes of every tensor a kernel reads plus every tensor it writes, summed over kernels; weights and
-        other constants left out. A tensor written once and read by two kernels counts three times: that is what the
-        memory sees, up to caches. Dynamic extents count as 1 (`dynamic` is then true, and the sum no measure).
+    `copies`: generated kernels that only move bytes (transposes, slices, casts). `pointwise`: the other generated
+        kernels, such as normalizations.
+    `bytes_moved`: bytes of all tensors that kernels read and write, without weights and other constants. A tensor that
+        is written once and read by two kernels counts three times, as in memory traffic without caches. Dynamic extents
+        count as 1; then `dynamic` is true and the sum means nothing.
     `float32`: kernels that read or write float32 activations.
     `largest`: the largest tensors written.
     """
@@ -115,7 +115,7 @@ def is_fused_attention(layer: Layer) -> bool:
 
 
 def is_kernel(layer: Layer) -> bool:
-    """Whether the layer is work of the GPU: not so for what only computes the sizes of a dynamic graph."""
+    """Whether the layer is a kernel on the GPU, and not just a computation of a dynamic graph's sizes."""
     if layer.type in _NO_KERNELS:
         return False
     tensors = (*layer.inputs, *layer.outputs)
@@ -134,27 +134,27 @@ def is_copy(layer: Layer) -> bool:
 
 
 def describe_layer(layer: Layer) -> str:
-    """A layer by the graph nodes it computes; by the compiler's own name where it kept none."""
+    """The layer's first graph node and how many more it computes; the compiler's own name if it has no nodes."""
     if not layer.nodes:
         return layer.name
-    rest = len(layer.nodes) - 1
-    return f"{layer.nodes[0]} +{rest}" if rest else layer.nodes[0]
+    more = len(layer.nodes) - 1
+    return f"{layer.nodes[0]} +{more}" if more else layer.nodes[0]
 
 
 def _attention_blocks(layer: Layer) -> list[str]:
-    """Blocks whose softmax the layer computes: `stages.0.blocks.1.attn` for `stages.0.blocks.1.attn/softmax`."""
+    """The blocks whose softmax the layer computes: `stages.0.blocks.1.attn` for `stages.0.blocks.1.attn/softmax`."""
     softmaxes = [node for node in layer.nodes if "softmax" in node.rsplit("/", 1)[-1].lower()]
     if softmaxes:
         return [node.rsplit("/", 1)[0] if "/" in node else node for node in softmaxes]
-    # Without metadata the name is all there is. Argmax heads and losses have no softmax, so any is an attention's.
+    # Without metadata only the name tells. Argmax heads and losses have no softmax, so any softmax is an attention's.
     return [layer.name] if _SOFTMAX.search(layer.name) or layer.type == "softmax" else []
 
 
 def audit_layers(layers: Sequence[Layer], *, expected_attentions: int | None = None) -> Audit:
-    """Counts what the layer list of a finished engine says.
+    """The audit of a finished engine's layers.
 
-    `layers`: as `build_engine` returns them. `expected_attentions`: the graph's own count (`GraphInfo`);
-    None when it is not known.
+    `layers`: as `build_engine` returns them. `expected_attentions`: the graph's own count (`GraphInfo`), None if it is
+    not known.
     """
     launched = [layer for layer in layers if is_kernel(layer)]
     unfused: dict[str, bool] = {}

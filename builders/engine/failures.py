@@ -1,4 +1,4 @@
-"""From what a compiler says to an error that says what is wrong and what mends it."""
+"""From a compiler's messages to errors with a cause and a fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ATTENTION = "export at opset 17 to 20, where attention is MatMul, Softmax, MatM
 
 @dataclass(frozen=True)
 class Symptom:
-    """A message of a compiler, what it means, and what mends it: fix is called when someone is told."""
+    """A message of a compiler, its cause in our words, and its fix, whose spelling depends on the caller."""
 
     pattern: str
     cause: str
@@ -84,7 +84,7 @@ def _explain(compiler: Compiler, graph: Path, messages: Sequence[str]) -> BuildE
 
 
 def refuse_beforehand(compiler: Compiler, graph: Path, header: GraphHeader) -> None:
-    """Raises BuildError for a graph that this version is known to refuse, before it spends minutes on it."""
+    """Raises BuildError for a graph that this version is known to refuse, instead of after minutes of compiling."""
     if "Attention" in header.operators and not compiler.attention:
         raise BuildError(f"{compiler.name} does not know the Attention operator in {graph.name}", _ATTENTION)
 
@@ -92,11 +92,11 @@ def refuse_beforehand(compiler: Compiler, graph: Path, header: GraphHeader) -> N
 def parser_failure(
     compiler: Compiler, graph: Path, header: GraphHeader, errors: Sequence[object], messages: Sequence[str]
 ) -> BuildError:
-    """The error for a graph that the ONNX parser refused. `errors`: its ParserErrors; `messages`: the log's errors."""
+    """The error for a graph that the ONNX parser refused. `errors`: its ParserErrors. `messages`: the logged errors."""
     causes = []
     for error in errors:
         words = _essence(str(error.desc()))  # type: ignore[attr-defined]
-        # Node names came with 10.0; before that a node is its number, -1 where none is meant.
+        # Node names came with 10.0. Before that a node has a number, and -1 means no node.
         name = _call(error, "node_name") or (f"number {error.node()}" if error.node() >= 0 else "")  # type: ignore[attr-defined]
         operator = _call(error, "node_operator")
         where = f"node {name}{f' ({operator})' if operator else ''}: " if name else ""
@@ -120,7 +120,7 @@ def _call(error: object, method: str) -> str:
 
 
 def build_failure(compiler: Compiler, graph: Path, messages: Sequence[str]) -> BuildError:
-    """The error for a build that returned no plan. `messages`: the errors it logged, oldest first."""
+    """The error for a build that returned no engine. `messages`: the errors that it logged, oldest first."""
     explained = _explain(compiler, graph, messages)
     cause = "; ".join(_essence(message) for message in messages[-2:]) or "it gave no reason"
     return explained or BuildError(f"{compiler.name} cannot build {graph.name}: {cause}")

@@ -1,8 +1,8 @@
-"""What an ONNX file says about itself, read without `onnx`: a Jetson that only builds and runs does not have it.
+"""The header of an ONNX file, read without `onnx`, which a Jetson that only builds and runs does not have.
 
-An ONNX file is one protobuf message. The reader walks its fields and skips over the weights, so a file of hundreds of
-megabytes takes milliseconds, and it finds what the compilers' own parsers pass over: an empty or foreign file reads to
-them as a network without outputs. Field numbers: onnx.proto of ONNX 1.16.
+An ONNX file is one protobuf message. The reader goes through its fields and skips the weights, so a file of hundreds of
+megabytes takes milliseconds. It also refuses an empty or foreign file, which the compilers' own parsers read as a
+network without outputs. Field numbers: onnx.proto of ONNX 1.16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from twins_trt.errors import BuildError
 
-# TensorProto.DataType, as far as graph inputs and weights use it.
+# The values of TensorProto.DataType that graph inputs and weights have.
 _ELEMENT = {
     1: "float32",
     2: "uint8",
@@ -32,7 +32,7 @@ _ELEMENT = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of a graph; an extent is its size, the name of a dynamic dimension, or None where unnamed."""
+    """An input or output of a graph. An extent is a size, the name of a dynamic dimension, or None without a name."""
 
     name: str
     dtype: str
@@ -45,8 +45,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GraphHeader:
-    """`opset` of the standard operators, how often each operator occurs, the ports, and the metadata strings.
+    """What an ONNX file holds besides its weights.
 
+    `opset`: of the standard operators. `operators`: how often each one occurs. `metadata`: the file's strings by key.
     `weight_dtypes`: data types of the initializers. `external`: files beside the graph that hold its weights.
     """
 
@@ -61,7 +62,7 @@ class GraphHeader:
 
 
 class _Malformed(Exception):
-    """The bytes are no protobuf message; `cut` where they end in the middle of one."""
+    """The bytes are not a protobuf message. `cut`: they end in the middle of one."""
 
     def __init__(self, *, cut: bool = False) -> None:
         self.cut = cut
@@ -86,7 +87,7 @@ def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
 
 
 def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, value of a number, start, end of a nested message or string) of every field."""
+    """(field number, its value if it is a number, start and end of a nested message or string) of every field."""
     at = start
     while at < end:
         key, at = _varint(data, at, end)
@@ -120,7 +121,7 @@ def _pair(data: Buffer, start: int, end: int) -> tuple[str, str]:
     return pair[1], pair[2]
 
 
-def _port(data: Buffer, start: int, end: int) -> TensorInfo:
+def _tensor(data: Buffer, start: int, end: int) -> TensorInfo:
     name, element = "", 0
     shape: list[int | str | None] = []
     for number, _, begin, stop in _fields(data, start, end):
@@ -148,7 +149,7 @@ def _extent(data: Buffer, start: int, end: int) -> int | str | None:
 
 
 def _weight(data: Buffer, start: int, end: int) -> tuple[str, str]:
-    """Data type of an initializer and the file that holds it, "" when the graph does."""
+    """Data type of an initializer and the file that holds it, "" if the graph itself does."""
     element, location = 0, ""
     for number, value, begin, stop in _fields(data, start, end):
         if number == 2:
@@ -196,15 +197,15 @@ def _read(data: Buffer) -> GraphHeader:
                     weights.add(_weight(data, begin, stop))
                     initialized.update(_text(data, b, e) for n, _, b, e in _fields(data, begin, stop) if n == 8)
                 elif part == 11:
-                    inputs.append(_port(data, begin, stop))
+                    inputs.append(_tensor(data, begin, stop))
                 elif part == 12:
-                    outputs.append(_port(data, begin, stop))
+                    outputs.append(_tensor(data, begin, stop))
     return GraphHeader(
         producer=producer,
         opset=opset,
         operators=dict(operators.most_common()),
         # Before IR version 4 weights were listed among the inputs as well.
-        inputs=tuple(port for port in inputs if port.name not in initialized),
+        inputs=tuple(tensor for tensor in inputs if tensor.name not in initialized),
         outputs=tuple(outputs),
         metadata=metadata,
         weight_dtypes=frozenset(dtype for dtype, _ in weights),
@@ -215,7 +216,7 @@ def _read(data: Buffer) -> GraphHeader:
 def read_header(path: Path | str) -> GraphHeader:
     """The header of an ONNX file.
 
-    Raises BuildError when the file is missing, cut short, no ONNX graph, or lacks a weights file that it names.
+    Raises BuildError for a file that is missing, cut short or not an ONNX graph, or whose weights file is missing.
     """
     path = Path(path)
     if not path.is_file():

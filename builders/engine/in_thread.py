@@ -1,4 +1,4 @@
-"""A build in a thread of its own, which an interrupt stops and nothing outlives."""
+"""A build in a thread of its own, which an interrupt stops and waits for."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _POLL_S = 0.1
 
 
 def build_in_thread(graph: Path, engine: EngineOptions, progress: Progress) -> BuiltEngine:
-    """`build_engine` in a thread of its own, while this one reports and waits.
+    """Runs `build_engine` in a thread of its own, while this thread calls `progress` and waits.
 
-    An interrupt arrives in the main thread. There it would be lost if a compiler had just called back into Python (its
-    bindings print the exception and go on), and `Thread.join`, interrupted, takes a running thread for an ended one
-    (CPython 3.11). So this thread waits on an event; what is raised in it, also by `progress`, stops the build at its
-    next sign of life, and is raised when the build has ended.
+    An interrupt arrives in the main thread. If a compiler has just called back into Python there, the interrupt is
+    lost: the bindings print the exception and continue. `Thread.join` does not help: after an interrupt it takes a
+    running thread for an ended one (CPython 3.11). So this thread waits on an event. An exception in it, also one of
+    `progress`, stops the build when it next reports its progress, and is raised when the build has ended.
     """
     news: deque[tuple[str, str, float | None]] = deque()
     stopped, ended = threading.Event(), threading.Event()
     outcome: list[BuiltEngine] = []
     failure: list[BaseException] = []
 
-    def report(step: str, detail: str, share: float | None) -> None:
+    def pass_on(step: str, detail: str, share: float | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         news.append((step, detail, share))
 
     def build() -> None:
         try:
-            outcome.append(build_engine(graph, engine, progress=report))
+            outcome.append(build_engine(graph, engine, progress=pass_on))
         except BaseException as error:
             failure.append(error)
         finally:
             ended.set()
 
-    here = copy_context()  # for errors to be spelled as the caller spells
+    here = copy_context()  # so that errors spell options as the caller does
     threading.Thread(target=here.run, args=(build,), name="twins-trt engine", daemon=True).start()
     try:
         while not ended.wait(_POLL_S):

@@ -1,7 +1,7 @@
 """The final layer list of an engine, as the compiler reports it, in one form for every flavour.
 
-Two sources say the same thing: the list that a build prints into its verbose log (TensorRT-RTX, which needs no GPU for
-it) and the JSON of `EngineInspector` (needs a CUDA device). Both need `ProfilingVerbosity.DETAILED` at build time.
+There are two sources: the list that a build of TensorRT-RTX prints into its verbose log, without a GPU, and the JSON of
+`EngineInspector`, which needs a CUDA device. Both need `ProfilingVerbosity.DETAILED` at build time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from twins_trt.errors import BuildError
 
-# The compiler's word for a data type, lower-cased and without blanks, next to ours (numpy's where numpy has one).
+# The compiler's word for a data type, lower-cased and without blanks -> our name, which is numpy's if numpy has one.
 _DTYPES = {
     "float": "float32",
     "fp32": "float32",
@@ -55,9 +55,9 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor as a kernel sees it: `shape` (-1 where dynamic), `dtype` a numpy name, `format` as printed.
+    """One tensor of a kernel: `shape` with -1 for a dynamic extent, `dtype` a numpy name, `format` as printed.
 
-    The same memory may appear under several names and shapes: the compiler makes views.
+    The same memory may appear under several names and shapes, because the compiler makes views.
     """
 
     name: str
@@ -83,7 +83,8 @@ class Layer:
     """One launch of the finished engine.
 
     `type`: the compiler's kind (`gemm`, `kgen`, `correlation`, `runtime_fusion`, ...), lower-cased. `constants`:
-    weights and folded tensors it reads. `nodes`: the ONNX nodes it computes, where the compiler kept them.
+    weights and folded tensors that it reads. `nodes`: the ONNX nodes that it computes, if the compiler kept their
+    names.
     """
 
     name: str
@@ -133,7 +134,8 @@ def _dtype(text: str) -> str:
 
 
 def _tensors(text: str | None) -> tuple[Tensor, ...]:
-    """The tensors of `[ { Name: ... }, { Name: ... }]`. One left out would make the engine look lighter than it is."""
+    """The tensors of `[ { Name: ... }, { Name: ... }]`. Raises BuildError for an entry that it cannot read: without it
+    the audit would count too little."""
     tensors = []
     for part in re.split(r" ?\}, \{ ", (text or "").strip().removeprefix("[").removesuffix("]").strip()):
         entry = part.strip().removeprefix("{").removesuffix("}").strip()
@@ -152,7 +154,7 @@ def _nodes(metadata: str | None) -> tuple[str, ...]:
 
 
 def _split(line: str) -> dict[str, str] | None:
-    """The fields of one printed layer. Brackets nest inside its lists, so each list ends where the next key starts."""
+    """The fields of one printed layer. Brackets nest inside its lists, so a list ends where the next key starts."""
     keys = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
     starts: list[tuple[str, int, int]] = []
     at = 0
@@ -172,8 +174,8 @@ def _split(line: str) -> dict[str, str] | None:
 def parse_build_log(log: str) -> tuple[Layer, ...]:
     """The layers that a build with DETAILED profiling verbosity printed into its verbose log.
 
-    `log`: the message that starts with "Layers:", or a whole log that holds it (the last list counts).
-    Raises BuildError when there is no such list, or a line of it does not read as a layer with its tensors.
+    `log`: the message that starts with "Layers:", or a whole log with that message (the last one counts).
+    Raises BuildError if there is no such list, or if a line of it is not a layer with its tensors.
     """
     start = log.rfind("Layers:\nName: ")
     if start < 0:
@@ -203,7 +205,7 @@ def parse_build_log(log: str) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-# What stands in "Format/Datatype" up to 10.x: a word ("Half") or a sentence ("Row major linear FP16 format").
+# The data type in "Format/Datatype" up to 10.x, which is a word ("Half") or a text ("Row major linear FP16 format").
 _WORDS = re.compile(
     r"\b(bfloat16|bf16|float16|half|fp16|fp8|fp4|float|fp32|double|int64|int32|uint8|int8|int4|bool)\b", re.IGNORECASE
 )
@@ -222,8 +224,8 @@ def _inspected_tensor(entry: Mapping[str, Any]) -> Tensor:
 def parse_inspector(text: str) -> tuple[Layer, ...]:
     """The layers in `EngineInspector.get_engine_information(JSON)` of any version.
 
-    11 lists its ports under "I/O Tensors" and gives a tensor's "Datatype" and "Format"; before, they are under
-    "Bindings" and the two are one "Format/Datatype". Raises BuildError when the text holds no layers in detail.
+    TensorRT 11 lists inputs and outputs under "I/O Tensors" and has "Datatype" and "Format" for a tensor. Older
+    versions list them under "Bindings" and have one "Format/Datatype". Raises BuildError if the text has no details.
     """
     try:
         data = json.loads(text)

@@ -1,4 +1,4 @@
-"""What a compiler says while it builds: kept where it matters, passed on where it helps, never raised from."""
+"""The messages of a compiler while it builds: errors and the layer list are kept, warnings are logged."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class BuildLog:
         self.layers = ""
 
     def record(self, severity: str, message: str) -> None:
-        """Takes one message. Verbose ones run into tens of thousands, so only the layer list is kept of them."""
+        """Takes one message. Of tens of thousands of verbose messages only the layer list is kept."""
         if message.startswith("Layers:\n"):
             self.layers = message
         elif severity in ("ERROR", "INTERNAL_ERROR"):
-            # Not every error ends a build, and one that does becomes a typed error with this text in it.
+            # Not every error ends a build. One that does becomes a typed error with this text.
             self.errors.append(message)
             log.debug("compiler: %s", message)
         elif severity == "WARNING":
-            # An INT8 build says the same of every convolution.
+            # An INT8 build repeats a warning for every convolution.
             log.log(logging.DEBUG if message in self.warnings else logging.WARNING, "compiler: %s", message)
             self.warnings.append(message)
         elif severity == "INFO":
@@ -39,7 +39,7 @@ class BuildLog:
 
 @contextmanager
 def capture(module: ModuleType) -> Iterator[tuple[Any, BuildLog]]:
-    """The process's logger, with its messages going into a fresh BuildLog; one build at a time holds it."""
+    """The process's logger and a new BuildLog that gets its messages. One build at a time holds the logger."""
     build_log = BuildLog()
     with listening(module, build_log) as logger:
         yield logger, build_log

@@ -1,4 +1,4 @@
-"""What to build: flavour, targets and the compiler's settings, as one frozen value that goes into manifests as JSON."""
+"""The options of an engine build: flavour, targets and what the compiler is told. They go into manifests as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 def parse_target(text: str) -> str:
-    """The target's one spelling: "86", "SM86", "sm86" and "sm_86" all name "sm_86". Raises UsageError otherwise."""
+    """The target in its one spelling: "sm_86" for "86", "SM86", "sm86" and "sm_86". Raises UsageError otherwise."""
     match = re.fullmatch(r"(?:sm_?)?(\d{2,3})", str(text).strip().lower())
     if not match:
         raise UsageError(f"{text!r} is not a GPU target", "name compute capabilities like sm_86 or sm_120")
@@ -30,37 +30,35 @@ def _profile(profile: Mapping[str, Sequence[Sequence[int]]] | None) -> dict[str,
     checked: dict[str, tuple[Shape, Shape, Shape]] = {}
     for name, shapes in profile.items():
         if len(shapes) != 3:
+            raise UsageError(f"profile of {name!r} has {len(shapes)} shapes", "give its min, opt and max shape")
+        smallest, opt, largest = (tuple(int(extent) for extent in shape) for shape in shapes)
+        if not len(smallest) == len(opt) == len(largest):
             raise UsageError(
-                f"profile of {name!r} has {len(shapes)} shapes", "give the smallest, usual and largest shape"
+                f"profile of {name!r} mixes shapes of {len(smallest)}, {len(opt)} and {len(largest)} dimensions"
             )
-        least, usual, most = (tuple(int(extent) for extent in shape) for shape in shapes)
-        if not len(least) == len(usual) == len(most):
+        if not all(1 <= low <= middle <= high for low, middle, high in zip(smallest, opt, largest, strict=True)):
             raise UsageError(
-                f"profile of {name!r} mixes shapes of {len(least)}, {len(usual)} and {len(most)} dimensions"
+                f"profile of {name!r} is not ordered: {smallest}, {opt}, {largest}",
+                "every extent must be ≥ 1 in the min shape, ≥ that in the opt shape, and ≥ that in the max shape",
             )
-        if not all(1 <= low <= middle <= high for low, middle, high in zip(least, usual, most, strict=True)):
-            raise UsageError(
-                f"profile of {name!r} is not ordered: {least}, {usual}, {most}",
-                "every extent of the smallest shape must be ≥ 1 and ≤ the usual one, and that ≤ the largest",
-            )
-        checked[str(name)] = (least, usual, most)
+        checked[str(name)] = (smallest, opt, largest)
     return checked
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Settings of one engine build.
+    """Options of one engine build.
 
     `flavour`: "tensorrt_rtx" (ahead of time, no GPU) or "tensorrt" (for the GPU it runs on).
-    `targets`: compute capabilities ("sm_86", ...). TensorRT-RTX builds one plan for all of them; empty means the GPU of
-        this machine. TensorRT builds for the GPU of this machine only: empty, or exactly that one.
-    `workspace_mib`: most scratch memory a layer may take, MiB; None leaves the compiler's default (all of the GPU).
+    `targets`: compute capabilities ("sm_86", ...). TensorRT-RTX builds one engine for all of them; empty means the GPU
+        of this machine. TensorRT builds only for the GPU of this machine: empty, or exactly that one.
+    `workspace_mib`: limit of a layer's scratch memory, MiB; None leaves the compiler's default (all of the GPU).
     `optimization_level`: 0 (fast build) to 5 (longest search); None leaves the compiler's default, 3.
     `timing_cache`: file that keeps measured tactics between builds, or an existing folder to keep one file per device.
     `hardware_compatibility`: "none", "same_compute_capability" or "ampere_plus" (TensorRT only).
-    `profile`: for an input with dynamic extents, its smallest, usual and largest shape.
+    `profile`: by name of an input with dynamic extents, its min, opt and max shape.
 
-    Raises UsageError for a value that no flavour takes. What one TensorRT version lacks is found when it builds.
+    Raises UsageError for a value that no flavour takes. A build raises for what its TensorRT version lacks.
     """
 
     flavour: str = "tensorrt_rtx"

@@ -46,14 +46,15 @@ class BuildState:
             self._phases.pop(name, None)
 
     def look(self) -> tuple[str, float | None] | None:
-        """The innermost phase and the share of the whole build that is done; None before the first phase."""
+        """The innermost phase, and the share of the whole build that is done; None before the first phase."""
         with self._lock:
             phases = {name: tuple(phase) for name, phase in self._phases.items()}
         if not phases:
             return None
         innermost = name = list(phases)[-1]
         share = 0.0
-        # Every phase is one step of its parent: the share done grows inwards-out. Names bound the walk, not trust.
+        # Every phase is one step of its parent, so the share is computed from the innermost phase outwards. The loop is
+        # bounded, because names could form a circle.
         for _ in range(len(phases)):
             done, steps, parent = phases[name]
             share = min(1.0, (done + min(share, 1.0)) / steps)
@@ -65,7 +66,7 @@ class BuildState:
 
 
 def attach_monitor(module: ModuleType, config: Any, state: BuildState) -> None:
-    """Lets `config`'s build report to `state` and stop when `state.cancelled` is set."""
+    """Makes the build of `config` write its phases to `state`, and stop when `state.cancelled` is set."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -85,10 +86,10 @@ def attach_monitor(module: ModuleType, config: Any, state: BuildState) -> None:
 
 
 def watch(work: Callable[[], Result], state: BuildState, progress: Progress | None, *, can_cancel: bool) -> Result:
-    """Runs `work` in a thread, reports its `state` to `progress`, and returns what it returns or raises.
+    """Runs `work` in a thread, passes its `state` on to `progress`, and returns or raises as `work` does.
 
-    An interrupt, or an error of the callback, cancels the work where the compiler can be cancelled, waits for it to
-    end, and is then raised. A second interrupt does not wait.
+    An interrupt, or an exception of `progress`, cancels the work if the compiler can be cancelled, waits until it ends,
+    and is then raised. A second interrupt does not wait.
     """
     outcome: list[Result] = []
     failure: list[BaseException] = []
@@ -99,7 +100,7 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
         except BaseException as error:
             failure.append(error)
 
-    here = copy_context()  # for errors to be spelled as the caller spells
+    here = copy_context()  # so that errors spell options as the caller does
     thread = threading.Thread(target=here.run, args=(run,), name="twins-trt build", daemon=True)
     thread.start()
     said: tuple[str, float | None] | None = None
