@@ -4,7 +4,7 @@
     save_ranges(ranges, "calibration.json")
     load_ranges("calibration.json", graph="graph.onnx").amax("stages.0.blocks.0.attn/norm1")
 
-Shards from several processes: `collect` in each, `save_collection`, then `merge` and `.ranges()`.
+Several processes can share the images: `collect` and `save_collection` in each, then `merge` and `.ranges()` in one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TensorRT's own INT8 calibrators (8.6 to 10.x) over the stream of images that `calibrate` takes.
 
-They are what TensorRT calls implicit quantization: deprecated in 10.1, removed in 11. Whatever is built with explicit
-Q/DQ needs none of this.
+TensorRT calls this implicit quantization. It was deprecated in 10.1 and removed in 11. Engines of graphs with Q/DQ need
+none of it.
 """
 
 from __future__ import annotations
@@ -37,26 +37,29 @@ CALIBRATORS = {"entropy": "IInt8EntropyCalibrator2", "minmax": "IInt8MinMaxCalib
 
 
 class DeviceMemory(Protocol):
-    """What a calibrator needs of a CUDA binding. With pycuda these are `mem_alloc`, `memcpy_htod` and `free`."""
+    """The functions of a CUDA binding that a calibrator calls. pycuda has `mem_alloc`, `memcpy_htod` and `free`."""
 
     def allocate(self, size: int) -> int:
-        """The address of `size` new bytes on the device."""
+        """Allocates `size` bytes on the device. Returns the address."""
 
     def copy(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Copies a contiguous array to the device, and returns when it is there."""
+        """Copies a contiguous array to the device. Returns when the copy is complete."""
 
     def free(self, address: int) -> None:
-        """Gives the memory back."""
+        """Frees the memory at `address`."""
 
 
 class Calibrator(Protocol):
-    """What `tensorrt_calibrator` returns, beside being TensorRT's class: assign it to `config.int8_calibrator`."""
+    """A calibrator, which is also an object of TensorRT's class: assign it to `config.int8_calibrator`.
+
+    error: what stopped the images, None if nothing did. batches: how many TensorRT has read.
+    """
 
     error: Exception | None
     batches: int
 
     def close(self) -> None:
-        """Frees the device memory, and raises what stopped the images, if anything did. Call it after the build."""
+        """Frees the device memory and raises `error` if there is one. Call it after the build."""
 
 
 def tensorrt_calibrator(
@@ -69,15 +72,15 @@ def tensorrt_calibrator(
     options: CalibrationOptions | None = None,
     module: ModuleType | None = None,
 ) -> Calibrator:
-    """A calibrator of TensorRT's own class for an FP32 graph, fed with what a `Segmenter` would feed.
+    """A calibrator of TensorRT's own class for an FP32 graph. It feeds what a `Segmenter` would feed.
 
-    images: as for `calibrate`. memory: where a batch goes; nothing is allocated before TensorRT asks for one.
+    images: as for `calibrate`. memory: holds the batches; nothing is allocated before TensorRT asks for one.
     algorithm: `entropy` (IInt8EntropyCalibrator2) or `minmax` (IInt8MinMaxCalibrator). cache: TensorRT's calibration
-    cache; read if it is there, and then no image is; written at the end otherwise. options: of these only the minimum
-    and how images are fitted. module: TensorRT, by default the installed one.
+    cache. If the file exists it is used and no image is read; otherwise it is written at the end. options: only
+    `minimum`, `fit` and `preprocessing` have an effect. module: TensorRT, by default the installed one.
 
-    TensorRT goes on to the end when a calibrator fails half-way. So what goes wrong with the images ends them, keeps
-    the cache from being written, and is raised by `close`.
+    TensorRT builds on when a calibrator fails. Therefore an error ends the images, keeps the cache from being written,
+    and is raised by `close`.
 
     Raises BuildError where this TensorRT has no calibrators (11, RTX), DataError where the cache is of another version
     or algorithm, UsageError for an unknown algorithm, MissingDependencyError without TensorRT.
@@ -101,10 +104,10 @@ def tensorrt_calibrator(
     stream = _Stream(images, fitter, memory, options.minimum)
 
     class StreamCalibrator(base):
-        """TensorRT calls these; exceptions would be printed and forgotten there."""
+        """TensorRT calls these methods. It would print and forget an exception, so they keep it in `error`."""
 
         def __init__(self) -> None:
-            base.__init__(self)  # the bindings demand it by name
+            base.__init__(self)  # pybind11 wants the base by name, not super()
             self.error: Exception | None = None
             self.batches = 0
 
@@ -147,7 +150,7 @@ def tensorrt_calibrator(
 
 
 class _Stream:
-    """Batches on the device, one after another in the same memory."""
+    """Puts one batch after another into the same memory of the device."""
 
     def __init__(self, images: Iterable[UInt8Array], fitter: Fitter, memory: DeviceMemory, minimum: int) -> None:
         self._images: Iterator[UInt8Array] = unbatched(images)
@@ -159,7 +162,7 @@ class _Stream:
         self._count = self._noisy = 0
 
     def next_batch(self, names: list[str]) -> int | None:
-        """The address of the next batch, None at the end. What does not fill a batch at the end is left out."""
+        """The address of the next batch, None at the end. Images that do not fill the last batch are left out."""
         if names != [self._fitter.name]:
             raise UsageError(f"TensorRT asks for {', '.join(names)}, the graph's input is {self._fitter.name}")
         fitted = []
@@ -185,19 +188,19 @@ class _Stream:
         return self._address
 
     def close(self) -> None:
-        """Free the device memory."""
+        """Frees the device memory."""
         if self._address is not None:
             self._memory.free(self._address)
         self._address, self._size = None, 0
 
 
 def _stored(path: Path | None, module: ModuleType, algorithm: str) -> bytes | None:
-    """The cache's bytes; None without one."""
+    """The bytes of the cache; None if there is none. Raises DataError where it is of another version or algorithm."""
     if path is None or not path.exists():
         return None
     content = path.read_bytes()
     held = CalibrationCache.from_bytes(content)
-    # Other versions' caches are ignored by TensorRT without a word, and then a stale one would look as if it were used.
+    # TensorRT silently ignores the cache of another version: a stale one would look as if it were used.
     wanted = version_number(module.__version__), ALGORITHMS[algorithm]
     if (held.version, held.algorithm) != wanted:
         raise DataError(

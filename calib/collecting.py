@@ -48,13 +48,14 @@ _SAVE_SECONDS = 20.0  # or so much time, if images are slow
 class CollectRun:
     """How a collection runs; nothing here changes what is collected.
 
-    state: a file that holds the work so far, written every few images; with it a run that was killed goes on where it
-    was, given the same images in any order. It stays at the end (it is the collection, see `load_collection`). One that
-    is damaged is named in the log and put aside, and the work begins anew.
-    progress: called after every image. total: how many images there are, for the ETA; known of lists and tuples.
+    state: a file with the work so far, written every few images. A run that was killed continues from it, given the
+    same images in any order. The file stays at the end: it is the collection (see `load_collection`). A damaged one is
+    renamed, with a warning in the log, and the work begins anew.
+    progress: called after every batch. total: how many images there are, for the ETA; lists and tuples need none.
     names: what errors call the images, in order. device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per
-    core. memory_mib: activations held at once; tensors that need more are collected in several runs of the graph.
-    Raises UsageError for a device that there is not and for no memory.
+    core. memory_mib: activations held at once, in MiB; tensors that need more are collected in several runs of the
+    graph.
+    Raises UsageError for an unknown device and for less than 1 MiB.
     """
 
     state: str | Path | None = None
@@ -79,9 +80,9 @@ def calibrate(
     options: CalibrationOptions | None = None,
     run: CollectRun | None = None,
 ) -> Ranges:
-    """The ranges of a graph's activations over a stream of images: `collect`, then what every observer chooses.
+    """The ranges of a graph's activations over a stream of images.
 
-    The arguments are those of `collect`. Raises as it does, and DataError for an empty or too small set.
+    It is `collect` followed by `Collection.ranges`. Arguments are those of `collect`. Raises as both do.
     """
     return collect(graph, images, options=options, run=run).ranges()
 
@@ -95,13 +96,14 @@ def collect(
 ) -> Collection:
     """Counts the activations of an FP32 graph over images, one batch at a time.
 
-    graph: an ONNX file. images: any iterable of uint8 [H, W, 3] RGB or batches uint8 [N, H, W, 3], of any sizes; each
-    is fitted to the graph as `Segmenter` does it. options: what is collected and how ranges are chosen. run: how it
-    runs.
+    graph: an ONNX file. images: any iterable of images uint8 [H, W, 3], RGB, or batches uint8 [N, H, W, 3], of any
+    sizes; each is fitted to the graph as in `Segmenter`. options: what is collected, and how ranges are chosen. run:
+    how the collection runs.
 
-    Raises DataError for blank images, for a set of noise, for a graph whose activations are not finite, and for a state
-    of something else; ImageError for what is no image; UsageError for an FP16 or quantized graph; EngineError where
-    ONNX Runtime refuses it; MissingDependencyError without onnx or onnxruntime.
+    Raises DataError for a blank image, a set of noise, activations that are not finite, images that do not fill a
+    batch, and a state of another graph, options or images; ImageError for what is no image; UsageError for an FP16 or
+    quantized graph; EngineError where ONNX Runtime refuses the graph; MissingDependencyError without onnx or
+    onnxruntime.
     """
     options, run = options or CalibrationOptions(), run or CollectRun()
     names = run.names or ()
@@ -210,7 +212,7 @@ class _State:
             )
         if stored.collected_with != fresh.collected_with:
             stored.collected_with = ", ".join(sorted({stored.collected_with, fresh.collected_with}))
-        log.info("%s: going on after %d images", self.path, len(stored.digests))
+        log.info("%s: continuing after %d images", self.path, len(stored.digests))
         return stored
 
     def update(self, collection: Collection, images: int) -> None:
@@ -235,7 +237,7 @@ def _count(images: Iterable[UInt8Array]) -> int | None:
 
 
 class _ObservedGraph:
-    """The graph, cut into parts whose observed activations fit into memory together, one session each."""
+    """The graph in parts, one session each, so that the observed activations of a part fit into memory together."""
 
     def __init__(self, graph: str | Path, options: CalibrationOptions, run: CollectRun) -> None:
         try:
@@ -267,7 +269,7 @@ class _ObservedGraph:
         metadata = {prop.key: prop.value for prop in model.metadata_props}
         self.fitter = Fitter(graph_inputs(model), metadata, fit=options.fit, preprocessing=options.preprocessing)
         self._parts: list[tuple[list[str], Any]] = []
-        # Run once for the sizes: shape inference gives up on a graph of dynamic size.
+        # The sizes come from a run: shape inference gives up on a graph of dynamic size.
         shapes = self._run(open_session(with_shapes(model, self._tensors)), None, self.fitter.largest_input())
         sizes = {name: 4 * math.prod(shape.tolist()) for name, shape in zip(self._tensors, shapes, strict=True)}
         for names in split_by_size(sizes, run.memory_mib << 20):
@@ -279,8 +281,10 @@ class _ObservedGraph:
         return Collection(self._sha256, options, self._ran_with, histograms)
 
     def count(self, batch: npt.NDArray[Any], collection: Collection, image: str) -> None:
-        """Run a batch and count what comes out. Raises DataError where a value is not finite; then the collection is
-        of no use."""
+        """Runs a batch and counts its activations. batch: as the graph takes it.
+
+        Raises DataError where a value is not finite; the collection cannot be used after that.
+        """
         for names, session in self._parts:
             values = self._run(session, names, batch)
             for index, name in enumerate(names):

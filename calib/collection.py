@@ -1,4 +1,4 @@
-"""What was counted so far: histograms of every observed tensor, which merge exactly and can be stored."""
+"""A collection: histograms of every observed tensor, which merge exactly and can be stored."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FORMAT = 2
 
 @dataclass
 class Collection:
-    """The images of one run, or of several shards merged.
+    """What was counted over the images of one run, or of several merged shards.
 
-    digests: one of each image, 32 bytes; the only part that grows with the images. noisy: how many of them look like
-    noise. histograms: by tensor, in the order of the graph. channels: the largest magnitude of each channel, float32
-    [C], of the tensors of `channelled_tensors`.
+    collected_with: runtime, version and provider. histograms: by tensor, in the order of the graph. digests: 32 bytes
+    for each image; nothing else grows with the number of images. noisy: how many images look like noise. channels: the
+    largest magnitude of each channel, float32 [C], of the tensors in `channelled_tensors`.
     """
 
     graph_sha256: str
@@ -43,14 +43,14 @@ class Collection:
 
     @property
     def key(self) -> str:
-        """Of graph and options: collections of one key can be merged."""
+        """A key of graph and options: collections with the same key can be merged."""
         return range_key(self.graph_sha256, "", self.settings)
 
     def ranges(self) -> Ranges:
-        """What every observer chooses. Raises DataError where there are too few images, or most of them are noise."""
+        """The ranges that every observer chooses. Raises DataError for too few images, and if most are noise."""
         refuse_too_few(len(set(self.digests)), self.settings.minimum)
         refuse_noise(self.noisy, len(self.digests))
-        found = {
+        ranges = {
             name: TensorRange(
                 histogram.min,
                 histogram.max,
@@ -65,15 +65,14 @@ class Collection:
             settings=self.settings,
             images=len(self.digests),
             collected_with=self.collected_with,
-            ranges=found,
+            ranges=ranges,
         )
 
 
 def merge(shards: Iterable[Collection]) -> Collection:
-    """One collection of all the images of `shards`, in whatever order: the same counts as in one run, bit for bit.
+    """One collection of all images of `shards`, which may be in any order. The counts are those of a single run.
 
-    Raises DataError where there is none, where they are of different graphs or options, or where two hold the same
-    image.
+    Raises DataError where there are no shards, where their graphs or options differ, and where two hold the same image.
     """
     parts = list(shards)
     if not parts:
@@ -112,7 +111,7 @@ def save_collection(collection: Collection, path: str | Path) -> Path:
         "noisy": collection.noisy,
         "digests": [each.hex() for each in collection.digests],
         "histograms": {name: [h.exponent, h.zeros, h.min, h.max] for name, h in histograms.items()},
-        # A float32 survives being written as a float64's digits.
+        # Written as a float64, a float32 is read back unchanged.
         "channels": {name: largest.tolist() for name, largest in collection.channels.items()},
     }
     buffer = io.BytesIO()
@@ -131,7 +130,7 @@ def load_collection(path: str | Path) -> Collection:
             counts = stored["counts"]
         if facts["format"] != _FORMAT:
             raise ValueError(f"it is of format {facts['format']}, this twins-trt reads {_FORMAT}")
-        with speaking(None):  # a file has fields, whoever reads it
+        with speaking(None):  # errors name the file's fields, in Python and on the command line
             options = decode(CalibrationOptions, facts["settings"], "settings")
         if counts.shape != (len(facts["histograms"]), options.bins) or counts.dtype != np.int64:
             raise ValueError(f"its counts are {counts.dtype} {list(counts.shape)}")

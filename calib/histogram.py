@@ -1,8 +1,8 @@
-"""Histograms of absolute values that merge exactly, so that neither order nor sharding changes a single count.
+"""Histograms of absolute values that merge exactly: neither order nor sharding changes a single count.
 
-A bin is a power of two wide, so `floor(|x| / width)` is exact in floating point, and doubling the width halves the
-index exactly. The width is the smallest with which the largest value still fits: it depends on the values alone, not on
-the order they came in, and so do the counts.
+A bin is a power of two wide. So `floor(|x| / width)` is exact in floating point, and doubling the width halves the
+index exactly. The width is the smallest with which the largest value fits. So width and counts depend on the values
+alone, not on their order.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from twins_trt.errors import UsageError
 
 Counts = npt.NDArray[np.int64]
 _CHUNK = 1 << 20  # values counted at a time, so that temporary arrays stay small beside the activations
-_LEAST_EXPONENT = -140  # the smallest float32 is 2**-149; finer bins would gain nothing
+_SMALLEST_EXPONENT = -140  # the smallest float32 is 2**-149; finer bins would gain nothing
 
 
 @dataclass
 class Histogram:
-    """Counts of |x| over `bins` equal bins from 0, of the values other than 0, and how many zeros there were.
+    """Counts of |x| in equal bins that start at 0.
 
-    exponent: of the bin width, 2**exponent; None as long as there are only zeros. min, max: signed.
+    counts: of the values other than 0, int64 [bins]. exponent: a bin is 2**exponent wide; None while there are only
+    zeros. zeros: how many values were 0. min, max: of the signed values.
     """
 
     counts: Counts
@@ -45,7 +46,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of one bin; 0 where all values are 0."""
+        """The width of a bin; 0 where all values are 0."""
         return 0.0 if self.exponent is None else math.ldexp(1.0, self.exponent)
 
     @property
@@ -55,16 +56,16 @@ class Histogram:
 
     @property
     def largest(self) -> float:
-        """The largest absolute value; 0 where there are none."""
+        """The largest absolute value; 0 where there are no values."""
         return max(-self.min, self.max, 0.0) if self.total else 0.0
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count float32 values of any shape. Raises ValueError where one is not finite; then nothing is counted."""
+        """Counts float32 values of any shape. Raises ValueError, and counts nothing, where one is not finite."""
         flat = values.reshape(-1)
         if not flat.size:
             return
         low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):  # NaN comes through min and max
+        if not (math.isfinite(low) and math.isfinite(high)):  # min and max keep NaN
             raise ValueError("values are not finite")
         self._grow(max(-low, high, 0.0))
         self.min, self.max = min(self.min, low), max(self.max, high)
@@ -85,7 +86,7 @@ class Histogram:
             self.counts += counted
 
     def merge(self, other: Histogram) -> None:
-        """Add another's counts. Raises UsageError where the numbers of bins differ."""
+        """Adds the counts of another histogram. Raises UsageError where the numbers of bins differ."""
         if other.bins != self.bins:
             raise UsageError(f"histograms of {self.bins} and {other.bins} bins cannot be merged", "use one setting")
         self.zeros += other.zeros
@@ -100,11 +101,11 @@ class Histogram:
         self.exponent = wider
 
     def _grow(self, largest: float) -> None:
-        """Double the width until `largest` fits."""
+        """Doubles the width until `largest` fits."""
         if largest == 0:
             return
         # frexp: largest = m * 2**e with 0.5 <= m < 1, so 2**e is the smallest power of two above it.
-        needed = max(math.frexp(largest)[1] - int(math.log2(self.bins)), _LEAST_EXPONENT)
+        needed = max(math.frexp(largest)[1] - int(math.log2(self.bins)), _SMALLEST_EXPONENT)
         if self.exponent is None:
             self.exponent = needed
         elif needed > self.exponent:
@@ -119,7 +120,7 @@ class Histogram:
 
 
 def _coarsened(counts: Counts, doublings: int) -> Counts:
-    """The counts in bins 2**doublings as wide, as many bins as before."""
+    """The same counts in as many bins, each 2**doublings times as wide."""
     if doublings == 0:
         return counts.copy()
     coarse = np.zeros_like(counts)

@@ -1,4 +1,4 @@
-"""Images on their way into a calibration: told apart, looked at for what no camera gives, fitted to the graph."""
+"""Images for a calibration: their digests, checks for blank and random ones, and fitting to the graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ NOISE_CORRELATION = 0.3
 
 
 def unbatched(images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
-    """Images uint8 [H, W, 3] of a stream that may also hold batches uint8 [N, H, W, 3]. Raises ImageError."""
+    """The images uint8 [H, W, 3] of a stream that may also hold batches uint8 [N, H, W, 3].
+
+    Raises ImageError for anything else.
+    """
     for item in images:
         if not isinstance(item, np.ndarray) or item.dtype != np.uint8 or item.ndim not in (3, 4) or item.shape[-1] != 3:
             what = f"{item.dtype} {list(item.shape)}" if isinstance(item, np.ndarray) else type(item).__name__
@@ -38,19 +41,19 @@ def unbatched(images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
 
 
 def digest(image: UInt8Array) -> bytes:
-    """sha256 of an image's size and pixels, as it was decoded, before it is fitted to a graph."""
+    """sha256 of an image's size and pixels, before it is fitted to a graph."""
     hashed = hashlib.sha256(repr(image.shape).encode())
     hashed.update(np.ascontiguousarray(image).data)
     return hashed.digest()
 
 
 def data_key(digests: Iterable[bytes]) -> str:
-    """sha256 over the images' digests, sorted: ranges do not depend on the order of the images, nor does their key."""
+    """sha256 over the sorted digests: like the ranges, the key does not depend on the order of the images."""
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def refuse_blank(image: UInt8Array, name: str) -> None:
-    """Raises DataError for an image with one value everywhere. name: what the error calls it."""
+    """Raises DataError where all values of an image are equal. name: what the error calls the image."""
     if image.min() == image.max():
         raise DataError(
             f"{name} has the value {int(image.flat[0])} everywhere: it is blank, or did not decode",
@@ -59,10 +62,10 @@ def refuse_blank(image: UInt8Array, name: str) -> None:
 
 
 def is_noise(image: UInt8Array) -> bool:
-    """Whether neighbouring pixels have nothing to do with each other, as in random arrays.
+    """Whether neighbouring pixels are independent, as in random arrays.
 
-    The test: the grey image's correlation with itself shifted by one pixel, to the side or down (whichever is larger),
-    is below `NOISE_CORRELATION`.
+    The grey image is correlated with itself, shifted by one pixel to the side and down. It is noise where the larger of
+    the two correlations is below `NOISE_CORRELATION`.
     """
     grey = image.mean(axis=2, dtype=np.float32)
     pairs = ((grey[:, 1:], grey[:, :-1]), (grey[1:], grey[:-1]))
@@ -94,15 +97,16 @@ def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> floa
     x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     x -= x.mean()
     y -= y.mean()
-    spread = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / spread if spread else 1.0
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale else 1.0
 
 
 class Fitter:
-    """Makes of images exactly what a `Segmenter` would feed to the same graph.
+    """Turns an image into exactly the input that a `Segmenter` would feed to the same graph.
 
-    inputs: (name, element type, shape) of each input. metadata: of the ONNX file; the limits of a dynamic size
-    are in it. Raises UsageError for a graph that does not take one image.
+    inputs: (name, element type, shape) of each input, as from `graph_inputs`. metadata: of the ONNX file; it has the
+    limits of a dynamic size. fit, preprocessing: as in `CalibrationOptions`. Raises UsageError for a graph whose input
+    is not one image.
     """
 
     def __init__(
@@ -129,16 +133,16 @@ class Fitter:
         self.batch = batch if isinstance(batch, int) else 1
         self._fit = fit
         image = TensorSpec.image(height, width, batch=self.batch, dtype="uint8" if kind == "uint8" else "float32")
-        outputs = (TensorSpec.mask(height, width, batch=self.batch),)  # what comes out does not matter here
+        outputs = (TensorSpec.mask(height, width, batch=self.batch),)  # any: fitting looks at the input alone
         self._interface = GraphInterface.unnamed(image, outputs, 1, preprocessing=preprocessing)
 
     def largest_input(self) -> npt.NDArray[Any]:
-        """A batch of the largest size that the graph takes, of zeros."""
+        """A batch of zeros of the largest size that the graph takes."""
         shape = [low if high is None else high for low, high in self._interface.image.limits()]
         return np.zeros(shape, self._interface.image.dtype)
 
     def __call__(self, image: UInt8Array) -> npt.NDArray[Any]:
-        """The image as the graph takes it, without the batch axis."""
+        """The image, uint8 [H, W, 3], as the graph takes it, without the batch axis."""
         return place(image, fit_size((image.shape[0], image.shape[1]), self._interface, self._fit), self._interface)
 
 

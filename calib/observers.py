@@ -1,7 +1,7 @@
-"""From a histogram to the range that is quantized: four ways to choose the largest absolute value that INT8 keeps.
+"""Observers: four ways to choose, from a histogram, the largest absolute value that INT8 keeps.
 
-`amax` means: x becomes round(x · 127 / amax), clipped to ±127. A larger one rounds more coarsely, a smaller one clips
-more. All are read off the same histogram.
+That value is called `amax`: x becomes round(x · 127 / amax), clipped to ±127. A larger amax rounds more coarsely, a
+smaller one clips more. All observers read the same histogram.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ Floats = npt.NDArray[np.float64]
 
 
 def amax(observer: str, histogram: Histogram, options: CalibrationOptions) -> float:
-    """The range that `observer` chooses; 0 where all values are 0. Never above the largest absolute value."""
+    """The amax that `observer` chooses: at most the largest absolute value, 0 where all values are 0."""
     if histogram.exponent is None:
         return 0.0
     return min(_OBSERVERS[observer](histogram, options), histogram.largest)
 
 
 def minmax(histogram: Histogram, options: CalibrationOptions) -> float:
-    """Everything is kept."""
+    """The largest absolute value: nothing is clipped."""
     return histogram.largest
 
 
 def percentile(histogram: Histogram, options: CalibrationOptions) -> float:
-    """The upper edge of the bin in which `options.percentile` of all values, zeros included, is reached."""
+    """The upper edge of the bin at which `options.percentile` percent of all values, zeros included, are reached."""
     below = np.cumsum(histogram.counts) + histogram.zeros
     wanted = histogram.total * options.percentile / 100
     return float(np.searchsorted(below, wanted) + 1) * histogram.width
 
 
 def mse(histogram: Histogram, options: CalibrationOptions) -> float:
-    """The least mean squared error of rounding and clipping, every value taken to lie in the middle of its bin."""
+    """The amax with the smallest mean squared error of rounding and clipping, of values at the middle of their bins."""
     top = _top(histogram)
     counts, middles = histogram.counts[:top].astype(np.float64), np.arange(top) + 0.5
 
@@ -54,11 +54,11 @@ def mse(histogram: Histogram, options: CalibrationOptions) -> float:
 
 
 def entropy(histogram: Histogram, options: CalibrationOptions) -> float:
-    """The least Kullback-Leibler divergence of the quantized distribution from the original one.
+    """The amax with the smallest Kullback-Leibler divergence of the quantized distribution from the original one.
 
-    As in Migacz, "8-bit inference with TensorRT" (GTC 2017): what is clipped counts as the last bin of the original,
-    and the quantized distribution spreads the weight of each level evenly over the level's bins that are not empty.
-    Levels are those of rounding to nearest; exact zeros are left out, since every range represents them.
+    As in Migacz, "8-bit inference with TensorRT" (GTC 2017): clipped values count in the last bin of the original, and
+    the quantized distribution spreads the weight of each level evenly over those bins of the level that are not empty.
+    Levels are those of rounding to nearest. Exact zeros are left out, since every range represents them.
     """
     counts = histogram.counts.astype(np.float64)
 
@@ -75,19 +75,19 @@ def entropy(histogram: Histogram, options: CalibrationOptions) -> float:
             return float("inf")
         p, q = original / original.sum(), quantized / mass
         seen = p > 0
-        # Clipped weight whose bin is empty has no counterpart: the floor makes it dear, not infinitely so.
+        # Where the last bin was empty, clipped weight meets q = 0. The floor makes the divergence large, not infinite.
         return float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))))
 
     return _best(histogram, divergence)
 
 
 def _top(histogram: Histogram) -> int:
-    """One past the last bin that is not empty."""
+    """One more than the index of the last bin that is not empty."""
     return int(np.flatnonzero(histogram.counts)[-1]) + 1
 
 
 def _best(histogram: Histogram, cost: Callable[[int], float]) -> float:
-    """The width of the number of kept bins that costs least; the widest of equals, which clips least."""
+    """The amax, in whole bins, with the smallest cost; of equal costs the largest amax, which clips least."""
     top = _top(histogram)
     stride = max(1, histogram.bins // _CANDIDATES)
     kept = [*range(top, LEVELS, -stride)] or [top]
@@ -96,7 +96,7 @@ def _best(histogram: Histogram, cost: Callable[[int], float]) -> float:
 
 @lru_cache(maxsize=1024)
 def _level_starts(kept: int) -> npt.NDArray[np.intp]:
-    """The first bin of every level that has a bin, when `kept` bins are rounded to `LEVELS` steps."""
+    """The first bin of each level that has one, where `kept` bins are rounded to `LEVELS` steps."""
     levels = np.minimum(np.rint((np.arange(kept) + 0.5) * (LEVELS / kept)), LEVELS)
     return np.flatnonzero(np.diff(levels, prepend=-1.0))
 

@@ -1,4 +1,4 @@
-"""What a calibration is asked to do. Every field is part of the range file's key."""
+"""The options of a calibration. Every field is part of the range file's key."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import FitMode
 from twins_trt.spelling import spelled
 
-# The default first. Entropy, TensorRT's default, clips GELU and softmax outputs, most of whose values are near 0, to a
-# tenth of what they reach: of the four it agrees least with the FP32 model.
+# The first is the default. Entropy, TensorRT's default, agrees least with the FP32 model: outputs of GELU and softmax,
+# most of whose values are near 0, are clipped to a tenth of their largest value.
 OBSERVERS = ("mse", "percentile", "entropy", "minmax")
-MIN_BINS, MAX_BINS = 1024, 1 << 16  # 8 bins to each of the 127 levels at least
+MIN_BINS, MAX_BINS = 1024, 1 << 16  # at least 8 bins for each of the 127 levels
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How ranges are chosen. The first observer is the one whose range is used where none is named.
+    """How activations are collected and ranges chosen.
 
-    observers: of `OBSERVERS`; all are read off one collection. percentile: of the absolute values that a range keeps,
-    in percent. bins: of each histogram, a power of two. minimum: how many different images there must be.
-    fit: how an image meets a graph of fixed size, as in `Segmenter`. preprocessing: the test scale that a graph of
-    dynamic size follows, and the normalization of a graph that takes float planes.
+    observers: some of `OBSERVERS`; the first is used where none is named. percentile: the share of absolute values that
+    the percentile observer keeps, in percent. bins: of each histogram, a power of two. minimum: how many different
+    images there must be. fit: how an image is fitted to a graph of fixed size, as in `Segmenter`. preprocessing: the
+    test scale for a graph of dynamic size, and the normalization for a graph that takes float planes.
+    Raises UsageError for a value that is not allowed.
     """
 
     observers: tuple[str, ...] = OBSERVERS

@@ -1,4 +1,4 @@
-"""The range file: what every observer chose for every tensor, and what it holds for."""
+"""The range file: the range of every tensor by every observer, and the graph, images and options it is valid for."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _AGAIN = "calibrate again: twins-trt calibrate GRAPH --data KIND:PATH --out {pat
 
 @dataclass(frozen=True)
 class TensorRange:
-    """One activation. min, max: the smallest and largest value seen. amax: by observer, what INT8's ±127 stands for.
+    """The range of one activation.
 
-    channels: the largest magnitude of each channel where channels are told apart (behind LayerNorms), else empty.
+    min, max: the smallest and the largest value seen. amax: by observer, the value that INT8's 127 stands for.
+    channels: the largest magnitude of each channel behind a LayerNorm, empty for other tensors.
     """
 
     min: float
@@ -41,8 +42,8 @@ class TensorRange:
 class Ranges:
     """Ranges of the activations of one graph.
 
-    graph_sha256: of the FP32 graph's file. data_key: of the images, in whatever order (see `data_key`). images: how
-    many. collected_with: runtime, version and provider; not part of the key. ranges: by the tensor's name in the graph.
+    graph_sha256: of the FP32 graph's file. data_key: of the images, see the function `data_key`. images: how many.
+    collected_with: runtime, version and provider; not part of the key. ranges: by the tensor's name in the graph.
     """
 
     graph_sha256: str
@@ -54,18 +55,18 @@ class Ranges:
 
     @property
     def key(self) -> str:
-        """sha256 over graph, images and options: one changed weight, pixel or option gives another."""
+        """sha256 over graph, images and options: it changes with a single weight, pixel or option."""
         return range_key(self.graph_sha256, self.data_key, self.settings)
 
     @property
     def observers(self) -> tuple[str, ...]:
-        """What there is a range of; the first is the default."""
+        """The observers that chose ranges; the first is the default."""
         return self.settings.observers
 
     def amax(self, tensor: str, observer: str | None = None) -> float:
         """The largest absolute value that INT8 keeps of `tensor`: x becomes round(x · 127 / amax), clipped to ±127.
 
-        0 for a tensor that was 0 throughout. Raises UsageError for an observer that was not asked for, DataError for a
+        0 for a tensor whose values were all 0. Raises UsageError for an observer that chose no ranges, DataError for a
         tensor that was not observed.
         """
         observer = observer or self.observers[0]
@@ -97,9 +98,9 @@ class Ranges:
                 f"{name}: version is {version!r}, this twins-trt reads {VERSION}", "pip install --upgrade twins-trt"
             )
         try:
-            with speaking(None):  # a file has fields, whoever reads it
+            with speaking(None):  # errors name the file's fields, in Python and on the command line
                 ranges = decode(cls, fields)
-        except ValueError as error:  # UsageError of the checks of the options included
+        except ValueError as error:  # UsageError, from the checks of the options, is one too
             cause = error.cause if isinstance(error, UsageError) else str(error)
             raise DataError(f"{name}: {cause}", _AGAIN.format(path=name)) from error
         if key != ranges.key:
@@ -135,10 +136,10 @@ def load_ranges(
     images: Iterable[npt.NDArray[np.uint8]] | None = None,
     options: CalibrationOptions | None = None,
 ) -> Ranges:
-    """Reads a range file and checks that it is the one for `graph`, and for `images` and `options` where given.
+    """Reads a range file and checks that it belongs to `graph`, and to `images` and `options` where they are given.
 
-    graph: the FP32 graph's file. images: as given to `calibrate`; they are only read and hashed.
-    Raises DataError, with both keys, for a file that belongs to something else, and for one that is damaged.
+    graph: the FP32 graph's file. images: as for `calibrate`; they are only read and hashed.
+    Raises DataError for a file of another graph, other images or options, with both keys, and for one that is damaged.
     """
     path = Path(path)
     try:

@@ -3,8 +3,8 @@
     TRT-8601-EntropyCalibration2
     image: 3c010a14
 
-The first line is the version of TensorRT and the algorithm; the others hold scale = amax / 127 as a float32, in hex,
-the most significant byte first. Names are those of the ONNX graph for every tensor that TensorRT keeps.
+The first line has the version of TensorRT and the algorithm. Each other line has scale = amax / 127 as a float32 in
+hex, the most significant byte first. Tensors that TensorRT keeps have their names in the ONNX graph.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ _LINE = re.compile(r"(.+): ([0-9a-fA-F]{1,8})")
 
 @dataclass(frozen=True)
 class CalibrationCache:
-    """version: of TensorRT, as in `8601` and `100300`. algorithm: as TensorRT writes it. scales: by tensor, each what
-    one step of INT8 stands for, rounded to float32."""
+    """The content of a calibration cache.
+
+    version: of TensorRT, as in `8601` and `100300`. algorithm: as TensorRT writes it, one of `ALGORITHMS`'s values.
+    scales: by tensor, the value of one step of INT8, rounded to float32.
+    """
 
     version: int
     algorithm: str
     scales: Mapping[str, float]
 
     def to_bytes(self) -> bytes:
-        """The file. Raises DataError for a scale or a name that it cannot hold."""
+        """The bytes of the file. Raises DataError for a scale or a name that it cannot hold."""
         lines = [f"TRT-{self.version}-{self.algorithm}"]
         for name, scale in self.scales.items():
             if not (math.isfinite(scale) and scale >= 0) or not name or "\n" in name:
@@ -45,7 +48,7 @@ class CalibrationCache:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> CalibrationCache:
-        """The inverse of `to_bytes`. Raises DataError with the line that is none of a calibration cache."""
+        """The inverse of `to_bytes`. Raises DataError with the line that cannot be read."""
         try:
             lines = content.decode().splitlines()
         except UnicodeDecodeError as error:
@@ -71,7 +74,7 @@ class CalibrationCache:
 
 
 def version_number(version: str) -> int:
-    """What the first line calls a version: 8601 for 8.6.1, 100300 for 10.3.0. Raises UsageError for no version."""
+    """A version as in the first line: 8601 for 8.6.1, 100300 for 10.3.0. Raises UsageError for other texts."""
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if match is None:
         raise UsageError(f"{version!r} is no version of TensorRT", "write it as in 10.3.0")
@@ -80,12 +83,12 @@ def version_number(version: str) -> int:
 
 
 def cache_of(ranges: Ranges, version: str, *, algorithm: str = "entropy", observer: str | None = None) -> bytes:
-    """Our ranges as the cache of a TensorRT `version` (`8.6.1`): its builder then asks for no batch, and no GPU memory.
+    """Our ranges as a calibration cache of TensorRT `version` (`8.6.1`). With it TensorRT asks for no images.
 
-    algorithm: whose cache it is, `entropy` or `minmax`; TensorRT ignores that of another calibrator. observer: whose
-    ranges are written, by default that of the same name if the ranges have it, else their first. Tensors that were 0
-    throughout are left out; TensorRT leaves a layer whose tensors the cache does not name out of INT8. Raises
-    UsageError for an unknown version, algorithm or observer.
+    algorithm: `entropy` or `minmax`, that of the calibrator that reads the cache: TensorRT ignores other caches.
+    observer: gives the ranges, by default the one named like the algorithm, else the first. Tensors whose values were
+    all 0 are left out. TensorRT does not run a layer in INT8 whose tensors have no scale. Raises UsageError for an
+    unknown version, algorithm or observer.
     """
     if algorithm not in ALGORITHMS:
         raise UsageError(f"TensorRT has no calibrator {algorithm!r} here", f"use {' or '.join(ALGORITHMS)}")

@@ -1,4 +1,4 @@
-"""Which activations of a graph are observed, and graphs that give them as outputs."""
+"""Chooses the activations of a graph that are observed, and makes graphs that have them as outputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import onnx
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# What rearranges values and changes none: quantization stands before it, at the tensor where the values come from.
+# Operators that rearrange values and change none. Quantization is inserted before them, where the values are computed.
 LAYOUT = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
-# Between a softmax and the product with v: they move values and change none.
+# Operators between a softmax and the product with v. They move values and change none.
 _MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def graph_sha256(graph: str | Path) -> str:
-    """Of the file. Raises DataError where it cannot be read."""
+    """sha256 of the graph's file. Raises DataError where it cannot be read."""
     try:
         return sha256_of(graph)
     except OSError as error:
@@ -28,7 +28,7 @@ def graph_sha256(graph: str | Path) -> str:
 
 
 def read_graph(graph: str | Path) -> onnx.ModelProto:
-    """An FP32 graph. Raises DataError where the file is no ONNX graph, UsageError where it is FP16 or quantized."""
+    """Reads an FP32 graph. Raises DataError if the file is no ONNX graph, UsageError if it is FP16 or quantized."""
     try:
         import onnx
     except ImportError as error:
@@ -51,11 +51,13 @@ def read_graph(graph: str | Path) -> onnx.ModelProto:
 def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
     """Names of the activations that a quantized graph needs ranges for, in the order the graph computes them.
 
-    These are the inputs of every Conv, Gemm and MatMul with a constant weight; both inputs of every MatMul of two
-    activations (q and k; softmax and v); the result of the one that follows a softmax (the attention's output); for
-    each of these the tensor that it is a mere rearrangement of; and what convolutions write, behind their Relu, which
-    a quantized graph for ONNX Runtime has in INT8 too. Weights are not among them. Raises DataError where there is
-    none, else as `read_graph`.
+    These are
+    - the input of every Conv, Gemm and MatMul with a constant weight,
+    - both inputs of every MatMul of two activations (q and k; softmax and v),
+    - the output of a MatMul that follows a softmax (the attention's output),
+    - the output of every Conv, behind its Relu if it has one: in a quantized graph for ONNX Runtime it is INT8 too,
+    - where one of these only rearranges another tensor, that tensor.
+    Raises DataError where there is none, else as `read_graph`.
     """
     model = read_graph(graph) if isinstance(graph, (str, Path)) else graph
     nodes = model.graph.node
@@ -65,29 +67,29 @@ def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     constants = _constants(model)
-    found: dict[str, None] = {}
+    observed: dict[str, None] = {}  # an ordered set
     for node in nodes:
         if node.op_type not in LINEAR:
             continue
         active = [name for name in node.input[:2] if name not in constants]
-        found.update(dict.fromkeys(active))
+        observed.update(dict.fromkeys(active))
         if node.op_type == "MatMul" and len(active) == 2 and any(_from_softmax(name, producers) for name in active):
-            found[node.output[0]] = None
+            observed[node.output[0]] = None
         if node.op_type == "Conv":
             behind = readers.get(node.output[0], [])
             relu = len(behind) == 1 and behind[0].op_type == "Relu"
-            found[behind[0].output[0] if relu else node.output[0]] = None
-    found.update(dict.fromkeys(_source(name, producers) for name in tuple(found)))
-    if not found:
+            observed[behind[0].output[0] if relu else node.output[0]] = None
+    observed.update(dict.fromkeys(_source(name, producers) for name in tuple(observed)))
+    if not observed:
         raise DataError("the graph has no Conv, Gemm or MatMul to calibrate", "check that it is the right graph")
     order = {name: index for index, name in enumerate(_computed(model))}
-    return tuple(sorted(found, key=order.__getitem__))
+    return tuple(sorted(observed, key=order.__getitem__))
 
 
 def channelled_tensors(graph: onnx.ModelProto) -> frozenset[str]:
-    """The observed tensors whose channels lie along the last axis and are told apart: what LayerNorms write.
+    """The observed tensors that also need a range for each channel, on the last axis: outputs of LayerNorms.
 
-    SmoothQuant folds a scale for each channel into the LayerNorm, and asks for each channel's range.
+    SmoothQuant folds a scale for each channel into the LayerNorm.
     """
     written = {node.output[0] for node in graph.graph.node if node.op_type == "LayerNormalization"}
     return frozenset(written.intersection(observed_tensors(graph)))
@@ -121,7 +123,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[tuple[str, str, tuple[int | str, ...]]]:
-    """(name, element type such as `uint8`, shape) of each input; dynamic extents by their names."""
+    """(name, element type such as `uint8`, shape) of each input. In a shape, a dynamic extent is its name."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     weights = {weight.name for weight in model.graph.initializer}
@@ -137,7 +139,7 @@ def graph_inputs(model: onnx.ModelProto) -> list[tuple[str, str, tuple[int | str
 
 
 def with_shapes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The same part of a graph, but with the shapes of the tensors `names` as its outputs, in their order."""
+    """The part of a graph that computes the tensors `names`, with the shapes of these as its only outputs, in order."""
     import onnx
 
     part = with_outputs(model, names)
@@ -149,7 +151,10 @@ def with_shapes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto
 
 
 def split_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Tensors in groups that follow each other, none with more than `limit` bytes unless a single tensor has."""
+    """Tensors in consecutive groups of at most `limit` bytes. A tensor that is larger has a group of its own.
+
+    sizes: bytes by tensor.
+    """
     groups: list[list[str]] = []
     filled = 0
     for name, size in sizes.items():
@@ -171,16 +176,19 @@ def _constants(model: onnx.ModelProto) -> set[str]:
 
 
 def _source(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    """The tensor that `name` is a rearrangement of, or `name` itself."""
     while name in producers and producers[name].op_type in LAYOUT:
         name = producers[name].input[0]
     return name
 
 
 def _computed(model: onnx.ModelProto) -> list[str]:
+    """All tensors in the order in which the graph computes them."""
     return [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
 
 
 def _from_softmax(name: str, producers: Mapping[str, Any]) -> bool:
+    """Whether `name` is a softmax's output, perhaps rearranged."""
     while name in producers and producers[name].op_type in _MOVES:
         name = producers[name].input[0]
     return name in producers and producers[name].op_type == "Softmax"

@@ -112,7 +112,7 @@ def test_the_work_of_a_killed_run_is_taken_up(graph: Path, data: Path, tmp_path:
     save_collection(collect(graph, photos(12), options=CalibrationOptions()), partial)
     ran = run_main(graph, "--data", f"folder:{data}", "--out", out)
     assert ran.code == 0, ran.err
-    assert f"going on from {partial}" in ran.err and "13 of 20 images" in ran.err
+    assert f"continuing from {partial}" in ran.err and "13 of 20 images" in ran.err
     assert load_ranges(out, graph=graph) == calibrate(graph, photos(20))
     assert not partial.exists()
 

@@ -205,8 +205,8 @@ def _require(source: str, split: str, folder: Path, *, splits: tuple[str, ...]) 
 def _subfolders(folder: Path, *, with_images: bool = False) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
-    found = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return tuple(sorted(entry.name for entry in found if not with_images or (entry / "images").is_dir()))
+    folders = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return tuple(sorted(entry.name for entry in folders if not with_images or (entry / "images").is_dir()))
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
@@ -236,12 +236,12 @@ def _pair(images: Path, labels: Path | None) -> tuple[Item, ...]:
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     # Sorted by stem, not by path: `a-1.png` sorts before `a.png` although `a` sorts before `a-1`.
     for path in sorted(folder.iterdir(), key=lambda entry: (entry.stem, entry.suffix)):
         if path.name.startswith(".") or path.suffix.lower() not in suffixes or not path.is_file():
             continue
-        if path.stem in found:
-            raise DataError(f"{found[path.stem]} and {path} share one name", "keep one of them")
-        found[path.stem] = path
-    return found
+        if path.stem in paths:
+            raise DataError(f"{paths[path.stem]} and {path} share one name", "keep one of them")
+        paths[path.stem] = path
+    return paths

@@ -109,21 +109,21 @@ def _cuda_version(facts: Facts) -> Iterator[Finding]:
 
 
 def _tensorrt(facts: Facts) -> Iterator[Finding]:
-    found, system = facts.package("tensorrt"), facts.system
-    if found is None or system is None:
+    tensorrt, system = facts.package("tensorrt"), facts.system
+    if tensorrt is None or system is None:
         return
     jetson = facts.jetson is not None
-    if found.state != "ok" and system.system_tensorrt and facts.python and facts.python.isolated_venv:
+    if tensorrt.state != "ok" and system.system_tensorrt and facts.python and facts.python.isolated_venv:
         cause = "the system's tensorrt is hidden from this virtual environment"
         mend = "/usr/bin/python3 -m venv --system-site-packages --clear .venv, then install twins-trt into it again"
         yield Finding("venv-isolated", cause, mend)
-    elif jetson and found.location and "dist-packages" not in found.location:
+    elif jetson and tensorrt.location and "dist-packages" not in tensorrt.location:
         cause = "tensorrt was installed by pip: it is not built for Jetson and hides JetPack's"
         yield Finding("tensorrt-from-pip", cause, "pip list | grep -io '^tensorrt[^ ]*' | xargs pip uninstall -y")
-    elif jetson and found.state == "missing":
+    elif jetson and tensorrt.state == "missing":
         mend = "sudo apt install python3-libnvinfer"
         yield Finding("tensorrt-missing", "TensorRT's Python bindings, which come with JetPack, are missing", mend)
-    elif found.state == "broken" and (wanted := re.search(r"libnvinfer\w*\.so\.(\d+)", found.error or "")):
+    elif tensorrt.state == "broken" and (wanted := re.search(r"libnvinfer\w*\.so\.(\d+)", tensorrt.error or "")):
         has = f"the system's is {system.nvinfer}" if system.nvinfer else "there is none"
         cause = f"tensorrt's bindings want the library of TensorRT {wanted[1]}; {has}"
         apt = f"sudo apt install --reinstall libnvinfer{wanted[1]} python3-libnvinfer"
@@ -131,8 +131,8 @@ def _tensorrt(facts: Facts) -> Iterator[Finding]:
 
 
 def _rtx(facts: Facts) -> Iterator[Finding]:
-    found = facts.package("tensorrt_rtx")
-    if found is None or found.state != "ok":
+    rtx = facts.package("tensorrt_rtx")
+    if rtx is None or rtx.state != "ok":
         return
     if facts.jetson is not None:
         cause = "TensorRT-RTX is not for Jetson"
@@ -142,8 +142,8 @@ def _rtx(facts: Facts) -> Iterator[Finding]:
     elif facts.driver is not None and facts.driver.cuda is None:
         cause = "TensorRT-RTX builds engines here but cannot run them: there is no CUDA driver"
         yield Finding("rtx-without-driver", cause, "nothing, unless there is a GPU: bundles run on the CPU")
-    elif facts.gpu is not None and found.targets and facts.gpu.target not in found.targets:
-        cause = f"TensorRT-RTX does not build for this GPU ({facts.gpu.target}), only for {', '.join(found.targets)}"
+    elif facts.gpu is not None and rtx.targets and facts.gpu.target not in rtx.targets:
+        cause = f"TensorRT-RTX does not build for this GPU ({facts.gpu.target}), only for {', '.join(rtx.targets)}"
         yield Finding(
             "rtx-target", cause, f'pip install "twins-trt[tensorrt]"; build with {spelled("flavour", "tensorrt")}'
         )

@@ -180,15 +180,15 @@ def find_places() -> tuple[Place, ...]:
     """The folders that commands write to, with the space that is left."""
     from twins_trt.models.fetch import default_cache_dir
 
-    found = []
+    places = []
     for use, path in (
         ("working folder", Path.cwd()),
         ("temporary files", Path(tempfile.gettempdir())),
         ("weights", default_cache_dir()),
     ):
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        found.append(Place(use, str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK)))
-    return tuple(found)
+        places.append(Place(use, str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK)))
+    return tuple(places)
 
 
 def find_memory() -> int | None:

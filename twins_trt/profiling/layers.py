@@ -51,12 +51,12 @@ def in_blocks(layers: Sequence[LayerTime]) -> tuple[Layer, ...]:
     Layers that the runtime added itself (a GELU made of five operations, a change of layout) have neither: they belong
     to the block that ran just before. None until a first block is named; graphs that are not ours name none.
     """
-    found: list[Layer] = []
+    placed: list[Layer] = []
     block: str | None = None
     for layer in layers:
         block = next((name for text in (*layer.nodes, layer.name) if (name := _block(text))), block)
-        found.append(Layer(layer.name, layer.operator, round(layer.milliseconds, 5), block))
-    return tuple(found)
+        placed.append(Layer(layer.name, layer.operator, round(layer.milliseconds, 5), block))
+    return tuple(placed)
 
 
 def _block(text: str) -> str | None:

@@ -60,14 +60,14 @@ def describe_machine(root: Path = ROOT) -> Machine:
 
 def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of Python and of the installed packages that a figure depends on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    if "tensorrt" in packages and "tensorrt" not in found:  # JetPack's system package may lack metadata
+            versions[package] = metadata.version(package)
+    if "tensorrt" in packages and "tensorrt" not in versions:  # JetPack's system package may lack metadata
         with contextlib.suppress(Exception):  # a broken one may raise anything
-            found["tensorrt"] = str(importlib.import_module("tensorrt").__version__)
-    return found
+            versions["tensorrt"] = str(importlib.import_module("tensorrt").__version__)
+    return versions
 
 
 def look(root: Path = ROOT, *, watch_s: float = 0.0) -> Conditions:
@@ -102,8 +102,8 @@ def throttled(root: Path = ROOT) -> tuple[str, ...]:
 
 def resident_mib() -> tuple[float, float] | None:
     """Resident memory of this process: (now, peak since `forget_peak`); None where /proc does not say."""
-    found = dict(re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB", _text(Path("/proc/self/status")) or "", re.MULTILINE))
-    return (int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024) if len(found) == 2 else None
+    sizes = dict(re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB", _text(Path("/proc/self/status")) or "", re.MULTILINE))
+    return (int(sizes["VmRSS"]) / 1024, int(sizes["VmHWM"]) / 1024) if len(sizes) == 2 else None
 
 
 def forget_peak() -> None:
@@ -161,10 +161,10 @@ def _processor_times(root: Path) -> list[int]:
 def _cpu_clock(root: Path) -> dict[str, float]:
     """The mean over cores, from cpufreq, else from /proc/cpuinfo (where a virtual machine often shows a constant)."""
     kilohertz = [_number(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    found = [each / 1e3 for each in kilohertz if each is not None]
-    if not found:
-        found = [float(each) for each in re.findall(r"cpu MHz\s*:\s*([\d.]+)", _text(root / "proc/cpuinfo") or "")]
-    return {"cpu": float(round(sum(found) / len(found)))} if found else {}
+    clocks = [each / 1e3 for each in kilohertz if each is not None]
+    if not clocks:
+        clocks = [float(each) for each in re.findall(r"cpu MHz\s*:\s*([\d.]+)", _text(root / "proc/cpuinfo") or "")]
+    return {"cpu": float(round(sum(clocks) / len(clocks)))} if clocks else {}
 
 
 def _jetson_clocks(root: Path) -> dict[str, float]:
@@ -181,12 +181,12 @@ def _jetson_clocks(root: Path) -> dict[str, float]:
 
 
 def _temperatures(root: Path) -> dict[str, float]:
-    found = {}
+    degrees = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         name, value = _text(zone / "type"), _number(zone / "temp")
         if name and value is not None and value > -200_000:  # a sensor that is off reads -256 degrees
-            found[name] = round(value / 1e3, 1)
-    return found
+            degrees[name] = round(value / 1e3, 1)
+    return degrees
 
 
 def _events(root: Path) -> Iterator[tuple[str, int]]:

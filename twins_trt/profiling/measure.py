@@ -108,7 +108,7 @@ def profile(
         finally:
             work.close()
     measurements = tuple(_measurement(each, options.calls) for each in work.opened)
-    found = Profile(
+    result = Profile(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         machine=machine.describe_machine(),
@@ -121,7 +121,7 @@ def profile(
         ratios=tuple(_ratios(measurements, reference)),
         interrupted=interrupted,
     )
-    return replace(found, warnings=find_warnings(found))
+    return replace(result, warnings=find_warnings(result))
 
 
 def warm_up(call: Callable[[], float], *, limit_s: float) -> WarmUp:

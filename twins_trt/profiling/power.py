@@ -228,8 +228,8 @@ class TegrastatsMeter:
 
     def watts(self) -> float:
         """Watts in the next line: every reading is a new one."""
-        found = parse_tegrastats(self._line())
-        return sum(found[name] for name in self.rails)
+        readings = parse_tegrastats(self._line())
+        return sum(readings[name] for name in self.rails)
 
     def millijoules(self) -> int | None:
         return None
@@ -249,8 +249,8 @@ class TegrastatsMeter:
 
 def parse_tegrastats(line: str) -> dict[str, float]:
     """Watts by rail, now, from `VDD_IN 4523mW/4510mW` (now/mean) and the older `POM_5V_IN 4523/4510`."""
-    found = re.findall(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/\d+(?:mW)?(?=\s|$)", line)
-    return {name: int(milliwatts) / 1e3 for name, milliwatts in found}
+    rails = re.findall(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/\d+(?:mW)?(?=\s|$)", line)
+    return {name: int(milliwatts) / 1e3 for name, milliwatts in rails}
 
 
 class NvmlMeter:

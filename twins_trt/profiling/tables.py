@@ -25,8 +25,8 @@ def stages(profile: Profile) -> Rows:
     """One row a candidate: the median of every stage in milliseconds, and the share that a call adds to its engine."""
     rows: Rows = [("", *STAGES, "call", "beside the engine")]
     for m in profile.measurements:
-        found = (m.stages[name].p50 if name in m.stages else None for name in STAGES)
-        rows.append((m.subject.label, *map(ms, found), ms(m.call.p50), f"{100 * m.overhead:.1f} %"))
+        medians = (m.stages[name].p50 if name in m.stages else None for name in STAGES)
+        rows.append((m.subject.label, *map(ms, medians), ms(m.call.p50), f"{100 * m.overhead:.1f} %"))
     return without_empty_columns(rows)
 
 
@@ -37,8 +37,8 @@ def throughput(profile: Profile) -> Rows:
         return []
     rows: Rows = [("images/s at batch", *map(str, sizes))]
     for m in profile.measurements:
-        found = {batch.size: f"{batch.images_per_second:.1f}" for batch in m.batches}
-        rows.append((m.subject.label, *(found.get(size, "") for size in sizes)))
+        speeds = {batch.size: f"{batch.images_per_second:.1f}" for batch in m.batches}
+        rows.append((m.subject.label, *(speeds.get(size, "") for size in sizes)))
     return rows
 
 
@@ -57,14 +57,14 @@ def resources(profile: Profile) -> Rows:
 
 def blocks(measurement: Measurement) -> Rows:
     """The slowest model blocks with their share of the time of all layers; no rows where no layer has a block."""
-    found = measurement.blocks()
-    total = sum(found.values())
-    if not total or set(found) == {"other"}:
+    milliseconds = measurement.blocks()
+    total = sum(milliseconds.values())
+    if not total or set(milliseconds) == {"other"}:
         return []
-    shown = list(found.items())[:_SLOWEST]
+    shown = list(milliseconds.items())[:_SLOWEST]
     rows: Rows = [("block", "ms", "share")]
     rows += [(name, ms(spent), f"{100 * spent / total:.1f} %") for name, spent in shown]
-    if others := list(found.values())[_SLOWEST:]:
+    if others := list(milliseconds.values())[_SLOWEST:]:
         rows.append((f"{len(others)} more", ms(sum(others)), f"{100 * sum(others) / total:.1f} %"))
     return rows
 

@@ -15,15 +15,15 @@ UNEVEN = 0.15  # jitter as a share of the median
 
 def find_warnings(profile: Profile) -> tuple[str, ...]:
     """The warnings of a profile, one sentence each."""
-    found = [*_of_machine(profile)]
+    warnings = [*_of_machine(profile)]
     for measurement in profile.measurements:
-        found += _of_measurement(measurement)
+        warnings += _of_measurement(measurement)
     sizes = sorted({"x".join(map(str, m.subject.size)) for m in profile.measurements})
     if len(sizes) > 1:
-        found.append(f"the candidates work at different sizes: {', '.join(sizes)}")
+        warnings.append(f"the candidates work at different sizes: {', '.join(sizes)}")
     if profile.interrupted:
-        found.append("interrupted: there are fewer rounds than were asked for, and what comes after them is missing")
-    return tuple(found)
+        warnings.append("interrupted: there are fewer rounds than were asked for, and what comes after them is missing")
+    return tuple(warnings)
 
 
 def _of_machine(profile: Profile) -> Iterator[str]:

@@ -164,7 +164,7 @@ def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest
     assert len(masks) == 1
     with caplog.at_level(logging.INFO):
         build_bundle(int8(data, tmp_path / "x.bundle"))
-    assert "going on after 8 images" in caplog.text
+    assert "continuing after 8 images" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
 
 
@@ -296,7 +296,7 @@ def test_more_evaluations_go_on_from_the_search_that_ran_out_of_them(
     told = Told()
     with caplog.at_level(logging.INFO), pytest.raises(GateError, match="after 2 plans"):
         build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=2), progress=told)
-    assert "going on after 8 images" in caplog.text and "dropped" not in caplog.text
+    assert "continuing after 8 images" in caplog.text and "dropped" not in caplog.text
     assert not [detail for detail in told.details if detail.startswith("sensitivity")]  # known already
 
 
@@ -308,5 +308,5 @@ def test_a_plan_that_is_built_from_the_work_folder_keeps_its_ranges(
     plan = str(tmp_path / "x.bundle.work" / "plan.json")
     with caplog.at_level(logging.INFO):
         build_bundle(int8(data, tmp_path / "x.bundle", plan=plan))
-    assert "going on after 8 images" in caplog.text
+    assert "continuing after 8 images" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
