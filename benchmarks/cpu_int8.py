@@ -2,10 +2,10 @@
 
     python -m benchmarks.cpu_int8 --mmseg-python PATH [--rounds 7] [--threads 2] [--baselines DIR]
 
-writes results/cpu_int8.json. Every row computes the logits of SVT-S FPN at 512x512 from seeded weights: their accuracy
-says nothing, so ranges come from a few blocks of colour, the same for both quantized graphs. mmsegmentation's export is
-quantized by ONNX Runtime's own tool (`quantize_static`, QDQ, uint8 activations, int8 weights with a scale for each
-output channel), and that is what OpenVINO reads, too.
+writes results/cpu_int8.json. Every row computes the logits of SVT-S FPN at 512x512 from seeded weights. Their accuracy
+means nothing, so ranges come from a few blocks of colour, the same for both quantized graphs. mmsegmentation's export
+is quantized by ONNX Runtime's own tool (`quantize_static`, QDQ, uint8 activations, int8 weights with a scale for each
+output channel); OpenVINO reads that graph too.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from benchmarks.timing import Run, median_ms, time_rounds, times_as_fast
 MODEL = "twins_svt-s_fpn"
 PICTURES = 8
 REFERENCE = "ours FP32, onnxruntime"
-LARGEST_INT8_ERROR = 0.7  # root mean square, of the logits' spread: beyond, a graph computes something else
+LARGEST_INT8_ERROR = 0.7  # root mean square, relative to the logits' spread; a larger one means a broken graph
 
 
 def write_ours(folder: Path) -> dict[str, Path]:
-    """Our float32 graph, and the same in INT8 with a float32 rest."""
+    """Our float32 graph, and our INT8 graph, in which everything else is float32."""
     from twins_trt.builders.export import ExportOptions, export_graph
     from twins_trt.builders.plan.precision_plan import uniform_plan
     from twins_trt.builders.quantize import QuantizedGraphs
@@ -48,15 +48,16 @@ def write_ours(folder: Path) -> dict[str, Path]:
     paths = {"FP32": folder / "ours.onnx", "INT8": folder / "ours.int8.onnx"}
     export_graph(model, paths["FP32"], options)
     export_graph(model, folder / "calibrated.onnx", options, to_quantize=True)
-    settings = CalibrationOptions(observers=("minmax",), minimum=PICTURES)
-    ranges = calibrate(folder / "calibrated.onnx", [inputs(seed)[0][0] for seed in range(PICTURES)], options=settings)
+    calibration = CalibrationOptions(observers=("minmax",), minimum=PICTURES)
+    images = [inputs(seed)[0][0] for seed in range(PICTURES)]
+    ranges = calibrate(folder / "calibrated.onnx", images, options=calibration)
     graphs = QuantizedGraphs(model, options, ranges, float_precision="fp32")
     graphs.write(uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL), paths["INT8"])
     return paths
 
 
 def quantize_baseline(float32: Path, folder: Path) -> Path:
-    """mmsegmentation's export in INT8, as ONNX Runtime's tool makes it."""
+    """mmsegmentation's export in INT8, written by ONNX Runtime's tool."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -117,14 +118,14 @@ def measure(python: str, folder: Path, *, baselines: Path, rounds: int, threads:
     graphs = {("mmseg", "FP32"): theirs, ("mmseg", "INT8"): quantize_baseline(theirs, folder)}
     graphs |= {("ours", precision): path for precision, path in write_ours(folder).items()}
     feeds: dict[str, NDArray[Any]] = dict(zip(("ours", "mmseg"), inputs(), strict=True))
-    settings = RuntimeOptions(threads=threads)
+    options = RuntimeOptions(threads=threads)
     runs: dict[str, Run] = {}
     rows: dict[str, dict[str, Any]] = {}
     wanted = None
     for kind in (OnnxRuntimeEngine, OpenVinoEngine):
         for (whose, precision), path in graphs.items():
             start = time.perf_counter()
-            engine = kind(path, options=settings)
+            engine = kind(path, options=options)
             opened = time.perf_counter() - start
             label = f"{whose} {precision}, {kind.name}"
             logits = engine(feeds[whose])["logits"]

@@ -1,9 +1,9 @@
-"""INT8 engines of all models with TensorRT-RTX: are planned places INT8 and attentions fused, in how many kernels.
+"""INT8 engines of all models with TensorRT-RTX: whether planned places are INT8 and attentions fused; their kernels.
 
     python -m benchmarks.int8_kernels [--models NAME ...]
 
-writes results/int8_kernels.json. Weights are seeded and ranges all alike: neither changes what the compiler does. Each
-row is built in a process of its own, so that memory is given back.
+writes results/int8_kernels.json. Weights are seeded and all ranges are equal: neither changes what the compiler does.
+Each row is built in a process of its own, so that its memory is freed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_int8(
 
     graph, info = build_graph(seeded_model(name), ExportOptions(*size, opset=20))
     plan = uniform_plan(graph, level)
-    done = quantize(graph, plan, dict.fromkeys(graph.tensors(), RANGE), islands=info.islands)
+    quantization = quantize(graph, plan, dict.fromkeys(graph.tensors(), RANGE), islands=info.islands)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "graph.onnx")
         write_graph(graph, path, info, precision="int8")
@@ -44,8 +44,8 @@ def build_int8(
     return {
         "model": name,
         "level": level,
-        "planned": len(done.nodes),
-        "not_int8": list(check_int8(built.layers, done)),
+        "planned": len(quantization.nodes),
+        "not_int8": list(check_int8(built.layers, quantization)),
         "kernels": audit.kernels,
         "attentions": audit.attentions,
         "expected_attentions": info.attentions,

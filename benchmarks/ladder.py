@@ -3,10 +3,10 @@
     python -m benchmarks.ladder --model twins_svt-s_fpn --checkpoint F.pth --data camvid:PATH --size 360x480
 
 writes results/ladder.json. Ranges come from `train`, mIoU and its drop from `val`, judged as `twins-trt gate` judges.
-Graphs run on ONNX Runtime. Those of INT8 are the ones that TensorRT gets, but with FP16 left in float32, which ONNX
-Runtime runs in half the time: the same INT8, without FP16's rounding; the row `as built` is the graph as it ships, and
-shows what the difference is. Engines are built for every level and counted. With --work DIR what is done stays there,
-and a run that was killed goes on.
+Graphs run on ONNX Runtime. The INT8 graphs are those for TensorRT, but with float32 in place of FP16: ONNX Runtime runs
+them in half the time, with the same INT8 and without FP16's rounding. The row `as built` is the graph as it ships, and
+shows the difference. An engine is built for every level, and its kernels are counted. With --work DIR finished rows
+stay in DIR, and a run that was killed resumes.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write_results
-from twins_trt.builders.bundle.judge import Judge
-from twins_trt.builders.bundle.manifest import manifest
+from twins_trt.builders.bundle.manifest import graph_interface
 from twins_trt.builders.bundle.resolve import resolve
 from twins_trt.builders.engine import EngineOptions, build_in_thread
 from twins_trt.builders.engine.audit import audit_layers
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
-from twins_trt.builders.gate import GateResult
+from twins_trt.builders.gate import MAX_DROP, GateResult
+from twins_trt.builders.gate.judge import Candidate, Judge
 from twins_trt.builders.plan.precision_plan import PrecisionPlan, uniform_plan
-from twins_trt.builders.quantize import QuantizedGraphs, check_int8, sites_of
-from twins_trt.builders.quantize.calibration import collect_ranges, pixels, refine
+from twins_trt.builders.quantize import Quantization, QuantizedGraphs, check_int8, sites_of
+from twins_trt.builders.quantize.calibration import find_ranges, pixels, refine
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.calib import OBSERVERS, Ranges, load_ranges, save_ranges
 from twins_trt.data import open_dataset
 from twins_trt.models.weights import load_weights
+from twins_trt.progress import silent
 from twins_trt.runtime.engines import RuntimeOptions
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.verbs.build import SEARCH, BuildRequest
-from twins_trt.verbs.gate import MAX_DROP
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 FULL = "int8-linear+conv"
@@ -52,8 +52,11 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Rung:
-    """One row. plan: None for a graph that is not quantized, of `precision`. as_built: FP16 as it ships. engine:
-    whether one is built. cpu: the graph for the CPU, which is timed."""
+    """One row.
+
+    plan: of an INT8 graph; None for a graph of `precision`. as_built: whether FP16 stays FP16, as the graph ships.
+    engine: whether an engine is built. cpu: whether the graph is written for the CPU, where it is timed.
+    """
 
     name: str
     precision: str
@@ -70,7 +73,7 @@ class Ladder:
         self.arguments = arguments
         self.work = work
         self.model, self.facts = load_weights(arguments.model, checkpoint=arguments.checkpoint)
-        asked = BuildRequest(
+        request = BuildRequest(
             arguments.model,
             str(work / "x.bundle"),
             checkpoint=str(arguments.checkpoint),
@@ -84,8 +87,8 @@ class Ladder:
             gate_limit=arguments.limit,
             threads=arguments.threads,
         )
-        self.job = job = resolve(asked)
-        assert job.int8 is not None and job.gate is not None  # as asked
+        self.job = job = resolve(request)
+        assert job.int8 is not None and job.gate is not None  # as requested
         self.exports: dict[str, ExportOptions] = {
             target: replace(job.graph, target=target) for target in ("gpu", "cpu")
         }
@@ -95,7 +98,7 @@ class Ladder:
         self.searched: float | None = None  # SmoothQuant's strength, once `rungs` has searched it
 
     def quantizer(self, target: str) -> QuantizedGraphs:
-        """Of the graph for this target, calibrated when it is first asked for."""
+        """The writer of INT8 graphs for a target, `gpu` or `cpu`. The first call calibrates."""
         if target not in self._quantizers:
             ranges = self._ranges(target)
             float_precision = "fp16" if target == "gpu" else "fp32"
@@ -110,7 +113,8 @@ class Ladder:
         file = self.work / f"{target}.calibration.json"
         if not file.is_file():
             state = self.work / f"{target}.calibration.partial"
-            save_ranges(collect_ranges(self.int8, graph, state=state, threads=self.arguments.threads, report=say), file)
+            ranges = find_ranges(self.int8, graph, state=state, threads=self.arguments.threads, progress=say)
+            save_ranges(ranges, file)
         return load_ranges(file, graph=graph)
 
     def rungs(self) -> list[Rung]:
@@ -121,10 +125,10 @@ class Ladder:
         searched = kept(
             self.work,
             f"strength {graphs.ranges.key}",
-            lambda: {"strength": refine(self.int8, graphs, full, threads=self.arguments.threads, report=say).smooth},
+            lambda: {"strength": refine(self.int8, graphs, full, threads=self.arguments.threads, progress=say).smooth},
         )["strength"]
         self.searched = searched
-        smoothed = replace(full, smooth=searched or 0.5)  # turned down by the search: shown all the same
+        smoothed = replace(full, smooth=searched or 0.5)  # a row even if the search prefers no SmoothQuant
         on_cpu = uniform_plan(sites_of(self.model, self.exports["cpu"]), FULL, model=self.arguments.model)
         corrected = replace(full, bias_correction=True)
         return [
@@ -143,12 +147,20 @@ class Ladder:
         """The row of one rung."""
         graph = self.work / "graph.onnx"
         target = "cpu" if rung.cpu else "gpu"
-        info, _ = self._write(rung, self.quantizer(target), graph)
+        self._write(rung, self.quantizer(target), graph)
         written = replace(self.exports[target], precision="fp32" if rung.plan else rung.precision)
         job = replace(self.job, graph=written, int8=self.int8 if rung.plan else None)
-        unjudged = manifest(job, graph, info, self.facts, {})
+        candidate = Candidate(
+            path=job.out,
+            graph=graph,
+            interface=graph_interface(job, graph, self.facts),
+            precision=job.precision,
+            rebuild=job.rebuild,
+            ships=not rung.cpu,
+            seeded=self.facts.source.seeded,
+        )
         self.judge.thresholds = replace(self.judge.thresholds, max_drop=MAX_DROP[job.precision])
-        result = self.judge(graph, unjudged, {}, ships=not rung.cpu, report=say)
+        result = self.judge(candidate, progress=say)
         row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}
         row["graph_bytes"] = graph.stat().st_size
         if rung.engine:
@@ -157,21 +169,21 @@ class Ladder:
             (self.work / f"{rung.precision}.cpu.onnx").write_bytes(graph.read_bytes())
         return row
 
-    def _write(self, rung: Rung, graphs: QuantizedGraphs, path: Path) -> tuple[GraphInfo, Any]:
+    def _write(self, rung: Rung, graphs: QuantizedGraphs, path: Path) -> tuple[GraphInfo, Quantization | None]:
         if rung.plan is None:
             return export_graph(self.model, path, replace(graphs.options, precision=rung.precision)), None
         if rung.plan.bias_correction and not graphs.shifts:
-            assert self.int8.images is not None  # as asked
+            assert self.int8.images is not None  # as requested
             graphs.correct_biases(rung.plan, pixels(self.int8.images.open()), threads=self.arguments.threads)
-        graph, info, done = graphs.build(rung.plan, in_float32=not rung.as_built)
+        graph, info, quantization = graphs.build(rung.plan, in_float32=not rung.as_built)
         write_graph(graph, path, info, precision="int8")
-        return info, done
+        return info, quantization
 
     def _engine(self, rung: Rung) -> dict[str, Any]:
-        """Of the graph that ships: kernels, fused attentions, size; and the places that are not INT8 as planned."""
+        """The engine of the graph as it ships: its kernels, fused attentions, size, and planned INT8 that is missing."""
         graph = self.work / "engine.onnx"
-        info, done = self._write(replace(rung, as_built=True), self.quantizer("gpu"), graph)
-        built = build_in_thread(graph, EngineOptions(targets=TARGETS), lambda *_: None)
+        info, quantization = self._write(replace(rung, as_built=True), self.quantizer("gpu"), graph)
+        built = build_in_thread(graph, EngineOptions(targets=TARGETS), silent)
         audit = audit_layers(built.layers, expected_attentions=info.attentions)
         return {
             "engine_bytes": len(built.serialized),
@@ -179,7 +191,7 @@ class Ladder:
             "attentions": audit.attentions,
             "expected_attentions": audit.expected_attentions,
             "bytes_moved": audit.bytes_moved,
-            "not_int8": [] if done is None else list(check_int8(built.layers, done)),
+            "not_int8": [] if quantization is None else list(check_int8(built.layers, quantization)),
             "compiler": f"{built.flavour} {built.version}",
         }
 
@@ -196,11 +208,11 @@ class Ladder:
         }
 
     def time_cpu(self) -> dict[str, float]:
-        """Median milliseconds of an image by precision, both graphs for the CPU taking turns."""
+        """The median milliseconds of an image, by precision. The two graphs for the CPU take turns."""
         image = next(iter(open_dataset(self.arguments.data, split="val"))).image[None]
-        settings = RuntimeOptions(threads=self.arguments.threads)
+        options = RuntimeOptions(threads=self.arguments.threads)
         files = {name: self.work / f"{name}.cpu.onnx" for name in ("fp32", "int8")}
-        engines = {name: OnnxRuntimeEngine(file, options=settings) for name, file in files.items()}
+        engines = {name: OnnxRuntimeEngine(file, options=options) for name, file in files.items()}
         taken: dict[str, list[float]] = {name: [] for name in engines}
         for turn in range(ROUNDS + 1):
             for name, engine in engines.items():
@@ -211,13 +223,13 @@ class Ladder:
         return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def say(detail: str, share: float | None) -> None:
-    """Progress, one line a call."""
+def say(step: str, detail: str, share: float | None) -> None:
+    """A `Progress` that prints one line a call."""
     print(detail, flush=True)
 
 
 def kept(work: Path, key: str, row: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row of an earlier run with the same key, else a new one, which is kept."""
+    """The row of an earlier run with the same key; else a new row, which is kept for later runs."""
     path = work / f"row-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         path.write_text(json.dumps(row()))

@@ -46,10 +46,10 @@ LEVEL = "int8-linear+conv"
 
 @dataclass(frozen=True)
 class Graph:
-    """options: of the export. beside_int8: the precision of the rest of an INT8 graph; None for one without INT8."""
+    """options: of the export. float_precision: of what does not run in INT8; None for a graph without INT8."""
 
     options: ExportOptions
-    beside_int8: str | None = None
+    float_precision: str | None = None
 
 
 # Stages of 16 × 24 to 2 × 3: windows are padded on both sides, maps double, and Winograd takes all but the odd one.
@@ -57,7 +57,7 @@ GRAPHS = {
     "fp32": Graph(ExportOptions(64, 96)),
     "fp32 for a CPU": Graph(ExportOptions(64, 96, target="cpu")),
     "fp16": Graph(ExportOptions(64, 96, precision="fp16")),
-    "int8": Graph(ExportOptions(64, 96, opset=20), beside_int8="fp16"),
+    "int8": Graph(ExportOptions(64, 96, opset=20), float_precision="fp16"),
 }
 OF_SMALL_MODELS = {  # each family with each head; the same code writes them for the others
     "fp16 of any size": Graph(
@@ -70,7 +70,7 @@ OF_SMALL_MODELS = {  # each family with each head; the same code writes them for
         )
     ),
     "fp16 of odd maps": Graph(ExportOptions(72, 112, precision="fp16", input="float32")),  # 18 × 28, 9 × 14, 5 × 7
-    "int8 for a CPU": Graph(ExportOptions(64, 96, opset=20, target="cpu"), beside_int8="fp32"),
+    "int8 for a CPU": Graph(ExportOptions(64, 96, opset=20, target="cpu"), float_precision="fp32"),
 }
 
 
@@ -116,7 +116,7 @@ def hashes(model: Segmentor, folder: Path) -> dict[str, str]:
     path = folder / "graph.onnx"
     found = {}
     for kind, graph in graphs_of(model.spec.name).items():
-        if graph.beside_int8 is None:
+        if graph.float_precision is None:
             export_graph(model, path, graph.options)
         else:
             write_int8(model, path, graph)
@@ -127,13 +127,13 @@ def hashes(model: Segmentor, folder: Path) -> dict[str, str]:
 
 def write_int8(model: Segmentor, path: Path, graph: Graph) -> None:
     """The INT8 graph of the uniform plan. The range of a tensor follows from its name."""
-    settings = CalibrationOptions()
+    options = CalibrationOptions()
     ranges = {}
     for tensor in build_graph(model, graph.options)[0].tensors():
         largest = 1 + _digest(tensor)[0] / 16  # exact in float32
-        ranges[tensor] = TensorRange(-largest, largest, dict.fromkeys(settings.observers, largest))
-    made_up = Ranges(graph_sha256="", data_key="", settings=settings, images=0, collected_with="", ranges=ranges)
-    graphs = QuantizedGraphs(model, graph.options, made_up, float_precision=str(graph.beside_int8))
+        ranges[tensor] = TensorRange(-largest, largest, dict.fromkeys(options.observers, largest))
+    made_up = Ranges(graph_sha256="", data_key="", settings=options, images=0, collected_with="", ranges=ranges)
+    graphs = QuantizedGraphs(model, graph.options, made_up, float_precision=str(graph.float_precision))
     graphs.write(uniform_plan(graphs.sites, LEVEL, model=model.spec.name), path)
 
 
