@@ -1,4 +1,4 @@
-"""How an image of any size meets a graph of fixed or limited size, and how its mask finds the way back."""
+"""Fits an image of any size into a graph of fixed or limited size, and brings its mask back to the image's size."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Limits = tuple[int, int | None]
 
 @dataclass(frozen=True)
 class Fit:
-    """original: the image's size. inner: what it is resized to. canvas: what the graph sees; the rest is padding on the
-    right and at the bottom, in the mean colour. All (height, width)."""
+    """Three sizes, all (height, width). original: of the image. inner: of the resized image. canvas: of the graph's
+    input, which is padded on the right and at the bottom with the mean colour."""
 
     original: Size
     inner: Size
@@ -31,11 +31,12 @@ class Fit:
 
 
 def fit_size(size: Size, interface: GraphInterface, mode: FitMode) -> Fit:
-    """How an image of (height, width) `size` goes into the graph of `interface`.
+    """How an image of (height, width) `size` is fitted into the graph of `interface`.
 
-    A graph of fixed size gets the image stretched to it, or, with `letterbox`, as large as fits with its ratio kept and
-    padded. A graph of dynamic size gets mmsegmentation's test pipeline: the image fitted into the test scale (at its
-    own size where there is none), then into the limits of the profile, the ratio kept as far as the limits allow.
+    For a graph of fixed size the image is stretched to that size. With `letterbox` it is made as large as fits at its
+    own ratio, and padded. For a graph of dynamic size the image is resized as in mmsegmentation's test pipeline: to the
+    test scale (or at its own size without one), then into the limits of the profile. The ratio is kept if the limits
+    allow it.
     """
     if interface.size is not None:
         canvas = interface.size
@@ -46,9 +47,9 @@ def fit_size(size: Size, interface: GraphInterface, mode: FitMode) -> Fit:
 
 
 def place(image: UInt8Array, fit: Fit, interface: GraphInterface) -> npt.NDArray[np.uint8] | npt.NDArray[np.floating]:
-    """The image as the graph takes it, without the batch axis: uint8 [h, w, 3], or float [3, h, w] normalized.
+    """The graph's input for an image, without the batch axis: uint8 [h, w, 3], or float [3, h, w] normalized.
 
-    A uint8 image that already has the graph's size is returned as it is, not copied.
+    A uint8 image that already has the graph's size is returned itself, not copied.
     """
     pixels = resize_image(image, fit.inner)
     if fit.canvas != fit.inner:
@@ -62,7 +63,7 @@ def place(image: UInt8Array, fit: Fit, interface: GraphInterface) -> npt.NDArray
 
 
 def unfit_mask(mask: UInt8Array, fit: Fit) -> UInt8Array:
-    """A mask of the canvas, uint8 [h, w], at the image's own size: padding cut off, then nearest neighbour.
+    """The mask of the canvas, uint8 [h, w], at the image's own size: without padding, then nearest neighbour.
 
     Raises EngineError if the mask does not have the canvas's size.
     """
@@ -72,11 +73,11 @@ def unfit_mask(mask: UInt8Array, fit: Fit) -> UInt8Array:
 
 
 def logits_to_mask(logits: npt.NDArray[np.floating], fit: Fit) -> UInt8Array:
-    """Logits of the canvas at any scale, float [classes, h, w], to the mask uint8 at the image's own size.
+    """The mask, uint8 at the image's own size, of the canvas's logits at any scale, float [classes, h, w].
 
-    As mmsegmentation does it: bilinear to the canvas, padding cut off, bilinear to the image's size, then argmax with
-    the first of equal classes. One class at a time, so that 150 classes at full size never exist in memory.
-    Raises EngineError where no class has a finite logit.
+    As in mmsegmentation: bilinear to the canvas, padding cut off, bilinear to the image's size, then argmax with the
+    first of equal classes. It works on one class at a time, so that 150 classes at full size are never in memory.
+    Raises EngineError if a pixel has no finite logit.
     """
     best = np.full(fit.original, -np.inf, np.float32)
     mask = np.zeros(fit.original, np.uint8)
@@ -99,7 +100,7 @@ def _planes(logits: npt.NDArray[np.floating], fit: Fit) -> Iterable[FloatArray]:
 
 
 def _limited(size: Size, height: Limits, width: Limits) -> Size:
-    for dim in (0, 1):  # shrink first: too large is refused by the engine, too small often too
+    for dim in (0, 1):  # shrink first: the engine refuses a size that is too large
         largest = (height, width)[dim][1]
         if largest is not None and size[dim] > largest:
             size = scale_size(size, largest / size[dim])

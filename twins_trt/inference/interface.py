@@ -1,4 +1,4 @@
-"""What a graph takes and gives: all that is needed to place a picture in it and to read its answer."""
+"""The interface of a graph: all that is needed to fit a picture into it and to read its outputs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from twins_trt.inference.tensors import TensorSpec
 
 Layout = Literal["NHWC", "NCHW"]
 
-MOST_CLASSES = 255
-MASK_HOLDS = f"an 8-bit mask holds 1 to {MOST_CLASSES}, and 255 for ignored pixels"
+MAX_CLASSES = 255
+MASK_HOLDS = f"an 8-bit mask holds 1 to {MAX_CLASSES}, and 255 for ignored pixels"
 
 
 @dataclass(frozen=True)
 class GraphInterface:
-    """A graph's input and outputs, its classes, and what an image goes through before it.
+    """A graph's input and outputs, its classes, and the preprocessing of its images.
 
     inputs: exactly one, uint8 [N, H, W, 3] RGB with normalization inside the graph, or float [N, 3, H, W].
     outputs: `mask` uint8 [N, H, W] and/or `logits` float [N, classes, h, w].
     classes, palette: one name and one RGB colour per class, by index.
-    preprocessing: normalization (inside the graph where the input is uint8) and the test scale, in RGB.
-    Raises UsageError, naming the field and both values, where the parts contradict each other.
+    preprocessing: normalization, which is inside the graph if the input is uint8, and the test scale, in RGB.
+    Raises UsageError, naming the field and both values, if the parts contradict each other.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -46,7 +46,7 @@ class GraphInterface:
         *,
         preprocessing: Preprocessing | None = None,
     ) -> GraphInterface:
-        """Of a graph whose classes nobody has named or coloured."""
+        """The interface of a graph whose classes have no names or colours."""
         names = tuple(f"class {index}" for index in range(num_classes))
         return cls((image,), outputs, names, ((0, 0, 0),) * num_classes, preprocessing or Preprocessing())
 
@@ -66,19 +66,19 @@ class GraphInterface:
 
     @property
     def batch_limits(self) -> tuple[int, int | None]:
-        """(smallest, largest) batch; the largest is None where nothing bounds it."""
+        """(min, max) batch; max is None without a limit."""
         return self.image.limits()[0]
 
     @property
     def size_limits(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
-        """(smallest, largest) height and the same of the width, in pixels."""
+        """(min, max) height and (min, max) width, pixels; max is None without a limit."""
         first = 1 if self.layout == "NHWC" else 2
         height, width = self.image.limits()[first : first + 2]
         return height, width
 
     @property
     def size(self) -> Size | None:
-        """(height, width) of a graph of fixed size, None for a dynamic one."""
+        """(height, width) of a graph of fixed size; None if it is dynamic."""
         (height, highest), (width, widest) = self.size_limits
         return (height, width) if height == highest and width == widest else None
 
@@ -89,7 +89,7 @@ class GraphInterface:
 
 def _class_faults(interface: GraphInterface) -> list[str]:
     faults, count = [], interface.num_classes
-    if not 1 <= count <= MOST_CLASSES:
+    if not 1 <= count <= MAX_CLASSES:
         faults.append(f"num_classes is {count}; {MASK_HOLDS}")
     if len(interface.palette) != count:
         faults.append(f"there are {count} classes but palette has {len(interface.palette)} entries")

@@ -1,7 +1,7 @@
-"""The few operations on logits [N, C, H, W] that inference needs, for NumPy arrays and torch tensors alike.
+"""The operations on logits [N, C, H, W] that inference needs, for NumPy arrays and for torch tensors.
 
-A PyTorch model's logits stay on its device and go through `torch.nn.functional`; an engine's NumPy logits need no torch
-at all. Both give the same numbers to rounding (1e-6 of the largest logit), which the tests hold.
+A PyTorch model's logits stay on its device and are computed by `torch.nn.functional`. An engine's NumPy logits need no
+torch. Both give the same numbers up to rounding (1e-6 of the largest logit); tests check that.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy.typing as npt
 # A NumPy array or a torch tensor; a type that names torch would import it.
 Logits = Any
 
-# Rows of the full-size logits that exist at once while the classes are compared: bounds 150 classes at 2048 pixels
-# to 40 MB, and keeps a band in cache.
+# Rows of full-size logits that are in memory at once while classes are compared. They take 40 MB for 150 classes at
+# 2048 pixels, and a band stays in the processor's cache.
 _BAND = 32
 
 
 def is_tensor(values: Logits) -> bool:
-    """True for a torch tensor; never imports torch."""
+    """Whether `values` is a torch tensor. Never imports torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(values, torch.Tensor)
 
 
 def holds_nan(logits: Logits) -> bool:
-    """Whether any value is NaN, on whichever device."""
+    """Whether any value is NaN, on any device."""
     return bool((logits != logits).any())
 
 
@@ -54,12 +54,12 @@ def class_probabilities(logits: Logits) -> Logits:
 
 
 def flip_width(values: Logits) -> Logits:
-    """Mirror the last axis."""
+    """`values` with the last axis mirrored."""
     return values.flip(-1) if is_tensor(values) else np.ascontiguousarray(values[..., ::-1])
 
 
 def zeros_of_size(logits: Logits, size: tuple[int, int]) -> Logits:
-    """Zeros [N, C, height, width] of the kind, device and dtype float32 of `logits`."""
+    """Zeros float32 [N, C, height, width], an array or a tensor as `logits` is, on its device."""
     shape = (*logits.shape[:2], *size)
     if is_tensor(logits):
         import torch
@@ -69,7 +69,7 @@ def zeros_of_size(logits: Logits, size: tuple[int, int]) -> Logits:
 
 
 def divide(logits: Logits, count: npt.NDArray[np.float32]) -> Logits:
-    """[N, C, H, W] divided by a count per pixel, [H, W]."""
+    """Logits [N, C, H, W] divided by a count per pixel, [H, W]."""
     if is_tensor(logits):
         import torch
 
@@ -78,10 +78,10 @@ def divide(logits: Logits, count: npt.NDArray[np.float32]) -> Logits:
 
 
 def resized_argmax(logits: Logits, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Resize [1, C, H, W] to (height, width) and take the best class of every pixel: uint8 [height, width].
+    """Resizes [1, C, H, W] to (height, width) and takes the best class of every pixel: uint8 [height, width].
 
-    A tie goes to the lowest class. The NumPy way never holds the full-size logits, which for 150 classes and a
-    photograph are gigabytes.
+    The lowest of equal classes wins. With NumPy the full-size logits are never in memory: for 150 classes and a
+    photograph they are gigabytes.
     """
     if is_tensor(logits):
         mask: npt.NDArray[np.uint8] = resize_logits(logits, size)[0].argmax(dim=0).byte().cpu().numpy()
@@ -97,7 +97,7 @@ def resized_argmax(logits: Logits, size: tuple[int, int]) -> npt.NDArray[np.uint
 
 
 def first_argmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """uint8 argmax over axis 0 of [C, H, W], class by class: NumPy's own walks that axis with a stride of H*W."""
+    """uint8 argmax over axis 0 of [C, H, W], class by class: NumPy's own is slow on an axis with a stride of H*W."""
     best = scores[0].copy()
     mask = np.zeros(best.shape, np.uint8)
     for index in range(1, len(scores)):
@@ -116,9 +116,10 @@ def lerp(
     first: int = 0,
     extent: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Linear interpolation of one axis to `length` half-pixel-centred samples (`part` of them), edges repeated.
+    """Linear interpolation of one axis to `length` half-pixel-centred samples, or `part` of them. Edges are repeated.
 
-    first, extent: of a longer axis of `extent` samples, `values` holds those from `first` on that the part needs.
+    first, extent: `values` is a piece of an axis of `extent` samples that begins at `first` and has all that `part`
+    needs.
     """
     extent = values.shape[axis] if extent is None else extent
     if extent == length:
@@ -127,10 +128,11 @@ def lerp(
         return values if whole else values[(slice(None),) * axis + (slice(rows.start - first, rows.stop - first),)]
     scale = np.float32(extent / length)
     centres = (np.arange(length, dtype=np.float32)[part or slice(None)] + np.float32(0.5)) * scale - np.float32(0.5)
-    # Clamped on the left before the weight is taken, as torch does; on the right the second tap repeats the edge.
+    # As in torch, the left edge is clamped before the weight is computed. At the right edge the last sample is
+    # repeated.
     np.maximum(centres, 0, out=centres)
     low = np.minimum(centres.astype(np.int64), extent - 1)
-    # Beyond the last sample there is only what has no weight.
+    # Samples beyond the last one have no weight.
     high = np.minimum(low + 1, first + values.shape[axis] - 1)
     weight = (centres - low).reshape((-1,) + (1,) * (values.ndim - 1 - axis)).astype(np.float32)
     result = np.take(values, high - first, axis=axis)

@@ -1,7 +1,7 @@
-"""Whole, sliding-window and multi-scale + flip inference as mmsegmentation defines them, over any network.
+"""Whole, sliding-window and multi-scale + flip inference as mmsegmentation defines them, with any network.
 
-The network is a callable from float32 [N, 3, H, W], normalized RGB, to logits [N, C, h, w] of any size, as a NumPy
-array or a torch tensor: a PyTorch model, an ONNX Runtime session, an engine that returns logits.
+The network is a callable from float32 [N, 3, H, W], normalized RGB, to logits [N, C, h, w] of any size, a NumPy array
+or a torch tensor. It can be a PyTorch model, an ONNX Runtime session or an engine that gives logits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing, Size, input_size
 from twins_trt.errors import EngineError, UsageError
+from twins_trt.inference.interface import MAX_CLASSES
 from twins_trt.inference.logits import (
     Logits,
     class_probabilities,
@@ -32,17 +33,16 @@ from twins_trt.spelling import spelled
 Pixels = npt.NDArray[np.float32]
 PredictLogits = Callable[[Pixels], Logits]
 
-MAX_CLASSES = 255  # a mask is uint8
 MMSEG_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 @dataclass(frozen=True)
 class InferenceMode:
-    """How an image's logits come about. `inference_mode(name)` gives the usual ones.
+    """How an image's logits are computed. `inference_mode(name)` gives the usual modes.
 
-    crop, stride: side and step of square sliding windows in pixels of the resized image; None for the whole image.
-    ratios: sizes to average over. flip: average over the mirrored image too. With neither, logits are compared as
-    they are; with either, the softmax of every variant is averaged.
+    crop, stride: side and step of square sliding windows, pixels of the resized image; None for the whole image.
+    ratios: sizes to average over. flip: average over the mirrored image too. With one ratio of 1 and no flip the logits
+    are compared directly; otherwise the softmax of every variant is averaged.
     """
 
     name: str = "whole"
@@ -61,7 +61,7 @@ class InferenceMode:
 
     @property
     def augmented(self) -> bool:
-        """True if several variants of an image are averaged."""
+        """Whether several variants of an image are averaged."""
         return self.flip or self.ratios != (1.0,)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,8 +84,11 @@ INFERENCE_MODES = {
 
 
 def inference_mode(mode: str | InferenceMode) -> InferenceMode:
-    """`whole`, `slide` (512 by 512, stride 341), `ms_flip` (mmseg's six ratios and flip), `slide_ms_flip`, or a mode
-    of one's own as it is. Raises UsageError for another name."""
+    """The mode with a name, or `mode` itself if it is an `InferenceMode`. Raises UsageError for another name.
+
+    The names are `whole`, `slide` (512 by 512, stride 341), `ms_flip` (mmseg's six ratios and flip) and
+    `slide_ms_flip`.
+    """
     if isinstance(mode, InferenceMode):
         return mode
     if mode not in INFERENCE_MODES:
@@ -101,14 +104,14 @@ def predict_mask(
     mode: str | InferenceMode = "whole",
     normalized: bool = True,
 ) -> UInt8Array:
-    """Segment one image at its own size.
+    """Segments one image at its own size.
 
     predict: float32 [1, 3, h, w] -> logits [1, C, h', w']. image: uint8 [H, W, 3], RGB. Returns uint8 [H, W].
-    normalized: False for a network that normalizes inside; it is given the grey levels themselves, uint8 [1, 3, h, w].
+    normalized: False for a network that normalizes inside; it gets the pixels themselves, uint8 [1, 3, h, w].
 
-    Logits are resized to the network's input and then to the image, in two steps as mmseg does (`predict_by_feat` and
-    `postprocess_result`), since one step gives slightly different edges. Raises ImageError for another kind of image,
-    EngineError if `predict` returns something other than logits, or NaN.
+    Logits are resized to the network's input and then to the image, in two steps as in mmseg (`predict_by_feat` and
+    `postprocess_result`), because a single step gives slightly different edges. Raises ImageError for another kind of
+    image, EngineError if `predict` does not return logits, or returns NaN.
     """
     preprocessing = preprocessing or Preprocessing()
     mode = inference_mode(mode)
@@ -120,7 +123,7 @@ def predict_mask(
 
     if not mode.augmented:
         pixels = pixels_at(input_size(size, preprocessing))
-        # At the image's own size mmseg's second resize does nothing, so that the first may go on band by band.
+        # At the image's own size mmseg's second resize does nothing, so the first one can work band by band.
         one_step = mode.crop is None and pixels.shape[2:] == size
         return resized_argmax(checked_logits(predict, pixels) if one_step else _logits(predict, pixels, mode), size)
 
@@ -133,7 +136,7 @@ def predict_mask(
             logits = flip_width(logits) if flipped else logits
             probabilities = class_probabilities(resize_logits(logits, size))
             total = probabilities if total is None else total + probabilities
-    # The average's divisor would change no argmax.
+    # Dividing the sum would not change the argmax.
     return resized_argmax(total, size)
 
 
@@ -153,7 +156,8 @@ def variant_sizes(size: Size, preprocessing: Preprocessing, mode: InferenceMode)
 def sliding_windows(size: Size, crop: int, stride: int) -> Iterator[tuple[slice, slice]]:
     """The (rows, columns) of mmseg's windows over (height, width) `size`.
 
-    A window that would stick out is moved back inside, so that all have the full side unless the image is smaller.
+    A window that would extend beyond the image is moved back inside, so all have the full side unless the image is
+    smaller.
     """
     tops, lefts = (range(max(side - crop + stride - 1, 0) // stride + 1) for side in size)
     for row in tops:
@@ -189,13 +193,13 @@ def _logits(predict: PredictLogits, pixels: Pixels, mode: InferenceMode) -> Logi
 
 
 def checked_logits(predict: PredictLogits, pixels: Pixels) -> Logits:
-    """What the network returns of pixels [N, 3, h, w], at its own size. Raises EngineError for what is no logits."""
+    """The network's logits of pixels [N, 3, h, w], at its own size. Raises EngineError if it does not return logits."""
     logits = predict(pixels)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 4 or shape[0] != pixels.shape[0] or shape[1] > MAX_CLASSES:
         found = type(logits).__name__ if shape is None else list(shape)
         raise EngineError(f"a network must return logits [{pixels.shape[0]}, classes, h, w], this one returned {found}")
-    # Comparisons with NaN are all false, so it would be scored as class 0.
+    # Every comparison with NaN is false, so NaN would become class 0.
     if holds_nan(logits):
         raise EngineError(
             "the network returned NaN: its precision overflows, or its weights are broken",

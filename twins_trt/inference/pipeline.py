@@ -1,6 +1,6 @@
-"""mmsegmentation's test pipeline for one image: fit into the test scale, normalize, channels first.
+"""mmsegmentation's test pipeline for one image: resize to the test scale, normalize, channels first.
 
-Labels are never resized; the logits are resized to them.
+Labels are never resized; logits are resized to their size.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from twins_trt.errors import ImageError
 
 
 def scaled_size(size: Size, ratio: float) -> Size:
-    """(height, width) of an image resized by `ratio`, as mmcv's `Resize(scale_factor=ratio, keep_ratio=True)` does it.
+    """(height, width) of an image after mmcv's `Resize(scale_factor=ratio, keep_ratio=True)`.
 
-    mmcv rounds the scaled sides and then fits the image into them, so a side may come out one pixel smaller.
+    mmcv rounds the scaled sides and then fits the image into them, so a side may be one pixel smaller.
     """
     height, width = size
     return fitted_size(size, (int(height * ratio + 0.5), int(width * ratio + 0.5)))
 
 
 def resize_image(image: UInt8Array, size: Size) -> UInt8Array:
-    """uint8 [H, W, 3] to uint8 [height, width, 3], bilinear as OpenCV computes it. Raises if OpenCV is absent."""
+    """uint8 [H, W, 3] to uint8 [height, width, 3], bilinear as in OpenCV. Raises MissingDependencyError without it."""
     return resize_image_anyhow(image, size, as_mmseg=True)
 
 
 def prepare(image: UInt8Array, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """What the network sees of an image: uint8 [H, W, 3], RGB, to float32 [1, 3, h, w]. Raises as `normalize` does."""
+    """The network's input for an image: uint8 [H, W, 3], RGB, to float32 [1, 3, h, w]. Raises as `normalize` does."""
     return normalize(resize_image(image, input_size(image_size(image), preprocessing)), preprocessing)
 
 

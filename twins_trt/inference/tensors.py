@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out: names, types and shapes, the dynamic ones with their limits."""
+"""The inputs and outputs of engines: names, data types and shapes, with the limits of dynamic dimensions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Dim = int | tuple[int, int, int]  # fixed, or (min, opt, max)
 class TensorSpec:
     """One input or output of a graph.
 
-    shape: a number where the dimension is fixed, a name (`"N"`) where it is dynamic.
-    min, opt, max: shapes of the profile; all three or none. An input with dynamic dimensions needs them to be built by
-    TensorRT; without them any size of at least 1 is accepted.
+    shape: a number for a fixed dimension, a name (`"N"`) for a dynamic one.
+    min, opt, max: the shapes of the optimization profile; all three or none. TensorRT needs them for an input with
+    dynamic dimensions. Without them any size of at least 1 fits.
+    Raises UsageError, naming the field, if the parts contradict each other.
     """
 
     name: str
@@ -39,8 +40,8 @@ class TensorSpec:
         for kind, limits in (("min", self.min), ("opt", self.opt), ("max", self.max)):
             if len(limits) != len(self.shape):
                 raise UsageError(f"{self.name}.{kind} is {list(limits)} but its shape is {list(self.shape)}")
-        for low, usual, high, dim in zip(self.min, self.opt, self.max, self.shape, strict=True):
-            if not 1 <= low <= usual <= high or (isinstance(dim, int) and not low == high == dim):
+        for low, middle, high, dim in zip(self.min, self.opt, self.max, self.shape, strict=True):
+            if not 1 <= low <= middle <= high or (isinstance(dim, int) and not low == high == dim):
                 raise UsageError(
                     f"{self.name} has the shape {list(self.shape)} but the profile "
                     f"{list(self.min)}, {list(self.opt)}, {list(self.max)}"
@@ -54,12 +55,12 @@ class TensorSpec:
         shape = tuple(dim if isinstance(dim, int) else name for name, dim in sizes)
         if all(isinstance(dim, int) for dim in shape):
             return cls("image", dtype, shape)
-        low, usual, high = zip(*((d, d, d) if isinstance(d, int) else d for _, d in sizes), strict=True)
-        return cls("image", dtype, shape, low, usual, high)
+        low, middle, high = zip(*((d, d, d) if isinstance(d, int) else d for _, d in sizes), strict=True)
+        return cls("image", dtype, shape, low, middle, high)
 
     @classmethod
     def mask(cls, height: Dim, width: Dim, *, batch: Dim = 1) -> TensorSpec:
-        """The output `mask`: uint8 [N, H, W], one class index a pixel. Sizes as given to `image`."""
+        """The output `mask`: uint8 [N, H, W], one class index per pixel. Sizes as in `image`."""
         sizes = (("N", batch), ("H", height), ("W", width))
         return cls("mask", "uint8", tuple(dim if isinstance(dim, int) else name for name, dim in sizes))
 
@@ -68,13 +69,13 @@ class TensorSpec:
         return any(isinstance(dim, str) for dim in self.shape)
 
     def limits(self) -> tuple[tuple[int, int | None], ...]:
-        """(smallest, largest) of every dimension; the largest is None where nothing bounds it."""
+        """(min, max) of every dimension; max is None without a limit."""
         if self.min is not None and self.max is not None:
             return tuple(zip(self.min, self.max, strict=True))
         return tuple((dim, dim) if isinstance(dim, int) else (1, None) for dim in self.shape)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of `shape` may be bound to this tensor."""
+        """Whether an array of `shape` can be bound to this tensor."""
         limits = self.limits()
         return len(shape) == len(limits) and all(
             low <= dim and (high is None or dim <= high) for dim, (low, high) in zip(shape, limits, strict=True)
@@ -89,7 +90,7 @@ class TensorSpec:
 
 
 class Described(Protocol):
-    """An array anywhere: on the host, on a GPU, or only spoken of."""
+    """Anything with a data type and a shape: an array on the host or on a GPU, or just a description."""
 
     @property
     def dtype(self) -> Any: ...

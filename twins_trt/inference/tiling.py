@@ -1,8 +1,8 @@
-"""Images of any size in tiles: overlaps averaged, in memory that does not grow with the image's height.
+"""Images of any size in tiles: overlaps are averaged, and memory does not grow with the image's height.
 
-Like mmsegmentation's sliding windows, but the logits are summed at the network's own resolution, where they are a
-sixteenth of the size, and a strip of tiles is turned into classes as soon as the next strip cannot change it. That
-resizes after the average instead of before it, which differs only where tiles meet.
+Like mmsegmentation's sliding windows, with two differences. Logits are summed at the network's own resolution, where
+they are a sixteenth of the size, so they are resized after the average and not before it; results differ only where
+tiles meet. And a strip of tiles becomes classes as soon as the next strip cannot change it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _BAND_BYTES = 32 << 20  # of logits at full size, which exist for some rows at a
 
 @dataclass(frozen=True)
 class Tiles:
-    """How an image is cut. size: (height, width) of a tile, pixels; None for what the graph takes. overlap: pixels that
-    neighbours share; None for a third of the tile, mmsegmentation's usual share."""
+    """How an image is cut. size: (height, width) of a tile, pixels; None for the graph's size. overlap: pixels that
+    neighbours share; None for a third of the tile, as usual in mmsegmentation. Raises UsageError for bad values."""
 
     size: Size | None = None
     overlap: int | None = None
@@ -54,11 +54,12 @@ def tiled_mask(
 ) -> UInt8Array:
     """The classes of an image of (height, width) `size`: uint8 [height, width].
 
-    predict: [n, 3, h, w] for a tile's size (h, w), n up to `batch` -> logits [n, C, h', w']. cut(rows, columns): such
-    pixels [1, 3, h, w] of a tile of the image, which may stick out at the right and at the bottom and is padded there.
+    predict: pixels [n, 3, h, w] of n tiles of size (h, w), n up to `batch` -> logits [n, C, h', w'].
+    cut(rows, columns): the pixels [1, 3, h, w] of a tile. A tile may extend beyond the image at the right and at the
+    bottom, and `cut` pads it there.
     tile, overlap: see `Tiles`.
-    Memory: logits of a row of tiles at the network's resolution, and at full size 32 MiB of them. Raises EngineError
-    where `predict` gives no logits.
+    Memory: logits of a row of tiles at the network's resolution, and 32 MiB of logits at full size. Raises EngineError
+    if `predict` gives no logits.
     """
     corner = cut(slice(0, tile[0]), slice(0, tile[1]))
     scale = _scale(tile, checked_logits(predict, corner).shape[2:])
@@ -93,11 +94,11 @@ def tiled_mask(
 
 
 class _Writer:
-    """Turns rows of logits into classes at full size as they come; keeps the rows that the next ones still need."""
+    """Turns rows of logits into classes at full size as they come. Keeps the rows that the next rows still need."""
 
     def __init__(self, mask: UInt8Array, scale: Size, classes: int) -> None:
         self._mask, self._scale = mask, scale
-        # Without the padding of tiles that stick out, which would show at the image's edge.
+        # Without the padding beyond the image, which would be visible at its edge.
         self._grid = (-(-mask.shape[0] // scale[0]), -(-mask.shape[1] // scale[1]))
         self._rows = np.zeros((classes, 0, self._grid[1]), np.float32)
         self._first = self._next = 0
@@ -108,7 +109,7 @@ class _Writer:
         self._rows = np.concatenate([self._rows, rows[:, :left, : self._grid[1]]], axis=1)
         end = self._first + self._rows.shape[1]
         (height, width), full = self._mask.shape, self._grid[0] * self._scale[0]
-        # A row at full size lies between two rows of logits; the last that lies above the final one's centre is ready.
+        # A row at full size lies between two rows of logits. It is ready if it lies above the centre of the last one.
         ready = height if end == self._grid[0] else min(height, int(np.ceil((end - 0.5) * self._scale[0] - 0.5)))
         for top in range(self._next, ready, self._band):
             part = slice(top, min(top + self._band, ready))
@@ -121,7 +122,7 @@ class _Writer:
 
 
 def _scale(tile: Size, logits: tuple[int, ...]) -> Size:
-    """Pixels of the image per logit; 1 where that is no whole number, and then logits are resized to the tile."""
+    """Pixels of the image per logit. If that is not a whole number it is 1, and logits are resized to the tile."""
     whole = tile[0] % logits[0] == 0 and tile[1] % logits[1] == 0
     return (tile[0] // logits[0], tile[1] // logits[1]) if whole else (1, 1)
 
@@ -131,12 +132,12 @@ def _at_scale(logits: FloatArray, size: Size) -> FloatArray:
 
 
 def _step(tile: int, overlap: int | None, scale: int) -> int:
-    """Logits from one tile to the next: rounded down, so that neighbours share at least the overlap."""
+    """The step from one tile to the next, in logits: rounded down, so that neighbours share at least the overlap."""
     return max(1, (tile - (tile // 3 if overlap is None else overlap)) // scale)
 
 
 def _starts(side: int, tile: int, step: int) -> list[int]:
-    """Where tiles begin; the last one is moved back inside."""
+    """The beginnings of the tiles; the last tile is moved back inside."""
     return [min(index * step, side - tile) for index in range(-(-(side - tile) // step) + 1)]
 
 

@@ -1,4 +1,4 @@
-"""Bundles on disk: a folder of plain files that is written whole or not at all and verified when opened."""
+"""Bundles on disk: folders of plain files, written whole or not at all and verified when they are opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twins_trt.folders import check_replaceable, restore, whole_folder
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, EngineFile, FileEntry, Manifest, safe_path
 
-TRIES = 100  # of reading a bundle that is replaced meanwhile: writing one takes longer than reading it
+TRIES = 100  # of reading a bundle that is replaced meanwhile; writing one takes longer than reading it
 _AGAIN = "open it again"
 
 _Version = tuple[int, int, str]
@@ -28,10 +28,10 @@ _Version = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and what its manifest says.
+    """An opened bundle: its folder and its manifest.
 
-    Another build may put a new one in its place. Then asking for a file raises BundleError, unless it is the same in
-    both: what the manifest says is not to be mixed with the files of another.
+    Another build may replace it on disk. Then asking for a file raises BundleError, unless the file is the same in both
+    bundles: this manifest must not be combined with the files of another bundle.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Bundle:
 
     @property
     def interface(self) -> GraphInterface:
-        """See `EngineSource.interface`; and so the next three."""
+        """See `EngineSource`; the next three as well."""
         return self.manifest.interface
 
     @property
@@ -66,18 +66,18 @@ class Bundle:
 
     @property
     def replaced(self) -> bool:
-        """Whether what runs is no longer what was opened: graph, engines, weights. What a verdict or a profile adds
-        does not count."""
+        """Whether graph, engines or weights on disk are no longer those that were opened. Files added by a gate or a
+        profile do not count."""
         return self._differs(_runs(self.manifest))
 
     def refuse_replaced(self) -> None:
-        """Raises BundleError where it is `replaced`: what was read of it since it was opened may be of two bundles."""
+        """Raises BundleError if it is `replaced`: files that were read since it was opened may be of two bundles."""
         if self.replaced:
             raise replaced_error(self.path)
 
     def file(self, name: str) -> Path:
-        """The file called `name` (`engines/x.engine`). Raises BundleError if the manifest does not list it, or if it
-        was replaced since the bundle was opened."""
+        """The path of a file (`engines/x.engine`). Raises BundleError if the manifest does not list it, or if it was
+        replaced since the bundle was opened."""
         if name not in self.files:
             raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(self.files)}", self.manifest.rebuild)
         if self._differs([name]):
@@ -97,14 +97,14 @@ class Bundle:
             return None
         try:
             content = self.file(name).read_bytes()
-            self.file(name)  # again: it is not of another bundle that came meanwhile
+            self.file(name)  # again, in case the bundle was replaced meanwhile
             return json.loads(content)
         except (OSError, ValueError) as error:
             self.file(name)
             raise BundleError(f"{self.path / name} cannot be read: {error}", self.manifest.rebuild) from error
 
     def _differs(self, names: Iterable[str]) -> bool:
-        """Whether one of these files is by now another, or none."""
+        """Whether one of these files has changed on disk or is gone."""
         if self._version is None or _version(self.path) == self._version:
             return False
         try:
@@ -116,17 +116,17 @@ class Bundle:
 
 
 def replaced_error(path: Path) -> BundleError:
-    """For a bundle that is still used where another has taken its place."""
+    """The error for a bundle that is still used after it was replaced."""
     return BundleError(f"{path} was replaced since it was opened", _AGAIN)
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
-    """Open the bundle in the folder `path`.
+    """Opens the bundle in the folder `path`.
 
-    verify: read every file and compare its sha256; without, only the manifest and the files' presence and size are
-    checked. Files that the manifest does not list are refused when verifying. A bundle that is replaced meanwhile is
-    read again, and one whose replacement was cut off is brought back: what is returned is one bundle, never parts of
-    two. Raises BundleError, naming what does not fit, both values, and the command that rebuilds.
+    verify: read every file and compare its sha256, and refuse files that the manifest does not list. Without, only the
+    manifest and the presence and size of the files are checked. A bundle that is replaced meanwhile is read again, and
+    one whose replacement was interrupted is brought back, so the result is never parts of two bundles. Raises
+    BundleError, naming the field that does not fit, both values, and the command that rebuilds the bundle.
     """
     root = Path(path)
     for _ in range(TRIES):
@@ -145,13 +145,13 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
 def write_bundle(
     path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle to the folder `path`: whole, or nothing, also when interrupted.
+    """Writes a bundle to the folder `path`: whole or not at all, even if it is interrupted.
 
-    manifest: its `files` are set here, and `created` where it is empty. files: path below the bundle -> content, or the
-    file to copy; `graph.onnx` and every engine the manifest names must be among them. Everything is written into a
-    hidden sibling, which takes its name at the end. overwrite: replace a bundle that is there, in one step where the
-    system can; anything else is never replaced. Raises BundleError if `path` exists, a file is missing or badly named,
-    or the disk refuses.
+    manifest: gets its `files` here, and `created` if that is empty. files: path below the bundle -> content, or the
+    file to copy; `graph.onnx` and every engine of the manifest must be among them. Everything is written into a hidden
+    folder beside `path`, which is renamed at the end. overwrite: replace a bundle at `path`, in one step if the system
+    can do that; anything else is never replaced. Raises BundleError if `path` exists, if a file is missing or has a bad
+    name, or if the disk refuses.
     """
     target = Path(path)
     _check_names(files)
@@ -164,11 +164,11 @@ def write_bundle(
 def amend_bundle(
     bundle: Bundle, files: Mapping[str, bytes | Path], *, change: Callable[[Manifest], Manifest] | None = None
 ) -> Bundle:
-    """The bundle with these files added, or put in place of those it has: all of it, or it stays as it was.
+    """Adds files to a bundle, or replaces some of its files: all of them, or none. Returns the new bundle.
 
-    It is the bundle as it is by now that is amended, and one after another: what others have added since it was opened
-    stays. change: applied to its manifest. Raises BundleError where it holds another graph or other engines by now,
-    where a file that it keeps is damaged, and as `write_bundle` does.
+    The bundle is amended as it is on disk now, and by one process at a time, so files that others have added since it
+    was opened stay. change: applied to its manifest. Raises BundleError if it has another graph or other engines by
+    now, if a file that it keeps is damaged, and as `write_bundle` does.
     """
     _check_names(files)
     with _writing(bundle.path, overwrite=True) as staging:
@@ -197,14 +197,14 @@ def _check_names(files: Mapping[str, bytes | Path]) -> None:
 
 @contextmanager
 def _writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """The folder that becomes `target` at the end of the block; one that is there is locked meanwhile."""
+    """The folder that becomes `target` at the end of the block. A folder that is already there is locked meanwhile."""
     check_place(target, overwrite=overwrite)
     try:
         replacing = partial(check_place, target, overwrite=True) if overwrite else None
         with whole_folder(target, replace=replacing) as staging:
             yield staging
     except OSError as error:
-        check_place(target, overwrite=overwrite)  # it may have come since the check above
+        check_place(target, overwrite=overwrite)  # it may have appeared since the check above
         raise BundleError(f"{target} cannot be written: {error}") from error
 
 
@@ -213,14 +213,14 @@ def _fill(staging: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) 
     entries = tuple(FileEntry(name, *write_hashed(staging / name, files[name])) for name in sorted(files))
     created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
     manifest = replace(manifest, files=entries, created=created)
-    if not entries:  # the manifest itself cannot tell "none" from "not written yet"
+    if not entries:  # to the manifest itself, no files means that it is not written yet
         raise BundleError(f"a bundle needs {GRAPH}", manifest.rebuild)
     write_hashed(staging / MANIFEST, manifest.dumps().encode())
     return manifest
 
 
 def _runs(manifest: Manifest) -> dict[str, FileEntry]:
-    """What runs: graph, engines, weights."""
+    """The files that run: graph, engines, weights."""
     names = {GRAPH, WEIGHTS, *(engine.file for engine in manifest.engines)}
     return {name: entry for name, entry in _entries(manifest).items() if name in names}
 
@@ -230,8 +230,11 @@ def _entries(manifest: Manifest) -> dict[str, FileEntry]:
 
 
 def _version(root: Path) -> _Version | None:
-    """Tells a bundle from one that takes its place; None where there is none. By its manifest's file and content, for
-    the number of a file that is gone is given again at once, and clocks of file systems are coarse."""
+    """Identifies a bundle on disk; None if there is none.
+
+    By inode, time and content of its manifest: a file system may give the inode of a removed file to the next one at
+    once, and its clock is coarse.
+    """
     try:
         with open(root / MANIFEST, "rb") as file:
             found = os.fstat(file.fileno())
@@ -241,7 +244,7 @@ def _version(root: Path) -> _Version | None:
 
 
 def _restored(root: Path) -> bool:
-    """Whether the bundle was away for a moment, or for good, because a replacement was cut off, and is back."""
+    """Brings back a bundle that is missing because of an unfinished replacement. Returns whether it was missing."""
     try:
         return restore(root)
     except OSError as error:
@@ -252,7 +255,7 @@ def _restored(root: Path) -> bool:
 
 
 def _read(root: Path, *, verify: bool) -> Manifest:
-    """The manifest of the bundle in `root`, once everything fits it."""
+    """The manifest of the bundle in `root`, after the check of its files."""
     manifest = _read_manifest(root)
     for i, entry in enumerate(manifest.files):
         _check_file(root, entry, f"files[{i}]", manifest.rebuild, verify=verify)

@@ -1,4 +1,4 @@
-"""What a bundle says about itself: everything a device needs to run it, and where every part came from."""
+"""The manifest of a bundle: all that a device needs to run it, and where every part came from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from twins_trt.codec import decode, encode
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.inference.interface import MASK_HOLDS, MOST_CLASSES, GraphInterface
+from twins_trt.inference.interface import MASK_HOLDS, MAX_CLASSES, GraphInterface
 from twins_trt.models.source import Source
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
-WEIGHTS = "weights.pth"  # only where asked for: what the torch engine runs
-REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # where the manifest cannot say better
+WEIGHTS = "weights.pth"  # optional: the weights that the torch engine runs
+REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # if no manifest has a better command
 
 # The fields that a file begins with, in the order in which every version has written them.
 _FIRST = (
@@ -51,9 +51,9 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A serialized engine: which compiler made it, of which version, for which GPUs (`sm_86`).
+    """A serialized engine: its file, the flavour and version of its compiler, and the GPUs that it is for (`sm_86`).
 
-    hardware_compatibility: which other GPUs it also runs on, in TensorRT's words, such as `ampere_plus`.
+    hardware_compatibility: other GPUs that it also runs on, in TensorRT's words, such as `ampere_plus`.
     """
 
     file: str
@@ -63,7 +63,7 @@ class EngineFile:
     hardware_compatibility: str = "none"
 
     def runs_on(self, target: str) -> bool:
-        """Whether it is for a GPU of this target. TensorRT's Ampere-plus starts at SM80 and leaves Jetsons out."""
+        """Whether it runs on a GPU of this target. TensorRT's Ampere-plus starts at SM80 and excludes Jetsons."""
         if target in self.targets or self.hardware_compatibility != "ampere_plus":
             return target in self.targets
         return int(target.removeprefix("sm_")) >= 80 and target not in _JETSONS
@@ -71,10 +71,10 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number and how it came about.
+    """One number and how it was measured.
 
-    measured_on: the device, in words. simulated: true where the engine itself did not run there (say, the same graph on
-    another runtime).
+    measured_on: the device, in words. simulated: true if the engine itself did not run there, but for example the same
+    graph on another runtime.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`: what the graph takes, and where every part came from.
+    """The content of `manifest.json`.
 
-    interface: of the graph; its fields stand beside the others in the file. model: a name of the zoo.
-    padding: which of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
-    rebuild: the command that makes this bundle again. tools: name -> version of what built it.
-    gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone; `write_bundle` fills it in, and `files`.
-    Raises BundleError, naming the field and both values, where the parts contradict each other.
+    interface: of the graph; in the file its fields stand beside the others. model: a name of the zoo.
+    padding: one of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
+    rebuild: the command that makes this bundle again. tools: name -> version of the tools that built it.
+    gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone. `write_bundle` sets `created` and `files`.
+    Raises BundleError, naming the field and both values, if the parts contradict each other.
     """
 
     interface: GraphInterface
@@ -142,7 +142,7 @@ class Manifest:
             return decode(cls, _nested(values))
         except ValueError as error:  # UsageError of the parts' own checks included
             cause = error.cause if isinstance(error, UsageError) else str(error)
-            named = cause.removeprefix("interface").lstrip(" .")  # the file has its fields beside the others
+            named = cause.removeprefix("interface").lstrip(" .")  # the file has no field of this name
             raise BundleError(f"{MANIFEST}: {named}", rebuild) from error
 
     def dumps(self) -> str:
@@ -151,8 +151,8 @@ class Manifest:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's values with those of the interface in one of their own. Raises ValueError for another `num_classes`
-    than there are classes."""
+    """The file's values, with those of the interface as a value of their own. Raises ValueError if `num_classes` is not
+    the number of classes."""
     plain = dict(values)
     interface = {each.name: plain.pop(each.name) for each in fields(GraphInterface) if each.name in plain}
     if "num_classes" not in plain:
@@ -160,7 +160,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     count = plain.pop("num_classes")
     if type(count) is not int:
         raise ValueError(f"num_classes is {count!r}, not a whole number")
-    if not 1 <= count <= MOST_CLASSES:
+    if not 1 <= count <= MAX_CLASSES:
         raise ValueError(f"num_classes is {count}; {MASK_HOLDS}")
     for name in ("classes", "palette"):
         if isinstance(interface.get(name), list) and len(interface[name]) != count:

@@ -1,4 +1,4 @@
-"""What a Segmenter gives back for one image."""
+"""The result of a Segmenter for one image."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ UInt8Array = npt.NDArray[np.uint8]
 class Segmentation:
     """The classes of one image.
 
-    mask: uint8 [H, W] at the image's own size, a class index a pixel. classes, palette: name and RGB colour by index.
-    image: the picture itself, uint8 [H, W, 3] RGB, as it was given and not copied; None where there is none at hand.
+    mask: uint8 [H, W] at the image's own size, one class index per pixel. classes, palette: name and RGB colour by
+    index.
+    image: the image itself, uint8 [H, W, 3] RGB, not copied; None if it is not at hand.
     """
 
     mask: UInt8Array
@@ -32,7 +33,7 @@ class Segmentation:
     image: UInt8Array | None = field(default=None, repr=False)
 
     def areas(self) -> dict[str, float]:
-        """The fraction of the image that each class covers, 0 to 1, in the order of `classes`."""
+        """The share of the image that each class covers, 0 to 1, in the order of `classes`."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
         return {name: float(counts[i] / self.mask.size) for i, name in enumerate(self.classes)}
 
@@ -44,8 +45,8 @@ class Segmentation:
         """The picture with the classes' colours over it, uint8 [H, W, 3] RGB.
 
         image: uint8 [H, W, 3] RGB; by default the one that was segmented. alpha: 0 shows only the picture, 1 only the
-        colours. Raises UsageError for an alpha outside that or where there is no picture, ImageError if it does not
-        have the mask's size.
+        colours. Raises UsageError for another alpha or without a picture, ImageError if the picture does not have the
+        mask's size.
         """
         if not 0 <= alpha <= 1:
             raise UsageError(f"alpha is {alpha}", "give 0 (only the picture) to 1 (only the colours)")
@@ -61,9 +62,9 @@ class Segmentation:
         return np.rint(blended).astype(np.uint8)
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask as an 8-bit PNG with the palette inside; its pixel values are the class indices.
+        """Writes the mask as an 8-bit PNG with the palette; its pixel values are the class indices.
 
-        Folders are made as needed. Raises UsageError if the name does not end in .png, ImageError if it cannot be
+        Makes the folders of `path`. Raises UsageError if the name does not end in .png, ImageError if it cannot be
         written.
         """
         picture = _pillow().fromarray(self.mask)
@@ -71,12 +72,12 @@ class Segmentation:
         return _write_png(picture, path)
 
     def save_overlay(self, path: str | Path, image: UInt8Array | None = None, *, alpha: float = 0.5) -> Path:
-        """Write `overlay(image, alpha=alpha)` as a PNG. Raises as `overlay` and `save` do."""
+        """Writes `overlay(image, alpha=alpha)` as a PNG. Raises as `overlay` and `save` do."""
         return _write_png(_pillow().fromarray(self.overlay(image, alpha=alpha)), path)
 
 
 def _table(palette: tuple[Colour, ...]) -> UInt8Array:
-    """[256, 3]: a colour for every value a mask can hold; black past the last class."""
+    """[256, 3]: a colour for every value of a mask; black after the last class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table

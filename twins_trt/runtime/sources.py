@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, patterns) to image paths."""
+"""From names of files, folders and patterns to image paths."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from twins_trt.errors import ImageError
 
 
 def expand_sources(sources: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The image files that `sources` name, each once.
+    """The image files of `sources`, each once.
 
-    A file is taken as it is; a folder gives the images directly in it, a pattern (`frames/*.png`, `**` for all levels)
-    those it matches, both sorted as people count (`2.png` before `10.png`) and without hidden files. The order of
-    `sources` is kept. Raises ImageError for a source that does not exist or gives no image.
+    A file is taken as it is. A folder gives the images directly in it, and a pattern (`frames/*.png`, `**` for all
+    levels) the images that it matches, both sorted by number (`2.png` before `10.png`) and without hidden files. The
+    order of `sources` is kept. Raises ImageError for a source that does not exist or gives no image.
     """
     named = [sources] if isinstance(sources, (str, Path)) else list(sources)
     paths: dict[Path, None] = {}
@@ -26,7 +26,7 @@ def expand_sources(sources: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorts names as people count: digits by value, the rest without case, ties by the exact name."""
+    """The key that sorts names by number: digits by value, other text without case, ties by the exact name."""
     parts = re.split(r"(\d+)", str(path))
     return [(0, int(part), "") if i % 2 else (1, 0, part.casefold()) for i, part in enumerate(parts)], str(path)
 

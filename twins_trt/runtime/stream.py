@@ -1,4 +1,4 @@
-"""Frames one after another: read and resized in a thread, and copied, while the engine works on those before them."""
+"""Streams of frames: a thread reads and resizes frames while the engine works on those before them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Frame:
-    """What became of one item of a stream.
+    """The result of one item of a stream.
 
-    index: its place in the iterable, from 0. source: the item itself. Of segmentation and error exactly one is None.
+    index: its place in the iterable, from 0. source: the item itself. Exactly one of segmentation and error is None.
     """
 
     index: int
@@ -48,20 +48,21 @@ class _End:
 
 
 class Started(Protocol):
-    """Frames that the engine works on. Exactly one of its methods is called, once."""
+    """Frames that are given to the engine. Exactly one of its methods is called, once."""
 
     def result(self) -> Sequence[Segmentation]: ...
 
     def discard(self) -> None: ...
 
 
-# start(prepared, wait): frames given to the engine; None where it has no room for more and need not wait for it.
+# start(prepared, wait): gives frames to the engine. Without `wait`, returns None if the engine has no room for them.
 Start = Callable[[Sequence[P], bool], Started | None]
 
 
 @dataclass(frozen=True)
 class _Chunk(Generic[P]):
-    """Neighbours that the engine takes at once. Of started and error at most one is set; neither: all failed before."""
+    """Frames that the engine takes at once. At most one of started and error is set; neither, if all frames failed
+    before."""
 
     taken: list[_Taken[P]]
     started: Started | None = None
@@ -71,17 +72,17 @@ class _Chunk(Generic[P]):
 def stream_frames(
     items: Iterable[Any], prepare: Callable[[Any], P], start: Start[P], *, batch: int, depth: int
 ) -> Generator[Frame, None, None]:
-    """Yield a Frame for every item, in order; `prepare` runs in a thread, `start`, on up to `batch` frames, here.
+    """Yields a Frame for every item, in order. `prepare` runs in a thread, `start` here, on up to `batch` frames.
 
-    At most `batch * depth` items are taken and not yet done with. While frames are under way, the next are started as
-    soon as they are ready; nothing waits for a next frame that is not. A TwinsError of `prepare`, `start` or a result
-    becomes its frame's error; any other exception, also of the iterable, is raised after the frames before it. However
-    this ends, nothing stays under way.
+    At most `batch * depth` items are taken and not yet yielded. While frames are under way, the next frames are started
+    as soon as they are ready, and no frame waits for a next one that is not ready. A TwinsError of `prepare`, `start`
+    or a result becomes the error of its frame. Any other exception, also of the iterable, is raised after the frames
+    before it. Nothing is under way when this ends, even after an error.
     """
     free = threading.Semaphore(batch * depth)
     ready: queue.SimpleQueue[_Taken[P] | _End] = queue.SimpleQueue()
     stop = threading.Event()
-    # A daemon: an iterable that waits for a camera forever must not keep the process alive.
+    # A daemon thread: an iterable that waits for a camera forever must not keep the process alive.
     thread = threading.Thread(
         target=_take, args=(items, prepare, free, ready, stop), name="twins-trt-stream", daemon=True
     )
@@ -114,10 +115,10 @@ def stream_frames(
         stop.set()
         for chunk in under_way:
             if chunk.started is not None:
-                with suppress(TwinsError):  # one that failed on top of what ends the stream
+                with suppress(TwinsError):  # a further error; the first one ends the stream
                     chunk.started.discard()
         free.release()
-        thread.join(timeout=1.0)  # only an item that takes longer to come is left behind
+        thread.join(timeout=1.0)  # the thread runs on only if an item takes longer to come
 
 
 def _take(

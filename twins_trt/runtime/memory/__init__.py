@@ -1,4 +1,4 @@
-"""Device memory through whichever CUDA package is installed. Each is one small module behind one protocol."""
+"""Device memory through the CUDA package that is installed. Each package has a small module behind one protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twins_trt.runtime.memory.protocol import HostBlock, Memory, OutOfMemory
 
 __all__ = ["PACKAGES", "HostBlock", "Memory", "OutOfMemory", "installed", "open_memory"]
 
-# Package -> (the module it is known by, ours for it), in the order in which `auto` prefers them: pycuda has no graphs.
+# Package -> (its module, our module for it), in the order in which `auto` prefers them: pycuda has no CUDA graphs.
 PACKAGES = {
     "cuda-bindings": ("cuda.bindings.runtime", "twins_trt.runtime.memory.cuda_bindings"),
     "pycuda": ("pycuda.driver", "twins_trt.runtime.memory.pycuda"),
@@ -18,7 +18,7 @@ PACKAGES = {
 
 
 def installed(package: str) -> bool:
-    """Whether one of `PACKAGES` is installed; nothing of it is loaded but its parent packages."""
+    """Whether one of `PACKAGES` is installed. Loads only its parent packages."""
     try:
         return find_spec(PACKAGES[package][0]) is not None
     except (ImportError, ValueError):  # its parent is absent, or blocked
@@ -26,9 +26,9 @@ def installed(package: str) -> bool:
 
 
 def open_memory(package: str = "auto") -> Memory:
-    """The first GPU through `package`, one of `PACKAGES`, or through the first of them that is installed.
+    """The memory of the first GPU. package: one of `PACKAGES`, or `auto` for the first that is installed.
 
-    Raises UsageError for another name, MissingDependencyError where it is not installed, EngineError without a GPU.
+    Raises UsageError for another name, MissingDependencyError if it is not installed, EngineError without a GPU.
     """
     if package not in ("auto", *PACKAGES):
         raise UsageError(f"there is no device memory {package!r}", f"use auto, {', '.join(PACKAGES)}")

@@ -1,7 +1,7 @@
-"""Arrays that lie on a GPU: others', by `__dlpack__` or `__cuda_array_interface__`, and ours, by the latter.
+"""Arrays on a GPU: of other libraries, with `__dlpack__` or `__cuda_array_interface__`, and ours, with the latter.
 
-DLPack comes first where an array has both, because its producer is told the consumer's stream and sees to the order;
-PyTorch's `__cuda_array_interface__` does not name a stream.
+DLPack is preferred, because its producer gets the consumer's stream and keeps the order of the work. PyTorch's
+`__cuda_array_interface__` does not name a stream.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class _DLTensor(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DeviceView:
-    """C-contiguous memory of somebody else's on the GPU.
+    """C-contiguous memory on the GPU that belongs to another library.
 
-    stream: what its owner works on, to be waited for before use; None where the owner has seen to that or says nothing.
-    keep: what has to live as long as the memory is used.
+    stream: the owner's stream, to wait for before use; None if the owner takes care of the order or names no stream.
+    keep: an object that has to live as long as the memory is used.
     """
 
     address: int
@@ -56,8 +56,8 @@ class DeviceArray:
     """An array on the GPU, for anything that takes `__cuda_array_interface__`: `torch.as_tensor(x, device="cuda")`,
     `cupy.asarray(x)`, `numba.cuda.as_cuda_array(x)`.
 
-    address, shape, dtype: of its C-contiguous memory. stream: work on it is complete in the order of this stream; None
-    where it is complete. The memory is freed with the object, so it must not outlive its engine's process.
+    address, shape, dtype: of its C-contiguous memory. stream: the stream whose work fills it; None if it is complete.
+    The memory is freed with the object, so the object must not outlive its engine's process.
     """
 
     def __init__(
@@ -90,17 +90,17 @@ def size_of(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def on_device(value: Any) -> bool:
-    """Whether `value` is an array on a CUDA GPU, as far as it says so."""
+    """Whether `value` says that it is an array on a CUDA GPU."""
     if hasattr(value, "__dlpack_device__"):
         return int(value.__dlpack_device__()[0]) == _CUDA
     return hasattr(value, "__cuda_array_interface__")
 
 
 def view(value: Any, *, stream: int, what: str) -> DeviceView:
-    """The memory of an array on the GPU, to be used on `stream`; DLPack producers are told so.
+    """The memory of an array on the GPU, for use on `stream`, which a DLPack producer is told.
 
-    what: what errors call it. Raises UsageError for what is not on the first GPU, not C-contiguous, or of another
-    dtype than a graph's tensors have.
+    what: the array's name in errors. Raises UsageError for an array that is not on the first GPU, not C-contiguous, or
+    of a dtype that graphs do not have.
     """
     if hasattr(value, "__dlpack_device__"):
         found, strides = _from_dlpack(value, stream, what)

@@ -1,4 +1,4 @@
-"""NVIDIA's cuda-bindings: the CUDA runtime as it is, every call a function that returns its error first."""
+"""Memory through NVIDIA's cuda-bindings: the functions of the CUDA runtime, which return their error first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twins_trt.runtime.memory.protocol import HostBlock, OutOfMemory
 
 
 def open_memory() -> CudaBindings:
-    """The first GPU. Raises EngineError where the driver is absent, too old or sees none."""
+    """The memory of the first GPU. Raises EngineError if the driver is absent, too old or sees no GPU."""
     from cuda.bindings import runtime
 
     return CudaBindings(runtime)
@@ -33,7 +33,7 @@ class CudaBindings:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        self._call("cudaSetDevice", 0)  # per thread, and nearly free where it is set already
+        self._call("cudaSetDevice", 0)  # per thread, and nearly free if it is set already
         yield
 
     def allocate(self, size: int) -> int:
@@ -75,7 +75,7 @@ class CudaBindings:
             self._call("cudaEventRecord", event, other)
             self._call("cudaStreamWaitEvent", stream, event, 0)
         finally:
-            self._call("cudaEventDestroy", event)  # CUDA keeps what still waits for it
+            self._call("cudaEventDestroy", event)  # CUDA keeps it as long as work waits for it
 
     def new_event(self) -> Any:
         return self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDefault)
@@ -90,12 +90,12 @@ class CudaBindings:
         self._call("cudaEventDestroy", event)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        # Thread-local: what other threads allocate meanwhile neither fails nor ends up in the graph.
+        # Thread-local: allocations of other threads neither fail nor become part of the graph.
         self._call("cudaStreamBeginCapture", stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()
         except BaseException:
-            # The stream must leave capture mode whatever happened; what is returned is of no use.
+            # The stream has to leave capture mode in any case; the graph that this returns is not used.
             status, broken = self._cuda.cudaStreamEndCapture(stream)
             if status == self._cuda.cudaError_t.cudaSuccess:
                 self._call("cudaGraphDestroy", broken)
@@ -114,11 +114,11 @@ class CudaBindings:
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, function: str, *given: Any) -> Any:
-        """The result after the error, alone if there is one. Raises EngineError for every error but success."""
+        """The results after the error code; a single result alone. Raises EngineError unless the call succeeded."""
         status, *results = getattr(self._cuda, function)(*given)
         if status == self._cuda.cudaError_t.cudaSuccess:
             return results[0] if len(results) == 1 else tuple(results)
-        self._cuda.cudaGetLastError()  # read, or it stays behind for whoever asks next, TensorRT among them
+        self._cuda.cudaGetLastError()  # clears it; otherwise the next caller, such as TensorRT, would find it
         text = self._cuda.cudaGetErrorString(status)[1]
         words = text.decode() if isinstance(text, bytes) else str(text)
         if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:

@@ -1,4 +1,4 @@
-"""What the GPU engine needs of a CUDA binding, and nothing more: addresses are numbers, streams are handles."""
+"""The functions of a CUDA package that a GPU engine needs. Addresses are numbers, streams are handles."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class OutOfMemory(EngineError):
-    """The GPU, or the host's pinned memory, has no room for what was asked."""
+    """The GPU, or the host's pinned memory, has no room for an allocation."""
 
 
 @dataclass(frozen=True)
 class HostBlock:
     """Pinned host memory, which a GPU copies without the processor.
 
-    array: its bytes. device: the address under which the GPU reads and writes it itself; None where it is not mapped.
-    handle: what frees it.
+    array: its bytes. device: the address at which the GPU reads and writes it in place; None if it is not mapped.
+    handle: for freeing it.
     """
 
     array: UInt8Array
@@ -36,17 +36,16 @@ class HostBlock:
 class Memory(Protocol):
     """Device memory, streams, events and graphs of one GPU, through one Python package.
 
-    name: the package. graphs: whether it can capture CUDA graphs. Copies take pinned host memory and return before
-    they are done; `synchronize` waits. Work given to one stream runs in order. Every method but `entered` has to be
-    called inside `entered()`, from any thread, and raises EngineError with CUDA's own words, OutOfMemory where an
-    allocation fails.
+    name: the package. graphs: whether it can capture CUDA graphs. Copies use pinned host memory and return before they
+    are done; `synchronize` waits. Work of one stream runs in order. Call every method but `entered` inside
+    `entered()`, from any thread. They raise EngineError with CUDA's own words, and OutOfMemory if an allocation fails.
     """
 
     name: str
     graphs: bool
 
     def entered(self) -> AbstractContextManager[None]:
-        """Makes the GPU the current one of the calling thread."""
+        """Makes the GPU the current one of this thread, inside a `with` block."""
         ...
 
     def allocate(self, size: int) -> int:
@@ -56,31 +55,31 @@ class Memory(Protocol):
     def free(self, address: int) -> None: ...
 
     def allocate_host(self, size: int, *, mapped: bool) -> HostBlock:
-        """`size` new bytes of pinned host memory; mapped: which the GPU can use in place."""
+        """`size` new bytes of pinned host memory. mapped: the GPU can use it in place."""
         ...
 
     def free_host(self, block: HostBlock) -> None: ...
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default one."""
+        """A new stream, which does not wait for the default stream."""
         ...
 
     def free_stream(self, stream: int) -> None: ...
 
     def copy_in(self, address: int, block: HostBlock, size: int, stream: int) -> None:
-        """The block's first `size` bytes to the device."""
+        """Copies the block's first `size` bytes to the device."""
         ...
 
     def copy_out(self, block: HostBlock, address: int, size: int, stream: int) -> None:
-        """`size` bytes from the device into the block, which holds them once the stream was synchronized."""
+        """Copies `size` bytes from the device into the block, which has them after `synchronize`."""
         ...
 
     def synchronize(self, stream: int) -> None:
-        """Waits for everything given to the stream; raises EngineError if any of it failed."""
+        """Waits for all work of the stream. Raises EngineError if any of it failed."""
         ...
 
     def wait(self, stream: int, other: int) -> None:
-        """What is given to `stream` from now on runs after what `other` was given so far."""
+        """Makes later work of `stream` run after the work that `other` has so far."""
         ...
 
     def new_event(self) -> Any: ...
@@ -88,13 +87,13 @@ class Memory(Protocol):
     def record(self, event: Any, stream: int) -> None: ...
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Time on the GPU between two events that are over."""
+        """Seconds on the GPU between two events that have happened."""
         ...
 
     def free_event(self, event: Any) -> None: ...
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """What `work` gives to the stream, as a graph, without running it. Raises what `work` raises."""
+        """A graph of what `work` gives to the stream, which is not run. Raises the errors of `work`."""
         ...
 
     def launch(self, graph: Any, stream: int) -> None: ...

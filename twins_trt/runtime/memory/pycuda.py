@@ -1,4 +1,4 @@
-"""pycuda: what JetPack's older samples use. It has no CUDA graphs, and no way to take another library's stream.
+"""Memory through pycuda, which JetPack's older samples use. It cannot use CUDA graphs or another library's stream.
 
 Written from pycuda's reference (documen.tician.de/pycuda/driver.html); not run on a device.
 """
@@ -19,7 +19,7 @@ log = logging.getLogger("twins_trt")
 
 
 def open_memory() -> PyCuda:
-    """The first GPU. Raises EngineError where the driver is absent, too old or sees none."""
+    """The memory of the first GPU. Raises EngineError if the driver is absent, too old or sees no GPU."""
     import pycuda.driver as cuda
 
     log.info("pycuda has no CUDA graphs: calls are launched one by one; pip install cuda-bindings replays them")
@@ -92,7 +92,7 @@ class PyCuda:
             self._streams[stream].synchronize()
 
     def wait(self, stream: int, other: int) -> None:
-        # One of the two is somebody else's, of which pycuda makes no Stream: so wait for the whole device.
+        # One of the two belongs to another library, and pycuda cannot use it, so this waits for the whole device.
         with self._errors("Context.synchronize"):
             self._cuda.Context.synchronize()
 
