@@ -1,4 +1,4 @@
-"""Packages whose names are loaded when first used, so that importing one costs nothing that is not asked for."""
+"""Packages whose names are loaded when first used, so that importing a package is cheap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def lazy_names(
 
         __getattr__, __dir__ = lazy_names(__name__, {"twins_trt.runtime.segmenter": ["Segmenter"]})
 
-    package: its name. modules: where which of its names come from. Type checkers need the same imports below
+    package: its name. modules: by module, the names that come from it. Type checkers need the same imports below
     `if TYPE_CHECKING`.
     """
     home = {name: module for module, names in modules.items() for name in names}
@@ -26,7 +26,7 @@ def lazy_names(
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def names() -> list[str]:
-        """Makes `help` and completion show the names that are not loaded yet."""
+        """The names of the package, those that are not loaded yet included, for `help` and completion."""
         return sorted({*vars(sys.modules[package]), *home})
 
     return get, names

@@ -1,23 +1,23 @@
-"""How everything that takes long says where it is."""
+"""How long work reports its progress."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-# progress(step, detail, share): what is being done, a detail of it in words, and the share of the step that is done, 0
-# to 1, or None where that is not known.
+# progress(step, detail, share): the step that runs, a detail of it in words, and the share of the step that is done,
+# 0 to 1, or None where it is unknown.
 Progress = Callable[[str, str, float | None], None]
 
 
 def silent(step: str, detail: str, share: float | None) -> None:
-    """The progress of a caller that does not ask for any."""
+    """The progress of a caller that wants none."""
 
 
 class Clock:
-    """Times steps that come one after another, and says which one it is.
+    """Times steps that follow one another, and reports the running one.
 
-    steps: their names, in order. seconds: of each that has begun, wall time.
+    steps: their names, in order. seconds: wall time of each step that has begun.
     """
 
     def __init__(self, steps: Sequence[str], progress: Progress | None) -> None:
@@ -34,7 +34,7 @@ class Clock:
         self.progress("", detail, None)
 
     def progress(self, step: str, detail: str, share: float | None) -> None:
-        """The `Progress` of what a step calls: `step` is then the clock's own, as in `[2/6] graph`."""
+        """A `Progress` for the work of a step; its step is replaced by the clock's, such as `[2/6] graph`."""
         number = len(self.seconds)
         self._progress(f"[{number}/{len(self._steps)}] {self._steps[number - 1]}", detail, share)
 

@@ -1,7 +1,7 @@
-"""What the caller calls a field of its request: `calibrate_on="KIND:PATH"` in Python, `--calib-data KIND:PATH` on a
+"""The caller's name for a field of its request: `calibrate_on="KIND:PATH"` in Python, `--calib-data KIND:PATH` on a
 command line.
 
-Whatever raises an error may import it: it knows of no verb. A command line says itself what it calls things.
+It knows no verb, so that every module with errors can import it. A command line tells it the names of its flags.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 
 
 class Named(Protocol):
-    """A flag, as far as errors name it. option: as it is typed. sets: its field's value, where none follows it.
-    positional: it is an argument by its place."""
+    """The part of a flag that errors need. option: as it is typed. sets: the value that a flag without one gives its
+    field. positional: whether it is a positional argument."""
 
     @property
     def option(self) -> str: ...
@@ -27,14 +27,14 @@ class Named(Protocol):
 
 
 Names = Callable[[str], Named | None]
-"""The flag of a field, or None where there is none."""
+"""Returns the flag of a field, or None for a field without one."""
 
 _speaking: ContextVar[Names | None] = ContextVar("twins_trt_names", default=None)
 
 
 @contextmanager
 def speaking(names: Names | None) -> Iterator[None]:
-    """Within it, whoever is told something asked by flags of these names; for None by parameters of Python."""
+    """Within it, errors name fields by these flags; with None by the parameters of Python."""
     token = _speaking.set(names)
     try:
         yield
@@ -43,15 +43,15 @@ def speaking(names: Names | None) -> Iterator[None]:
 
 
 def spelled(name: str, value: object = None) -> str:
-    """What the caller calls the field `name` of its request, for an error or its fix.
+    """The caller's name for the field `name` of its request, for an error or its fix.
 
-    value: to give it, True for a switch; None for the name alone. From Python `checkpoint="FILE"`, on a command line
-    `--checkpoint FILE`.
+    value: the value to give, True for a switch; None for the name alone. In Python `checkpoint="FILE"`, on a command
+    line `--checkpoint FILE`.
     """
     names = _speaking.get()
     if names is None:
-        said = json.dumps(value) if isinstance(value, str) else repr(value)  # double quotes, as the code here has them
-        return name if value is None else f"{name}={said}"
+        shown = json.dumps(value) if isinstance(value, str) else repr(value)  # in double quotes, as in our examples
+        return name if value is None else f"{name}={shown}"
     flag = names(name)
     option = f"--{name.replace('_', '-')}" if flag is None else flag.option
     switch = isinstance(value, bool) or (flag is not None and flag.sets is not None)

@@ -79,7 +79,7 @@ TABLE = [
     (f"{SEEDED} --size=-64x64", "UsageError", 2, r"is not a size"),
     (f"{SEEDED} --size 64x20000", "UsageError", 2, r"side of more than 8192 pixels"),
     (f"{SEEDED} --size 128:64:256x64:96:128", "UsageError", 2, r"MIN:OPT:MAX"),
-    (f"{SEEDED} --size 64x64:96:128", "UsageError", 2, r"both be fixed or both be ranges"),
+    (f"{SEEDED} --size 64x64:96:128", "UsageError", 2, r"both be fixed or both be dynamic"),
     (f"{SEEDED} --batch 0", "UsageError", 2, r"batch 0 is too small"),
     (f"{SEEDED} --batch many", "UsageError", 2, r"'many' is not a batch"),
     (f"{SEEDED} --size 64 --test-scale 2048x512", "UsageError", 2, r"test scale needs a graph of dynamic size"),

@@ -40,11 +40,11 @@ def test_light_varies_more_than_classes_do() -> None:
 
 
 def test_scenes_are_a_data_set(tmp_path: Path) -> None:
-    written: list[int] = []
-    source = write_scenes(tmp_path, "train", range(2), size=(64, 96), progress=written.append)
+    written: list[tuple[str, str, float | None]] = []
+    source = write_scenes(tmp_path, "train", range(2), size=(64, 96), progress=lambda *where: written.append(where))
     write_scenes(tmp_path, "val", [7], size=(64, 96))
     train, val = (open_dataset(source, split=split) for split in ("train", "val"))
-    assert written == [1, 2]
+    assert written == [("scenes", "1 of 2", 0.5), ("scenes", "2 of 2", 1.0)]
     assert train.classes == CLASSES and train.names == ("scene000000", "scene000001") and val.names == ("scene000007",)
     assert train.labelled
     sample, scene = val[0], draw_scene(64, 96, seed=7)

@@ -1,4 +1,4 @@
-"""Where output goes: the result to stdout, as text or as one JSON object; everything else to stderr."""
+"""The output of a command: its result to stdout, as text or as one JSON object; everything else to stderr."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ class Console:
         self._terminal = sys.stderr.isatty()
         self._drawn = ""
         self._step = ""
-        self._said_at = 0.0
+        self._printed_at = 0.0
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
-        """Print what the command found: `value` with --json, else `text`."""
+        """Prints the result: `value` with --json, else `text`."""
         self.clear()
         print(dump_json(value) if self.as_json else printable(text))
 
     def note(self, text: str) -> None:
-        """One line on stderr."""
+        """Prints one line on stderr."""
         self.clear()
         print(printable(text), file=sys.stderr, flush=True)
 
     def progress(self, step: str, detail: str = "", share: float | None = None) -> None:
-        """Say where the work is: `step`, what it is about, and the share that is done of it, 0 to 1."""
+        """A `Progress`: shows `step`, its detail, and the share of it that is done, 0 to 1."""
         percent = "" if share is None else f" {100 * share:3.0f} %"
         line = printable(f"{step}{percent}{'  ' if detail else ''}{detail}")
         if self._terminal:
             self._draw(line)
             return
         now = time.monotonic()
-        if step != self._step or now - self._said_at >= _HEARTBEAT_S:
-            self._step, self._said_at = step, now
+        if step != self._step or now - self._printed_at >= _HEARTBEAT_S:
+            self._step, self._printed_at = step, now
             print(line, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Take the progress line off the terminal."""
+        """Removes the progress line from the terminal."""
         if self._drawn:
             self._draw("")
 
@@ -77,17 +77,17 @@ class LogHandler(logging.Handler):
 
 
 def printable(text: str) -> str:
-    """Text with `?` for what could steer a terminal: names come out of checkpoints, manifests and folders."""
+    """Text with `?` for control characters: names of checkpoints, manifests and folders could steer a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def dump_json(value: Mapping[str, Any]) -> str:
-    """One JSON object over several lines, ASCII whatever the terminal speaks. NaN raises ValueError: it is no JSON."""
+    """One JSON object over several lines, in ASCII, which every terminal shows. Raises ValueError for NaN."""
     return json.dumps(value, indent=2, allow_nan=False)
 
 
 def table(rows: Sequence[tuple[str, ...]], *, right: frozenset[int] = frozenset()) -> str:
-    """Rows in columns as wide as their widest cell; those in `right` aligned to the right."""
+    """Rows in columns as wide as their widest cell; columns in `right` are aligned to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = (
         "  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(cells))

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Look, and say what was found; 4 if what was asked for would not work."""
+    """Diagnose this machine; 4 if the command of --for would not work."""
     from twins_trt.codec import encode
     from twins_trt.diagnosis import commands, diagnose, gather
     from twins_trt.diagnosis.needs import NEEDS
@@ -120,5 +120,5 @@ def _jetson(facts: Facts) -> str:
 
 
 def _unknown(facts: Facts, name: str) -> str | None:
-    """Why `name` could not be told, if so."""
+    """The reason why `name` is unknown; None if it is known."""
     return f"unknown ({facts.unknown[name]})" if name in facts.unknown else None

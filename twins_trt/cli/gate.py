@@ -11,14 +11,14 @@ from twins_trt.verbs.gate import FLAGS, judge, resolve_gate
 EXAMPLE = (
     "twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth\n\n"
     "The mIoU of the bundle's engine may lie at most --max-drop points below that of the PyTorch float32 model on\n"
-    "the same images, and it is the upper end of the drop's 95 % interval that counts: too few images fail rather\n"
-    "than pass by luck. The verdict goes into the bundle (gate.json); a failure ends with exit code 3. Where ONNX\n"
+    "the same images. The upper end of the drop's 95 % interval counts: too few images fail rather than pass by\n"
+    "luck. The verdict goes into the bundle (gate.json); a failure ends with exit code 3. Where ONNX\n"
     "Runtime stands in for a TensorRT engine, which needs its GPU, the verdict says simulated."
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """BUNDLE, --data, thresholds, where pictures go, and the weights of the reference."""
+    """The verb's flags, and --dry-run."""
     FLAGS.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="open everything and say what would be judged")
 

@@ -29,12 +29,12 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """PATH, --no-verify, --engine, and what to compile a graph for."""
+    """The verb's flags."""
     FLAGS.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Say what one path is."""
+    """Describe one path."""
     from twins_trt.runtime.engines import check_kind
 
     request = FLAGS.read(arguments)
@@ -102,7 +102,7 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
 
 
 def _runs_here(bundle: Bundle, engine: str) -> dict[str, str | None]:
-    """By engine kind: why it cannot run the bundle on this machine, None if it can."""
+    """By engine kind: the reason why it cannot run the bundle on this machine, None if it can."""
     from twins_trt.runtime.engines import KINDS, why_not
 
     kinds = tuple(KINDS) if engine == "auto" else (engine,)
@@ -147,7 +147,7 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _compiled(path: Path, info: dict[str, Any] | None, request: InspectRequest) -> tuple[dict[str, Any], str]:
-    """What the compiler makes of a graph. info: what the graph says about itself."""
+    """Compiles a graph and audits it. info: the facts that twins-trt wrote into the graph."""
     from twins_trt.builders.engine import EngineOptions, build_engine
     from twins_trt.builders.engine.audit import audit_layers
     from twins_trt.codec import encode
@@ -164,7 +164,7 @@ def _compiled(path: Path, info: dict[str, Any] | None, request: InspectRequest) 
 
 
 def _layer(index: int, layer: Layer) -> str:
-    """Type and name, what it reads and writes, the graph nodes that it does."""
+    """Type and name, the tensors that it reads and writes, the graph nodes that it computes."""
     reads, writes = (
         ", ".join(f"{'x'.join(map(str, tensor.shape))} {tensor.dtype}" for tensor in tensors)
         for tensors in (layer.inputs, layer.outputs)
@@ -214,7 +214,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _rows(rows: list[tuple[str, str]]) -> str:
-    """Two columns, a repeated name shown once."""
+    """Two columns; a repeated name is shown once."""
     shown = [("" if i and rows[i - 1][0] == name else name, text) for i, (name, text) in enumerate(rows)]
     return table([(name, text) for name, text in shown])
 
@@ -225,7 +225,7 @@ def _short(value: object) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinities as None: a checkpoint's meta may hold them, JSON may not."""
+    """The value with None for NaN and infinities, which a checkpoint's meta may hold and JSON may not."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""`twins-trt kernels`: the Triton kernels for GPUs that need not be there: list, check, or write them as files."""
+"""`twins-trt kernels`: lists, checks or writes the Triton kernels, also for GPUs that this machine lacks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "twins-trt kernels --target sm_87 --dtypes fp16 --out cubins --ptx-version 85\n\n"
-    "Lists what kernels take, as recorded. --check compiles them anew and fails (exit code 1) where one spills\n"
-    "or takes more than is recorded. --out writes cubins, PTX and kernels.json, for programs that are not Python."
+    "Lists the resources of kernels, as recorded. --check compiles them again and fails (exit code 1) where one\n"
+    "spills or takes more than is recorded. --out writes cubins, PTX and kernels.json, for programs in other\n"
+    "languages than Python."
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Which kernels, for which GPUs, and what to do with them."""
+    """The verb's flags."""
     FLAGS.add_to(parser)
 
 

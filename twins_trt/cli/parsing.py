@@ -1,4 +1,4 @@
-"""Command lines: the parser class, what every command has, and the error for what none has."""
+"""The parser of a command line, with the options of every command, and the error for unknown ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twins_trt.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are this package's, so that they print and exit as all the others do."""
+    """An argument parser that raises this package's errors, so that they print and exit like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} -h")
@@ -32,7 +32,7 @@ def new_parser(prog: str, *, summary: str, example: str) -> Parser:
 
 
 def unknown_options(parser: Parser, extra: list[str]) -> UsageError:
-    """The error for arguments that a command does not have, with the options that are spelled alike."""
+    """The error for arguments that a command does not have, with an option of similar spelling."""
     known = [text for action in parser._actions for text in action.option_strings]
     near = nearest(extra[0].partition("=")[0].lstrip("-"), [text.lstrip("-") for text in known])
     what = "option" if extra[0].startswith("-") else "argument"
@@ -41,5 +41,5 @@ def unknown_options(parser: Parser, extra: list[str]) -> UsageError:
 
 
 def nearest(word: str, words: Iterable[str]) -> list[str]:
-    """At most three of `words` that are spelled like `word`, the nearest first."""
+    """Up to three of `words` with a spelling like `word`, the nearest first."""
     return difflib.get_close_matches(word, list(words), n=3, cutoff=0.6)

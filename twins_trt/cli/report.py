@@ -11,13 +11,13 @@ from twins_trt.verbs.report import FLAGS
 EXAMPLE = (
     "twins-trt report x.bundle --profile profile.json --pictures worst/ --out report.html\n\n"
     "One page that works offline: what was built, the gate's verdict, latency, blocks, audit, the worst images, and\n"
-    "where everything came from. What was not measured is said to be missing. The gate draws the pictures:\n"
+    "where everything came from. What was not measured is named as missing. The gate draws the pictures:\n"
     "  twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth --pictures worst/"
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """BUNDLE, --profile, --ladder, --pictures, --out, --markdown."""
+    """The verb's flags."""
     FLAGS.add_to(parser)
 
 

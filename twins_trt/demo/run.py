@@ -1,8 +1,8 @@
 """The whole way from a checkpoint to a report, on a machine with neither GPU nor network nor data.
 
 Scenes are drawn, ranges calibrated, the precision plan made, the INT8 graph judged against PyTorch and, where
-TensorRT-RTX is installed, compiled and audited; then it is profiled, and everything goes on one page. Nothing here does
-any of that itself: it calls what the other commands call, so it also shows how they are called from Python.
+TensorRT-RTX is installed, compiled and audited; then it is profiled, and a report shows everything. The demo calls the
+same functions as the other commands, so it also shows how to call them from Python.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from twins_trt.verbs.build import BuildRequest
 from twins_trt.verbs.demo import DemoRequest
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
-"""GPUs that one engine of TensorRT-RTX serves, built without any of them."""
+"""GPUs that one engine of TensorRT-RTX runs on; the build needs none of them."""
 
-FIRST_CALIBRATION_SCENE = 300_000  # none of these were trained on, or scored with the checkpoint
+FIRST_CALIBRATION_SCENE = 300_000  # neither training nor the checkpoint's score used any of these
 FIRST_GATE_SCENE = 400_000
 SHOWN_SCENE = 500_003
 ENLARGED = 2
@@ -47,8 +47,8 @@ _STEPS = ("scenes", "build", "pictures", "profile", "report", "overlay")
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of it. passed: the gate's verdict. simulated: ONNX Runtime stood in for the engine, which needs its
-    GPU. compiler: what built the engine, empty where none was built. seconds: wall time by step."""
+    """The results of a demo. passed: the gate's verdict. simulated: ONNX Runtime stood in for the engine, which
+    needs its GPU. compiler: of the engine; empty where none was built. seconds: wall time by step."""
 
     passed: bool
     simulated: bool
@@ -69,26 +69,26 @@ class DemoResult:
         return sum(self.seconds.values())
 
 
-def run_demo(options: DemoRequest, *, progress: Progress | None = None) -> DemoResult:
-    """Fills `options.out` with scenes, bundle, pictures, profile, report and overlay.
+def run_demo(request: DemoRequest, *, progress: Progress | None = None) -> DemoResult:
+    """Fills `request.out` with scenes, bundle, pictures, profile, report and overlay.
 
-    Raises `UsageError` where that folder holds something, `GateError` where the gate fails and no fallback helps, and
-    whatever a step of it raises.
+    Raises `UsageError` where that folder is not empty, `GateError` where the gate fails and no fallback helps, and as
+    the steps do.
     """
-    out = Path(options.out)
+    out = Path(request.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already", f"name a new folder: {spelled('out', 'DIR')}")
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock(_STEPS, progress)
-    data = _draw(options, out, clock)
-    built = _build(options, out, data, clock)
-    pictures = _draw_worst(options, built.bundle, data, out / "worst", clock)
-    bundle = _profile(options, built.bundle, clock)
+    data = _draw(request, out, clock)
+    built = _build(request, out, data, clock)
+    pictures = _draw_worst(request, built.bundle, data, out / "worst", clock)
+    bundle = _profile(request, built.bundle, clock)
     clock.begin("")
     report = out / "report.html"
     write_report(bundle.path, report, pictures=pictures)
     clock.begin("")
-    overlay = _overlay(bundle, out / "overlay.png", RuntimeOptions(threads=options.threads))
+    overlay = _overlay(bundle, out / "overlay.png", RuntimeOptions(threads=request.threads))
     clock.end()
     gate, audit = built.gate, next(iter(built.audits.values()), None)
     assert gate is not None  # the build was asked for it
@@ -109,13 +109,13 @@ def run_demo(options: DemoRequest, *, progress: Progress | None = None) -> DemoR
     )
 
 
-def _draw(options: DemoRequest, out: Path, clock: Clock) -> str:
+def _draw(request: DemoRequest, out: Path, clock: Clock) -> str:
     clock.begin("")
-    total = options.calibration + options.gate
-    parts = (("train", FIRST_CALIBRATION_SCENE, options.calibration), ("val", FIRST_GATE_SCENE, options.gate))
+    total = request.calibration + request.gate
+    parts = (("train", FIRST_CALIBRATION_SCENE, request.calibration), ("val", FIRST_GATE_SCENE, request.gate))
     drawn = 0
 
-    def one_more(_: int) -> None:
+    def one_more(step: str, detail: str, share: float | None) -> None:
         nonlocal drawn
         drawn += 1
         clock.progress("", f"{drawn} of {total}", drawn / total)
@@ -125,26 +125,25 @@ def _draw(options: DemoRequest, out: Path, clock: Clock) -> str:
     return data
 
 
-def _build(options: DemoRequest, out: Path, data: str, clock: Clock) -> BuildReport:
+def _build(request: DemoRequest, out: Path, data: str, clock: Clock) -> BuildReport:
     clock.begin("")
     compiles = find_spec("tensorrt_rtx") is not None
-    wanted = BuildRequest(
+    build = BuildRequest(
         DEMO.name,
         str(out / "demo.bundle"),
         precision="int8",
         targets=TARGETS if compiles else ("cpu",),
         flavour=("tensorrt_rtx",) if compiles else None,
         calibrate_on=data,
-        calib_images=options.calibration,
+        calib_images=request.calibration,
         gate_on=data,
-        threads=options.threads,
+        threads=request.threads,
     )
+    return build_bundle(build, progress=_inside(clock))
 
-    return build_bundle(wanted, progress=_inside(clock))
 
-
-def _draw_worst(options: DemoRequest, bundle: Bundle, data: str, folder: Path, clock: Clock) -> Path:
-    """The pictures of `twins-trt gate --pictures`, of the images that the verdict in the bundle names."""
+def _draw_worst(request: DemoRequest, bundle: Bundle, data: str, folder: Path, clock: Clock) -> Path:
+    """Draws the pictures of `twins-trt gate --pictures` for the images that the bundle's verdict names."""
     clock.begin("")
     model, _ = load_weights(DEMO.name)
     names = {each["name"] for each in bundle.read_json("gate.json")["worst"]}
@@ -155,7 +154,7 @@ def _draw_worst(options: DemoRequest, bundle: Bundle, data: str, folder: Path, c
         bundle,
         model,
         worst,
-        options=RuntimeOptions(threads=options.threads),
+        options=RuntimeOptions(threads=request.threads),
         progress=clock.progress,
         look=gallery,
     )
@@ -163,20 +162,20 @@ def _draw_worst(options: DemoRequest, bundle: Bundle, data: str, folder: Path, c
     return folder
 
 
-def _profile(options: DemoRequest, bundle: Bundle, clock: Clock) -> Bundle:
-    """Latency, stages and layers, kept in the bundle."""
+def _profile(request: DemoRequest, bundle: Bundle, clock: Clock) -> Bundle:
+    """Measures latency, stages and layers, and saves them in the bundle."""
     clock.begin("")
-    found = profile(
+    measured = profile(
         [bundle_candidate(bundle.path)],
-        ProfileOptions(rounds=options.rounds, warm_up_s=5.0, batches=(), threads=options.threads, power_s=0.0),
-        command=f"twins-trt profile {bundle.path} --rounds {options.rounds} --save",
+        ProfileOptions(rounds=request.rounds, warm_up_s=5.0, batches=(), threads=request.threads, power_s=0.0),
+        command=f"twins-trt profile {bundle.path} --rounds {request.rounds} --save",
         progress=_inside(clock),
     )
-    return save_profile(bundle, found)
+    return save_profile(bundle, measured)
 
 
 def _overlay(bundle: Bundle, path: Path, options: RuntimeOptions) -> Path:
-    """A scene and its segmentation side by side."""
+    """Draws a scene and its segmentation side by side."""
     scene = draw_scene(*DEMO.crop_size, seed=SHOWN_SCENE)
     with Segmenter(bundle, options=options) as segmenter:
         sheet = Image.fromarray(np.concatenate([scene.image, segmenter(scene.image).overlay()], axis=1))
@@ -186,5 +185,5 @@ def _overlay(bundle: Bundle, path: Path, options: RuntimeOptions) -> Path:
 
 
 def _inside(clock: Clock) -> Progress:
-    """For what has steps of its own: they become details of the demo's."""
+    """A `Progress` for work with steps of its own, which become details of the demo's step."""
     return lambda step, detail, share: clock.progress("", f"{step} {detail}".strip(), share)

@@ -1,12 +1,12 @@
-"""Street scenes out of a seed: a picture and the class of each of its pixels. Data that needs no download.
+"""Street scenes drawn from a seed: a picture and the class of each of its pixels. They need no download.
 
-The task is an easy one, but no trivial one: light, haze, weather, colours and textures vary more within a class than
-between some of them, things hide each other, and poles are a pixel or two wide.
+The task is easy but not trivial: light, haze, weather, colours and textures vary more within a class than between some
+classes, things hide each other, and poles are a pixel or two wide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from twins_trt.demo.drawing import (
     shade,
 )
 from twins_trt.files import whole_file
+from twins_trt.progress import Progress, silent
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole")
 PALETTE: tuple[Colour, ...] = (
@@ -82,15 +83,15 @@ def draw_scene(height: int, width: int, *, seed: int = 0) -> Scene:
 def write_scenes(
     folder: str | Path,
     split: str,
-    seeds: Iterable[int],
+    seeds: Sequence[int],
     *,
     size: tuple[int, int],
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> str:
     """Writes one scene a seed as PNG files, and returns the data set's name, `folder:PATH`.
 
     They go to `folder/split/images` and `folder/split/labels`, the names of the classes to `folder/classes.txt`.
-    size: (height, width), pixels. progress: called with the number of scenes that are written.
+    size: (height, width), pixels. progress: called after every scene.
     """
     root = Path(folder)
     for kind in ("images", "labels"):
@@ -102,8 +103,7 @@ def write_scenes(
         for kind, pixels in (("images", scene.image), ("labels", scene.label)):
             with whole_file(root / split / kind / f"scene{seed:06}.png", durable=False) as file:
                 Image.fromarray(pixels).save(file, "PNG")
-        if progress is not None:
-            progress(done)
+        progress("scenes", f"{done} of {len(seeds)}", done / len(seeds))
     return f"folder:{root}"
 
 

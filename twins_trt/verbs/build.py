@@ -1,4 +1,4 @@
-"""`build`: what a bundle is asked to be, every default of it, its flags, and the call."""
+"""`build`: a bundle: request, defaults, flags and call."""
 
 from __future__ import annotations
 
@@ -26,38 +26,40 @@ from twins_trt.verbs.request import Request
 if TYPE_CHECKING:
     from twins_trt.builders.bundle.run import BuildReport
 
-SEARCH = "search"  # of SmoothQuant's strength
+SEARCH = "search"  # the strength of SmoothQuant that searches for one
 
 
 @dataclass(frozen=True)
 class BuildRequest(Request):
-    """What is asked of a build; None where nothing is said. `DEFAULTS` has what then holds.
+    """A build. Every field may be None; then `DEFAULTS` applies.
 
-    model: a name of the zoo; where it is None, the checkpoint's own. It may be the checkpoint itself.
-    out: the bundle, a new folder. overwrite: replace a bundle that is there.
+    model: a name of the zoo, or a checkpoint, which tells its model; None takes the model of `checkpoint`.
+    out: the bundle, a new folder. overwrite: replace an existing bundle.
 
     checkpoint: an mmsegmentation checkpoint; by default the published one, if it was fetched. seeded: random weights.
-    num_classes: the checkpoint's. padding: `parity`, mmsegmentation's treatment of padded keys, or `masked`.
+    num_classes: by default the checkpoint's. padding: `parity`, mmsegmentation's treatment of padded keys, or `masked`.
 
-    size: (height, width) in pixels, each a number or a `Range`; by default what the model was trained at. batch: images
-    at once, a number or a `Range`. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs, fp32 for the CPU. opset: of
-    ONNX, 17 to 20; 17, for INT8 20. input: `uint8` [N, H, W, 3] RGB, or normalized `float32` [N, 3, H, W].
-    outputs: `mask`, `logits` or both. upernet_levels: coarse levels that UPerNet convolves at their own size, 0 to 3.
-    test_scale: (long, short) side that an image is fitted into before a graph of dynamic size, pixels.
+    size: (height, width) in pixels, each a number or a `DynamicDim`; by default the size that the model was
+    trained at. batch: images at once, a number or a `DynamicDim`. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs,
+    fp32 for the CPU. opset: of ONNX, 17 to 20; 17, for INT8 20. input: `uint8` [N, H, W, 3] RGB, or normalized
+    `float32` [N, 3, H, W]. outputs: `mask`, `logits` or both. upernet_levels: coarse levels that UPerNet convolves at
+    their own size, 0 to 3. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
+    pixels.
 
-    targets: compute capabilities, `sm_86`; the GPU of this machine; or `cpu` alone, for no engine. flavour:
-    `tensorrt_rtx`, `tensorrt`, both, or `auto`. workspace: most scratch memory of a layer, MiB. optimization_level,
-    timing_cache, hardware_compatibility: as in `EngineOptions`. allow_unfused: take engines with unfused attentions.
-    with_weights: add `weights.pth`, which the torch engine runs.
+    targets: compute capabilities such as `sm_86`, by default the GPU of this machine; or `cpu` alone, for no engine.
+    flavour: `tensorrt_rtx`, `tensorrt`, both, or `auto`. workspace: limit of a layer's scratch memory, MiB.
+    optimization_level, timing_cache, hardware_compatibility: as in `EngineOptions`. allow_unfused: take engines with
+    unfused attentions. with_weights: add `weights.pth`, which the torch engine runs.
 
-    level: what runs in INT8, of `builders.levels.LEVELS`. plan: a plan file to build instead. calibrate_on: images,
-    `camvid:PATH`, `ade20k:PATH` or `folder:PATH`, with calib_split and calib_images (0: all). calibration: a range file
-    instead. smooth: SmoothQuant's strength 0 to 1, `search` or `none`. bias_correction: put the mean shift of every
-    quantized product into its bias. observers, percentile, bins, minimum, fit: as in `CalibrationOptions`.
+    level: what runs in INT8, of `builders.plan.levels.LEVELS`. plan: a plan file to build instead. calibrate_on:
+    images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`, with calib_split and calib_images (0: all). calibration: a
+    range file instead. smooth: SmoothQuant's strength 0 to 1, `search` or `none`. bias_correction: put the mean shift
+    of every quantized product into its bias. observers, percentile, bins, minimum, fit: as in `CalibrationOptions`.
 
     gate_on: labelled images to judge the build on, with gate_split and gate_limit. max_drop: points of mIoU.
-    min_images: fewer fail. min_agreement: share of equal pixels. no_gate: leave INT8 unjudged, and marked so.
-    fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge. threads: of the CPU.
+    min_images: fewer fail. min_agreement: share of equal pixels. no_gate: do not judge INT8; the bundle is marked
+    `ungated`. fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge at most. threads:
+    of the CPU.
 
     Sizes, batches and lists may be given as their text on a command line (`size="360x480"`, `targets="sm_86,sm_89"`).
     Raises `UsageError` for a value of the wrong kind.
@@ -290,8 +292,8 @@ _GRAPH, _RANGES = ExportOptions(), CalibrationOptions()
 
 @dataclass(frozen=True)
 class BuildDefaults:
-    """What holds where a request says nothing. `builders.bundle.resolve` decides what depends on other fields: model,
-    size, precision, opset, targets."""
+    """The defaults of a request. `builders.bundle.resolve` decides those that depend on other fields: model, size,
+    precision, opset, targets."""
 
     overwrite: bool = False
     seeded: bool = False
@@ -349,18 +351,19 @@ def build(
     more: BuildRequest | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Builds a bundle: weights to graph, INT8 where that is asked for, engines, audit, verdict; all of it or nothing.
+    """Builds a bundle: graph, INT8 if wanted, engines, audit and verdict; the bundle is written whole or not at all.
 
         report = twins_trt.build("twins_svt-s_fpn", "x.bundle", checkpoint="F.pth", size=(360, 480), targets=["sm_86"])
 
-    more: everything else that can be asked for, such as `BuildRequest(level="int8-linear")`; it may not say again what
-    is given here. progress: called with step, detail and share at every step, and while one lasts. The rest is as in
-    `BuildRequest`.
+    `BuildRequest` describes the parameters. more: further fields of that request, such as
+    `BuildRequest(level="int8-linear")`; a field may be given only once. progress: called with step, detail and share at
+    every step, and while one lasts.
     Returns the report: `bundle`, `audits`, `gate`, `plan`, `fallback`, `seconds`.
-    Raises `UsageError` for what does not fit together, `CheckpointError` for weights that do not fit the model,
+    Raises `UsageError` for fields that exclude each other, `CheckpointError` for weights that do not fit the model,
     `DataError` for images that are none, `ExportError` and `BuildError` where graph or engine cannot be made,
     `UnfusedAttentionError` where an engine leaves an attention unfused, `GateError` where the build fails its gate,
-    `BundleError` where `out` exists or cannot be written, `MissingDependencyError` where a compiler is not there.
+    `BundleError` where `out` exists or cannot be written, `MissingDependencyError` for a compiler that is not
+    installed.
     """
     from twins_trt.builders.bundle.run import build_bundle
 

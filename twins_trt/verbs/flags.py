@@ -1,7 +1,7 @@
-"""One table for each verb: which flag of a command line is which field of its request.
+"""One table for each verb: the flag of a command line for each field of its request.
 
-The table adds the flags to a parser, reads a request off a parsed line, writes the line of a request, and tells errors
-what the caller calls a field (`spelling`).
+A table adds its flags to a parser, makes a request of a parsed line and a line of a request, and gives errors the name
+that the caller has for a field (`spelling`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ R = TypeVar("R")
 class Flag:
     """One flag.
 
-    option: as it is typed, `--size`; a word without dashes, such as `MODEL`, is an argument by its place.
+    option: as it is typed, `--size`; a word without dashes, such as `MODEL`, is a positional argument.
     field: of the request. help: `{default}` in it stands for the field's default. kind: of the value.
     sets: the value that a flag without one gives its field (`--no-fallback` gives False); None where a value follows.
-    group: the heading that help shows it below. nargs: as argparse takes it, for arguments by place and lists.
-    repeated: given once for each of several values. required: a command line must have it.
+    group: its heading in the help. nargs: as in argparse, for positional arguments and lists. repeated: the flag is
+    given once for each of several values. required: a command line must have it.
     """
 
     option: str
@@ -56,8 +56,8 @@ class Flag:
 class FlagTable(Generic[R]):
     """All flags of a verb.
 
-    request: the frozen dataclass that they fill. defaults: holds, by field, every default that does not depend on
-    other fields; where it is None, the request's own fields have them. groups: by heading, what help says below it.
+    request: the frozen dataclass that they fill. defaults: an object with, by field, every default that does not depend
+    on other fields; None where the request's own fields have them. groups: the help's text below each heading.
     """
 
     request: type[R]
@@ -74,40 +74,41 @@ class FlagTable(Generic[R]):
                 if flag.group not in headings:
                     headings[flag.group] = parser.add_argument_group(flag.group, self.groups.get(flag.group))
                 place = headings[flag.group]
-            place.add_argument(flag.option, **self._settings(flag))
+            place.add_argument(flag.option, **self._argument(flag))
 
-    def _settings(self, flag: Flag) -> dict[str, Any]:
-        settings: dict[str, Any] = {"help": self.help_of(flag), "default": argparse.SUPPRESS}
+    def _argument(self, flag: Flag) -> dict[str, Any]:
+        """The arguments of `add_argument`."""
+        argument: dict[str, Any] = {"help": self.help_of(flag), "default": argparse.SUPPRESS}
         if not flag.positional:
-            settings["dest"] = flag.field
+            argument["dest"] = flag.field
         if flag.sets is not None:
-            return settings | {"action": "store_const", "const": flag.sets}
-        settings["metavar"] = flag.option if flag.positional else flag.metavar
+            return argument | {"action": "store_const", "const": flag.sets}
+        argument["metavar"] = flag.option if flag.positional else flag.metavar
         if flag.positional:
-            return settings | {"nargs": flag.nargs}
+            return argument | {"nargs": flag.nargs}
         if flag.required:
-            settings["required"] = True
+            argument["required"] = True
         if flag.kind.read in (int, float):  # whose errors argparse words well
-            settings["type"] = flag.kind.read
+            argument["type"] = flag.kind.read
         if flag.repeated:
-            return settings | {"action": "append"}
-        return settings | ({} if flag.nargs is None else {"nargs": flag.nargs})
+            return argument | {"action": "append"}
+        return argument | ({} if flag.nargs is None else {"nargs": flag.nargs})
 
     def help_of(self, flag: Flag) -> str:
-        """The flag's help, its default in words."""
+        """The flag's help, with its default filled in."""
         if "{default}" not in flag.help:
             return flag.help
         return flag.help.replace("{default}", flag.kind.show(self.default_of(flag.field)))
 
     def default_of(self, name: str) -> Any:
-        """What a field is where nothing was said; None where that depends on other fields."""
+        """The default of a field; None where it depends on other fields."""
         if self.defaults is not None:
             return getattr(self.defaults, name, None)
         found = self.request.__dataclass_fields__[name]  # type: ignore[attr-defined]
         return found.default_factory() if found.default is dataclasses.MISSING else found.default
 
     def read(self, arguments: argparse.Namespace) -> R:
-        """The request of a parsed line. Raises `UsageError` for a value that is none of its kind."""
+        """The request of a parsed line. Raises `UsageError` for a value of the wrong kind."""
         given = vars(arguments)
         values = {}
         for flag in self.flags:
@@ -117,63 +118,63 @@ class FlagTable(Generic[R]):
         return self.request(**values)
 
     def ask(self, more: R | None = None, /, **fields: Any) -> R:
-        """The request of these fields, of which None says nothing, and of those that `more` says.
+        """The request with these fields, None being no value, and with the fields of `more`.
 
-        Raises `UsageError` where both say one, or a value is none of its kind.
+        Raises `UsageError` for a field in both, and for a value of the wrong kind.
         """
         given = {name: value for name, value in fields.items() if value is not None}
         if more is not None and not isinstance(more, self.request):
             raise UsageError(f"more is {more!r}", f"give a {self.request.__name__}")
         if more is None:
             return self.request(**given)
-        said = {flag.field for flag in self.flags if getattr(more, flag.field) != self._silent(flag.field)}
-        if twice := sorted(said & set(given)):
+        in_more = {flag.field for flag in self.flags if getattr(more, flag.field) != self._unset(flag.field)}
+        if twice := sorted(in_more & set(given)):
             raise UsageError(
                 f"{twice[0]} is given twice", f"leave it out of {self.request.__name__}, or out of the call"
             )
         return dataclasses.replace(more, **given)  # type: ignore[type-var]
 
-    def _silent(self, name: str) -> Any:
-        """What a field holds where nothing was said."""
+    def _unset(self, name: str) -> Any:
+        """The value of a field that the caller left out."""
         return None if self.defaults is not None else self.default_of(name)
 
     def words(self, request: R) -> list[str]:
-        """The arguments that ask for `request`: what it says, in the table's order; its defaults are left out."""
-        first, rest = [], []
+        """The words of a command line for `request`, in the table's order; defaults are left out."""
+        positional, options = [], []
         for flag in self.flags:
             value = getattr(request, flag.field)
             if value is None or value == self.default_of(flag.field):
                 continue
             shown = list(map(flag.kind.show, value)) if flag.several else [flag.kind.show(value)]
             if flag.positional:
-                first += shown
+                positional += shown
             elif flag.sets is not None:
-                rest += [flag.option] if value == flag.sets else []
+                options += [flag.option] if value == flag.sets else []
             elif flag.repeated:
-                rest += [word for each in shown for word in (flag.option, each)]
+                options += [word for each in shown for word in (flag.option, each)]
             elif shown[0].startswith("-"):  # else argparse takes it for another option
-                rest.append(f"{flag.option}={shown[0]}")
+                options.append(f"{flag.option}={shown[0]}")
             else:
-                rest += [flag.option, *shown]
-        return [*first, *rest]
+                options += [flag.option, *shown]
+        return [*positional, *options]
 
     def of(self, name: str) -> Flag | None:
-        """The flag that sets a field."""
+        """The flag of a field; None where there is none."""
         return next((flag for flag in self.flags if flag.field == name), None)
 
 
 def settle(request: object, flags: Iterable[Flag]) -> None:
-    """Brings every field of a new request into the one form of its kind. Raises `UsageError`, naming the field."""
+    """Converts every field of a new request to its kind. Raises `UsageError` that names the field."""
     for flag in flags:
         value = getattr(request, flag.field)
         if value is None:
             continue
         if flag.several and isinstance(value, (str, os.PathLike)):
-            value = (value,)  # one, not a list of its letters
+            value = (value,)  # one text, not a list of its letters
         try:
             taken = tuple(map(flag.kind.take, value)) if flag.several else flag.kind.take(value)
         except UsageError as error:
             raise UsageError(f"{spelled(flag.field)}: {error.cause}", error.fix) from error
-        except (TypeError, ValueError, AttributeError) as error:  # of another type than a kind looks for
+        except (TypeError, ValueError, AttributeError) as error:  # a value of an unexpected type
             raise UsageError(f"{spelled(flag.field)} cannot be {value!r}", "give a value of its kind") from error
         object.__setattr__(request, flag.field, taken)

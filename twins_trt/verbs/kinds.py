@@ -1,4 +1,4 @@
-"""The kinds of values that requests hold: how each is given in Python, read from a command line, and written again."""
+"""The kinds of values in requests: how each is given in Python, read from a command line, and written as text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from twins_trt.builders.export.options import DynamicDim
 from twins_trt.errors import UsageError
 
 Extent = int | DynamicDim
-"""A side of an image or a batch: fixed, or within a range."""
+"""A side of an image or a batch: fixed or dynamic."""
 
-LARGEST_SIDE = 8192  # pixels; beyond it a typing error is likelier than a wish, and memory ends before the export does
+LARGEST_SIDE = 8192  # pixels; a larger one is likely a typing error, and an export of it would run out of memory
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of value.
 
-    take: the one form of what Python gives, which may be its text; raises UsageError for what it is not.
-    show: the text that `read` takes back. read: the value of a command line's text; `take` where it is None.
+    take: converts what Python gives, which may be its text; raises UsageError for another kind. show: the text of a
+    value, which `read` converts back. read: converts a command line's text; None where `take` does.
     """
 
     take: Callable[[Any], Any]
@@ -73,7 +73,7 @@ def _counts(value: Any) -> tuple[int, ...]:
 
 
 def _extent(value: Any) -> int | DynamicDim | None:
-    """A side or a batch: a number, a `DynamicDim`, or the text of one; None for what is neither."""
+    """A side or a batch, from a number, a `DynamicDim`, or the text of one; None for anything else."""
     if isinstance(value, DynamicDim):
         return value
     if not isinstance(value, str):
@@ -101,26 +101,26 @@ def parse_size(value: Any) -> tuple[int | DynamicDim, int | DynamicDim]:
     sides = [_extent(part) for part in parts]
     if len(sides) not in (1, 2) or None in sides:
         raise UsageError(
-            f"{_said(value)!r} is not a size", "write HxW in pixels, such as 512x512, or 256:512:1024x256:512:2048"
+            f"{_text_of(value)!r} is not a size", "write HxW in pixels, such as 512x512, or 256:512:1024x256:512:2048"
         )
     for side in sides:
         if side is not None and (side.max if isinstance(side, DynamicDim) else side) > LARGEST_SIDE:
             raise UsageError(
-                f"{_said(value)!r} has a side of more than {LARGEST_SIDE} pixels", "give a smaller size HxW"
+                f"{_text_of(value)!r} has a side of more than {LARGEST_SIDE} pixels", "give a smaller size HxW"
             )
     return sides[0], sides[-1]  # type: ignore[return-value]  # none of them is None
 
 
 def parse_fixed_size(value: Any) -> tuple[int, int]:
-    """(height, width), as `parse_size` takes it, but no range. Raises `UsageError`."""
+    """(height, width) of anything that `parse_size` takes but a dynamic size. Raises `UsageError`."""
     height, width = parse_size(value)
     if isinstance(height, DynamicDim) or isinstance(width, DynamicDim):
-        raise UsageError(f"{_said(value)!r} is a range", "give one size, such as 512x512")
+        raise UsageError(f"{_text_of(value)!r} is a range", "give one size, such as 512x512")
     return height, width
 
 
 def parse_batch(value: Any) -> int | DynamicDim:
-    """`1`, `8`, `MIN:OPT:MAX`, a number or a `DynamicDim`. Raises `UsageError`."""
+    """The batch of `8`, `MIN:OPT:MAX`, a number or a `DynamicDim`. Raises `UsageError`."""
     batch = _extent(value)
     if batch is None:
         raise UsageError(f"{value!r} is not a batch", "write how many images, such as 1, or 1:4:16")
@@ -128,22 +128,22 @@ def parse_batch(value: Any) -> int | DynamicDim:
 
 
 def parse_test_scale(value: Any) -> tuple[int, int] | str:
-    """(long, short) of `2048x512` or of two numbers; `none` for no scale at all. Raises `UsageError`."""
+    """(long, short) of `2048x512` or of two numbers, pixels; `none` for `none`. Raises `UsageError`."""
     if isinstance(value, str) and value.strip().lower() == "none":
         return "none"
     parts = re.split("[x×]", value.strip().lower()) if isinstance(value, str) else list(value)
     sides = [_extent(part) for part in parts]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise UsageError(
-            f"{_said(value)!r} is not a test scale", "write LONGxSHORT in pixels, such as 2048x512, or none"
+            f"{_text_of(value)!r} is not a test scale", "write LONGxSHORT in pixels, such as 2048x512, or none"
         )
     first, second = (side for side in sides if isinstance(side, int))
     return max(first, second), min(first, second)
 
 
-def _said(value: Any) -> str:
-    """A value as its text, for errors: the same from Python and from a command line."""
-    return "x".join(map(_said, value)) if isinstance(value, (tuple, list)) else _show_extent(value)
+def _text_of(value: Any) -> str:
+    """The text of a value for errors: the same from Python and from a command line."""
+    return "x".join(map(_text_of, value)) if isinstance(value, (tuple, list)) else _show_extent(value)
 
 
 def _by_x(value: Any) -> str:
