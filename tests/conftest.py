@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_graphs import MakeBundle, tensors, tiny_graph, tiny_interface, tiny_manifest
 
+from twins_trt.data.resizing import opencv
 from twins_trt.inference.tensors import Dim
 from twins_trt.runtime import Bundle, GraphInterface, write_bundle
 
@@ -57,6 +59,26 @@ def seeded(shared: Path) -> ModuleType:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def without_opencv() -> Iterator[None]:
+    """No OpenCV in this test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cv2", None)
+        opencv.cache_clear()
+        yield
+    opencv.cache_clear()
+
+
+@pytest.fixture(params=["opencv", "pillow"])
+def resizer(request: pytest.FixtureRequest) -> str:
+    """Which library resizes images; the test runs with each."""
+    if request.param == "opencv":
+        pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
+    else:
+        request.getfixturevalue("without_opencv")
+    return str(request.param)
 
 
 @pytest.fixture

@@ -8,25 +8,15 @@ import numpy as np
 import pytest
 from bilinear import bilinear
 
-from twins_trt.data import resizing as resize_module
 from twins_trt.data.resizing import resize_image, resize_mask, resize_plane
 from twins_trt.errors import MissingDependencyError
 
 SIZES = [((37, 53), (200, 11)), ((100, 70), (33, 99)), ((1, 1), (7, 5)), ((16, 12), (64, 48)), ((40, 60), (20, 30))]
 
 
-@pytest.fixture(params=["opencv", "pillow"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "opencv":
-        pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
-    else:
-        monkeypatch.setattr(resize_module, "_cv2", lambda: None)
-    return str(request.param)
-
-
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_planes_are_resized_exactly(
-    backend: str, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
+    resizer: str, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     plane = rng.standard_normal(source).astype(np.float32)
     resized = resize_plane(plane, target)
@@ -36,12 +26,12 @@ def test_planes_are_resized_exactly(
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_images_are_resized_to_within_a_grey_level(
-    backend: str, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
+    resizer: str, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     image = rng.integers(0, 256, (*source, 3), dtype=np.uint8)
     resized = resize_image(image, target)
     assert resized.dtype == np.uint8
-    bound = 1.0 if backend == "opencv" else 0.5 + 1e-4  # fixed-point weights; correctly rounded
+    bound = 1.0 if resizer == "opencv" else 0.5 + 1e-4  # fixed-point weights; correctly rounded
     assert np.abs(resized - bilinear(image.astype(float), target)).max() <= bound
 
 
@@ -53,8 +43,8 @@ def test_an_image_of_the_right_size_is_not_touched(rng: np.random.Generator) -> 
     assert resize_mask(mask := np.zeros((6, 8), np.uint8), (6, 8)) is mask
 
 
+@pytest.mark.usefixtures("without_opencv")
 def test_without_opencv_and_pillow_resizing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resize_module, "_cv2", lambda: None)
     monkeypatch.setitem(sys.modules, "PIL", None)
     image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(MissingDependencyError, match="OpenCV or Pillow"):

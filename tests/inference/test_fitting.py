@@ -9,21 +9,11 @@ import pytest
 from bilinear import bilinear
 from tiny_graphs import CLASSES, PREPROCESSING, tensors, tiny_interface
 
-from twins_trt.data import resizing as resize_module
 from twins_trt.errors import EngineError
 from twins_trt.inference.fitting import Fit, fit_size, logits_to_mask, place, unfit_mask
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.tensors import Dim
 from twins_trt.runtime import Preprocessing
-
-
-@pytest.fixture(params=["opencv", "pillow"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "opencv":
-        pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
-    else:
-        monkeypatch.setattr(resize_module, "_cv2", lambda: None)
-    return str(request.param)
 
 
 def graph(height: Dim, width: Dim, *, scale: tuple[int, int] | None = None, keep_ratio: bool = True) -> GraphInterface:
@@ -120,7 +110,7 @@ def test_an_image_of_the_graphs_size_is_passed_on_as_it_is() -> None:
     ],
 )
 def test_logits_become_the_mask_that_two_resizes_and_an_argmax_give(
-    backend: str, rng: np.random.Generator, fit: Fit
+    resizer: str, rng: np.random.Generator, fit: Fit
 ) -> None:
     logits = rng.standard_normal((5, 6, 8)).astype(np.float32)
     canvas = bilinear(logits.transpose(1, 2, 0).astype(float), fit.canvas)

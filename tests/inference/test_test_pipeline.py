@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twins_trt.data import ADE20K_TEST, Preprocessing, resizing
+from twins_trt.data import ADE20K_TEST, Preprocessing
 from twins_trt.errors import ImageError, MissingDependencyError
 from twins_trt.inference import fitted_size, input_size, normalize, prepare, resize_image
 from twins_trt.inference.pipeline import scaled_size
@@ -88,8 +88,8 @@ def test_other_arrays_are_no_images(shape: tuple[int, ...]) -> None:
         prepare(np.zeros((5, 5, 3), np.float32), Preprocessing())  # type: ignore[arg-type]
 
 
-def test_without_opencv_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resizing, "_cv2", lambda: None)
+@pytest.mark.usefixtures("without_opencv")
+def test_without_opencv_the_error_names_the_extra() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(MissingDependencyError, match=r"twins-trt\[build\]"):
         resize_image(image, (8, 8))

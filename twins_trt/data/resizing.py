@@ -28,7 +28,7 @@ def resize_image(image: UInt8Array, size: Size, *, as_mmseg: bool = False) -> UI
     """
     if image.shape[:2] == size:
         return image
-    cv2 = _cv2()
+    cv2 = opencv()
     if cv2 is None and as_mmseg:
         raise missing("opencv-python-headless", extra="build", purpose="resizing as mmsegmentation does")
     if cv2 is not None:
@@ -46,7 +46,7 @@ def resize_plane(plane: FloatArray, size: Size) -> FloatArray:
     """
     if plane.shape == size:
         return plane
-    cv2 = _cv2()
+    cv2 = opencv()
     if cv2 is not None:
         resized: FloatArray = cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=cv2.INTER_LINEAR)
         return resized
@@ -76,7 +76,8 @@ def _resize_with_pillow(plane: FloatArray, size: Size) -> FloatArray:
 
 
 @cache
-def _cv2() -> Any:
+def opencv() -> Any:
+    """The module cv2, None where it is not installed. Tried once: a failing import takes longer than a resize."""
     try:
         import cv2
     except ImportError:

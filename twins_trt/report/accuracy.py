@@ -40,39 +40,11 @@ def gate_section(inputs: Inputs) -> Section:
     gate = inputs.gate
     if gate is None:
         hint = f"twins-trt gate {inputs.bundle.path} --data KIND:PATH --checkpoint FILE"
-        blocks: tuple[Block, ...] = (Note("This bundle has not been judged: it is ungated.", "warn"), Code(hint))
-        return Section("gate", "Gate", blocks)
-    passed = pick(gate, "passed") is True
+        note = Note("This bundle has not been judged: it is ungated.", "warn")
+        return Section("gate", "Gate", (note, Code(hint)))
     bound = pick_number(gate, "thresholds", "max_drop")
-    outcome = Note("Passed." if passed else "Failed.", "good" if passed else "bad")
-    reasons = [Note(f"{str(reason)[:1].upper()}{str(reason)[1:]}.", "bad") for reason in pick_list(gate, "reasons")]
-    caveats = []
-    if pick(gate, "simulated") is True:
-        caveats.append(Note("Simulated: ONNX Runtime stood in for the TensorRT engine, on the same graph.", "warn"))
-    if pick(gate, "seeded") is True:
-        caveats.append(Note("Random weights: the scores mean nothing.", "warn"))
-    facts = Facts(
-        (
-            ("Engine", pick_text(gate, "engine")),
-            ("Data", f"{pick_text(gate, 'dataset')}, {pick_text(gate, 'split')}"),
-            ("Images", pick_text(gate, "images")),
-            ("mIoU", _percent(pick_number(gate, "scores", "miou"))),
-            ("mIoU of the reference", _percent(pick_number(gate, "reference", "miou"))),
-            ("Drop", _interval_text(gate)),
-            ("Allowed drop", "" if bound is None else f"{bound:g} points, for the interval's upper end"),
-            ("Equal pixels", _percent(_times(100, pick_number(gate, "agreement")), 3)),
-            ("A second run", {True: "gave the same masks", False: "gave other masks"}.get(pick(gate, "repeats"), "")),
-            (
-                "Masks of a batch",
-                {True: "equal those of single images", False: "differ from those of single images"}.get(
-                    pick(gate, "batch_agrees"), ""
-                ),
-            ),
-            ("Measured on", pick_text(gate, "measured_on")),
-        )
-    )
-    chart = _drop_chart(gate, bound, passed=passed)
-    return Section("gate", "Gate", (outcome, *reasons, *caveats, facts, *chart, *_class_table(gate)))
+    blocks = (*_outcome(gate), _gate_facts(gate, bound), *_drop_chart(gate, bound), *_class_table(gate))
+    return Section("gate", "Gate", blocks)
 
 
 def ladder_section(inputs: Inputs) -> Section:
@@ -90,32 +62,14 @@ def ladder_section(inputs: Inputs) -> Section:
         Column("Fused attentions", numeric=True),
         Column("CPU, ms", numeric=True),
     )
-    rows, whiskers = [], []
-    for rung in inputs.ladder:
-        mean, low, high = (pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
-        engine = pick_number(rung, "engine_bytes")
-        interval = Cell("") if low is None or high is None else text(signed_range(low, high))
-        passed = pick(rung, "passed")
-        label = pick_text(rung, "name")
-        rows.append(
-            (
-                text(label),
-                number(pick_number(rung, "miou")),
-                number(mean, signed=True, mood="bad" if passed is False else "plain"),
-                interval,
-                number(None if engine is None else engine / 1e6, 1),
-                number(pick_number(rung, "kernels"), 0),
-                number(pick_number(rung, "attentions"), 0),
-                number(pick_number(rung, "cpu_ms"), 1),
-            )
-        )
-        if mean is not None:
-            whiskers.append(Interval(label, mean, low, high, bad=passed is False))
-    blocks: list[Block] = [without_empty(Table("Every precision on the same images", columns, tuple(rows)))]
-    if whiskers:
-        title = "mIoU lost against the PyTorch float32 model, with its 95 % interval"
-        blocks.insert(0, Chart(intervals(whiskers, unit="points"), title, "Left of 0 is better than the reference."))
-    return Section("ladder", "Precisions", tuple(blocks))
+    rows = tuple(map(_ladder_row, inputs.ladder))
+    table = without_empty(Table("Every precision on the same images", columns, rows))
+    whiskers = [whisker for rung in inputs.ladder if (whisker := _ladder_whisker(rung)) is not None]
+    if not whiskers:
+        return Section("ladder", "Precisions", (table,))
+    title = "mIoU lost against the PyTorch float32 model, with its 95 % interval"
+    chart = Chart(intervals(whiskers, unit="points"), title, "Left of 0 is better than the reference.")
+    return Section("ladder", "Precisions", (chart, table))
 
 
 def worst_section(inputs: Inputs) -> Section:
@@ -146,14 +100,71 @@ def worst_section(inputs: Inputs) -> Section:
     return Section("worst", "Worst images", tuple(blocks))
 
 
-def _drop_chart(gate: Any, bound: float | None, *, passed: bool) -> list[Chart]:
-    mean = pick_number(gate, "drop", "mean")
+def _outcome(gate: Any) -> list[Note]:
+    """Whether the gate passed, why it did not, and what limits its result."""
+    notes = [Note("Passed.", "good") if _passed(gate) else Note("Failed.", "bad")]
+    notes += [Note(f"{str(reason)[:1].upper()}{str(reason)[1:]}.", "bad") for reason in pick_list(gate, "reasons")]
+    if pick(gate, "simulated") is True:
+        notes.append(Note("Simulated: ONNX Runtime stood in for the TensorRT engine, on the same graph.", "warn"))
+    if pick(gate, "seeded") is True:
+        notes.append(Note("Random weights: the scores mean nothing.", "warn"))
+    return notes
+
+
+def _gate_facts(gate: Any, bound: float | None) -> Facts:
+    repeats = {True: "gave the same masks", False: "gave other masks"}
+    batches = {True: "equal those of single images", False: "differ from those of single images"}
+    return Facts(
+        (
+            ("Engine", pick_text(gate, "engine")),
+            ("Data", f"{pick_text(gate, 'dataset')}, {pick_text(gate, 'split')}"),
+            ("Images", pick_text(gate, "images")),
+            ("mIoU", _percent(pick_number(gate, "scores", "miou"))),
+            ("mIoU of the reference", _percent(pick_number(gate, "reference", "miou"))),
+            ("Drop", _interval_text(gate)),
+            ("Allowed drop", "" if bound is None else f"{bound:g} points, for the interval's upper end"),
+            ("Equal pixels", _percent(_times(100, pick_number(gate, "agreement")), 3)),
+            ("A second run", repeats.get(pick(gate, "repeats"), "")),
+            ("Masks of a batch", batches.get(pick(gate, "batch_agrees"), "")),
+            ("Measured on", pick_text(gate, "measured_on")),
+        )
+    )
+
+
+def _passed(gate: Any) -> bool:
+    return pick(gate, "passed") is True
+
+
+def _drop_chart(gate: Any, bound: float | None) -> list[Chart]:
+    mean, low, high = (pick_number(gate, "drop", end) for end in ("mean", "low", "high"))
     if mean is None:
         return []
-    row = Interval("mIoU lost", mean, pick_number(gate, "drop", "low"), pick_number(gate, "drop", "high"), not passed)
+    row = Interval("mIoU lost", mean, low, high, bad=not _passed(gate))
     label = "" if bound is None else f"allowed: {bound:g}"
     svg = intervals([row], unit="points", bound=bound, bound_label=label)
     return [Chart(svg, "mIoU lost against the reference", "The whole interval has to stay left of the broken line.")]
+
+
+def _ladder_row(rung: Any) -> tuple[Cell, ...]:
+    mean, low, high = (pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
+    engine = pick_number(rung, "engine_bytes")
+    return (
+        text(pick_text(rung, "name")),
+        number(pick_number(rung, "miou")),
+        number(mean, signed=True, mood="bad" if pick(rung, "passed") is False else "plain"),
+        text("" if low is None or high is None else signed_range(low, high)),
+        number(None if engine is None else engine / 1e6, 1),
+        number(pick_number(rung, "kernels"), 0),
+        number(pick_number(rung, "attentions"), 0),
+        number(pick_number(rung, "cpu_ms"), 1),
+    )
+
+
+def _ladder_whisker(rung: Any) -> Interval | None:
+    mean, low, high = (pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
+    if mean is None:
+        return None
+    return Interval(pick_text(rung, "name"), mean, low, high, bad=pick(rung, "passed") is False)
 
 
 def _class_table(gate: Any) -> list[Table]:
