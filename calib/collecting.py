@@ -1,47 +1,33 @@
-"""Runs the FP32 graph over a stream of images and counts every observed activation."""
+"""Collects the activations of an FP32 graph over a stream of images."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twins_trt.calib.collection import Collection, load_collection, save_collection
-from twins_trt.calib.histogram import Histogram
-from twins_trt.calib.images import Fitter, UInt8Array, digest, is_noise, refuse_blank, refuse_noise, unbatched
+from twins_trt.calib.images import UInt8Array, digest, is_noise, refuse_blank, refuse_noise, unbatched
+from twins_trt.calib.observed_graph import ObservedGraph
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import Ranges
-from twins_trt.calib.tensors import (
-    channelled_tensors,
-    graph_inputs,
-    graph_sha256,
-    observed_tensors,
-    read_graph,
-    split_by_size,
-    with_outputs,
-    with_shapes,
-)
-from twins_trt.errors import DataError, EngineError, MissingDependencyError, UsageError, first_line, missing
+from twins_trt.errors import DataError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
-
-if TYPE_CHECKING:
-    import onnx
 
 log = logging.getLogger("twins_trt")
 
 MEMORY_MIB = 1024
-_SAVE_EVERY = 8  # images between two writings of the state
-_SAVE_SECONDS = 20.0  # or so much time, if images are slow
+_SAVE_EVERY = 8  # images; the state is written when so many were counted
+_SAVE_SECONDS = 20.0  # or when so much time has passed, if images are slow
 
 
 @dataclass(frozen=True)
@@ -123,12 +109,12 @@ class _Waiting:
 
 
 class _Collecting:
-    """One run over a stream of images: fills batches, counts them, keeps the state, and says where it is."""
+    """One run over a stream of images: it fills batches, counts them, writes the state and calls progress."""
 
     def __init__(self, graph: str | Path, options: CalibrationOptions, run: CollectRun, *, total: int | None) -> None:
-        self._graph = _ObservedGraph(graph, options, run)
+        self._graph = ObservedGraph(graph, options, device=run.device, threads=run.threads, memory_mib=run.memory_mib)
         self._state = _State(None if run.state is None else Path(run.state))
-        self._collection = self._state.resume(self._graph.empty(options))
+        self._collection = self._state.resume(self._graph.empty())
         self._earlier = Counter(self._collection.digests)  # what the state holds and this run has not met yet
         self._minimum = options.minimum
         self._progress, self._total = run.progress, total
@@ -149,16 +135,19 @@ class _Collecting:
             self._count_batch(name)
 
     def finish(self) -> Collection:
-        """The collection, and its state written. Raises DataError for an unfilled batch and for images of the state
-        that this run has not met."""
+        """Writes the state and returns the collection.
+
+        Raises DataError where images are left that do not fill a batch, and where the state has images that this run
+        has not met.
+        """
         if self._batch:
             raise DataError(
                 f"the graph takes {self._graph.fitter.batch} images at once, and {len(self._batch)} are left over",
                 f"give a multiple of {self._graph.fitter.batch} images, or a graph exported with {spelled('batch', 1)}",
             )
-        if strangers := self._earlier.total():
+        if missed := self._earlier.total():
             raise DataError(
-                f"{self._state.path} holds {strangers} images that are not among the {self._met} of this run",
+                f"{self._state.path} holds {missed} images that are not among the {self._met} of this run",
                 "give the same images as before, or remove the file to begin anew",
             )
         self._state.write(self._collection)
@@ -167,7 +156,7 @@ class _Collecting:
     def _count_batch(self, name: str) -> None:
         batch, self._batch = self._batch, []
         collection = self._collection
-        self._graph.count(np.stack([each.fitted for each in batch]), collection, name)
+        self._graph.count(np.stack([each.fitted for each in batch]), collection, name=name)
         collection.digests += [each.digest for each in batch]
         collection.noisy += sum(each.noisy for each in batch)
         self._counted += len(batch)
@@ -192,7 +181,7 @@ class _State:
         self._written_at = time.monotonic()
 
     def resume(self, fresh: Collection) -> Collection:
-        """What an earlier run has left; `fresh` if that is nothing, or is damaged."""
+        """The collection of an earlier run; `fresh` if there is none, or if it is damaged."""
         if self.path is None or not self.path.exists():
             return fresh
         try:
@@ -234,86 +223,3 @@ def _count(images: Iterable[UInt8Array]) -> int | None:
     if not isinstance(images, (list, tuple)):
         return None
     return sum(len(each) if getattr(each, "ndim", 3) == 4 else 1 for each in images)
-
-
-class _ObservedGraph:
-    """The graph in parts, one session each, so that the observed activations of a part fit into memory together."""
-
-    def __init__(self, graph: str | Path, options: CalibrationOptions, run: CollectRun) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise missing("onnxruntime", extra="cpu", purpose="calibration") from error
-        self._sha256 = graph_sha256(graph)
-        model = read_graph(graph)
-        self._tensors = observed_tensors(model)
-        self._channelled = channelled_tensors(model)
-        providers = _providers(run.device, onnxruntime.get_available_providers())
-        self._ran_with = f"onnxruntime {onnxruntime.__version__} {providers[0][0]}"
-
-        def open_session(part: onnx.ModelProto) -> Any:
-            how = onnxruntime.SessionOptions()
-            how.intra_op_num_threads = run.threads or 0
-            how.log_severity_level = 3
-            # Unfused: observing a tensor must not change its value. It costs no time worth mentioning.
-            how.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            how.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory, twice over
-            try:
-                return onnxruntime.InferenceSession(part.SerializeToString(), how, providers=providers)
-            except Exception as error:  # onnxruntime's own classes have no common base
-                raise EngineError(
-                    f"ONNX Runtime {onnxruntime.__version__} refuses {graph}: {first_line(error)}",
-                    "export the graph again, or upgrade: pip install --upgrade onnxruntime",
-                ) from error
-
-        metadata = {prop.key: prop.value for prop in model.metadata_props}
-        self.fitter = Fitter(graph_inputs(model), metadata, fit=options.fit, preprocessing=options.preprocessing)
-        self._parts: list[tuple[list[str], Any]] = []
-        # The sizes come from a run: shape inference gives up on a graph of dynamic size.
-        shapes = self._run(open_session(with_shapes(model, self._tensors)), None, self.fitter.largest_input())
-        sizes = {name: 4 * math.prod(shape.tolist()) for name, shape in zip(self._tensors, shapes, strict=True)}
-        for names in split_by_size(sizes, run.memory_mib << 20):
-            self._parts.append((names, open_session(with_outputs(model, names))))
-
-    def empty(self, options: CalibrationOptions) -> Collection:
-        """A collection of no images."""
-        histograms = {name: Histogram.empty(options.bins) for name in self._tensors}
-        return Collection(self._sha256, options, self._ran_with, histograms)
-
-    def count(self, batch: npt.NDArray[Any], collection: Collection, image: str) -> None:
-        """Runs a batch and counts its activations. batch: as the graph takes it.
-
-        Raises DataError where a value is not finite; the collection cannot be used after that.
-        """
-        for names, session in self._parts:
-            values = self._run(session, names, batch)
-            for index, name in enumerate(names):
-                value = values[index].astype(np.float32, copy=False)
-                try:
-                    collection.histograms[name].add(value)
-                except ValueError as error:
-                    raise DataError(
-                        f"{name} is not finite at {image}", "check the checkpoint: the FP32 graph overflows"
-                    ) from error
-                if name in self._channelled:
-                    largest = np.abs(value).max(axis=tuple(range(value.ndim - 1)))
-                    collection.channels[name] = np.maximum(collection.channels.get(name, np.float32(0)), largest)
-                del value
-                values[index] = None  # counted: free it before the next
-
-    def _run(self, session: Any, names: list[str] | None, batch: npt.NDArray[Any]) -> list[Any]:
-        try:
-            outputs: list[Any] = session.run(names, {self.fitter.name: batch})
-        except Exception as error:  # onnxruntime's own classes have no common base
-            raise EngineError(f"the graph failed on ONNX Runtime: {first_line(error)}") from error
-        return outputs
-
-
-def _providers(device: str, available: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    cpu: list[tuple[str, dict[str, Any]]] = [("CPUExecutionProvider", {})]
-    has_cuda = "CUDAExecutionProvider" in available
-    if device == "cuda" and not has_cuda:
-        raise MissingDependencyError("this onnxruntime has no CUDA provider", "pip install onnxruntime-gpu, or use cpu")
-    # TF32 would round the ranges to 10 bits.
-    cuda: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
-    return cuda + cpu if has_cuda and device != "cpu" else cpu
