@@ -1,14 +1,14 @@
 """A GPU that does everything as late as CUDA allows, behind fakes of `cuda.bindings.runtime` and `pycuda.driver`.
 
-Work given to a stream runs when something waits for it, in the order that streams and events ask for, no other. Until
-then the host memory that it will write holds poison, and what it will read may still change. So what forgets to wait
-reads nonsense, what reuses a buffer too early computes nonsense, and memory that was freed while work on it was under
-way is an illegal address, every time and not once in a thousand.
+Work in a stream runs when something waits for it, in the order of streams and events and in no other. Until then the
+host memory that it will write holds poison, and the memory that it will read may still change. So code that forgets to
+wait reads nonsense, code that reuses a buffer too early computes nonsense, and memory that is freed while work on it is
+under way is an illegal address, every time and not once in a thousand.
 
     gpu = FakeGpu()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.cuda_bindings())
 
-`gpu.held()` counts what was not given back.
+`gpu.held()` counts what was not freed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEGACY, PER_THREAD = 1, 2
 
 
 class Status(enum.IntEnum):
-    """Those of cudaError_t that occur."""
+    """The members of cudaError_t that occur."""
 
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
@@ -104,7 +104,7 @@ class FakeGpu:
         self._lock = threading.RLock()
 
     def held(self) -> dict[str, int]:
-        """What is allocated: blocks of device and pinned host memory, streams, events, graphs."""
+        """How many blocks of device and pinned host memory, streams, events and graphs are allocated."""
         return {
             "device": len(self.device),
             "host": len(self.host),
@@ -114,11 +114,11 @@ class FakeGpu:
         }
 
     def pending(self) -> int:
-        """How much work is under way."""
+        """The number of works that are under way."""
         return sum(len(queue) for queue in self.streams.values())
 
     def bytes_at(self, address: int, size: int) -> Any:
-        """Memory as the GPU sees it. Raises Failure for what is not, or no longer, allocated."""
+        """Memory as the GPU sees it. Raises Failure for an address that is not allocated."""
         for base, memory in self.device.items():
             if base <= address and address + size <= base + memory.size:
                 return memory[address - base : address - base + size]
@@ -129,7 +129,7 @@ class FakeGpu:
         raise Failure(Status.cudaErrorIllegalAddress)
 
     def give(self, stream: int, work: Work) -> None:
-        """Enqueue work on a stream, or into the graph that captures it."""
+        """Enqueues work on a stream, or in the graph that captures the stream."""
         with self._lock:
             if stream in self.captures:
                 self.captures[stream][1].works.append(work)

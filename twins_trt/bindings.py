@@ -130,7 +130,7 @@ def process_logger(module: ModuleType) -> Any:
     return _logger(module)[0]
 
 
-def said(module: ModuleType) -> str:
+def logged(module: ModuleType) -> str:
     """The last logged errors that belong to no build, in one line. TensorRT returns null and logs the reason.
 
     The errors are then forgotten. If several threads fail at once, one of them may get the reason of another.

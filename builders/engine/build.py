@@ -30,7 +30,7 @@ class BuiltEngine:
 
     `serialized`: exactly what the compiler made. `layers`: its final layer list. `version`: the compiler's, in full.
     `targets`: compute capabilities that the engine is for. `seconds`: wall time from the graph to the engine.
-    `peak_host_mib`: the process's highest resident memory so far, MiB; None where the platform does not tell.
+    `peak_host_mib`: the process's highest resident memory so far, MiB; None if the system does not tell.
     """
 
     serialized: bytes

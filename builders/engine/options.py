@@ -1,4 +1,4 @@
-"""The options of an engine build: flavour, targets and what the compiler is told. They go into manifests as JSON."""
+"""The options of an engine build: flavour, targets and options of the compiler. They go into manifests as JSON."""
 
 from __future__ import annotations
 

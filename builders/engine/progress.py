@@ -103,13 +103,13 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
     here = copy_context()  # so that errors spell options as the caller does
     thread = threading.Thread(target=here.run, args=(run,), name="twins-trt build", daemon=True)
     thread.start()
-    said: tuple[str, float | None] | None = None
+    last: tuple[str, float | None] | None = None
     try:
         while thread.is_alive():
             thread.join(INTERVAL)
             seen = state.look()
-            if progress is not None and seen is not None and seen != said:
-                said = seen
+            if progress is not None and seen is not None and seen != last:
+                last = seen
                 progress("engine", *seen)
     except BaseException:
         state.cancelled = True

@@ -1,8 +1,8 @@
 """Everything that differs between TensorRT versions and flavours, in one place.
 
-`open_compiler` imports a flavour. A `Compiler` says what it can do, and does each thing in its version's way, or raises
-BuildError where the version has none. Names are looked up on the module: the integers behind them change between major
-versions, and a name that a version lacks is absent.
+`open_compiler` imports a flavour. A `Compiler` lists what its version can do, and does each thing in that version's
+way, or raises BuildError if there is none. Names are looked up on the module: the integers behind them change between
+major versions, and a name that a version lacks is absent.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Compiler:
 
     @classmethod
     def of(cls, module: ModuleType, flavour: str) -> Compiler:
-        """What the names of `module` say that it can do. Raises BuildError for a TensorRT before 8.6."""
+        """The compiler in `module`, described by the names that it has. Raises BuildError for a TensorRT before 8.6."""
         version = str(getattr(module, "__version__", "unknown"))
         if flavour == "tensorrt" and (0, 0) < release(version) < (8, 6):
             raise BuildError(f"TensorRT {version} is too old to build with", "install 8.6 or newer (JetPack 6)")
@@ -74,7 +74,7 @@ class Compiler:
             typing = "none"
         else:
             typing = "flag" if "FP16" in members(module, "BuilderFlag") else "always"
-        # TensorRT-RTX has the enum and ignores it; its list of targets says the same thing better.
+        # TensorRT-RTX has the enum and ignores it; it has a list of targets instead.
         levels = () if targets else members(module, "HardwareCompatibilityLevel")
         return cls(
             module=module,

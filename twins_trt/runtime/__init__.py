@@ -1,4 +1,4 @@
-"""Bundles and what runs them. Names are loaded when first used: a device needs only what its engine needs."""
+"""Bundles and the engines that run them. Names are loaded at first use: a device needs only its engine's packages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Modules that hand-offs hold as they are. They run where twins-trt is not installed, so they import nothing of it."""
+"""Modules that are copied into hand-offs. They run without twins-trt, so they import nothing of it."""

@@ -1,4 +1,4 @@
-"""A ROS node: the tensor `mask` of isaac_ros_tensor_rt as images, on the topics of isaac_ros_unet.
+"""A ROS node that publishes the tensor `mask` of isaac_ros_tensor_rt as images, on the topics of isaac_ros_unet.
 
 `unet/raw_segmentation_mask` (mono8) holds class indices, `unet/colored_segmentation_mask` (rgb8) the palette's colours.
 """
@@ -22,14 +22,14 @@ class MaskDecoder(Node):
     def __init__(self) -> None:
         super().__init__("mask_decoder")
         model = json.loads(Path(__file__).with_name("model.json").read_text(encoding="utf-8"))
-        self.colours = np.zeros((256, 3), np.uint8)  # black past the last class
+        self.colours = np.zeros((256, 3), np.uint8)  # black after the last class
         self.colours[: len(model["palette"])] = model["palette"]
         self.raw = self.create_publisher(Image, "unet/raw_segmentation_mask", 10)
         self.coloured = self.create_publisher(Image, "unet/colored_segmentation_mask", 10)
         self.create_subscription(TensorList, "tensor_sub", self.decode, 10)
 
     def decode(self, message: TensorList) -> None:
-        """Publish one mask. A message that holds none is reported and dropped."""
+        """Publishes one mask. A message without a mask is logged and dropped."""
         tensor = next((tensor for tensor in message.tensors if tensor.name == "mask"), None)
         if tensor is None or tensor.data_type != UINT8:
             self.get_logger().error("the message holds no uint8 tensor called mask")
@@ -51,7 +51,7 @@ class MaskDecoder(Node):
 
 
 def main() -> None:
-    """Run until interrupted."""
+    """Runs until it is interrupted."""
     rclpy.init()
     node = MaskDecoder()
     try:

@@ -1,10 +1,10 @@
-"""Reads the masks that DeepStream attaches to its frames, in a pad probe behind the inference element.
+"""Reads the masks that DeepStream attaches to its frames, in a pad probe after the inference element.
 
     from mask_probe import masks
 
     def probe(pad, info, user_data):
         for frame, mask in masks(info.get_buffer()):
-            ...                                       # uint8 [H, W], a class index a pixel
+            ...                                       # uint8 [H, W], one class index per pixel
         return Gst.PadProbeReturn.OK
 
 Source: "Tensor Metadata" of the pages on Gst-nvinferserver and Gst-nvinfer, and the Python bindings (pyds).
@@ -44,8 +44,8 @@ def _mask(tensors: Any) -> npt.NDArray[np.uint8]:
     values = np.ctypeslib.as_array(pointer, shape=tuple(output["shape"]))
     if output["name"] == "mask":
         return values.copy()
-    # Logits are a quarter of the size. DeepStream resizes no tensors, so each index is repeated: coarser edges than
-    # those of a graph that gives the mask itself.
+    # Logits have a quarter of the size. DeepStream does not resize tensors, so each index is repeated. The edges are
+    # coarser than those of a graph that gives the mask itself.
     small = values.argmax(0).astype(np.uint8)
     height, width = MODEL["size"]
     rows, columns = np.arange(height) * small.shape[0] // height, np.arange(width) * small.shape[1] // width

@@ -19,7 +19,7 @@ CONTAINER = "twins_container"
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` calls."""
+    """The entry point of `ros2 launch`."""
     model = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
     height, width = model["size"]
     encoder = (
@@ -32,7 +32,7 @@ def generate_launch_description() -> LaunchDescription:
         "network_image_height": str(height),
         "image_mean": str(model["mean"]),
         "image_stddev": str(model["std"]),
-        # Stretched to the network's size, as the model was scored; padding would shift the mask against the image.
+        # Stretched to the network's size, as in the model's evaluation. Padding would shift the mask against the image.
         "enable_padding": "True",
         "keep_aspect_ratio": "False",
         "encoding_desired": "rgb8",
@@ -51,7 +51,7 @@ def generate_launch_description() -> LaunchDescription:
         parameters=[
             {
                 "engine_file_path": str(HERE / "model.plan"),
-                "force_engine_update": False,  # its own build is weakly typed and would change the precision
+                "force_engine_update": False,  # the node's own build is weakly typed and would change the precision
                 "input_tensor_names": ["input_tensor"],
                 "input_binding_names": [model["input"]],
                 "output_tensor_names": ["mask"],

@@ -60,7 +60,7 @@ KINDS = {
 # `auto` leaves these out: torch runs the weights, whatever graph and precision the gate judged.
 NOT_BY_ITSELF = ("torch",)
 
-# These run the graph on a CPU, whatever else a bundle holds: what they tell about a GPU's engine is simulated.
+# These run the graph on a CPU, even if the bundle has engines: as figures of a GPU's engine, theirs are simulated.
 CPU_KINDS = ("onnxruntime", "openvino")
 
 

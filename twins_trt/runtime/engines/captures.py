@@ -96,7 +96,7 @@ class CudaCapture:
             program(self._input.device)  # compiles kernels and uploads tables, which a capture must not do
             stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may go on using the device meanwhile
+            # thread_local: other threads may use the device meanwhile
             with torch.cuda.graph(self._graph, stream=stream, pool=pool, capture_error_mode="thread_local"):
                 self._outputs = program(self._input.device)
             self._host = {

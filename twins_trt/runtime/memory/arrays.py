@@ -30,7 +30,7 @@ class _DLTensor(ctypes.Structure):
         ("ndim", ctypes.c_int32),
         ("code", ctypes.c_uint8),
         ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
+        ("vector_size", ctypes.c_uint16),  # "lanes" in dlpack.h
         ("shape", ctypes.POINTER(ctypes.c_int64)),
         ("strides", ctypes.POINTER(ctypes.c_int64)),
         ("byte_offset", ctypes.c_uint64),
@@ -140,9 +140,9 @@ def _from_dlpack(value: Any, stream: int, what: str) -> tuple[DeviceView, list[i
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     # Not renamed to "used_dltensor": so the capsule stays the owner, and frees the tensor when we let go of it.
     tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
-    dtype = _DLPACK_DTYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+    dtype = _DLPACK_DTYPES.get((tensor.code, tensor.bits)) if tensor.vector_size == 1 else None
     if dtype is None:
-        raise UsageError(f"{what} has the DLPack type ({tensor.code}, {tensor.bits}, {tensor.lanes})", _wanted())
+        raise UsageError(f"{what} has the DLPack type ({tensor.code}, {tensor.bits}, {tensor.vector_size})", _wanted())
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = list(tensor.strides[: tensor.ndim]) if tensor.strides else None
     return DeviceView((tensor.data or 0) + tensor.byte_offset, shape, dtype, None, capsule), strides

@@ -10,7 +10,7 @@ import logging
 from types import ModuleType
 from typing import Any, get_args
 
-from twins_trt.bindings import NAMES, members, process_logger, said
+from twins_trt.bindings import NAMES, logged, members, process_logger
 from twins_trt.compiler_cache import CompilerCache
 from twins_trt.errors import EngineError
 from twins_trt.inference.tensors import DType, TensorSpec
@@ -49,14 +49,14 @@ class LoadedEngine:
             self._runtime: Any = module.Runtime(process_logger(module))
         except (TypeError, RuntimeError) as error:  # the bindings raise these when the library returns null
             raise EngineError(
-                f"{self.name} does not start: {said(module)} ({error})",
+                f"{self.name} does not start: {logged(module)} ({error})",
                 "check that the GPU driver matches its CUDA version (nvidia-smi)",
             ) from error
         self._runtime.engine_host_code_allowed = False  # an engine from a bundle must not run code on the CPU
         self._check_validity(content)
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise EngineError(f"{self.name} refuses {owner}: {said(module)}", self._fix)
+            raise EngineError(f"{self.name} refuses {owner}: {logged(module)}", self._fix)
         self.inputs, self.outputs = self._specs()
         if len(self.inputs) != 1:
             raise EngineError(f"{owner} has {len(self.inputs)} inputs, not one image", self._fix)
@@ -92,22 +92,22 @@ class LoadedEngine:
             return
         self._config = self._engine.create_runtime_config()
         if self._config is None:
-            raise EngineError(f"{self.name} makes no runtime configuration for {self._owner}: {said(module)}")
+            raise EngineError(f"{self.name} makes no runtime configuration for {self._owner}: {logged(module)}")
         name = "WHOLE_GRAPH_CAPTURE" if cuda_graph else "DISABLED"
         strategy = module.CudaGraphStrategy.__members__[name]
         self._config.cuda_graph_strategy = strategy
         if self._config.cuda_graph_strategy != strategy:  # the bindings drop what the library's setter returns
-            log.warning("%s does not take the CUDA graph strategy %s: %s", self.name, name, said(module))
+            log.warning("%s does not take the CUDA graph strategy %s: %s", self.name, name, logged(module))
         if stored is None:
             return
         self._stored, self._cache = stored, self._config.create_runtime_cache()
         if self._cache is None or not self._config.set_runtime_cache(self._cache):
-            log.warning("%s takes no runtime cache (%s): kernels are compiled anew", self.name, said(module))
+            log.warning("%s takes no runtime cache (%s): kernels are compiled anew", self.name, logged(module))
             self._cache = None
             return
         blob = stored.read()
         if blob and not self._cache.deserialize(blob):
-            log.warning("%s does not take %s (%s): kernels are compiled anew", self.name, stored.path, said(module))
+            log.warning("%s does not take %s (%s): kernels are compiled anew", self.name, stored.path, logged(module))
 
     def store(self) -> None:
         """Keeps the kernels that RTX has compiled for the next process. A failure is only logged."""
@@ -125,7 +125,7 @@ class LoadedEngine:
         if made is None:
             raise EngineError(
                 f"{self.name} makes no context for {self._owner}, which needs {self.scratch >> 20} MiB: "
-                f"{said(self._module)}",
+                f"{logged(self._module)}",
                 f"close other programs on the GPU, or build with a smaller {spelled('size')} or {spelled('batch')}",
             )
         return Context(made, self._module, self._owner, tuple(spec.name for spec in self.outputs))
@@ -151,7 +151,7 @@ class LoadedEngine:
         inspector = self._engine.create_engine_inspector()
         layers = inspector and inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
         if not layers:
-            raise EngineError(f"{self.name} tells nothing of the layers of {self._owner}: {said(self._module)}")
+            raise EngineError(f"{self.name} tells nothing of the layers of {self._owner}: {logged(self._module)}")
         return str(layers)
 
     def close(self) -> None:
@@ -201,21 +201,21 @@ class Context:
     def set_shape(self, name: str, shape: Shape) -> dict[str, Shape]:
         """Sets the input's shape and returns the outputs' shapes. Raises EngineError for one outside the profile."""
         if not self._made.set_input_shape(name, shape):
-            raise EngineError(f"{self._owner} refuses {name} {list(shape)}: {said(self._module)}")
+            raise EngineError(f"{self._owner} refuses {name} {list(shape)}: {logged(self._module)}")
         if unset := self._made.infer_shapes():
-            raise EngineError(f"{self._owner} cannot tell the shape of {', '.join(unset)}: {said(self._module)}")
+            raise EngineError(f"{self._owner} cannot tell the shape of {', '.join(unset)}: {logged(self._module)}")
         return {output: tuple(self._made.get_tensor_shape(output)) for output in self._outputs}
 
     def bind(self, name: str, address: int) -> None:
         """Sets the device address of a tensor. Raises EngineError."""
         if not self._made.set_tensor_address(name, address):
-            raise EngineError(f"{self._owner} refuses the address {address:#x} for {name}: {said(self._module)}")
+            raise EngineError(f"{self._owner} refuses the address {address:#x} for {name}: {logged(self._module)}")
 
     def enqueue(self, stream: int) -> None:
         """Gives one run to the stream. Raises EngineError if TensorRT refuses. A later failure on the GPU is raised
         when the stream is synchronized."""
         if not self._made.execute_async_v3(stream):
-            raise EngineError(f"{self._owner} failed to start on the GPU: {said(self._module)}")
+            raise EngineError(f"{self._owner} failed to start on the GPU: {logged(self._module)}")
 
     def profile(self, profiler: Any) -> None:
         """Reports the layer times of every run to `profiler`; None stops that."""
