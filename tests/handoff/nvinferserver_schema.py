@@ -1,4 +1,4 @@
-"""Those messages of Gst-nvinferserver's configuration that hand-offs use, as a protocol buffer's descriptor.
+"""The messages of Gst-nvinferserver's configuration that hand-offs use, as a protocol buffer's descriptor.
 
 Names and types are those of the tables "Gst-nvinferserver File Configuration Specifications" in the DeepStream
 documentation. The text format knows fields by name only, so the numbers here are arbitrary.

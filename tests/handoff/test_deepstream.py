@@ -1,4 +1,4 @@
-"""DeepStream hand-offs: configurations held against the documented settings, the probe run with a stand-in for pyds."""
+"""DeepStream hand-offs: configurations against the documented properties, the probe run with a stand-in for pyds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all targets share: the folder, which engine is taken, the command."""
+"""What all targets share: the folder, the choice of an engine, the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model repositories, parsed with Triton's own messages (tritonclient) and held against the graph that they serve."""
+"""Model repositories, parsed with Triton's own messages (tritonclient) and compared with the graph that they serve."""
 
 from __future__ import annotations
 

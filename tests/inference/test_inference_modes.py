@@ -1,4 +1,4 @@
-"""The modes against a slow reading of their definitions: explicit windows, torch's resize in float64."""
+"""The modes against slow code after their definitions: explicit windows, torch's resize in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NumPy and torch ways of the same operation against each other, and against the formulas."""
+"""Each operation in NumPy and in torch, against each other and against the formulas."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""mmsegmentation's test pipeline: the sizes that it computes, and the normalized planes."""
+
 from __future__ import annotations
 
 from fractions import Fraction

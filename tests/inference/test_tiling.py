@@ -1,4 +1,4 @@
-"""Tiles against a slow reading of their definition: every tile on its own, summed over the whole grid, then resized."""
+"""Tiles against slow code after their definition: every tile alone, summed over the whole grid, then resized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that show every class."""
+"""Fixtures of the runtime: pictures that show every class, and a simulated machine with a GPU."""
 
 from __future__ import annotations
 

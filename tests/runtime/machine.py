@@ -1,4 +1,4 @@
-"""A machine with a GPU that is simulated: TensorRT of any version, a CUDA package, and bundles with engines for it."""
+"""A machine with a simulated GPU: TensorRT of any version, a CUDA package, and bundles with engines for it."""
 
 from __future__ import annotations
 

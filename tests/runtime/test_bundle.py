@@ -1,4 +1,4 @@
-"""A bundle is whole or absent, and opens only if every file is what the manifest says."""
+"""A bundle is whole or absent, and opens only if every file agrees with the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which calls are captured, which are given up, and when: nothing here needs a GPU."""
+"""Which calls are captured and which captures are dropped. No test needs a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays that lie on the GPU go in and out where they lie, in the order of the caller's stream."""
+"""Arrays on the GPU are read and written in place, in the order of the caller's stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a bundle's engines runs on a machine, and what is said where none does."""
+"""Which engine of a bundle runs on a machine, and the error if none does."""
 
 from __future__ import annotations
 

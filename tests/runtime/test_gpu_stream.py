@@ -1,4 +1,4 @@
-"""Streams on a simulated GPU: the next frame is copied while one runs, in order, and nothing stays behind."""
+"""Streams on a simulated GPU: the next frame is copied while one runs, in order, and nothing stays under way."""
 
 from __future__ import annotations
 

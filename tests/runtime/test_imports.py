@@ -1,4 +1,4 @@
-"""What a device has to have: numpy. Everything else is imported when something needs it."""
+"""A device has to have numpy alone. Every other package is imported by the function that needs it."""
 
 from __future__ import annotations
 

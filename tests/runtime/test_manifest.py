@@ -1,4 +1,4 @@
-"""Manifests survive the trip through JSON, and what does not fit is named."""
+"""Manifests come back from JSON equal, and an error names the field that does not fit."""
 
 from __future__ import annotations
 

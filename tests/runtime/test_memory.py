@@ -1,4 +1,4 @@
-"""The CUDA packages: what our modules call exists, with these parameters, in the real ones."""
+"""The functions that our modules call exist in the real CUDA packages, with these parameters."""
 
 from __future__ import annotations
 

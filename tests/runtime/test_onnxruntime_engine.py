@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine against distances computed in numpy, and what it refuses."""
+"""The ONNX Runtime engine against distances computed in numpy, and the inputs that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenVINO engine beside ONNX Runtime and distances computed in numpy, and what it refuses."""
+"""The OpenVINO engine against ONNX Runtime and distances computed in numpy, and the inputs that it refuses."""
 
 from __future__ import annotations
 

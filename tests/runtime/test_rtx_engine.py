@@ -1,4 +1,4 @@
-"""What only TensorRT-RTX has: kernels compiled on the device and kept, and CUDA graphs of its own."""
+"""Two things that only TensorRT-RTX has: a cache of kernels compiled on the device, and its own CUDA graphs."""
 
 from __future__ import annotations
 

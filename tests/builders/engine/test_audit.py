@@ -1,4 +1,4 @@
-"""Counts of a layer list, worked out by hand."""
+"""Audits of layer lists, against counts made by hand."""
 
 from __future__ import annotations
 

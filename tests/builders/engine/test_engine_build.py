@@ -1,4 +1,4 @@
-"""The whole sequence of a build, driven through every TensorRT version's own names."""
+"""Whole builds, with the names of every TensorRT version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of an ONNX file without onnx agrees with onnx, and damage is seen."""
+"""The header that is read from an ONNX file agrees with onnx, and damage is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress adds up over nested phases, and what happens in the build's thread comes out in the caller's."""
+"""Progress adds up over nested phases, and results and errors of the build's thread reach the caller."""
 
 from __future__ import annotations
 

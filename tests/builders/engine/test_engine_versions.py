@@ -1,4 +1,4 @@
-"""What a compiler can do is read from the names that it has, and each thing is done in its own way."""
+"""A compiler is described by its names, and every version gets its own calls."""
 
 from __future__ import annotations
 

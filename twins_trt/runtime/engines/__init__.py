@@ -98,6 +98,7 @@ def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOpt
 def why_not(source: EngineSource, kind: str) -> str | None:
     """Why an engine of `kind` cannot run `source` on this machine, or None if it can."""
     module = _module(kind)
+    # TensorRT's module serves both of its flavours, so it is told which one.
     reason: str | None = module.why_not(source, kind) if kind in NAMES else module.why_not(source)
     return reason
 
