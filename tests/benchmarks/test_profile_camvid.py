@@ -1,4 +1,4 @@
-"""Where something else is computed nothing is written; the Segmenter's share is measured beside the bare session."""
+"""A mask that differs too much is refused, and a Segmenter's overhead is measured beside the bare session."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def weights(seed: int = 0) -> dict[str, Array]:
 def write_graph(
     path: Path, *, seed: int = 0, batch: int | str = 1, size: tuple[int | str, int | str] = (HEIGHT, WIDTH)
 ) -> Path:
-    """uint8 [batch, H, W, 3] in, `mask` float out. The scale of q is a constant of its own: no weight, not observed."""
+    """A graph from uint8 [batch, H, W, 3] to `mask`, float. The scale of q is a constant, which is not observed."""
     nodes = [
         helper.make_node("Cast", ["image"], ["input/float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["input/float"], ["input/nchw"], perm=[0, 3, 1, 2]),

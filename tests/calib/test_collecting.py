@@ -1,4 +1,4 @@
-"""Collection: right values, the same bits whatever the order, the grouping, the shards or the interruptions."""
+"""Collecting counts the right values; order, grouping, shards and interruptions change no bit."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:
 
 
 class Said:
-    """A progress that keeps what it is told."""
+    """A progress callback that keeps its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, float | None]] = []
@@ -205,7 +205,7 @@ class Said:
 
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[np.ndarray]]:
-    """Makes streams of photographs of which each takes 100 seconds, by a clock that nothing else moves."""
+    """Makes streams of photographs. By the clock, which only they move, each photograph takes 100 seconds."""
     now = [5000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 

@@ -1,4 +1,4 @@
-"""Which activations are observed, and the parts of a graph that give them."""
+"""Which activations are observed, and the parts of a graph that compute them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_mse_is_the_least_error_of_the_values_themselves(shape: str, rng: np.ran
 
 
 def divergence(counts: np.ndarray, kept: int) -> float:
-    """Bin by bin and level by level, as the paper tells it."""
+    """The divergence bin by bin and level by level, as the paper describes it."""
     reference = [float(count) for count in counts[:kept]]
     reference[-1] += float(counts[kept:].sum())
     levels: dict[int, list[int]] = {}

@@ -128,7 +128,7 @@ def test_first_cuts_and_keeps_everything_else(camvid_like: Path) -> None:
 
 
 def breakage(root: Path, name: str) -> None:
-    """Spoil a CamVid-like folder in one way."""
+    """Damages a CamVid-like folder in one way."""
     images, labels = root / "val/images", root / "val/labels"
     if name == "no such folder":
         root.rename(root.with_name("elsewhere"))

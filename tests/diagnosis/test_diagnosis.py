@@ -1,4 +1,4 @@
-"""Causes of broken installs, each from facts made up for it; the facts, each from a file tree made up for it."""
+"""Each cause of a broken install is found in facts made up for it, and each fact in a file tree made up for it."""
 
 from __future__ import annotations
 

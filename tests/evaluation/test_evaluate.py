@@ -42,7 +42,7 @@ def always_road(image: np.ndarray) -> np.ndarray:
 
 
 class Brightest(torch.nn.Module):
-    """Logits are the pixels themselves, so that normalizing with equal means and stds keeps the brightest first."""
+    """A model whose logits are its input. With equal means and stds, the brightest channel stays the largest."""
 
     num_classes = 3
 
@@ -228,7 +228,7 @@ def test_real_images_score_as_counted_by_hand(camvid: Path, camvid_checkpoint: P
 @pytest.mark.shared
 @pytest.mark.slow
 def test_the_checkpoints_own_score_is_reproduced(camvid: Path, camvid_checkpoint: Path) -> None:
-    """All 101 images: mmsegmentation's code measured what the checkpoint says of itself."""
+    """All 101 images. The scores in the checkpoint were measured by mmsegmentation."""
     model = camvid_model(camvid_checkpoint)
     meta = model.meta.raw
     scores = evaluate_model(model, open_dataset(f"camvid:{camvid}")).scores

@@ -1,4 +1,4 @@
-"""Bundles, plain graphs and PyTorch models give the same masks as candidates as they do elsewhere."""
+"""As candidates, bundles, plain graphs and PyTorch models give the masks that they give elsewhere."""
 
 from __future__ import annotations
 

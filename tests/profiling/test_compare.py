@@ -1,4 +1,4 @@
-"""Results of different times: what changed, by how much, and why that may be no speed-up."""
+"""Comparing profiles of different times: what changed, by how much, and what else differs."""
 
 from __future__ import annotations
 

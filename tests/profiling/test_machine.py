@@ -1,4 +1,4 @@
-"""The machine's state out of trees written after the documentation; what cannot be read is left out."""
+"""The machine's state from file trees that follow the documentation; what cannot be read is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Power out of recorded trees, lines and answers; no board and no GPU was asked."""
+"""Power from recorded file trees, lines and answers, without a board or a GPU."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_a_machine_without_a_sensor_says_so(tmp_path: Path) -> None:
     assert open_meter("none") is None
 
 
-class Clock:
-    """A meter of 10 W before `busy` is set and 30 W after; it counts energy itself if told to."""
+class FakeMeter:
+    """A meter that reads 30 W. counts: it also counts energy, at 20 W. fails: reading raises."""
 
     source = "a test"
 
@@ -91,28 +91,28 @@ def pictures() -> int:
 
 
 def test_energy_is_power_times_time_by_pictures() -> None:
-    found = measure_energy(Clock(), pictures, seconds=0.2, idle_watts=10.0)
+    found = measure_energy(FakeMeter(), pictures, seconds=0.2, idle_watts=10.0)
     assert (found.watts, found.idle_watts, found.source) == (30.0, 10.0, "a test")
     assert 2 <= found.images <= 40 and found.images % 2 == 0
     assert found.joules_per_image == pytest.approx(30 * found.seconds / found.images, rel=0.05)
 
 
 def test_a_counter_of_energy_is_believed_before_readings() -> None:
-    found = measure_energy(Clock(counts=True), pictures, seconds=0.2)
+    found = measure_energy(FakeMeter(counts=True), pictures, seconds=0.2)
     assert found.watts == pytest.approx(20.0, rel=0.05)  # the counter runs at 20 W, the readings say 30
 
 
 def test_something_runs_even_without_time() -> None:
-    assert measure_energy(Clock(), pictures, seconds=0.0).images == 2
-    assert measure_idle(Clock(), seconds=0.0) == 30.0
+    assert measure_energy(FakeMeter(), pictures, seconds=0.0).images == 2
+    assert measure_idle(FakeMeter(), seconds=0.0) == 30.0
 
 
 def test_a_sensor_that_fails_is_a_typed_error() -> None:
     with pytest.raises(ProfileError, match="stopped answering: the bus is gone") as caught:
-        measure_energy(Clock(fails=True), pictures, seconds=0.0)
+        measure_energy(FakeMeter(fails=True), pictures, seconds=0.0)
     assert caught.value.fix == 'power="none"'
     with on_command_line(FLAGS), pytest.raises(ProfileError) as caught:
-        measure_energy(Clock(fails=True), pictures, seconds=0.0)
+        measure_energy(FakeMeter(fails=True), pictures, seconds=0.0)
     assert caught.value.fix == "--power none"
 
 
@@ -153,7 +153,7 @@ def test_tegrastats_that_is_missing_or_shows_no_power(tmp_path: Path) -> None:
 
 
 class FakeNvml:
-    """Of pynvml what the meter and `machine` call, under its own names. A GPU of 250 W whose counter may be missing."""
+    """The functions of pynvml that the meter and `machine` call, for a GPU of 250 W that may lack an energy counter."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, driver: bool = True, counter: bool = True) -> None:
         import pynvml

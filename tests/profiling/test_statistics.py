@@ -1,4 +1,4 @@
-"""The interval holds the truth as often as it says, and pairing takes out what both met."""
+"""The interval contains the true ratio as often as it says, and pairing removes what affected both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twins_trt.profiling.statistics import bootstrap_median, ratio_of_medians
 
 
 def rounds(rng: np.random.Generator, factor: float, count: int = 20) -> tuple[list[list[float]], list[list[float]]]:
-    """`factor` times as slow a baseline, on a machine that is up to five times as slow in some rounds."""
+    """Times of a candidate and a baseline that is `factor` times as slow. Rounds differ by up to five times."""
     weather = rng.uniform(1, 5, count)
     ours = [[w * rng.uniform(0.95, 1.05) for _ in range(5)] for w in weather]
     theirs = [[factor * w * rng.uniform(0.95, 1.05) for _ in range(5)] for w in weather]

@@ -1,4 +1,4 @@
-"""Every circumstance that spoils a figure is said, and nothing else."""
+"""Every circumstance that makes a figure unreliable gives a warning, and nothing else does."""
 
 from __future__ import annotations
 

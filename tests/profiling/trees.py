@@ -1,4 +1,4 @@
-"""Trees of /sys and /proc as Jetsons have them: written by hand after the documentation, not copied off a board."""
+"""Trees of /sys and /proc as Jetsons have them, written by hand from the documentation, not copied from a board."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write(root: Path, files: Mapping[str, object]) -> Path:
-    """Each path below `root` with its content and a newline, as sysfs has it."""
+    """Writes each file below `root` with its content and a newline, as in sysfs."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools pipe: clicks and keys as a person's, and everything that went wrong."""
+"""A headless Chromium, driven over its DevTools pipe: it clicks, presses keys and lists what went wrong."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TIMEOUT_S = 60.0
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium, None where there is none."""
+    """The path of a Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page. events: what the browser said, `faults` those of them that a good page does not cause."""
+    """A browser with one page. events: everything that the browser reported."""
 
     def __init__(self, program: str, profile: Path) -> None:
         ours_out, theirs_in = os.pipe()[::-1]
@@ -146,7 +146,7 @@ class Browser:
                 return
 
     def _messages(self) -> Iterator[dict[str, Any]]:
-        """What the browser says, as it says it; events are kept."""
+        """The messages of the browser as they arrive; events are kept."""
         end = time.monotonic() + TIMEOUT_S
         while True:
             while b"\0" not in self._rest:

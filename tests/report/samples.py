@@ -1,4 +1,4 @@
-"""A bundle with everything a report shows, all its names hostile; measured by nobody."""
+"""A bundle with everything a report shows. Its names try to break out of the page, its figures are made up."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def audit() -> dict[str, Any]:
 
 
 def full_bundle(make_bundle: MakeBundle) -> Bundle:
-    """The bundle."""
+    """A bundle with all files that a report reads."""
     plain = make_bundle(
         classes=HOSTILE,
         precision="int8",

@@ -1,4 +1,4 @@
-"""The page as people use it: in both themes, on a phone, with a mouse and with keys only, and with nothing else."""
+"""The page in a browser: in both themes, on a phone, with a mouse and with keys only, and without a network."""
 
 from __future__ import annotations
 
