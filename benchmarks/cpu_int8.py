@@ -51,7 +51,7 @@ def write_ours(folder: Path) -> dict[str, Path]:
     calibration = CalibrationOptions(observers=("minmax",), minimum=PICTURES)
     images = [inputs(seed)[0][0] for seed in range(PICTURES)]
     ranges = calibrate(folder / "calibrated.onnx", images, options=calibration)
-    graphs = QuantizedGraphs(model, options, ranges, float_precision="fp32")
+    graphs = QuantizedGraphs(model, options, ranges)
     graphs.write(uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL), paths["INT8"])
     return paths
 

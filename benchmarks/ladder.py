@@ -100,11 +100,7 @@ class Ladder:
     def quantizer(self, target: str) -> QuantizedGraphs:
         """The writer of INT8 graphs for a target, `gpu` or `cpu`. The first call calibrates."""
         if target not in self._quantizers:
-            ranges = self._ranges(target)
-            float_precision = "fp16" if target == "gpu" else "fp32"
-            self._quantizers[target] = QuantizedGraphs(
-                self.model, self.exports[target], ranges, float_precision=float_precision
-            )
+            self._quantizers[target] = QuantizedGraphs(self.model, self.exports[target], self._ranges(target))
         return self._quantizers[target]
 
     def _ranges(self, target: str) -> Ranges:
@@ -180,7 +176,7 @@ class Ladder:
         return info, quantization
 
     def _engine(self, rung: Rung) -> dict[str, Any]:
-        """The engine of the graph as it ships: its kernels, fused attentions, size, and planned INT8 that is missing."""
+        """The engine of the graph as it ships: kernels, fused attentions, size, and planned INT8 that is missing."""
         graph = self.work / "engine.onnx"
         info, quantization = self._write(replace(rung, as_built=True), self.quantizer("gpu"), graph)
         built = build_in_thread(graph, EngineOptions(targets=TARGETS), silent)

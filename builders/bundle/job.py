@@ -65,11 +65,6 @@ class BuildJob:
         return self.graph.precision if self.int8 is None else "int8"
 
     @property
-    def float_precision(self) -> str:
-        """The precision of what does not run in INT8. ONNX Runtime has no FP16 kernels on x86."""
-        return "fp16" if self.engines else "fp32"
-
-    @property
     def rebuild(self) -> str:
         """The shell command that builds the bundle again."""
         return shlex.join(["twins-trt", "build", *FLAGS.words(replace(self.request, overwrite=None))])

@@ -84,7 +84,7 @@ def make_int8(context: BuildContext, int8: Int8Options) -> tuple[BuiltGraph, Qua
     state = context.folder / CALIBRATION_STATE
     ranges = find_ranges(int8, fp32, state=state, threads=job.threads, progress=clock.progress)
     clock.begin(int8.plan or int8.level)
-    graphs = QuantizedGraphs(context.model, job.graph, ranges, float_precision=job.float_precision)
+    graphs = QuantizedGraphs(context.model, job.graph, ranges)
     plan = first_plan(int8, graphs.sites, model=job.model)
     plan = refine(int8, graphs, plan, threads=job.threads, progress=clock.progress)
     return write_int8(graphs, plan, context.folder), graphs

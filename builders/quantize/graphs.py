@@ -17,7 +17,13 @@ from twins_trt.builders.export.export import build_graph, graph_proto, write_gra
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.plan.sites import Site, find_sites
 from twins_trt.builders.quantize.bias import mean_shifts
-from twins_trt.builders.quantize.rewrite import Quantization, observed_tensors, quantize, quantized_sites
+from twins_trt.builders.quantize.rewrite import (
+    FLOAT_PRECISIONS,
+    Quantization,
+    observed_tensors,
+    quantize,
+    quantized_sites,
+)
 from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.calib import Ranges
 from twins_trt.calib.images import Fitter
@@ -37,11 +43,11 @@ class QuantizedGraphs:
     """Writes the graph of any plan of a model.
 
     options: of the FP32 graph that was calibrated. ranges: of that graph. float_precision: of what does not run in
-    INT8, `fp16` or `fp32`. sites: the places of the graph that can run in INT8. shifts: of biases, by product.
+    INT8, by the options' target. sites: the places of the graph that can run in INT8. shifts: of biases, by product.
     """
 
-    def __init__(self, model: Segmentor, options: ExportOptions, ranges: Ranges, *, float_precision: str) -> None:
-        self.float_precision = float_precision
+    def __init__(self, model: Segmentor, options: ExportOptions, ranges: Ranges) -> None:
+        self.float_precision = FLOAT_PRECISIONS[options.target]
         self.ranges = ranges
         self._model = model
         self.options = options

@@ -31,7 +31,8 @@ from twins_trt.builders.quantize.smooth import smooth_norms
 from twins_trt.errors import UsageError
 from twins_trt.spelling import spelled
 
-FLOAT_PRECISIONS = ("fp16", "fp32")
+FLOAT_PRECISIONS = {"gpu": "fp16", "cpu": "fp32"}
+"""The precision of what does not run in INT8, by the target of the graph. ONNX Runtime has no FP16 kernels on x86."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ def quantize(
     Residual sums and LayerNorms are not quantized.
 
     ranges: the largest magnitude of each tensor in `observed_tensors(graph, plan)`, by the FP32 graph's names.
-    float_precision: of what does not run in INT8. `fp16` for TensorRT; `fp32` for ONNX Runtime, which has no FP16
-    kernels on x86. With `fp32`, outputs of convolutions are quantized too: ONNX Runtime has no convolution from INT8 to
-    float.
+    float_precision: of what does not run in INT8 (`FLOAT_PRECISIONS`): `fp16` for TensorRT, `fp32` for ONNX Runtime.
+    With `fp32`, outputs of convolutions are quantized too: ONNX Runtime has no convolution from INT8 to float.
     islands: nodes that stay float32 in an FP16 graph, as the export names them (`GraphInfo.islands`).
     channel_ranges: for a plan with `smooth`, the largest magnitude of each channel, float [C], of each tensor in
     `smoothed_tensors(graph, sites)`.
@@ -77,8 +77,9 @@ def quantize(
     Raises `UsageError` for a plan that does not fit the graph, for missing ranges, and for FP16 with an opset below
     `FIRST_OPSET`.
     """
-    if float_precision not in FLOAT_PRECISIONS:
-        raise UsageError(f"what is not INT8 cannot be {float_precision!r}", f"use one of {', '.join(FLOAT_PRECISIONS)}")
+    if float_precision not in FLOAT_PRECISIONS.values():
+        choice = ", ".join(FLOAT_PRECISIONS.values())
+        raise UsageError(f"what is not INT8 cannot be {float_precision!r}", f"use one of {choice}")
     if float_precision == "fp16" and graph.opset < FIRST_OPSET:
         raise UsageError(
             f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}",

@@ -46,10 +46,10 @@ LEVEL = "int8-linear+conv"
 
 @dataclass(frozen=True)
 class Graph:
-    """options: of the export. float_precision: of what does not run in INT8; None for a graph without INT8."""
+    """options: of the export; of an INT8 graph, of the FP32 graph that it is made from."""
 
     options: ExportOptions
-    float_precision: str | None = None
+    int8: bool = False
 
 
 # Stages of 16 × 24 to 2 × 3: windows are padded on both sides, maps double, and Winograd takes all but the odd one.
@@ -57,7 +57,7 @@ GRAPHS = {
     "fp32": Graph(ExportOptions(64, 96)),
     "fp32 for a CPU": Graph(ExportOptions(64, 96, target="cpu")),
     "fp16": Graph(ExportOptions(64, 96, precision="fp16")),
-    "int8": Graph(ExportOptions(64, 96, opset=20), float_precision="fp16"),
+    "int8": Graph(ExportOptions(64, 96, opset=20), int8=True),
 }
 OF_SMALL_MODELS = {  # each family with each head; the same code writes them for the others
     "fp16 of any size": Graph(
@@ -70,7 +70,7 @@ OF_SMALL_MODELS = {  # each family with each head; the same code writes them for
         )
     ),
     "fp16 of odd maps": Graph(ExportOptions(72, 112, precision="fp16", input="float32")),  # 18 × 28, 9 × 14, 5 × 7
-    "int8 for a CPU": Graph(ExportOptions(64, 96, opset=20, target="cpu"), float_precision="fp32"),
+    "int8 for a CPU": Graph(ExportOptions(64, 96, opset=20, target="cpu"), int8=True),
 }
 
 
@@ -116,24 +116,24 @@ def hashes(model: Segmentor, folder: Path) -> dict[str, str]:
     path = folder / "graph.onnx"
     found = {}
     for kind, graph in graphs_of(model.spec.name).items():
-        if graph.float_precision is None:
-            export_graph(model, path, graph.options)
+        if graph.int8:
+            write_int8(model, path, graph.options)
         else:
-            write_int8(model, path, graph)
+            export_graph(model, path, graph.options)
         found[kind] = sha256_of(path)
         path.unlink()
     return found
 
 
-def write_int8(model: Segmentor, path: Path, graph: Graph) -> None:
+def write_int8(model: Segmentor, path: Path, export: ExportOptions) -> None:
     """The INT8 graph of the uniform plan. The range of a tensor follows from its name."""
     options = CalibrationOptions()
     ranges = {}
-    for tensor in build_graph(model, graph.options)[0].tensors():
+    for tensor in build_graph(model, export)[0].tensors():
         largest = 1 + _digest(tensor)[0] / 16  # exact in float32
         ranges[tensor] = TensorRange(-largest, largest, dict.fromkeys(options.observers, largest))
     made_up = Ranges(graph_sha256="", data_key="", settings=options, images=0, collected_with="", ranges=ranges)
-    graphs = QuantizedGraphs(model, graph.options, made_up, float_precision=str(graph.float_precision))
+    graphs = QuantizedGraphs(model, export, made_up)
     graphs.write(uniform_plan(graphs.sites, LEVEL, model=model.spec.name), path)
 
 

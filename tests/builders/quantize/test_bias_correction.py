@@ -44,9 +44,9 @@ def graphs(
     path = tmp_path_factory.mktemp("fp32") / "graph.onnx"
     export_graph(model, path, options)
     ranges = calibrate(path, IMAGES, options=CalibrationOptions(minimum=4))
-    made = QuantizedGraphs(model, options, ranges, float_precision="fp16" if request.param == "gpu" else "fp32")
-    made.correct_biases(uniform_plan(made.sites, "int8-linear+conv", model=MODEL), IMAGES)
-    return made
+    graphs = QuantizedGraphs(model, options, ranges)
+    graphs.correct_biases(uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL), IMAGES)
+    return graphs
 
 
 def mean_output(graph: gs.Graph, name: str) -> np.ndarray:
