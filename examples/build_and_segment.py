@@ -31,7 +31,7 @@ def main() -> int:
         overwrite=True,
     )
 
-    # 2. What the compiler made of it. An attention that is not fused would have failed the build.
+    # 2. The audit of the engine. An attention that is not fused would have failed the build.
     for engine, audit in report.audits.items():
         assert audit.attentions == audit.expected_attentions
         print(f"{engine}: {audit.kernels} kernels, {audit.attentions} fused attentions")

@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 from twins_trt import Segmentation, Segmenter
 
 LINE = 22  # pixels
-LEAST = 0.004  # share of the picture below which a class is not named
+SMALLEST_SHARE = 0.004  # of the picture; smaller classes are not named
 
 
 def draw_overlay(result: Segmentation, *, columns: int = 5) -> Image.Image:
     """The picture, the overlay to its right, and the classes below."""
     assert result.image is not None  # a Segmenter keeps the picture it was given
     height, width = result.mask.shape
-    areas = [(share, index) for index, share in enumerate(result.areas().values()) if share >= LEAST]
+    areas = [(share, index) for index, share in enumerate(result.areas().values()) if share >= SMALLEST_SHARE]
     shown = [index for _, index in sorted(areas, reverse=True)]
     rows = -(-len(shown) // columns)
     sheet = Image.new("RGB", (2 * width, height + rows * LINE + LINE // 2), "white")

@@ -1,4 +1,4 @@
-"""Segment a video as it comes: a file, a camera, an RTSP stream or a GStreamer pipeline.
+"""Segments a video as it arrives: a file, a camera, an RTSP stream or a GStreamer pipeline.
 
     python examples/segment_video.py x.bundle street.mp4 --out overlay.avi
     python examples/segment_video.py x.bundle 0                                    # camera 0, until Ctrl-C
@@ -6,8 +6,8 @@
     python examples/segment_video.py x.bundle "nvarguscamerasrc ! video/x-raw(memory:NVMM),width=1280,height=720 ! \\
         nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1 max-buffers=1"
 
-Needs OpenCV; GStreamer strings need one that was built with it, as JetPack's is (the one on PyPI is not). While the
-engine works on one frame the next is read, resized and, on a GPU, copied.
+It needs OpenCV. GStreamer pipelines need an OpenCV with GStreamer, such as JetPack's; the one on PyPI has none. While
+the engine works on one frame, the next one is read, resized and, on a GPU, copied.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from twins_trt import Segmenter
 
 
 def open_capture(source: str) -> Any:
-    """The capture of a source; a pipeline is known by its `!`."""
+    """The capture of a source; a `!` in it makes it a pipeline."""
     if source.isdecimal():
         return cv2.VideoCapture(int(source))
     if "!" in source:
@@ -33,18 +33,18 @@ def open_capture(source: str) -> Any:
     return cv2.VideoCapture(source)
 
 
-def read_frames(capture: Any, most: int | None) -> Iterator[np.ndarray]:
-    """RGB frames until the source ends. OpenCV gives BGR."""
-    while most is None or most > 0:
+def read_frames(capture: Any, limit: int | None) -> Iterator[np.ndarray]:
+    """RGB frames, at most `limit`, until the source ends. OpenCV gives BGR."""
+    while limit is None or limit > 0:
         there, frame = capture.read()
         if not there:
             return
         yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        most = None if most is None else most - 1
+        limit = None if limit is None else limit - 1
 
 
 def new_writer(path: Path, frame: np.ndarray, rate: float) -> Any:
-    """A writer of Motion JPEG, which every OpenCV can write without a codec of somebody else's."""
+    """A writer of Motion JPEG, which every OpenCV can write without another codec."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = (frame.shape[1], frame.shape[0])
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, size)
@@ -72,7 +72,7 @@ def main() -> int:
         frames = segmenter.stream(read_frames(capture, arguments.frames))
         try:
             for frame in frames:
-                if frame.error is not None:  # one bad frame is no reason to stop
+                if frame.error is not None:  # a bad frame does not end the video
                     print(f"frame {frame.index}: {frame.error}")
                     failed += 1
                     continue

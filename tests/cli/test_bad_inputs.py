@@ -1,4 +1,4 @@
-"""The table of bad inputs: for each, the kind of error, the exit code, and what the user is told."""
+"""The table of bad inputs: for each the kind of error, the exit code, and the message."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ MISSING = [
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     bad: Path, tmp_path: Path, package: str, line: str, said: str
 ) -> None:
-    """In a process of its own, where the package cannot be imported."""
+    """In another process, in which the package cannot be imported."""
     (bad / "weights.safetensors").write_bytes(b"x" * 64)
     words = [re.sub(r"\{([^}]+)\}", lambda found: str(bad / found[1]), word) for word in line.split(" ")]
     words = [word.replace("OUT", str(tmp_path / "out")) for word in words]

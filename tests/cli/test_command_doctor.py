@@ -14,7 +14,7 @@ from twins_trt.diagnosis.packages import PACKAGES, Package, PackageState, check_
 
 @pytest.fixture(autouse=True)
 def quick_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages are taken to load: importing torch in another process takes seconds each time."""
+    """Makes every package load: importing torch in another process takes seconds each time."""
 
     def check(root: Path) -> tuple[PackageState, ...]:
         return check_packages(load=lambda package: PackageState(package, "ok"))

@@ -19,7 +19,7 @@ PREFIX = hashlib.sha256(PAYLOAD).hexdigest()[:8]
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server of PAYLOAD, which the zoo takes for MODEL's weights."""
+    """A server of PAYLOAD, which the zoo names as MODEL's weights."""
     spec = get_spec(MODEL)
     ours = dataclasses.replace(spec, weights=f"{spec.weights.rsplit('-', 1)[0]}-{PREFIX}")
     monkeypatch.setitem(SPECS, MODEL, ours)

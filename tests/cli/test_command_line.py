@@ -1,4 +1,4 @@
-"""What holds for every command: help, exit codes, where output goes, and what an interrupt leaves behind."""
+"""Every command: help, exit codes, output, and what an interrupt leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front door: public names, and that every default stands once, in the request that Python and flags both fill."""
+"""The public names; and every default stands once, in the request that Python and flags fill."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_help_says_the_defaults_that_hold(twins: Twins, name: str) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_example_is_a_request_and_its_words_are_the_same_request(name: str) -> None:
-    """Of the lines that help gives: what is read off the words of a request is that request."""
+    """For the lines in the help: the words of a request give the same request again."""
     table, command = TABLES[name], cli.command_module(name)
     text = f"  {command.EXAMPLE}".replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.startswith(f"  twins-trt {name} ")]
@@ -100,7 +100,7 @@ def test_the_example_is_a_request_and_its_words_are_the_same_request(name: str) 
 
 
 def _not_of_the_table(table: FlagTable[Any], line: str) -> list[str]:
-    """`--compare A B` and `--resume DIR`, which say that nothing of the table is done."""
+    """`--compare A B` and `--resume DIR`, which are no flags of a table."""
     found = re.search(r"--(compare \S+ \S+|resume \S+)", line)
     return shlex.split(found[0]) if found else []
 
@@ -124,7 +124,7 @@ def test_one_of_several_needs_no_list() -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_asks_for_fields_of_its_request(name: str) -> None:
-    """Every parameter is a field, or says how it is done; nothing but `None` is a parameter's default."""
+    """Every parameter is a field of the request, or `more`, `progress` or `record`; its default is None or True."""
     verb = getattr(twins_trt, name)
     module = importlib.import_module(f"twins_trt.verbs.{name}")
     fields = {field.name for field in dataclasses.fields(module.FLAGS.request)}

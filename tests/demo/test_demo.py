@@ -44,7 +44,7 @@ def test_commands_take_the_model_by_its_name(command: str, tmp_path: Path, capsy
 
 
 def test_the_checkpoint_scores_what_it_says(tmp_path: Path) -> None:
-    """On the first 10 of the 100 scenes; a few points between so few scenes and all are no surprise."""
+    """On the first 10 of the 100 scenes: the score of so few may differ by a few points from that of all."""
     model = build_model(DEMO.name, len(CLASSES), WEIGHTS)
     held_out = range(FIRST_HELD_OUT_SCENE, FIRST_HELD_OUT_SCENE + 10)
     dataset = open_dataset(write_scenes(tmp_path, "val", held_out, size=DEMO.crop_size), split="val")

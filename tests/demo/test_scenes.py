@@ -28,8 +28,8 @@ def test_every_class_is_drawn_and_no_other() -> None:
 
 
 def test_light_varies_more_than_classes_do() -> None:
-    """Else a threshold on brightness would do: the means of one class over scenes spread wider than those of two
-    neighbouring classes lie apart."""
+    """A threshold on brightness does not solve the task: the means of one class vary more between scenes than the means
+    of two neighbouring classes differ."""
     scenes = [draw_scene(80, 120, seed=seed) for seed in range(12)]
     road, pavement = (
         np.array([scene.image[scene.label == CLASSES.index(name)].mean() for scene in scenes])

@@ -1,4 +1,5 @@
-"""The whole way on CamVid: 100 iterations on a CPU lower the loss, go on bit for bit, and give a bundle that passes."""
+"""The whole way on CamVid: 100 iterations on a CPU lower the loss, resume bit for bit, and give a bundle that
+passes."""
 
 from __future__ import annotations
 
@@ -53,5 +54,5 @@ def test_camvid(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     data = ("--data", options.data, "--limit", "4", "--min-images", "4")
     capsys.readouterr()
     assert main(["gate", bundle, *start, *data, "--json"]) == 0
-    verdict = json.loads(capsys.readouterr().out)
-    print(f"loss {report.first_loss:.4f} to {report.last_loss:.4f}; {verdict}")
+    result = json.loads(capsys.readouterr().out)
+    print(f"loss {report.first_loss:.4f} to {report.last_loss:.4f}; {result}")

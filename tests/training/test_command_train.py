@@ -1,4 +1,4 @@
-"""`twins-trt train`: its plan, its report, going on, and what it refuses."""
+"""`twins-trt train`: its dry run, its report, resuming, and what it refuses."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(blocks, tmp_path / "run", "--dry-run", "--json")) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert (plan["images"], plan["val_images"], plan["epochs"], plan["start"]) == (8, 2, 0.5, "scratch")
-    assert plan["options"]["crop"] == [64, 64] and plan["options"]["lr"] == 1e-4
+    job = json.loads(capsys.readouterr().out)
+    assert (job["images"], job["val_images"], job["epochs"], job["start"]) == (8, 2, 0.5, "scratch")
+    assert job["options"]["crop"] == [64, 64] and job["options"]["lr"] == 1e-4
     assert not (tmp_path / "run").exists()
     assert main(words(blocks, tmp_path / "run", "--dry-run")) == 0
     assert "2 iterations of 2 images (0.5 epochs)" in capsys.readouterr().out
 
 
-def test_train_reports_and_goes_on(blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_reports_and_resumes(blocks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main(words(blocks, run, "--no-distort", "--ratios", "0.9:1.1", "--json")) == 0
     out, err = capsys.readouterr()

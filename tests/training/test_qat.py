@@ -189,7 +189,7 @@ def written_plan(folder: Path, name: str, **blocks: str) -> str:
     return str(path)
 
 
-def test_a_quantized_run_observes_learns_and_goes_on(options: Options, tmp_path: Path) -> None:
+def test_a_quantized_run_observes_learns_and_resumes(options: Options, tmp_path: Path) -> None:
     first = options(model=DEMO.name, iterations=30, batch=4, validate_every=30, out=str(tmp_path / "plain"))
     start = train(first)
     plan = written_plan(tmp_path, DEMO.name)

@@ -1,4 +1,4 @@
-"""What is asked, and what it resolves to: the same from Python and from a command line, errors too."""
+"""A request and its options: the same from Python and from a command line, errors too."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def requests(values: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dic
 
 
 def resolved(request: TrainRequest) -> TrainOptions | str:
-    """What it comes to, or why that cannot be."""
+    """The options of a request, or the cause of its error."""
     try:
         return resolve_options(request)
     except (CheckpointError, UsageError) as error:
@@ -190,15 +190,15 @@ def test_the_verb_loads_nothing_heavy() -> None:
 # --- going on ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_with_its_own_options_where_nothing_is_said(options: Options, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_options_that_the_request_leaves_out(options: Options, tmp_path: Path) -> None:
     whole = options(out=str(tmp_path / "whole"), distort=False)
     train(whole)
     broken = dataclasses.replace(whole, out=str(tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
         train(broken, observe=stop_after(2))
     rest = TrainRequest(out=broken.out, log_every=3)
-    plan = resolve_training(rest, resume=True)
-    assert (plan.start, plan.options) == ("resumed", dataclasses.replace(resolve_options(broken), log_every=3))
+    job = resolve_training(rest, resume=True)
+    assert (job.start, job.options) == ("resumed", dataclasses.replace(resolve_options(broken), log_every=3))
     assert train(rest, resume=True).resumed == 2
     assert log_rows(tmp_path / "broken") == log_rows(tmp_path / "whole")
     assert load_options(tmp_path / "broken").log_every == 3
@@ -208,7 +208,7 @@ def test_a_run_goes_on_with_its_own_options_where_nothing_is_said(options: Optio
         resolve_training(TrainRequest(), resume=True)
 
 
-def test_what_may_change_when_a_run_goes_on() -> None:
+def test_what_may_change_when_a_run_is_resumed() -> None:
     free = TrainRequest(device="cpu", workers=1, threads=1, save_every=2, log_every=3)
     assert set(free.given()) == set(CHANGEABLE)
     assert resume_request(free, "run") == dataclasses.replace(free, out="run")
@@ -230,8 +230,8 @@ SAVED_EARLIER = """
 """
 
 
-def test_a_folder_of_an_earlier_version_goes_on(options: Options, tmp_path: Path) -> None:
-    """Its options were written by one type for both, asked and complete."""
+def test_a_folder_of_an_earlier_version_is_resumed(options: Options, tmp_path: Path) -> None:
+    """There one type held both the request and the options."""
     request = options()
     with pytest.raises(KeyboardInterrupt):
         train(request, observe=stop_after(2))

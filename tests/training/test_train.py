@@ -1,4 +1,4 @@
-"""The loop: it learns, logs, validates, keeps checkpoints that load, and goes on bit for bit where it stopped."""
+"""The loop: it learns, logs, validates, keeps checkpoints that load, and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema": 0.9, "clip_norm": 1.0}])
-def test_a_stopped_run_goes_on_bit_for_bit(options: Options, tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(options: Options, tmp_path: Path, fields: dict[str, Any]) -> None:
     whole = options(out=str(tmp_path / "whole"), validate_every=2, **fields)
     report = train(whole)
     broken = replace(whole, out=str(tmp_path / "broken"))
@@ -67,8 +67,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(options: Options, tmp_path: Path, fie
     assert (rest.miou, rest.best_miou) == (report.miou, report.best_miou)
 
 
-def test_a_killed_run_goes_on_from_its_last_state(options: Options, tmp_path: Path) -> None:
-    """Killed without a chance to save: lines behind the state are written anew."""
+def test_a_killed_run_resumes_from_its_last_state(options: Options, tmp_path: Path) -> None:
+    """Killed before it could save: lines of the log after the state are written again."""
 
     class Killed(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""One answer to a request, whether it comes from Python or from a command line."""
+"""A request has the same result from Python and from a command line."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def from_command_line(words: list[str]) -> Any:
 
 
 def as_python(text: str) -> str:
-    """An error's text with the flags' names in Python in their place."""
+    """An error's text with each flag replaced by its name in Python."""
     for flag in sorted(TABLE, key=lambda flag: -len(flag.option)):
         if flag.sets is True:
             text = re.sub(rf"{flag.option}(?![\w-])(?! is)", f"{flag.field}=True", text)

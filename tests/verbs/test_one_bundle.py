@@ -28,7 +28,7 @@ DATES = {"manifest.json": ("created",), "gate.json": ("created", "seconds")}
 
 
 def content(path: Path) -> dict[str, Any]:
-    """Every file of a bundle by name: bytes, or what is in it without dates, wall times and what follows from them."""
+    """The files of a bundle by name: their bytes, or their values without dates, wall times and hashes of those."""
     bundle = open_bundle(path)
     found: dict[str, Any] = {}
     for name in (*bundle.files, "manifest.json"):
@@ -84,7 +84,7 @@ def test_an_int8_build_of_the_demos_model(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_readmes_example_on_camvid_and_its_twin(
     camvid: Path, camvid_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the first page has it, on fewer images."""
+    """The example of the README, on fewer images."""
     found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     data, few = f"camvid:{camvid}", "more=twins_trt.BuildRequest(calib_images=8, gate_limit=30), threads=2)"

@@ -1,4 +1,4 @@
-"""Errors speak the caller's language: parameters to Python, flags to a command line."""
+"""Errors name parameters to a caller in Python and flags to a command line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def library() -> Iterator[tuple[str, ast.Module]]:
 
 
 def text_of(node: ast.AST) -> str:
-    """Of a constant, or of an f-string with the source of what it holds in braces."""
+    """The text of a constant, or of an f-string with its expressions in braces."""
     if isinstance(node, ast.JoinedStr):
         parts = [
             text_of(each) if isinstance(each, ast.Constant) else f"{{{ast.unparse(each)}}}" for each in node.values
@@ -83,7 +83,7 @@ def texts(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def is_word_of_a_list(node: ast.AST, text: str) -> bool:
-    """Whether the text is one option and nothing else, among the words of a command."""
+    """Whether the text is one option alone, as among the words of a command."""
     among = (ast.Dict, ast.List, ast.Tuple, ast.Subscript)
     return OPTION.fullmatch(text) is not None and isinstance(getattr(node, "parent", None), among)
 
@@ -102,7 +102,7 @@ def bare_options(text: str) -> list[str]:
 
 
 def call_of(node: ast.AST) -> ast.AST | None:
-    """The innermost call that a node is given to."""
+    """The innermost call with the node among its arguments."""
     above = getattr(node, "parent", None)
     while above is not None and not isinstance(above, (ast.Call, ast.stmt)):
         above = getattr(above, "parent", None)
@@ -147,7 +147,7 @@ def test_the_library_names_options_through_spelled_alone() -> None:
 
 
 def test_errors_name_fields_through_spelled_alone() -> None:
-    """Those that cannot be taken for plain words: `num_classes`, and any that is given a value, `padding='parity'`."""
+    """Of names that are not plain words, such as `num_classes`, and of any with a value, such as `padding='parity'`."""
     fields = sorted({flag.field for table in tables() for flag in table.flags})
     assert {"num_classes", "calibrate_on", "padding", "overwrite"} < set(fields)
     named = re.compile(rf"(?<![\w.])({'|'.join(fields)})(?!\w)(=?)")

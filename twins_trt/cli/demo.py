@@ -1,4 +1,4 @@
-"""`twins-trt demo`: everything once, with what comes in the package."""
+"""`twins-trt demo`: the whole way once, with the model of the package."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "twins-trt demo --out demo\n\n"
-    "Needs no GPU, no network and no data: a small model comes with the package, and streets are drawn, which\n"
-    "calibrate it and judge its INT8 graph against PyTorch. Where TensorRT-RTX is installed, an engine for SM86, SM89\n"
+    "Needs no GPU, no network and no data: a small model comes with the package, and drawn streets calibrate it\n"
+    "and judge its INT8 graph against PyTorch. Where TensorRT-RTX is installed, an engine for SM86, SM89\n"
     "and SM120 is compiled and audited. Look at demo/report.html and demo/overlay.png."
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """--out, and how much of everything."""
+    """The verb's flags."""
     FLAGS.add_to(parser)
 
 
@@ -41,9 +41,9 @@ def _text(result: DemoResult) -> str:
         engine = f"{result.compiler}, {fused}"
     else:
         engine = "none: TensorRT-RTX is not installed, so the graph runs on ONNX Runtime"
-    verdict = "passed" if result.passed else "FAILED"
+    outcome = "passed" if result.passed else "FAILED"
     rows = [
-        ("gate", f"{verdict}{stood_in}"),
+        ("gate", f"{outcome}{stood_in}"),
         ("mIoU", f"{result.miou:.2f}, {result.drop:+.3f} points lost, at most {result.drop_high:.3f}"),
         ("engine", engine),
         ("bundle", result.bundle),

@@ -262,7 +262,7 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--no-gate",
         "no_gate",
-        "do not judge INT8: the bundle says so wherever shown",
+        "do not judge INT8; the bundle is marked ungated",
         SWITCH,
         sets=True,
         group=GATE,

@@ -61,7 +61,7 @@ def resumed(request: TrainRequest) -> TrainOptions:
         name = different[0]
         raise UsageError(
             f"{folder} was started with {spelled(name)} {getattr(saved, name)!r}, not {getattr(options, name)!r}",
-            f"go on as it was started: twins-trt train --resume {folder}",
+            f"resume it as it was started: twins-trt train --resume {folder}",
         )
     return options
 
@@ -97,7 +97,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises `TrainingError` for a missing or damaged file, or another version's."""
     path = folder / STATE
     if not path.exists():
-        raise TrainingError(f"{folder} has no state to go on from", f"remove {folder} and start the run anew")
+        raise TrainingError(f"{folder} has no state to resume from", f"remove {folder} and start the run anew")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]

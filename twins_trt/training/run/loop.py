@@ -293,7 +293,7 @@ class _Run:
         return bool(self._world.total(wanted))
 
     def _tell(self, phase: str, share: float, *, scored: str | None = None) -> None:
-        """Says where the run is. scored: what the running validation says of itself."""
+        """Reports the progress of a phase. scored: the scores of the running validation, in words."""
         if not self._world.first:
             return
         iterations = self.options.iterations

@@ -27,7 +27,7 @@ class TrainStep:
     seconds_left: float | None = None
 
     def in_words(self, scored: str | None = None) -> str:
-        """The same as the detail of a `Progress`. scored: what a validation says of itself, instead of `miou`."""
+        """The detail of a `Progress`. scored: the scores of a running validation, in words, in place of `miou`."""
         parts = [f"iteration {self.iteration} of {self.iterations}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
