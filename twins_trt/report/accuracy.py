@@ -43,8 +43,8 @@ def gate_section(inputs: Inputs) -> Section:
         note = Note("This bundle has not been judged: it is ungated.", "warn")
         return Section("gate", "Gate", (note, Code(hint)))
     bound = pick_number(gate, "thresholds", "max_drop")
-    blocks = (*_outcome(gate), _gate_facts(gate, bound), *_drop_chart(gate, bound), *_class_table(gate))
-    return Section("gate", "Gate", blocks)
+    blocks: list[Block] = [*_outcome(gate), _gate_facts(gate, bound), *_drop_chart(gate, bound), *_class_table(gate)]
+    return Section("gate", "Gate", tuple(blocks))
 
 
 def ladder_section(inputs: Inputs) -> Section:
