@@ -36,7 +36,7 @@ def refuse_impossible(request: BuildRequest) -> None:
 
 
 def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOptions, ...]) -> None:
-    """Raises `UsageError` for a value that would have no effect: who gave it expects one, such as a gate.
+    """Raises `UsageError` for a value that would have no effect, such as a threshold without a gate.
 
     precision, engines: of the build, as they were decided.
     """
@@ -70,9 +70,8 @@ def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOpti
         raise UsageError(
             f"{spelled(idle)} needs images to calibrate on", f"name some: {spelled('calibrate_on', 'KIND:PATH')}"
         )
-    if not engines and (
-        idle := given(name for name in fields(verb.ENGINES) if name not in ("targets", "with_weights"))
-    ):
+    of_engines = [name for name in fields(verb.ENGINES) if name not in ("targets", "with_weights")]
+    if not engines and (idle := given(of_engines)):
         raise UsageError(
             f"{spelled(idle)} is of engines, and the target {CPU} has none", "leave it out, or name GPUs as targets"
         )

@@ -57,7 +57,7 @@ def job_of(fields: dict[str, Any], out: Path) -> BuildJob:
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary files go. Whatever a test does, none may be left."""
+    """The folder of temporary files. No test may leave any there."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -106,12 +106,8 @@ def test_a_real_build_from_a_library_call(place: Path) -> None:
     assert (audit.attentions, audit.expected_attentions, audit.unfused_attentions) == (18, 18, ())
     opened = open_bundle(place / "x.bundle")
     assert opened.manifest == report.bundle.manifest
-    assert opened.manifest.source.seeded and opened.interface.classes == (
-        "class 0",
-        "class 1",
-        "class 2",
-        "class 3",
-    )
+    assert opened.manifest.source.seeded
+    assert opened.interface.classes == ("class 0", "class 1", "class 2", "class 3")
     assert json.loads(json.dumps(report.to_json()))["manifest"] == opened.manifest.to_json()
 
 
@@ -204,7 +200,7 @@ def test_a_progress_callback_may_stop_the_build(place: Path, compiler: Callable[
 
 
 def test_an_interrupt_waits_for_the_compiler_to_stop(place: Path, compiler: Callable[..., Any]) -> None:
-    """It is raised in the caller's thread while the compiler works: the compiler is told, and ends first."""
+    """It is raised in the caller's thread while the compiler works. The compiler is told to stop, and ends first."""
     graph_was_there: list[bool] = []
 
     def work() -> None:

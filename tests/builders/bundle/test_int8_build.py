@@ -1,4 +1,4 @@
-"""INT8 builds from weights to bundle: ranges, plan, gate, engines; nothing without a verdict unless asked for."""
+"""INT8 builds from weights to bundle: ranges, plan, gate and engines; no bundle is ungated unless that is requested."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def int8(data: Path, out: Path, **fields: Any) -> BuildRequest:
 
 
 def from_files(plan: Path, calibration: Path) -> dict[str, Any]:
-    """A plan and ranges in the place of calibration."""
+    """A plan and a range file instead of calibration."""
     return {"plan": str(plan), "calibration": str(calibration), "calibrate_on": None}
 
 
@@ -108,7 +108,7 @@ def test_the_steps_of_a_build(data: Path, tmp_path: Path) -> None:
 def test_a_build_from_the_bundles_own_plan_and_ranges_is_the_same_graph(
     built: Bundle, data: Path, tmp_path: Path
 ) -> None:
-    """What a person edits, unedited."""
+    """The files that a person may edit, before and after an edit."""
     files = from_files(built.file("plan.json"), built.file("calibration.json"))
     again = build_bundle(int8(data, tmp_path / "again.bundle", **files)).bundle
     assert again.graph.read_bytes() == built.graph.read_bytes()
@@ -288,7 +288,7 @@ def test_a_search_goes_on_after_a_kill(built: Bundle, data: Path, tmp_path: Path
 def test_more_evaluations_go_on_from_the_search_that_ran_out_of_them(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As the error that ends it says."""
+    """The error that ends the search advises this."""
     strict = {"min_agreement": 1.0, "max_drop": 0.0}
     with pytest.raises(GateError, match="after 1 plans") as raised:
         build_bundle(int8(data, tmp_path / "x.bundle", **strict, max_evaluations=1))

@@ -1,4 +1,4 @@
-"""Two INT8 builds that want one place: what comes of them is one build's, never parts of both."""
+"""Two INT8 builds of one bundle: the result is one build's, never parts of both."""
 
 from __future__ import annotations
 
@@ -36,16 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(data: Path, out: Path, level: str) -> subprocess.Popen[str]:
     size = f"{SIZE[0]}x{SIZE[1]}"
     words = ["build", MODEL, "--seeded", "--num-classes", str(CLASSES), "--size", size, "--target", "cpu"]
-    words += [
-        "--precision",
-        "int8",
-        "--level",
-        level,
-        "--calib-data",
-        f"folder:{data}",
-        "--gate-data",
-        f"folder:{data}",
-    ]
+    words += ["--precision", "int8", "--level", level]
+    words += ["--calib-data", f"folder:{data}", "--gate-data", f"folder:{data}"]
     words += ["--max-drop", "50", "--min-images", "8", "--threads", "1", "--overwrite", "--out", str(out)]
     command = [sys.executable, "-m", "twins_trt", *words]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -57,9 +49,8 @@ def level_of(out: Path) -> str:
     plan = PrecisionPlan.from_json(bundle.file("plan.json").read_text())
     quantized = "neck/conv.1.weight.dequantize" in bundle.graph.read_bytes().decode("latin1")
     assert quantized == (plan.level == "int8-linear+conv")
-    assert ("--level int8-linear" in bundle.manifest.rebuild) == (
-        plan.level == "int8-linear"
-    )  # the other is the default
+    # The other level is the default, which the command leaves out.
+    assert ("--level int8-linear" in bundle.manifest.rebuild) == (plan.level == "int8-linear")
     result = json.loads(bundle.file("gate.json").read_text())
     graph = bundle.manifest.graph_sha256
     assert result["graph_sha256"] == graph and bundle.manifest.gate == "passed"
@@ -68,7 +59,7 @@ def level_of(out: Path) -> str:
 
 
 def race(data: Path, out: Path, offset: float) -> str:
-    """Two builds, the second `offset` seconds after the first; the level of what is there in the end."""
+    """Runs two builds, the second `offset` seconds after the first. Returns the level of the bundle that results."""
     first = start(data, out, LEVELS[0])
     time.sleep(offset)
     second = start(data, out, LEVELS[1])

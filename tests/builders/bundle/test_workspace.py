@@ -1,4 +1,4 @@
-"""A work folder is one build's at a time and of one key, and never a folder that has just gone."""
+"""A work folder belongs to one build at a time, has one key, and exists while a build is in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names(folder: Path) -> set[str]:
 
 
 def fill(folder: Path) -> None:
-    """What a build leaves: its state, half-written files, masks, and results."""
+    """Writes what a build leaves: its state, half-written files, masks, and results."""
     for name in ("fp32.onnx", "calibration.partial", "search.json", ".fp32.onnx.0123abcd.partial", *RESULTS):
         (folder / name).write_text(name)
     for name in (".reference.0123abcd.partial", REFERENCE):
@@ -63,7 +63,7 @@ def test_a_temporary_one_never_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_same_key_goes_on_with_its_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is made anew anyway, or half-written, goes without a word."""
+    """Parts that are made anew and half-written files are removed without a warning."""
     folder = tmp_path / "x.work"
     cut_off(folder, "key")
     assert {"fp32.onnx", ".reference.0123abcd.partial", ".fp32.onnx.0123abcd.partial"} < names(folder)
@@ -76,7 +76,7 @@ def test_the_same_key_goes_on_with_its_state(tmp_path: Path, caplog: pytest.LogC
 def test_another_key_keeps_results_and_masks_alone(
     tmp_path: Path, spoilt: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As does a file of the key that is damaged."""
+    """So does a damaged file of the key."""
     folder = tmp_path / "x.work"
     cut_off(folder, "key")
     why = "is of a build with other ranges" if spoilt is None else "does not say whose it is (key.json is damaged)"
@@ -155,7 +155,7 @@ def test_a_folder_that_its_holder_removes_meanwhile_is_made_again(
 
 
 def test_many_builds_one_after_another(tmp_path: Path) -> None:
-    """Each ends by removing the folder under those that are trying: one at a time is in it, and it is there."""
+    """Each build ends by removing the folder that others are trying to take: one at a time has it, and it exists."""
     folder, end = tmp_path / "x.work", time.monotonic() + 1.5
     inside: list[int] = []
     counts = {"done": 0, "refused": 0}
@@ -239,7 +239,7 @@ def test_whatever_stands_in_the_place_of_a_part_stops_no_build(tmp_path: Path, n
 
 
 def test_where_a_folder_cannot_be_locked_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS: flock wants a descriptor that is open for writing."""
+    """On NFS, flock needs a descriptor that is open for writing."""
     real, inside = fcntl.flock, []
 
     def flock(descriptor: object, operation: int) -> None:

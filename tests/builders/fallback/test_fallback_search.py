@@ -1,4 +1,4 @@
-"""The search on parts that do known harm: it ends, keeps its bound, and never gives back what it has seen pass."""
+"""The search on parts of known harm: it ends within its bound, and returns the cheapest set that passed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Oracle:
         left = sum(value for name, value in self.harm.items() if name not in parts)
         return PlanScore(left <= self.allowed, left)
 
-    def search(self, most: int, known: dict[Parts, PlanScore] | None = None) -> Outcome:
-        return search(self.ranked, cost=self.cost, evaluate=self.evaluate, max_evaluations=most, known=known)
+    def search(self, limit: int, known: dict[Parts, PlanScore] | None = None) -> Outcome:
+        return search(self.ranked, cost=self.cost, evaluate=self.evaluate, max_evaluations=limit, known=known)
 
 
 values = st.integers(0, 100).map(float)
@@ -49,9 +49,9 @@ oracles = st.lists(st.tuples(values, st.integers(1, 50).map(float)), max_size=24
 
 @settings(deadline=None, max_examples=300)
 @given(oracles, st.integers(1, 40))
-def test_it_ends_within_its_bound_with_the_cheapest_that_passed(oracle: Oracle, most: int) -> None:
-    outcome = oracle.search(most)
-    assert 1 <= len(outcome.evaluations) == len(oracle.asked) == len(set(oracle.asked)) <= most
+def test_it_ends_within_its_bound_with_the_cheapest_that_passed(oracle: Oracle, limit: int) -> None:
+    outcome = oracle.search(limit)
+    assert 1 <= len(outcome.evaluations) == len(oracle.asked) == len(set(oracle.asked)) <= limit
     assert outcome.evaluations[0].reverted == frozenset()
     passed = [each for each in outcome.evaluations if each.score.passed]
     assert (outcome.chosen is None) == (not passed)
@@ -78,15 +78,15 @@ def test_with_room_it_finds_what_passes_and_nothing_in_it_is_spare(oracle: Oracl
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.booleans(), min_size=64, max_size=64), st.integers(1, 30))
-def test_verdicts_without_rhyme_or_reason_are_survived(passes: list[bool], most: int) -> None:
+def test_random_scores_end_the_search_too(passes: list[bool], limit: int) -> None:
     names = [str(i) for i in range(12)]
     outcome = search(
         names,
         cost=len,
         evaluate=lambda parts: PlanScore(passes[crc32(",".join(sorted(parts)).encode()) % 64], float(len(parts))),
-        max_evaluations=most,
+        max_evaluations=limit,
     )
-    assert len(outcome.evaluations) <= most
+    assert len(outcome.evaluations) <= limit
     assert (outcome.chosen is not None) == any(each.score.passed for each in outcome.evaluations)
 
 

@@ -1,4 +1,4 @@
-"""The gate passes what is equal, fails what is broken, and fails rather than guesses on few images."""
+"""The gate passes an equal graph, fails a broken one, and fails on too few images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE, CLASSES, IMAGES = (64, 96), 5, 30
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty small images with random labels: what counts here is the difference of two sets of masks."""
+    """Thirty small images with random labels: only the difference between two sets of masks counts here."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(3)
     for kind in ("images", "labels"):
@@ -72,7 +72,7 @@ def gate(bundle: Path, data: Path, capsys: pytest.CaptureFixture[str], *more: st
 
 
 def sabotage(bundle: Path) -> None:
-    """Makes the classifier of the graph in a bundle favour one class, and signs the manifest for it."""
+    """Makes the classifier of the bundle's graph favour one class, and updates the manifest's hash."""
     from dataclasses import replace
 
     opened = open_bundle(bundle)
@@ -114,7 +114,7 @@ def test_a_broken_graph_fails_with_exit_code_3_and_pictures(
 
 
 def show(gallery: Gallery, name: str, *, wrong: int) -> None:
-    """An image of 4 × 6 pixels, `wrong` of whose masks' pixels differ."""
+    """Shows the gallery an image of 4 × 6 pixels with two masks that differ in `wrong` pixels."""
     image, label = np.full((4, 6, 3), 200, np.uint8), np.zeros((4, 6), np.uint8)
     mask = label.copy()
     mask.reshape(-1)[:wrong] = 1

@@ -1,4 +1,4 @@
-"""Masks of the reference are computed once, and again where what was kept of them is damaged."""
+"""The reference's masks are computed once; a damaged file of a mask is computed again."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What breaks an INT8 graph fails its gate, and what only looks as if it did passes: the demo's trained model on drawn
-scenes, its graph tampered with."""
+"""Changes to an INT8 graph: one that breaks it fails the gate, one that is said to break it and does not passes.
+
+The graph is that of the demo's trained model, on drawn scenes."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def built(data: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def judged(data: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Bundle], GateResult]:
-    """The verdict of INT8's default thresholds."""
+    """Judges a bundle by the default thresholds of INT8."""
     model, _ = load_weights(DEMO.name)
     cache = tmp_path_factory.mktemp("reference")
     dataset = open_dataset(data, split="val")
@@ -53,7 +54,7 @@ def judged(data: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Bun
 
 
 def quantize_residuals(proto: onnx.ModelProto, data: str) -> None:
-    """INT8, as wide as its values, for what every residual sum writes: a quantizer that takes in every Add."""
+    """Quantizes the output of every residual sum to INT8, with its full range, as a quantizer of every Add does."""
     names = [n.output[0] for n in proto.graph.node if n.op_type == "Add" and n.name.endswith("/residual")]
     assert len(names) == 2 * sum(DEMO.depths)
     looked_at = onnx.ModelProto.FromString(proto.SerializeToString())
@@ -77,7 +78,7 @@ def quantize_residuals(proto: onnx.ModelProto, data: str) -> None:
 
 
 def normalize_wrongly(proto: onnx.ModelProto, data: str) -> None:
-    """Pixels from 0 to 1, as many models want them, in place of ImageNet's mean and standard deviation."""
+    """Scales pixels to 0 to 1, as for many models, instead of ImageNet's mean and standard deviation."""
     weights = {weight.name: weight for weight in proto.graph.initializer}
     nodes = {node.name: node for node in proto.graph.node}
     for node, value in (("input/mean", 0.0), ("input/std", 1 / 255)):
@@ -103,8 +104,9 @@ def test_wrong_normalization_fails_the_gate(
 def test_residual_sums_in_int8_cost_pixels_but_not_the_gate(
     built: Bundle, judged: Callable[[Bundle], GateResult], data: str, tmp_path: Path
 ) -> None:
-    """They are said to lose a ViT-B whole. Twins keeps its mIoU, and the gate is to see that too. Plans leave them
-    alone all the same: nothing would run faster for it."""
+    """INT8 residual sums are said to ruin a ViT-B. Twins keeps its mIoU, and the gate must see that too.
+
+    Plans still do not quantize them: nothing would run faster."""
     before = judged(built)
     after = judged(tampered(built, quantize_residuals, data, tmp_path / "x.bundle"))
     assert after.agreement < before.agreement - 2e-4

@@ -1,4 +1,4 @@
-"""Precision plans: levels by block, names, round trips, and what a reverted block costs."""
+"""Precision plans: levels of blocks, names, JSON round trips, and the FLOPs of reverted blocks."""
 
 from __future__ import annotations
 

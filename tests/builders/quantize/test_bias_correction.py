@@ -84,10 +84,17 @@ def test_the_mean_of_every_kind_of_product_is_the_float32_graphs(
     assert shifts[True] < 3e-5 < shifts[False]  # what is left is how float32 sums are rounded
 
 
-def job(ranges: CalibrationImages | str, smooth: CalibrationImages | None = None) -> Int8Options:
+def int8_options(ranges: CalibrationImages | str, smooth: CalibrationImages | None = None) -> Int8Options:
     images = ranges if isinstance(ranges, CalibrationImages) else None
-    settings = CalibrationOptions()
-    return Int8Options("int8-linear+conv", None, ranges, images, settings, smooth=smooth, bias_correction=False)
+    return Int8Options(
+        level="int8-linear+conv",
+        plan=None,
+        ranges=ranges,
+        images=images,
+        calibration=CalibrationOptions(),
+        smooth=smooth,
+        bias_correction=False,
+    )
 
 
 def test_a_strength_is_chosen_by_the_error_of_the_logits(graphs: QuantizedGraphs, tmp_path: Path) -> None:
@@ -97,17 +104,17 @@ def test_a_strength_is_chosen_by_the_error_of_the_logits(graphs: QuantizedGraphs
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     plan = uniform_plan(graphs.sites, "int8-linear+conv", model=MODEL)
     images = CalibrationImages(f"folder:{tmp_path}", "train", 64)
-    found = refine(job(images, smooth=images), graphs, plan, threads=None, progress=silent)
+    refined = refine(int8_options(images, smooth=images), graphs, plan, threads=None, progress=silent)
     wanted = graphs.logits(None, IMAGES)
     errors = {
         strength: relative_error(graphs.logits(replace(plan, smooth=strength), IMAGES), wanted)
         for strength in (None, 0.25, 0.5, 0.75)
     }
-    assert errors[found.smooth] == min(errors.values())
+    assert errors[refined.smooth] == min(errors.values())
     assert len(set(errors.values())) == 4
 
 
 def test_correcting_biases_needs_images(graphs: QuantizedGraphs) -> None:
     plan: PrecisionPlan = replace(uniform_plan(graphs.sites, "int8-linear", model=MODEL), bias_correction=True)
     with pytest.raises(UsageError, match="corrects biases on images"):
-        refine(job("x.json"), graphs, plan, threads=None, progress=silent)
+        refine(int8_options("x.json"), graphs, plan, threads=None, progress=silent)

@@ -1,4 +1,4 @@
-"""Q/DQ graphs: where pairs stand, what they compute, and what ONNX Runtime makes of them."""
+"""Q/DQ graphs: where the pairs are, what they compute, and how ONNX Runtime fuses them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def logits(graph: gs.Graph, image: np.ndarray) -> np.ndarray:
 
 
 def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Root mean square, relative to the spread of what is wanted."""
+    """The root mean square of the error, relative to the standard deviation of what is wanted."""
     return float(np.sqrt(np.mean((got - wanted) ** 2)) / wanted.std())
 
 
@@ -203,9 +203,8 @@ def test_a_positional_convolution_in_int8_leaves_the_residual_stream_alone() -> 
     images = pictures()
     graph, islands = exported(SVT)
     plan = PrecisionPlan(SVT, "fp16", {**uniform_plan(graph, "fp16").blocks, "stages.2.pos": "int8-linear+conv"})
-    assert (
-        observed_tensors(graph, plan, float_precision="fp32") == ()
-    )  # ONNX Runtime would quantize the stream behind it
+    # ONNX Runtime would quantize the stream behind it.
+    assert observed_tensors(graph, plan, float_precision="fp32") == ()
     ranges, _ = observe(graph, observed_tensors(graph, plan), images)
     wanted = logits(graph, images[0])
     done = quantize(graph, plan, ranges, islands=islands)

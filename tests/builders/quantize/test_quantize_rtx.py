@@ -1,4 +1,4 @@
-"""What TensorRT-RTX makes of Q/DQ graphs: INT8 where the plan says so, every attention fused."""
+"""TensorRT-RTX compiles Q/DQ graphs with INT8 where the plan says so and every attention fused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_head_of_upernet_is_int8_too() -> None:
 
 
 def test_the_record_of_all_models_has_no_gap() -> None:
-    """What `python -m benchmarks.int8_kernels` found; the tests above build some of the same again."""
+    """The recorded results of `python -m benchmarks.int8_kernels`; the tests above build some of the same graphs."""
     rows = read_results("int8_kernels")["rows"]
     assert {(row["model"], row["level"]) for row in rows} == set(product(list_models(), LEVELS))
     for row in rows:
