@@ -1,6 +1,6 @@
 """Check, then measure, everything that needs a CUDA GPU; write benchmarks/results/gpu-NAME.json.
 
-python -m benchmarks.gpu                     all of it; run again to go on where it was cut off (exit code 75)
+python -m benchmarks.gpu                     all of it; where it ends with exit code 75, run it again to continue
 python -m benchmarks.gpu --budget 540        stop in time for a machine that is lent for ten minutes (exit code 75)
 python -m benchmarks.gpu --sections kernels  checks first all the same
 python -m benchmarks.gpu --smoke             rehearse every line in miniature on a CPU; nothing is kept
@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.checkout import make_importable
@@ -20,8 +20,8 @@ from benchmarks.gpu.checkout import make_importable
 make_importable()
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.settings import Settings
     from benchmarks.gpu.store import Store
+    from benchmarks.gpu.workload import Workload
 
 SECTIONS = ("ceilings", "kernels", "models", "training")
 UNFINISHED = 75  # sysexits' EX_TEMPFAIL: run it again
@@ -45,36 +45,57 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     import torch
 
-    from benchmarks.gpu import settings as sizes
+    from benchmarks.gpu.workload import full, smoke
 
     if options.smoke:
-        return run(options, sizes.smoke(), None)
+        return run(list_jobs(smoke(), options.sections, tests=not options.no_tests), None, budget_s=options.budget)
     if not torch.cuda.is_available():
         print("there is no CUDA GPU that torch can use; --smoke rehearses on a CPU", file=sys.stderr)
         return 4
     from benchmarks.gpu.store import Store, file_name, fingerprint
 
-    settings = sizes.full()
+    workload = full()
     facts = {
         "gpu": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
-        "size": list(settings.size),
-        "dtype": str(settings.dtype).removeprefix("torch."),
+        "size": list(workload.size),
+        "dtype": str(workload.dtype).removeprefix("torch."),
         "tests": not options.no_tests,
     }
     name = file_name(torch.cuda.get_device_name())
-    return run(options, settings, Store(name, facts, fingerprint=fingerprint(), fresh=options.fresh))
+    store = Store(name, facts, fingerprint=fingerprint(), fresh=options.fresh)
+    return run(list_jobs(workload, options.sections, tests=not options.no_tests), store, budget_s=options.budget)
 
 
-def run(options: argparse.Namespace, settings: Settings, store: Store | None) -> int:
-    deadline = None if options.budget is None else time.monotonic() + options.budget
+def list_jobs(workload: Workload, sections: Sequence[str], *, tests: bool) -> Iterator[Job]:
+    """Every check, then every figure of the sections. tests: run the tests marked gpu as well."""
+    from benchmarks.gpu import ceilings, checks, kernels, models, training
+
+    yield from (("checks", *job) for job in checks.jobs(workload, tests=tests))
+    for section, module in zip(SECTIONS, (ceilings, kernels, models, training), strict=True):
+        if section in sections:
+            yield from ((section, *job) for job in module.jobs(workload))
+
+
+def run(
+    jobs: Iterable[Job],
+    store: Store | None,
+    *,
+    budget_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Does the jobs that the store does not have, checks first, and returns the exit code.
+
+    store: None keeps nothing. budget_s: seconds after which no job is begun; None for no limit.
+    """
+    deadline = None if budget_s is None else clock() + budget_s
     red: list[str] = []
-    todo = [job for job in _jobs(options, settings) if store is None or not store.has(job[0], job[1])]
+    todo = [job for job in jobs if store is None or not store.has(job[0], job[1])]
     for done, (section, name, measure) in enumerate(todo):
         if section != "checks" and red:
             print(f"{len(red)} checks are red: nothing is timed", file=sys.stderr)
             return 1
-        if deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and clock() > deadline:
             print(f"the budget is spent: {done} rows are new, {len(todo) - done} are left; run it again", flush=True)
             return UNFINISHED
         row = measured(section, measure)
@@ -93,17 +114,8 @@ def run(options: argparse.Namespace, settings: Settings, store: Store | None) ->
     return 0
 
 
-def _jobs(options: argparse.Namespace, settings: Settings) -> Iterator[Job]:
-    from benchmarks.gpu import ceilings, checks, kernels, models, training
-
-    yield from (("checks", *job) for job in checks.jobs(settings, tests=not options.no_tests))
-    for section, module in zip(SECTIONS, (ceilings, kernels, models, training), strict=True):
-        if section in options.sections:
-            yield from ((section, *job) for job in module.jobs(settings))
-
-
 def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row, or one with what went wrong: a form that a GPU or a shape does not have must not end the run."""
+    """The row, or one with its error: a form that a GPU or a shape does not have must not end the run."""
     import torch
 
     from benchmarks.gpu.timing import CaptureError
@@ -124,9 +136,9 @@ def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, A
             row["capture_failed"] = True
         return row
     finally:
-        torch.compiler.reset()  # no form profits from what another compiled, and none hits the limit of recompiling
+        torch.compiler.reset()  # so that no form uses what another compiled, or meets the limit of recompiling
         if torch.cuda.is_available():
-            with contextlib.suppress(RuntimeError):  # behind a failed capture it raises, and the row must be kept
+            with contextlib.suppress(RuntimeError):  # it raises after a failed capture, and the row must be kept
                 torch.cuda.empty_cache()
 
 

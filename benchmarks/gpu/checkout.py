@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_importable() -> None:
-    """`kernels/`, `builders/` and `calib/` import below `twins_trt` also where nothing is installed."""
+    """Makes `kernels/`, `builders/` and `calib/` import below `twins_trt` where nothing is installed."""
     import twins_trt
 
     if find_spec("twins_trt.kernels") is None:

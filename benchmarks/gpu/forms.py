@@ -1,4 +1,4 @@
-"""The ways to compute an attention that ours is measured beside, each from the tensors that the Linear layers give."""
+"""Ways to compute an attention: ours and those it is compared with. Each starts from the Linear layers' results."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _SDPA = {
 
 
 def forms(attention: str, *, kernels: str, compiler: str) -> dict[str, Form]:
-    """By name, ours first. kernels: the backend that is ours. compiler: torch.compile's backend.
+    """The forms by name, ours first. kernels: the backend that is ours. compiler: torch.compile's backend.
 
-    Forms that a device or a shape does not have raise when called.
+    A form that a device or a shape does not have raises when it is called.
     """
     ours: Form
     plain: Callable[..., Tensor]
@@ -60,7 +60,7 @@ def forms(attention: str, *, kernels: str, compiler: str) -> dict[str, Form]:
 def mmseg_lsa(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     """mmsegmentation's LocallyGroupedSelfAttention after its Linear: padding, partition and a mask made every time.
 
-    There padded tokens go through the Linear; here they are filled with what it makes of them.
+    There padded tokens go through the Linear; here they are filled with its result, the bias.
     """
     _, height, width, channels3 = qkv.shape
     pad_bottom, pad_right = window_padding(height, width, WINDOW)
@@ -74,21 +74,22 @@ def mmseg_lsa(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     difference = difference.masked_fill(difference != 0, -1000.0)
     q, k, v = split_heads(to_windows(padded, WINDOW), heads)  # [B, windows, heads, 49, D]
     scores = (q @ k.transpose(-2, -1)) * (channels3 // 3 // heads) ** -0.5 + difference.unsqueeze(2)
-    out = scores.softmax(dim=-1).to(v.dtype) @ v
-    out = out.transpose(2, 3).flatten(3)
-    return to_map(out, rows, columns, WINDOW)[:, :height, :width].contiguous()
+    out = scores.softmax(dim=-1).to(v.dtype) @ v  # [B, windows, heads, 49, D]
+    out = out.transpose(2, 3).flatten(3)  # [B, windows, 49, C]
+    return to_map(out, rows, columns, WINDOW)[:, :height, :width].contiguous()  # [B, H, W, C]
 
 
 def mmseg_gsa(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    """`nn.MultiheadAttention` between its projections, as mmcv calls it: sequence first, weights averaged and given."""
+    """`nn.MultiheadAttention` between its projections, as mmcv calls it: sequence first, with averaged weights."""
     batch, queries, channels = q.shape
     dim = channels // heads
     k, v = kv.split(channels, dim=2)
+    # each [B, rows, C] -> [rows, B · heads, D] -> [B · heads, rows, D]
     q, k, v = (x.transpose(0, 1).contiguous().view(x.shape[1], batch * heads, dim).transpose(0, 1) for x in (q, k, v))
     weights = torch.bmm(q * dim**-0.5, k.transpose(1, 2)).softmax(dim=-1).to(v.dtype)
-    out = torch.bmm(weights, v).transpose(0, 1).contiguous().view(queries, batch, channels)
-    weights.view(batch, heads, queries, -1).mean(dim=1)  # need_weights is True there
-    return out.transpose(0, 1).contiguous()
+    out = torch.bmm(weights, v).transpose(0, 1).contiguous().view(queries, batch, channels)  # [N, B, C]
+    weights.view(batch, heads, queries, -1).mean(dim=1)  # [B, N, M]; mmcv leaves need_weights True
+    return out.transpose(0, 1).contiguous()  # [B, N, C]
 
 
 def flex_lsa(qkv: Tensor, bias: Tensor, heads: int, *, compiler: str) -> Tensor:
@@ -97,18 +98,19 @@ def flex_lsa(qkv: Tensor, bias: Tensor, heads: int, *, compiler: str) -> Tensor:
     padded, _ = pad_with_bias(qkv, bias, WINDOW)
     windows = to_windows(padded, WINDOW)  # [B, windows, 49, 3C]
     count = windows.shape[1]
-    windows = F.pad(windows, (0, 0, 0, FLEX_ROWS - WINDOW * WINDOW)).flatten(1, 2)
+    windows = F.pad(windows, (0, 0, 0, FLEX_ROWS - WINDOW * WINDOW)).flatten(1, 2)  # [B, windows · 64, 3C]
     q, k, v = windows.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, windows · 64, D]
     out = _flex(compiler)(q, k, v, block_mask=_window_mask(height, width, count, qkv.device))
-    out = out.transpose(1, 2).flatten(2).unflatten(1, (count, FLEX_ROWS))[:, :, : WINDOW * WINDOW]
-    return to_map(out, padded.shape[1], padded.shape[2], WINDOW)[:, :height, :width].contiguous()
+    out = out.transpose(1, 2).flatten(2).unflatten(1, (count, FLEX_ROWS))  # [B, windows, 64, C]
+    out = to_map(out[:, :, : WINDOW * WINDOW], padded.shape[1], padded.shape[2], WINDOW)
+    return out[:, :height, :width].contiguous()  # [B, H, W, C]
 
 
 def flex_gsa(q: Tensor, kv: Tensor, heads: int, *, compiler: str) -> Tensor:
     """FlexAttention without a mask."""
-    queries = q.unflatten(-1, (heads, -1)).transpose(1, 2)
-    keys, values = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    return _flex(compiler)(queries, keys, values).transpose(1, 2).flatten(2)
+    queries = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, N, D]
+    keys, values = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, M, D]
+    return _flex(compiler)(queries, keys, values).transpose(1, 2).flatten(2)  # [B, N, C]
 
 
 @functools.cache

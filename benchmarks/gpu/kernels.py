@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.forms import Form, forms
-from benchmarks.gpu.settings import Core, Settings, cores
 from benchmarks.gpu.timing import time_call
+from benchmarks.gpu.workload import Core, Workload, cores
 from twins_trt.data.preprocessing import Preprocessing
 
 Row = dict[str, Any]
@@ -18,19 +18,19 @@ Row = dict[str, Any]
 CLASSES = 150
 
 
-def jobs(settings: Settings) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Each figure's name and how to measure it."""
-    for batch in settings.batches:
+def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """The name of each figure, and the function that measures it."""
+    for batch in workload.batches:
         for name in ("ours", "torch"):
-            yield f"resize_argmax batch {batch} {name}", _postprocess(batch, name, settings)
-            yield f"resize_normalize batch {batch} {name}", _preprocess(batch, name, settings)
-    for name in forms("lsa", kernels=settings.kernels, compiler=settings.compiler):  # gsa has the same
-        for core in cores(settings):
+            yield f"resize_argmax batch {batch} {name}", _postprocess(batch, name, workload)
+            yield f"resize_normalize batch {batch} {name}", _preprocess(batch, name, workload)
+    for name in forms("lsa", kernels=workload.kernels, compiler=workload.compiler):  # gsa has the same
+        for core in cores(workload):
             for direction in ("forward", "backward"):
-                yield f"{core.name} {direction} {name}", _attention(core, name, direction, settings)
+                yield f"{core.name} {direction} {name}", _attention(core, name, direction, workload)
 
 
-def inputs(core: Core, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(core: Core, workload: Workload) -> tuple[Tensor, Tensor, Tensor]:
     """(qkv, bias) or (q, kv), and a gradient of the result."""
     torch.manual_seed(0)
     c, positions = core.channels, (core.height, core.width)
@@ -40,21 +40,21 @@ def inputs(core: Core, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     if core.attention == "gsa":
         first = out = (core.batch, core.height * core.width, c)
         second = (core.batch, core.keys, 2 * c)
-    x, y, grad = (torch.randn(shape, device=settings.device).to(settings.dtype) for shape in (first, second, out))
+    x, y, grad = (torch.randn(shape, device=workload.device).to(workload.dtype) for shape in (first, second, out))
     return x.requires_grad_(), y.requires_grad_(), grad
 
 
-def _attention(core: Core, name: str, direction: str, settings: Settings) -> Callable[[], Row]:
+def _attention(core: Core, name: str, direction: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
-        form = forms(core.attention, kernels=settings.kernels, compiler=settings.compiler)[name]
-        x, y, grad = inputs(core, settings)
+        form = forms(core.attention, kernels=workload.kernels, compiler=workload.compiler)[name]
+        x, y, grad = inputs(core, workload)
         # autocast, as mmsegmentation runs: it decides what its softmax is computed in, and nothing in the other forms
-        with torch.autocast(settings.device.type, dtype=_half(settings), enabled=name.startswith("mmseg")):
+        with torch.autocast(workload.device.type, dtype=_half(workload), enabled=name.startswith("mmseg")):
             if direction == "forward":
                 call = _forward(form, x, y, core.heads)
             else:
                 call = _backward(form, x, y, core.heads, grad)
-            times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
+            times = time_call(call, workload.pace(), graph=True)
         return {
             "what": core.attention,
             "model": core.model,
@@ -73,8 +73,8 @@ def _attention(core: Core, name: str, direction: str, settings: Settings) -> Cal
     return measure
 
 
-def _half(settings: Settings) -> torch.dtype:
-    return torch.float16 if settings.device.type == "cuda" else torch.bfloat16
+def _half(workload: Workload) -> torch.dtype:
+    return torch.float16 if workload.device.type == "cuda" else torch.bfloat16
 
 
 def _forward(form: Form, x: Tensor, y: Tensor, heads: int) -> Callable[[], object]:
@@ -92,52 +92,52 @@ def _backward(form: Form, x: Tensor, y: Tensor, heads: int, grad: Tensor) -> Cal
     return lambda: torch.autograd.grad(out, (x, y), grad, retain_graph=True, allow_unused=True)
 
 
-def _postprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
+def _postprocess(batch: int, name: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
         from twins_trt.kernels.postprocess import resize_argmax, resize_argmax_reference
 
-        height, width = settings.size
-        padded = torch.randn(batch, 160, height // 4, width // 4, device=settings.device).to(settings.dtype)
+        height, width = workload.size
+        padded = torch.randn(batch, 160, height // 4, width // 4, device=workload.device).to(workload.dtype)
         logits = padded.contiguous(memory_format=torch.channels_last)[:, :CLASSES]
 
         def call() -> object:
             if name == "ours":
-                return resize_argmax(logits, settings.size, backend=settings.kernels)
-            return resize_argmax_reference(logits, settings.size)
+                return resize_argmax(logits, workload.size, backend=workload.kernels)
+            return resize_argmax_reference(logits, workload.size)
 
-        times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
-        least = logits.numel() * logits.element_size() + batch * height * width
-        return {"what": "resize_argmax", "batch": batch, "form": name, "bytes": least, **times.to_json()}
+        times = time_call(call, workload.pace(), graph=True)
+        traffic = logits.numel() * logits.element_size() + batch * height * width
+        return {"what": "resize_argmax", "batch": batch, "form": name, "bytes": traffic, **times.to_json()}
 
     return measure
 
 
-def _preprocess(batch: int, name: str, settings: Settings) -> Callable[[], Row]:
+def _preprocess(batch: int, name: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
         from twins_trt.kernels.preprocess import resize_normalize, resize_normalize_reference
 
-        height, width = settings.size
+        height, width = workload.size
         facts = Preprocessing()
         shape = (batch, height * 3 // 2, width * 3 // 2, 3)
-        image = torch.randint(0, 256, shape, dtype=torch.uint8, device=settings.device)
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, device=workload.device)
 
         def call() -> object:
             if name == "ours":
                 return resize_normalize(
                     image,
-                    settings.size,
+                    workload.size,
                     mean=facts.mean,
                     std=facts.std,
-                    dtype=settings.dtype,
+                    dtype=workload.dtype,
                     channels_last=True,
-                    backend=settings.kernels,
+                    backend=workload.kernels,
                 )
             return resize_normalize_reference(
-                image, settings.size, mean=facts.mean, std=facts.std, dtype=settings.dtype, channels_last=True
+                image, workload.size, mean=facts.mean, std=facts.std, dtype=workload.dtype, channels_last=True
             )
 
-        times = time_call(call, device=settings.device, graph=True, seconds=settings.seconds, least=settings.least)
-        least = image.numel() + 3 * batch * height * width * (2 if settings.dtype == torch.float16 else 4)
-        return {"what": "resize_normalize", "batch": batch, "form": name, "bytes": least, **times.to_json()}
+        times = time_call(call, workload.pace(), graph=True)
+        traffic = image.numel() + 3 * batch * height * width * (2 if workload.dtype == torch.float16 else 4)
+        return {"what": "resize_normalize", "batch": batch, "form": name, "bytes": traffic, **times.to_json()}
 
     return measure

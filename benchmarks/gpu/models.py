@@ -1,4 +1,4 @@
-"""Whole models from a uint8 image to a uint8 mask, both on the device; ours from the host to the host as well."""
+"""Whole models, from a uint8 image to a uint8 mask. Both lie on the device; for ours also on the host."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.timing import peak_memory, time_call, time_wall
+from benchmarks.gpu.workload import Workload
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.models.folded import FoldedModel
 from twins_trt.models.seeded import seed_weights
@@ -23,27 +23,27 @@ FORMS = ("eager fp32", "eager amp", "compiled amp", "ours", "ours compiled", "ou
 CLASSES = 150
 
 
-def jobs(settings: Settings) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Each figure's name and how to measure it."""
-    for model in settings.models:
-        for batch in settings.batches:
+def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """The name of each figure, and the function that measures it."""
+    for model in workload.models:
+        for batch in workload.batches:
             for form in FORMS:
-                yield f"{model} batch {batch} {form}", _job(model, batch, form, settings)
+                yield f"{model} batch {batch} {form}", _job(model, batch, form, workload)
 
 
-def seeded_model(name: str, settings: Settings, *, attention: str) -> Segmentor:
-    """With weights that keep activations in range; in miniature for a rehearsal."""
-    model = Segmentor(settings.spec(name), CLASSES, attention=attention).eval()
+def seeded_model(name: str, workload: Workload, *, attention: str) -> Segmentor:
+    """A model with weights that keep activations in range."""
+    model = Segmentor(workload.spec(name), CLASSES, attention=attention).eval()
     seed_weights(model)
     return model
 
 
-def _job(name: str, batch: int, form: str, settings: Settings) -> Callable[[], Row]:
+def _job(name: str, batch: int, form: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
-        image = torch.randint(0, 256, (batch, *settings.size, 3), dtype=torch.uint8)
-        memory = None  # of the eager forms alone: the others replay CUDA graphs, whose memory torch does not count
+        image = torch.randint(0, 256, (batch, *workload.size, 3), dtype=torch.uint8)
+        memory = None  # only eager forms have it: the others replay CUDA graphs, whose memory torch does not count
         if form == "ours, host to host":
-            engine = _engine(name, batch, settings)
+            engine = _engine(name, batch, workload)
             array: np.ndarray[Any, Any] = image.numpy()
 
             def run() -> object:
@@ -51,22 +51,20 @@ def _job(name: str, batch: int, form: str, settings: Settings) -> Callable[[], R
 
             for _ in range(3):  # the second call of a shape captures it
                 run()
-            times = time_wall(run, device=settings.device, seconds=4 * settings.seconds, least=settings.least)
+            times = time_wall(run, workload.pace(4))
             engine.close()
         else:
-            on_device = image.to(settings.device)
-            network = _network(name, form, settings)
+            on_device = image.to(workload.device)
+            network = _network(name, form, workload)
 
             def call() -> object:
                 with torch.inference_mode():
                     return network(on_device)
 
-            ours = form.startswith("ours")  # a graph is part of ours, and not of what it is compared with
-            times = time_call(
-                call, device=settings.device, graph=ours, seconds=4 * settings.seconds, least=settings.least
-            )
+            ours = form.startswith("ours")  # ours runs as a CUDA graph, the others as they are
+            times = time_call(call, workload.pace(4), graph=ours)
             if form.startswith("eager"):
-                memory = peak_memory(call, device=settings.device)
+                memory = peak_memory(call, device=workload.device)
         return {
             "model": name,
             "batch": batch,
@@ -79,7 +77,7 @@ def _job(name: str, batch: int, form: str, settings: Settings) -> Callable[[], R
     return measure
 
 
-def _network(name: str, form: str, settings: Settings) -> Callable[[Tensor], Tensor]:
+def _network(name: str, form: str, workload: Workload) -> Callable[[Tensor], Tensor]:
     """From uint8 [B, H, W, 3] to uint8 [B, H, W]."""
     facts = Preprocessing()
     if form.startswith("ours"):
@@ -87,64 +85,51 @@ def _network(name: str, form: str, settings: Settings) -> Callable[[Tensor], Ten
         from twins_trt.kernels.preprocess import resize_normalize
 
         model = FoldedModel(
-            seeded_model(name, settings, attention=settings.kernels),
-            device=settings.device,
-            dtype=settings.dtype,
-            compiler=settings.compiler if form == "ours compiled" else None,
+            seeded_model(name, workload, attention=workload.kernels),
+            device=workload.device,
+            dtype=workload.dtype,
+            compiler=workload.compiler if form == "ours compiled" else None,
         )
 
         def ours(image: Tensor) -> Tensor:
-            size = settings.size
+            size = workload.size
             x = resize_normalize(
                 image,
                 size,
                 mean=facts.mean,
                 std=facts.std,
-                dtype=settings.dtype,
+                dtype=workload.dtype,
                 channels_last=True,
-                backend=settings.kernels,
+                backend=workload.kernels,
             )
-            return resize_argmax(model(x), size, backend=settings.kernels)[0]
+            return resize_argmax(model(x), size, backend=workload.kernels)[0]
 
         return ours
-    plain = seeded_model(name, settings, attention="reference").to(settings.device).requires_grad_(False)
-    mean, std = (torch.tensor(v, device=settings.device)[:, None, None] for v in (facts.mean, facts.std))
+    plain = seeded_model(name, workload, attention="reference").to(workload.device).requires_grad_(False)
+    mean, std = (torch.tensor(v, device=workload.device)[:, None, None] for v in (facts.mean, facts.std))
 
     def theirs(image: Tensor) -> Tensor:
         x = (image.permute(0, 3, 1, 2).float() - mean) / std
-        half = torch.float16 if settings.device.type == "cuda" else torch.bfloat16
-        with torch.autocast(settings.device.type, dtype=half, enabled=form != "eager fp32"):
+        half = torch.float16 if workload.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(workload.device.type, dtype=half, enabled=form != "eager fp32"):
             logits = plain(x)
-        return F.interpolate(logits, settings.size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
+        return F.interpolate(logits, workload.size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
 
     if form != "compiled amp":
         return theirs
-    mode = None if settings.smoke else "max-autotune"
-    compiled: Callable[[Tensor], Tensor] = torch.compile(theirs, dynamic=False, backend=settings.compiler, mode=mode)
+    mode = None if workload.smoke else "max-autotune"
+    compiled: Callable[[Tensor], Tensor] = torch.compile(theirs, dynamic=False, backend=workload.compiler, mode=mode)
     return compiled
 
 
-def _engine(name: str, batch: int, settings: Settings) -> Any:
+def _engine(name: str, batch: int, workload: Workload) -> Any:
+    from twins_trt.inference.interface import GraphInterface
     from twins_trt.inference.tensors import TensorSpec
-    from twins_trt.models.source import Source
     from twins_trt.runtime.engines import RuntimeOptions
     from twins_trt.runtime.engines.torch import TorchEngine
-    from twins_trt.runtime.manifest import Manifest
 
-    height, width = settings.size
-    manifest = Manifest(
-        model=name,
-        num_classes=CLASSES,
-        classes=tuple(map(str, range(CLASSES))),
-        palette=((0, 0, 0),) * CLASSES,
-        inputs=(TensorSpec.image(height, width, batch=batch),),
-        outputs=(TensorSpec.mask(height, width, batch=batch),),
-        padding="parity",
-        precision="fp16",
-        opset=17,
-        source=Source(seeded=True),
-        rebuild="python -m benchmarks.gpu",
-    )
-    model = seeded_model(name, settings, attention=settings.kernels)
-    free = RuntimeOptions(deterministic=False)
-    return TorchEngine(model, manifest, settings=free, device=settings.device.type, dtype=settings.dtype)
+    image, mask = (kind(*workload.size, batch=batch) for kind in (TensorSpec.image, TensorSpec.mask))
+    interface = GraphInterface.unnamed(image, (mask,), CLASSES)
+    model = seeded_model(name, workload, attention=workload.kernels)
+    options = RuntimeOptions(deterministic=False)
+    return TorchEngine(model, interface, options=options, device=workload.device.type, dtype=workload.dtype)

@@ -1,4 +1,4 @@
-"""Where rows go, and how a run that was cut off goes on: every row is written at once, no good one is made twice."""
+"""The results file of one GPU. Every row is written at once, so that a run that was cut off can be continued."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ SOURCES = (
 
 
 class Store:
-    """The rows of one GPU's results file, by section and name. fingerprint: of the code and packages they are of."""
+    """The rows of one GPU's results file, by section and name.
+
+    settings: facts of the run, for the file. fingerprint: of the code and packages; rows of another are forgotten.
+    fresh: forget all rows.
+    """
 
     def __init__(self, name: str, settings: Mapping[str, Any], *, fingerprint: str, fresh: bool) -> None:
         self.name = name
@@ -46,8 +50,8 @@ class Store:
 
 
 def _is_settled(row: Mapping[str, Any]) -> bool:
-    """Whether another run would give the same: what failed may have been mended, save what the code itself decides,
-    which would end every process anew."""
+    """Whether another run would give the same row. What failed may have been mended since; a failed capture is kept,
+    because the code decides it and it would end every process."""
     return row.get("passed", True) and ("error" not in row or row.get("capture_failed", False))
 
 
@@ -57,7 +61,7 @@ def file_name(gpu: str) -> str:
 
 
 def fingerprint() -> str:
-    """Hash of the code that decides a figure, and of the versions of what runs it."""
+    """Hash of the code that decides a figure, and of the versions of the packages that run it."""
     digest = hashlib.sha256(json.dumps(results.describe_versions(), sort_keys=True).encode())
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -14,14 +14,29 @@ CAPTURE_WARM_UP = 3
 
 
 class CaptureError(RuntimeError):
-    """A call cannot be captured. Its process is of no use then: torch's allocator and random numbers stay in the
-    capture."""
+    """A call cannot be captured. Its process is useless then: torch's allocator and random numbers stay captured."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a call is repeated, in seconds, and how often at least, on which device."""
+
+    device: torch.device
+    seconds: float
+    min_calls: int
+
+    def wants_more(self, calls: int, deadline: float) -> bool:
+        """Whether to go on after so many calls. deadline: by time.perf_counter."""
+        return calls < self.min_calls or (time.perf_counter() < deadline and calls < 100 * self.min_calls)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Percentiles over calls, milliseconds. how: `graph` (a CUDA graph replayed: the GPU's work alone), `events` (as
-    launched from Python, by the GPU's clock) or `wall` (by the host's clock)."""
+    """Percentiles over calls, milliseconds.
+
+    how: `graph` (a CUDA graph replayed: the GPU's work alone), `events` (launched from Python, by the GPU's clock) or
+    `wall` (by the host's clock).
+    """
 
     median: float
     p10: float
@@ -35,25 +50,23 @@ class Times:
         return {**{key: round(value, 6) for key, value in named.items()}, "calls": self.calls, "timed": self.how}
 
 
-def time_call(
-    call: Callable[[], object], *, device: torch.device, graph: bool, seconds: float, least: int = 20
-) -> Times:
-    """Times of `call` over about `seconds`, at least `least` calls, after a warm-up.
+def time_call(call: Callable[[], object], pace: Pace, *, graph: bool) -> Times:
+    """Times of `call`, after a warm-up.
 
     graph: replay it as a CUDA graph. Raises CaptureError where it cannot be captured.
     """
-    if device.type != "cuda":
-        return _wall(call, seconds=seconds, least=least)
+    if pace.device.type != "cuda":
+        return _wall(call, pace)
     for _ in range(CAPTURE_WARM_UP):
         call()
     torch.cuda.synchronize()
     run, how = (_captured(call), "graph") if graph else (call, "events")
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=pace.device)
     taken: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(taken) < least or (time.perf_counter() < deadline and len(taken) < 100 * least):
+    deadline = time.perf_counter() + pace.seconds
+    while pace.wants_more(len(taken), deadline):
         pairs = []
-        for _ in range(least):
+        for _ in range(pace.min_calls):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
             start.record()
@@ -65,17 +78,17 @@ def time_call(
     return _percentiles(taken, how)
 
 
-def time_wall(call: Callable[[], object], *, device: torch.device, seconds: float, least: int = 20) -> Times:
-    """By the host's clock, `call` waiting for its own result: what a caller sees."""
-    if device.type == "cuda":
+def time_wall(call: Callable[[], object], pace: Pace) -> Times:
+    """Times of a `call` that waits for its own result, by the host's clock: what a caller sees."""
+    if pace.device.type == "cuda":
         torch.cuda.synchronize()
-    return _wall(call, seconds=seconds, least=least)
+    return _wall(call, pace)
 
 
 def peak_memory(call: Callable[[], object], *, device: torch.device) -> int | None:
-    """Most bytes of the device that tensors held during `call`, what was there before included; None on a CPU.
+    """The most bytes of the device that tensors held during `call`, older ones included; None on a CPU.
 
-    Not for a call that replays a CUDA graph: torch does not count what is reserved for that.
+    It is wrong for a call that replays a CUDA graph: torch does not count what that reserves.
     """
     if device.type != "cuda":
         call()
@@ -98,11 +111,11 @@ def _captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _wall(call: Callable[[], object], *, seconds: float, least: int) -> Times:
+def _wall(call: Callable[[], object], pace: Pace) -> Times:
     call()
     taken: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(taken) < least or (time.perf_counter() < deadline and len(taken) < 100 * least):
+    deadline = time.perf_counter() + pace.seconds
+    while pace.wants_more(len(taken), deadline):
         start = time.perf_counter()
         call()
         taken.append(1e3 * (time.perf_counter() - start))

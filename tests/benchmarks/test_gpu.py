@@ -1,8 +1,8 @@
-"""The GPU benchmark without a GPU: rehearsed whole, its baselines right, its order and its resuming kept."""
+"""The GPU benchmark without a GPU: a whole rehearsal, its baselines, its order, and how it continues."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import torch
 
 from benchmarks import results
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import ceilings, checks, kernels, models, tables, training
+from benchmarks.gpu import checks, tables
 from benchmarks.gpu.forms import forms
-from benchmarks.gpu.settings import Core, cores, full, smoke
 from benchmarks.gpu.store import Store, file_name
 from benchmarks.gpu.timing import CaptureError
+from benchmarks.gpu.workload import Core, cores, full, smoke
 from benchmarks.render import table
 from twins_trt.kernels.gsa import gsa_reference
 from twins_trt.kernels.lsa import lsa_reference
@@ -91,20 +91,17 @@ def test_rows_are_kept_at_once_and_not_measured_twice(kept: Path) -> None:
         assert not other.has("kernels", "b")
 
 
-Jobs = Callable[..., Iterator[tuple[str, Callable[[], dict[str, Any]]]]]
-
-
 @pytest.fixture
 def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
-    """`run("--budget", "9", passed=True)`: exit code and what was measured, with two checks and four figures."""
+    """`run(passed=True)`: exit code and what was measured, of two checks and a figure of each section."""
 
     def start(
-        *words: str, passed: bool = True, seconds: float = 0.0, error: Exception | None = None
+        *, budget_s: float | None = None, passed: bool = True, seconds: float = 0.0, error: Exception | None = None
     ) -> tuple[int, list[str]]:
         measured: list[str] = []
         now = [0.0]
 
-        def job(name: str, row: dict[str, Any]) -> tuple[str, Callable[[], dict[str, Any]]]:
+        def job(section: str, name: str, row: dict[str, Any]) -> program.Job:
             def measure() -> dict[str, Any]:
                 measured.append(name)
                 now[0] += seconds
@@ -112,19 +109,15 @@ def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int,
                     raise error
                 return row
 
-            return name, measure
+            return section, name, measure
 
         figure = {"ms": 1.0, "timed": "wall"}
-        both = [job("right", {"passed": True}), job("doubtful", {"passed": passed})]
-        monkeypatch.setattr(checks, "jobs", lambda settings, tests: iter(both))
-        for name, module in zip(program.SECTIONS, (ceilings, kernels, models, training), strict=True):
-            one = [job(name, figure)]
-            monkeypatch.setattr(module, "jobs", lambda settings, one=one: iter(one))
-        monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
-        monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-        options = program.parser().parse_args(words)
-        return program.run(options, smoke(), Store("gpu-x", {}, fingerprint="one", fresh=False)), measured
+        jobs = [job("checks", "right", {"passed": True}), job("checks", "doubtful", {"passed": passed})]
+        jobs += [job(section, section, figure) for section in program.SECTIONS]
+        store = Store("gpu-x", {}, fingerprint="one", fresh=False)
+        return program.run(jobs, store, budget_s=budget_s, clock=lambda: now[0]), measured
 
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     return start
 
 
@@ -135,8 +128,8 @@ def test_nothing_is_timed_while_a_check_is_red(run: Callable[..., tuple[int, lis
 
 
 def test_a_budget_stops_it_and_the_next_run_goes_on(run: Callable[..., tuple[int, list[str]]]) -> None:
-    assert run("--budget", "25", seconds=10) == (75, ["right", "doubtful", "ceilings"])
-    assert run("--budget", "25", seconds=10) == (0, ["kernels", "models", "training"])
+    assert run(budget_s=25, seconds=10) == (75, ["right", "doubtful", "ceilings"])
+    assert run(budget_s=25, seconds=10) == (0, ["kernels", "models", "training"])
 
 
 def test_a_failed_capture_ends_the_process_and_is_not_tried_again(run: Callable[..., tuple[int, list[str]]]) -> None:
@@ -153,8 +146,12 @@ def test_another_error_does_not_end_the_process_and_is_tried_again(run: Callable
     assert run() == (0, ["kernels"])
 
 
-def test_sections_are_chosen_and_checks_come_first_all_the_same(run: Callable[..., tuple[int, list[str]]]) -> None:
-    assert run("--sections", "models") == (0, ["right", "doubtful", "models"])
+def test_sections_are_chosen_and_checks_come_first_all_the_same() -> None:
+    asked = program.parser().parse_args(["--sections", "models", "training"]).sections
+    sections = [section for section, _, _ in program.list_jobs(smoke(), asked, tests=True)]
+    assert sections == sorted(sections) and set(sections) == {"checks", "models", "training"}
+    everything = program.list_jobs(smoke(), program.parser().parse_args([]).sections, tests=True)
+    assert list(dict.fromkeys(section for section, _, _ in everything)) == ["checks", *program.SECTIONS]
 
 
 def test_a_form_that_fails_does_not_end_the_run() -> None:
@@ -190,16 +187,15 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "--smoke" in capsys.readouterr().err
 
 
-def test_a_test_that_hangs_is_a_red_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "TEST_SECONDS", 0.01)
-    assert checks.run_tests("tests/x.py::test_x") == {"passed": False, "said": "took more than 0.01 s"}
+def test_a_test_that_hangs_is_a_red_check() -> None:
+    row = checks.run_tests("tests/x.py::test_x", limit_s=0.01)
+    assert row == {"passed": False, "said": "took more than 0.01 s"}
 
 
-def test_checks_find_the_tests_and_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_find_the_tests_and_a_wrong_kernel() -> None:
     found = checks.gpu_tests()
     assert any(test.endswith("test_on_gpu.py::test_a_cuda_graph_replays_it") for test in found)
     core = cores(replace(smoke(), batches=(1,)))[0]
     assert checks.check_core(core, smoke())["passed"]
-    monkeypatch.setattr(checks, "lsa", lambda *x, num_heads, backend: lsa_reference(*x, num_heads=num_heads) * 1.001)
-    row = checks.check_core(core, smoke())
+    row = checks.check_core(core, smoke(), ours=lambda *x, num_heads: lsa_reference(*x, num_heads=num_heads) * 1.001)
     assert not row["passed"] and row["errors"][0] == pytest.approx(1e-3, rel=0.01)

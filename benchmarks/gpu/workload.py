@@ -1,4 +1,4 @@
-"""What is measured: at full size on a GPU, or in miniature, so that the whole way can be walked on a CPU."""
+"""What is measured: at full size on a GPU, or in miniature, as a rehearsal on a CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from benchmarks.gpu.timing import Pace
 from twins_trt.models.zoo import ModelSpec, get_spec
 
 STAGES_OF = ("twins_svt-s_fpn", "twins_svt-b_fpn", "twins_svt-l_fpn", "twins_pcpvt-s_fpn")
@@ -13,11 +14,13 @@ MODELS = (*STAGES_OF, "twins_svt-s_upernet")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """device: where. size: (height, width) of the images, pixels. batches, train_batch: images at once.
-    seconds: how long one figure is measured, least: how often at least. dtype: of attentions and of our models.
-    models, core_models: of the zoo, whole ones and those whose attentions are measured at `stages`. compiler: the
-    backend that torch.compile is given.
+class Workload:
+    """What is measured, where and for how long.
+
+    size: (height, width) of the images, pixels. batches, train_batch: images at once. seconds, min_calls: how long and
+    how often a call is repeated for one figure. dtype: of attentions and of our models. models: names of the zoo, which
+    are measured whole. core_models: those whose attentions are measured at `stages`. compiler: torch.compile's backend.
+    smoke: a rehearsal, whose models have few blocks.
     """
 
     device: torch.device
@@ -25,7 +28,7 @@ class Settings:
     batches: tuple[int, ...]
     train_batch: int
     seconds: float
-    least: int
+    min_calls: int
     dtype: torch.dtype
     models: tuple[str, ...]
     core_models: tuple[str, ...]
@@ -38,21 +41,25 @@ class Settings:
         """The backend that is `ours`: a CPU has no Triton."""
         return "triton" if self.device.type == "cuda" else "reference"
 
+    def pace(self, times: int = 1) -> Pace:
+        """How long and how often one figure's call is repeated; `times` as long as most."""
+        return Pace(self.device, times * self.seconds, self.min_calls)
+
     def spec(self, model: str) -> ModelSpec:
-        """The zoo's row; in miniature with as few blocks as have both attentions."""
+        """The zoo's row; in miniature with the fewest blocks that have both attentions."""
         spec = get_spec(model)
         return replace(spec, depths=(1, 1, 1, 2)) if self.smoke else spec
 
 
-def full() -> Settings:
+def full() -> Workload:
     """On a GPU."""
-    return Settings(
+    return Workload(
         device=torch.device("cuda"),
         size=(512, 512),
         batches=(1, 16),
         train_batch=16,
         seconds=0.5,
-        least=20,
+        min_calls=20,
         dtype=torch.float16,
         models=MODELS,
         core_models=STAGES_OF,
@@ -62,15 +69,15 @@ def full() -> Settings:
     )
 
 
-def smoke() -> Settings:
+def smoke() -> Workload:
     """The same code on a CPU: its figures mean nothing and are not kept."""
-    return Settings(
+    return Workload(
         device=torch.device("cpu"),
         size=(32, 64),
         batches=(2,),
         train_batch=2,
         seconds=0.0,
-        least=1,
+        min_calls=1,
         dtype=torch.float32,
         models=("twins_svt-demo_fpn",),
         core_models=("twins_svt-demo_fpn",),
@@ -103,7 +110,7 @@ class Core:
         return f"{self.attention} {self.model} stage {self.stage} batch {self.batch}"
 
     def bytes(self, direction: str, itemsize: int) -> int:
-        """Least traffic: every operand read once, every result written once. Log-sum-exp is fp32."""
+        """Traffic at the minimum: every operand read once, every result written once. Log-sum-exp is fp32."""
         positions, c = self.batch * self.height * self.width, self.channels
         if self.attention == "lsa":  # qkv in, out; backward: qkv and grad in, dqkv out
             return positions * c * itemsize * (4 if direction == "forward" else 7)
@@ -113,26 +120,26 @@ class Core:
         return positions * c * itemsize * 4 + 2 * kv + lse  # q, out and grad in, dq out
 
     def flops(self, direction: str) -> int:
-        """Of the matrix products: two forward, five backward. Padded tokens of a window count for nothing."""
+        """Operations of the matrix products: two forward, five backward. Padded tokens of a window do not count."""
         per_query = 49 if self.attention == "lsa" else self.keys
         products = 2 if direction == "forward" else 5
         return products * 2 * self.batch * self.height * self.width * per_query * self.channels
 
     @property
     def exponentials(self) -> int:
-        """Of the softmax, forward."""
+        """Exponentials of the softmax, forward."""
         per_query = 49 if self.attention == "lsa" else self.keys
         return self.batch * self.height * self.width * per_query * self.heads
 
 
-def cores(settings: Settings) -> list[Core]:
-    """The attentions of every stage of every model at every batch; equal ones once, under the first model's name."""
+def cores(workload: Workload) -> list[Core]:
+    """The attentions of every stage of every model at every batch; equal ones once, named after the first model."""
     found: dict[tuple[object, ...], Core] = {}
-    for model in settings.core_models:
-        spec = settings.spec(model)
-        for batch in settings.batches:
-            for stage in settings.stages:
-                height, width = (-(-side // (4 << stage)) for side in settings.size)
+    for model in workload.core_models:
+        spec = workload.spec(model)
+        for batch in workload.batches:
+            for stage in workload.stages:
+                height, width = (-(-side // (4 << stage)) for side in workload.size)
                 sr = spec.sr_ratios[stage]
                 heads = spec.num_heads[stage]
                 head_dim = spec.embed_dims[stage] // heads
