@@ -32,7 +32,7 @@ class DynamicDim:
     def __post_init__(self) -> None:
         if not (_is_int(self.min, self.opt, self.max) and 1 <= self.min <= self.opt <= self.max):
             raise UsageError(
-                f"a range needs 1 <= min <= opt <= max, not {self.min!r}, {self.opt!r}, {self.max!r}",
+                f"a dynamic dimension needs 1 <= min <= opt <= max, not {self.min!r}, {self.opt!r}, {self.max!r}",
                 "write MIN:OPT:MAX",
             )
 
@@ -41,7 +41,7 @@ class DynamicDim:
 class ExportOptions:
     """How a model becomes a graph.
 
-    height, width, batch: an int fixes the dimension, a `DynamicDim` leaves it dynamic within the range.
+    height, width, batch: an int fixes the dimension, a `DynamicDim` leaves it open from its min to its max.
     precision: `fp32`, or `fp16` for a graph whose every cast is written out (nothing is left to builder flags).
     opset: 17 to 20. TensorRT 8.6 reads up to 17, 10.3 up to 20.
     input: `uint8` [N, H, W, 3] RGB with normalization inside, or `float32` [N, 3, H, W] already normalized.
@@ -83,7 +83,7 @@ class ExportOptions:
                 f"{spelled('upernet_levels')} must be 0 to 3, not {self.upernet_levels!r}", "use 0, 1, 2 or 3"
             )
         if isinstance(self.height, DynamicDim) != isinstance(self.width, DynamicDim):
-            raise UsageError("height and width must both be fixed or both be ranges", "give both as MIN:OPT:MAX")
+            raise UsageError("height and width must both be fixed or both be dynamic", "give both as MIN:OPT:MAX")
 
     @property
     def dynamic_size(self) -> bool:

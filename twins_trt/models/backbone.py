@@ -1,6 +1,6 @@
 """Twins-PCPVT and Twins-SVT backbones, with mmsegmentation's arithmetic and state-dict keys.
 
-Read top to bottom: patch embedding → blocks (attention, FFN) with a positional convolution after the first → norm.
+A stage is, top to bottom: patch embedding, blocks (attention, FFN) with a positional convolution after the first, norm.
 Tokens are [B, N, C] with N = H·W; `size` is the map's (H, W).
 """
 
@@ -52,7 +52,8 @@ class PatchEmbed(nn.Module):
             x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
         x = self.projection(x)  # [B, C, H, W]
         size = (x.shape[2], x.shape[3])
-        return self.norm(x.flatten(2).transpose(1, 2)), size  # [B, N, C]
+        tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
+        return self.norm(tokens), size
 
 
 class FFN(nn.Module):
@@ -83,7 +84,7 @@ class LSA(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         batch, tokens, channels = x.shape
-        qkv = self.qkv(x).reshape(batch, *size, 3 * channels)
+        qkv = self.qkv(x).reshape(batch, *size, 3 * channels)  # [B, H, W, 3C]
         out = lsa(
             qkv,
             self.qkv.bias,
@@ -92,11 +93,11 @@ class LSA(nn.Module):
             padding=self.padding,
             backend=self.attention,
         )
-        return self.proj(out.reshape(batch, tokens, channels))
+        return self.proj(out.reshape(batch, tokens, channels))  # [B, N, C]
 
 
 class PackedProjections(nn.Module):
-    """The parameters of `nn.MultiheadAttention`, under its names, so that mmseg's keys load as they are."""
+    """The parameters of `nn.MultiheadAttention`, under its names, so that mmseg's keys load unchanged."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -126,11 +127,12 @@ class GSA(nn.Module):
         batch, _, channels = x.shape
         summary = x
         if self.sr_ratio > 1:
-            summary = self.sr(x.transpose(1, 2).reshape(batch, channels, *size))
-            summary = self.norm(summary.flatten(2).transpose(1, 2))  # [B, M, C]
+            x_map = x.transpose(1, 2).reshape(batch, channels, *size)  # [B, C, H, W]
+            summary = self.sr(x_map).flatten(2).transpose(1, 2)  # [B, M, C]
+            summary = self.norm(summary)
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        q = F.linear(x, weight[:channels], bias[:channels])
-        kv = F.linear(summary, weight[channels:], bias[channels:])
+        q = F.linear(x, weight[:channels], bias[:channels])  # [B, N, C]
+        kv = F.linear(summary, weight[channels:], bias[channels:])  # [B, M, 2C]
         out = self.attn.out_proj(gsa(q, kv, num_heads=self.num_heads, backend=self.attention))
         return self.dropout_layer(out)
 
@@ -138,8 +140,8 @@ class GSA(nn.Module):
 class Block(nn.Module):
     """One encoder layer: x + attention(norm1(x)), then x + FFN(norm2(x)).
 
-    In mmseg the FFN and GSA drop paths themselves before the block's own does so again, so while training those
-    branches are dropped twice and LSA once. Kept: published weights were trained that way.
+    In mmseg the FFN and GSA drop paths themselves, and the block drops them again: while training, those branches are
+    dropped twice and LSA once. That is kept, because published weights were trained that way.
     """
 
     def __init__(
@@ -170,8 +172,8 @@ class PositionEncoding(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         batch, _, channels = x.shape
-        x = x.transpose(1, 2).reshape(batch, channels, *size)
-        return (self.proj(x) + x).flatten(2).transpose(1, 2)
+        x = x.transpose(1, 2).reshape(batch, channels, *size)  # [B, C, H, W]
+        return (self.proj(x) + x).flatten(2).transpose(1, 2)  # [B, N, C]
 
 
 class Backbone(nn.Module):
@@ -180,7 +182,7 @@ class Backbone(nn.Module):
     padding: how LSA treats padded keys, `parity` or `masked`. attention: which form of LSA and GSA runs, a name of
     `twins_trt.kernels.backend.BACKENDS`.
     x: float [B, 3, H, W] -> four maps float [B, C_i, H_i, W_i] at strides 4, 8, 16, 32 (sizes rounded up).
-    Raises UsageError for another shape, or a side below `MIN_SIDE`, which leaves GSA without a key.
+    Raises UsageError for another shape, or a side below `MIN_SIDE`, with which GSA would have no key.
     """
 
     def __init__(self, spec: ModelSpec, *, padding: str = "parity", attention: str = "auto") -> None:
@@ -225,6 +227,6 @@ class Backbone(nn.Module):
                     tokens = self.position_encodings[i](tokens, size)
             if self.norm_after_stage:
                 tokens = self.norm_list[i](tokens)
-            x = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
+            x = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)  # [B, C, H, W]
             stages.append(x)
         return stages

@@ -1,4 +1,4 @@
-"""Checkpoints in mmsegmentation's format: read without running code, recognized, loaded whole or not at all."""
+"""Checkpoints in mmsegmentation's format: reads them without running code, tells their model, loads all or nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 
-_SHOWN = 3  # keys named in an error; the rest is counted
+_SHOWN = 3  # keys that an error names; others are counted
 _AUXILIARY = "auxiliary_head."
 _AGAIN = "download it again: twins-trt fetch MODEL"
 
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a checkpoint says about itself."""
+    """The facts that a checkpoint carries."""
 
     classes: tuple[str, ...] | None = None
     """Class names in label order."""
@@ -65,9 +65,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `.pth` (or, where safetensors is installed, a `.safetensors`) file without running any code in it.
 
     Accepts `{"state_dict": ..., "meta": ...}`, `{"model": ...}` and a bare state dict, with or without `module.` before
-    every key. float16, bfloat16 and float64 weights are cast to float32, integers to int64.
-    Raises `CheckpointError` where the file is absent, empty, truncated, something else than a checkpoint, asks for code
-    to be run, or holds weights that are not finite; `MissingDependencyError` for safetensors without the package.
+    every key. Floating-point weights become float32, integers int64.
+    Raises `CheckpointError` where the file is absent, empty, truncated or no checkpoint, asks for code to be run, or
+    holds weights that are not finite; `MissingDependencyError` for safetensors without the package.
     """
     path = Path(path)
     _check_file(path)
@@ -79,9 +79,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     """Loads a whole model's weights, all or nothing, and returns the checkpoint.
 
-    Strict, with one exception: a checkpoint without any `auxiliary_head` key loads into a model that has one, because
-    inference does not use that head (it keeps its initial weights, and a log line says so). Class names and colours
-    whose number is not that of the classes are dropped with a warning.
+    Keys and shapes must match, with one exception: a checkpoint without any `auxiliary_head` key loads into a model
+    that has one, because inference does not use that head. It keeps its initial weights, and a log line says so. Class
+    names and colours in another number than the classes are dropped with a warning.
     Raises `CheckpointError`, and leaves the model untouched, where keys are missing, unexpected or wrongly shaped.
     """
     checkpoint = read_checkpoint(path)
@@ -99,10 +99,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    """(model name, number of classes) of a whole model's weights under mmseg's keys, or None where it is none of ours.
+    """(model name, number of classes) of a whole model's weights under mmseg's keys; None for any other weights.
 
-    Told by the backbone's widths and depths, the kind of head and the classifier's rows; single missing or misshapen
-    tensors do not hide what a checkpoint is.
+    Looks at the backbone's widths and depths, the kind of head and the classifier's rows, so that it recognizes a
+    checkpoint in which single tensors are missing or misshapen.
     """
     backbone = identify_backbone(state_dict)
     classifier = state_dict.get("decode_head.conv_seg.weight")
@@ -141,7 +141,7 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, str] | Non
 def explain_misfit(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, *, name: str | None
 ) -> CheckpointError:
-    """The error for weights that do not fit a model called `name`: what they are, where that shows, and the mend."""
+    """The error for weights that do not fit a model called `name`. It says whose weights they are, if that is known."""
     found = identify(weights)
     if found and name and found[0] != name:
         return CheckpointError(
@@ -216,7 +216,7 @@ def _with_matching_classes(checkpoint: Checkpoint, path: str | Path) -> Checkpoi
 
 
 def _check_file(path: Path) -> None:
-    """What the first bytes and a zip's directory tell, so that the cause is named and not torch's symptom."""
+    """Looks at the first bytes and a zip's directory. Raises `CheckpointError` with causes that torch would hide."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory, not a checkpoint", "name the .pth file in it")
     if not path.exists():
@@ -238,12 +238,12 @@ def _check_file(path: Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                altered = archive.testzip()  # torch loads altered bytes without a word
+                altered = archive.testzip()  # torch would load altered bytes silently
         except zipfile.BadZipFile as error:
             raise CheckpointError(
                 f"{path} is truncated after {size} bytes: its directory is missing", _AGAIN
             ) from error
-        except Exception as error:  # the directory is there but damaged: any error may come of its bytes
+        except Exception as error:  # the directory is damaged: its bytes may cause any error
             raise CheckpointError(f"{path} is damaged: {type(error).__name__} in its directory", _AGAIN) from error
         if altered is not None:
             raise CheckpointError(
@@ -266,7 +266,7 @@ def _unpickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # the file's bytes drive the unpickler: any error may come of them
+    except Exception as error:  # the file's bytes drive the unpickler and may cause any error
         message = str(error)
         if found := re.search(r"GLOBAL `?([\w.]+)", message):
             raise CheckpointError(
@@ -282,7 +282,7 @@ def _unpickle(path: Path) -> object:
             reason = found[1].strip()
         elif isinstance(error, RuntimeError) and message.strip():
             reason = message.strip().splitlines()[0]
-        else:  # a KeyError or IndexError of the unpickler's says nothing to a reader
+        else:  # the unpickler's KeyError or IndexError would not help a reader
             reason = "it is no pickle that torch could have written"
         raise CheckpointError(f"{path} is damaged or no checkpoint: {_printable(reason)}", _AGAIN) from error
 
@@ -301,7 +301,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _split(content: object, path: Path) -> tuple[Mapping[str, object], CheckpointMeta]:
-    """The weights and the meta of whatever was in the file."""
+    """The weights and the meta of a file's content."""
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not weights by name", "save model.state_dict() instead"

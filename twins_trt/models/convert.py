@@ -15,8 +15,8 @@ right; `i` is a stage, `j` a block:
     norm_list.{i}  (SVT for segmentation)     the same
     norm, head  (classification only)         none: dropped
 
-Whole segmentation models have `backbone.` before these; their neck and heads came from mmsegmentation itself and keep
-their names. One number does not travel: the official code's LayerNorms use eps 1e-6, mmsegmentation's 1e-5.
+Whole segmentation models have `backbone.` before these. Their neck and heads come from mmsegmentation and keep their
+names. One number is not in the weights: the official code's LayerNorms use eps 1e-6, mmsegmentation's 1e-5.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _RENAMED_BACK = (
     (re.compile(r"patch_embeds\.(\d+)\.projection\.(weight|bias)"), r"patch_embeds.\1.proj.\2"),
     (re.compile(r"position_encodings\.(\d+)\.proj\.(weight|bias)"), r"pos_block.\1.proj.0.\2"),
 )
-# Within a block; what is in neither column keeps its name. GSA blocks only: attn.proj of an LSA block stays.
+# Names within a block; others stay. Only GSA blocks: attn.proj of an LSA block stays.
 _PARTS = {"mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
 _PARTS_BACK = {mmseg: official for official, mmseg in _PARTS.items()}
 _KEPT_PARTS = ("norm1", "norm2", "attn.sr", "attn.norm")
@@ -63,13 +63,13 @@ _KEPT_PARTS = ("norm1", "norm2", "attn.sr", "attn.norm")
 
 @dataclass(frozen=True)
 class ConvertedState:
-    """Converted weights, what they are, and what was left behind."""
+    """Converted weights, their backbone, and the tensors that were dropped."""
 
     state_dict: dict[str, Tensor]
     family: str
     """`pcpvt` or `svt`."""
     variant: str | None
-    """`s`, `b` or `l`; None for widths and depths that are none of the zoo's."""
+    """`s`, `b` or `l`; None for a backbone that is not in the zoo."""
     direction: str
     dropped: dict[str, str]
     """Key to reason, for every tensor that has no counterpart."""
@@ -78,11 +78,11 @@ class ConvertedState:
 def convert_state_dict(
     state_dict: Mapping[str, Tensor], *, family: str | None = None, direction: str | None = None
 ) -> ConvertedState:
-    """The same weights under the other project's keys; tensors are new where rows are joined or split, else shared.
+    """The same weights under the other project's keys. Tensors whose rows are joined or split are new, others shared.
 
-    state_dict: a backbone (classification weights) or a whole segmentation model, `backbone.` before its keys.
-    family: `pcpvt` or `svt`; direction: `to_mmseg` or `to_official`; both are detected when not given.
-    Converting there and back gives the kept tensors back, bit for bit.
+    state_dict: a backbone (classification weights), or a whole segmentation model with `backbone.` before its keys.
+    family: `pcpvt` or `svt`. direction: `to_mmseg` or `to_official`. None detects them.
+    Converting there and back keeps every bit of the tensors that are not dropped.
     Raises `UsageError` for unknown names; `CheckpointError` where the weights are no Twins backbone, contradict the
     named family or direction, or lack a tensor's counterpart (q without kv).
     """
@@ -139,11 +139,11 @@ def convert_file(
 ) -> ConvertedState:
     """Converts a checkpoint file; `dst` appears whole or not at all.
 
-    What is written loads with `weights_only=True`: `{"state_dict": ..., "meta": ...}` (meta keeps the source's plain
-    entries and gains `converted_from`), or `{"model": ...}` for an official backbone, as that repository resumes from.
-    Weights are float32 whatever `src` stored.
-    Raises as `read_checkpoint` and `convert_state_dict` do; `CheckpointError` too where the result fits a zoo model by
-    name but not in every key and shape, or cannot be written; `UsageError` where `dst` exists and `overwrite` is off.
+    The file loads with `weights_only=True`. It is `{"state_dict": ..., "meta": ...}`, where meta keeps the source's
+    plain entries and gains `converted_from`; an official backbone is `{"model": ..., "meta": ...}`, which that
+    repository resumes from. Weights are float32.
+    Raises as `read_checkpoint` and `convert_state_dict` do; `CheckpointError` also where the result is a model of the
+    zoo that misses a key or shape, or cannot be written; `UsageError` where `dst` exists and `overwrite` is off.
     """
     src, dst = Path(src), Path(dst)
     if dst.exists() and not overwrite:
@@ -173,12 +173,13 @@ def convert_file(
 
 
 def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
-    """Loads a backbone's weights into a whole model, all or nothing, for fine-tuning; heads keep their values.
+    """Loads a backbone's weights into a whole model, all or nothing, for fine-tuning. Heads keep their values.
 
-    path: classification weights of the official repository or timm, mmsegmentation's converted ones, or any whole
-    model's checkpoint, of which the backbone is taken. SVT's `norm_list` is not in classification weights: without it
-    the model keeps its own, and a log line says so. Returned is the checkpoint as it was read.
-    Raises `CheckpointError`, and leaves the model untouched, where the backbone is another one.
+    path: classification weights of the official repository or timm, mmsegmentation's converted ones, or a whole model's
+    checkpoint, whose backbone is taken. Classification weights have no `norm_list`, which SVT needs: the model then
+    keeps its own, and a log line says so.
+    Returns the checkpoint as it was read. Raises `CheckpointError`, and leaves the model untouched, for another
+    backbone.
     """
     checkpoint = read_checkpoint(path)
     weights: Mapping[str, Tensor] = checkpoint.state_dict
@@ -204,7 +205,7 @@ def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
 
 
 def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """The backbone's tensors without `backbone.`, and the others; None in place of these for a bare backbone."""
+    """The backbone's tensors, without `backbone.`, and the other tensors; these are None for a bare backbone."""
     if not any(key.startswith(_BACKBONE) for key in state_dict):
         return dict(state_dict), None
     backbone = {k.removeprefix(_BACKBONE): v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
@@ -215,7 +216,7 @@ def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def _to_mmseg(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:
-    """What one official tensor becomes: empty for kv, which travels with q; None where it has no counterpart."""
+    """The mmseg tensors of one official tensor: none for kv, which joins q; None where it has no counterpart."""
     if _SAME.fullmatch(key):
         return {key: value}
     for pattern, new in _RENAMED:
@@ -244,7 +245,7 @@ def _to_mmseg(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: s
 
 
 def _to_official(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:
-    """What one mmseg tensor becomes, None where it has no counterpart."""
+    """The official tensors of one mmseg tensor; None where it has no counterpart."""
     if _SAME.fullmatch(key):
         return {key: value}
     for pattern, new in _RENAMED_BACK:
@@ -265,7 +266,7 @@ def _to_official(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa
 
 
 def _check_complete(converted: ConvertedState, src: Path) -> None:
-    """Compares mmseg-keyed weights with the zoo model they look like."""
+    """Raises `CheckpointError` where weights under mmseg's keys do not fit the zoo model that they resemble."""
     from twins_trt.models.segmentor import build_model
 
     if converted.variant is None:

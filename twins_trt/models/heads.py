@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 
 
 class FPN(nn.Module):
-    """mmseg's FPN neck: lateral 1×1, nearest top-down sums, 3×3; no norm, no activation. Four maps in, four out."""
+    """mmseg's FPN neck: lateral 1×1, nearest top-down sums, 3×3, without norm or activation. Four maps to four maps."""
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class UPerHead(Classifier):
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         last = stages[-1]
-        pooled = [resize(module(last), last.shape[2:]) for module in self.psp_modules]
+        pooled = [resize(module(last), last.shape[2:]) for module in self.psp_modules]  # each [B, 512, H, W]
         maps = [conv(x) for conv, x in zip(self.lateral_convs, stages[:-1], strict=True)]
         maps.append(self.bottleneck(torch.cat([last, *pooled], dim=1)))
         for i in range(len(maps) - 1, 0, -1):
@@ -114,7 +114,7 @@ class UPerHead(Classifier):
 
 
 class FCNHead(Classifier):
-    """mmseg's auxiliary head: one 3×3 ConvModule on stage 3 and a classifier. Used by training only."""
+    """mmseg's auxiliary head: one 3×3 ConvModule on stage 3 and a classifier. Only training uses it."""
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: int = 256) -> None:
         super().__init__(channels, num_classes)

@@ -1,4 +1,4 @@
-"""Weights from a tensor's own name: the same bits on every machine, so that a build without a checkpoint repeats."""
+"""Random weights made from tensors' names: the same bits on every machine, so that builds with them repeat."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-# LayerNorms start at 1 and so do these; a spread keeps a channel from being mistaken for another.
+# Scales of normalizations start at 1. The spread makes channels differ, so that a test sees one taken for another.
 _NORM_SPREAD = 0.1
 _BIAS_SPREAD = 0.02
 
 
 def seed_weights(model: nn.Module) -> None:
-    """Fills every parameter and buffer of `model` with `seeded_array`, in place. Its `meta` is left alone."""
+    """Fills every parameter and buffer of `model` with `seeded_array`, in place. `model.meta` stays."""
     import torch
 
     values = seeded_state_dict(model.state_dict())
@@ -32,9 +32,8 @@ def seeded_state_dict(like: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]
 def seeded_array(key: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """The tensor called `key`: float32, or int64 for a batch counter.
 
-    Scaled so that activations neither die nor overflow float16, and that masks show several classes: products keep the
-    variance of what goes in, and the classifier's rows sum to zero, because the features it sees are all positive and
-    one class would otherwise win everywhere.
+    Products keep the variance of their input, so that activations neither die nor overflow float16. The classifier's
+    rows sum to zero: its features are all positive, and one class would otherwise win everywhere.
     """
     leaf = key.rpartition(".")[2]
     if leaf == "num_batches_tracked":
@@ -55,8 +54,8 @@ def seeded_array(key: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
 def _uniform(key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """float32 in [-1, 1), every bit of it fixed by name and shape.
 
-    Philox's stream of raw integers is defined by its algorithm; NumPy's distributions may change between versions
-    (NEP 19). 24 bits become a float by exact steps only.
+    Philox's algorithm defines its stream of raw integers; NumPy's distributions may change between versions (NEP 19).
+    24 bits become a float in exact steps.
     """
     name = f"{key}:{'x'.join(map(str, shape))}".encode()
     words = np.frombuffer(hashlib.sha256(name).digest()[:16], "<u8").astype(np.uint64)

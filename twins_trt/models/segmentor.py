@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Segmentor(nn.Module):
-    """One of the zoo's models. `spec`, `num_classes` and `padding` say which; `meta` is the checkpoint's, if any."""
+    """A model of the zoo, with the given number of classes and LSA's treatment of padding.
+
+    `meta` is that of the checkpoint that was loaded; None without one.
+    """
 
     def __init__(self, spec: ModelSpec, num_classes: int, *, padding: str = "parity", attention: str = "auto") -> None:
         super().__init__()
@@ -68,11 +71,11 @@ def build_model(
 ) -> Segmentor:
     """A zoo model in eval mode, with random weights or those of an mmsegmentation checkpoint.
 
-    name: one of `list_models()`, or the demo's; where it is None, the checkpoint's own. num_classes: 1 to 255 (masks
-    are uint8 and 255 is "ignore"); by default the checkpoint's, and the zoo's without one.
+    name: one of `list_models()`, or the demo's; None takes the checkpoint's own. num_classes: 1 to 255 (masks are uint8
+    and 255 is "ignore"); None takes the checkpoint's, or without one the zoo's.
     padding: `parity` computes LSA as mmsegmentation does, quirk included; `masked` always excludes padded keys.
-    attention: which form of LSA and GSA runs, forward and backward: `triton`, `sdpa`, `reference`, or `auto`, which is
-    the Triton kernels on a GPU that can run them, `sdpa` on one that cannot and the reference on a CPU.
+    attention: the form of LSA and GSA, forward and backward: `triton`, `sdpa`, `reference`, or `auto`. That is the
+    Triton kernels on a GPU that can run them, `sdpa` on one that cannot, and the reference on a CPU.
     Raises `UsageError` for an unknown name, padding, attention or class count, `CheckpointError` for a checkpoint that
     does not fit (nothing is loaded then).
     """

@@ -1,12 +1,12 @@
-"""Inert stand-ins for what old checkpoints pickle beside their tensors, so that `weights_only=True` loads them.
+"""Inert stand-ins for other objects in old checkpoints' pickles, so that `weights_only=True` loads them.
 
 mmengine's checkpoints hold `HistoryBuffer` objects (numpy arrays, and `getattr` calls for its statistics methods),
-mmcv's hold numpy scalars, DeiT-style ones an `argparse.Namespace`. None of that is needed, and the packages may be
-absent. Each name is therefore mapped to a class here that only remembers bytes or forgets everything: no attribute
-is looked up, nothing is imported and nothing is called on the checkpoint's behalf.
+mmcv's hold numpy scalars, DeiT-style ones an `argparse.Namespace`. Nobody needs them, and the packages may be absent.
+Each name therefore stands for a class here that remembers bytes or nothing. A checkpoint makes this code look up no
+attribute, import nothing and call nothing.
 
-torch 2.4 keys its allow-list by `__module__` and `__name__`, 2.5 and later also take (object, name) pairs. The
-stand-ins carry the foreign module and name themselves, which every version from 2.4 on reads.
+torch 2.4 keys its allow-list by `__module__` and `__name__`; 2.5 and later also take (object, name) pairs. The
+stand-ins carry the foreign module and name, which every version from 2.4 on reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Forgotten:
 
 
 class StoredDtype:
-    """numpy.dtype as pickled: a type string, and a byte order in the state."""
+    """A pickled numpy.dtype: a type string, and a byte order in the state."""
 
     def __init__(self, code: object = None, *flags: object) -> None:
         self.code = code if isinstance(code, str) else ""
@@ -43,7 +43,7 @@ class StoredDtype:
         self.big_endian = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
 
     def resolve(self) -> np.dtype | None:
-        """The numpy dtype, or None for anything but plain numbers and text (object arrays in particular)."""
+        """The numpy dtype; None for any that is not of plain numbers or text."""
         try:
             dtype = np.dtype(self.code).newbyteorder(">" if self.big_endian else "<")
         except (TypeError, ValueError):
@@ -52,7 +52,7 @@ class StoredDtype:
 
 
 class StoredArray:
-    """numpy.ndarray as pickled: `_reconstruct(...)`, then (version, shape, dtype, is_fortran, bytes)."""
+    """A pickled numpy.ndarray: `_reconstruct(...)`, then (version, shape, dtype, is_fortran, bytes)."""
 
     def __init__(self, *arguments: object) -> None:
         self.state: tuple = ()
@@ -61,7 +61,7 @@ class StoredArray:
         self.state = state if isinstance(state, tuple) else ()
 
     def plain(self) -> list | None:
-        """The array as nested lists, or None where it holds no plain numbers or text."""
+        """The array as nested lists; None unless it holds plain numbers or text."""
         if len(self.state) != 5:
             return None
         _, shape, dtype, fortran, data = self.state
@@ -75,14 +75,14 @@ class StoredArray:
 
 
 class StoredScalar:
-    """A numpy scalar as pickled: `scalar(dtype, bytes)`."""
+    """A pickled numpy scalar: `scalar(dtype, bytes)`."""
 
     def __init__(self, dtype: object = None, data: object = b"", *rest: object) -> None:
         self.dtype = dtype
         self.data = data
 
     def plain(self) -> Any:
-        """The scalar as a Python value, or None where it is no plain number or text."""
+        """The scalar as a Python value; None unless it is a plain number or text."""
         resolved = self.dtype.resolve() if isinstance(self.dtype, StoredDtype) else None
         if resolved is None or not isinstance(self.data, bytes) or len(self.data) != resolved.itemsize:
             return None
@@ -96,7 +96,7 @@ def _named(base: type, *names: str) -> list[type]:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How protocol 2 spells bytes. Only latin1, which pickle writes: other codecs would be looked up by name."""
+    """Bytes as protocol 2 spells them. Takes latin1 alone, which pickle writes: it must look up no codec by name."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"bytes in a pickle are latin1, not {encoding!r}")
     return text.encode("latin1")
@@ -120,7 +120,7 @@ STAND_INS: tuple[Any, ...] = (
     *_named(StoredScalar, "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
     _encode,
 )
-"""What `torch.load(weights_only=True)` may see while a checkpoint is read, next to its own tensors."""
+"""What `torch.load(weights_only=True)` may make while a checkpoint is read, beside tensors."""
 
 
 def _dotted(entry: Any) -> str:
@@ -132,10 +132,10 @@ _OURS = {_dotted(entry) for entry in STAND_INS}
 
 @contextmanager
 def stand_ins_allowed() -> Iterator[None]:
-    """Adds the stand-ins to torch's process-wide allow-list, and takes exactly them off again.
+    """Adds the stand-ins to torch's process-wide allow-list, and takes off exactly these afterwards.
 
-    The caller's own entries of the same names (numpy's real ones, say) step aside meanwhile: mixed with the stand-ins
-    they would not fit together. Not `torch.serialization.safe_globals`, which torch 2.4 lacks.
+    The caller's own entries of the same names, such as numpy's real ones, are off the list meanwhile: they and the
+    stand-ins would not fit together. `torch.serialization.safe_globals` would do, but torch 2.4 lacks it.
     """
     with _LOCK:
         before = torch.serialization.get_safe_globals()
@@ -154,7 +154,7 @@ def _set_allowed(entries: list[Any]) -> None:
 
 
 def plain(value: object) -> Any:
-    """`value` as JSON types: mappings, lists, text, numbers, booleans and None; whatever else it holds is left out.
+    """`value` as JSON types: mappings, lists, text, numbers, booleans and None. Anything else in it is left out.
 
     Tuples become lists, numpy's stand-ins become lists and numbers, keys become text.
     """

@@ -18,7 +18,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Per-channel standard deviation of the network's input, RGB, on the 0-255 scale."""
 PADDINGS = ("parity", "masked")
-"""What becomes of keys outside the map in LSA: mmsegmentation's treatment, or none of them ever takes part."""
+"""How LSA treats keys outside the map: as mmsegmentation does, or all of them are excluded."""
 MIN_SIDE = 29
 """Smallest height and width of an input, pixels: stage 1 sub-samples its keys by 8, and ceil(29 / 4) is 8."""
 
@@ -27,7 +27,7 @@ _WEIGHTS = "https://download.openmmlab.com/mmsegmentation/v0.5/twins"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One row of the zoo: what to build, and what was published for it (NaN and empty where nothing was)."""
+    """One row of the zoo: the architecture, and the published figures (NaN or empty for a model without)."""
 
     name: str
     family: str
@@ -49,7 +49,7 @@ class ModelSpec:
     fps: float = math.nan
     memory_gb: float = math.nan
     config: str = ""
-    """File name of mmsegmentation's configuration (the page links SVT-L UPerNet to PCPVT-L's; this is its own)."""
+    """File name of mmsegmentation's configuration. (Its page links SVT-L UPerNet to PCPVT-L's; this is SVT-L's.)"""
     weights: str = ""
     """Folder and file of the weights below mmsegmentation's download root, without the common suffix."""
     sr_ratios: tuple[int, int, int, int] = (8, 4, 2, 1)
@@ -59,7 +59,7 @@ class ModelSpec:
     crop_size: tuple[int, int] = (512, 512)
     num_classes: int = 150
     packaged: str = ""
-    """File of the weights below the package, for a model that ships with it."""
+    """File of the weights below the package; empty for a model that does not come with it."""
 
     @property
     def norm_after_stage(self) -> bool:
@@ -194,7 +194,7 @@ DEMO = ModelSpec(
     num_classes=8,
     packaged="demo/weights.pth",
 )
-"""The demo's model: small enough to ship with the package, and to train on a CPU. Nothing was published for it."""
+"""The demo's model: small enough to come with the package and to be trained on a CPU. It is not published."""
 
 SPECS = {spec.name: spec for spec in (*_PUBLISHED, DEMO)}
 """Every model by its name."""
