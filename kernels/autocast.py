@@ -9,10 +9,10 @@ _LIBRARY = torch.library.Library("twins_trt", "FRAGMENT")
 
 
 def register_autocast(name: str) -> None:
-    """Make `twins_trt::name` take its floating tensors in the dtype of the surrounding torch.autocast.
+    """Makes `twins_trt::name` cast its floating tensors to the dtype of the surrounding torch.autocast.
 
-    `torch.library.register_autocast` fixes the dtype when it is called; autocast's may be float16 or bfloat16.
-    float64 is left alone, as torch's own rules do.
+    `torch.library.register_autocast` would fix the dtype when it is called, but autocast's may be float16 or bfloat16.
+    float64 stays float64, as in torch's own rules.
     """
     operator = getattr(torch.ops.twins_trt, name).default
     for device_type, key in (("cuda", "AutocastCUDA"), ("cpu", "AutocastCPU")):

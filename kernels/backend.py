@@ -51,12 +51,12 @@ def choose_backend(
 
     x: the tensor whose device decides. op: `lsa`, `gsa` and so on, for messages.
     unsupported: why the kernels do not take these sizes, or None where they do.
-    dtype: what the kernel is made for, by default that of `x`. fallback: the form that `auto` takes on a GPU without
-    the kernels, `sdpa` for attentions and `reference` for operators that have no third form.
+    dtype: of the kernel, by default that of `x`. fallback: the form that `auto` takes on a GPU without the kernels:
+    `sdpa` for attentions, `reference` for operators that have no third form.
     `auto` is `triton` on a GPU that has what the kernels need, else `fallback` there with one line in the log; on a
     CPU, and while a graph is exported, it is `reference`.
-    Raises UsageError for an unknown name or sizes that the kernel asked for by name does not take,
-    MissingDependencyError where Triton is asked for and absent, EngineError where the device cannot run it.
+    Raises UsageError for an unknown name. For `triton` it raises UsageError where the kernel does not take the sizes or
+    the dtype, MissingDependencyError without Triton, and EngineError where the device cannot run it.
     """
     known = [name for name in BACKENDS if name in ("auto", "triton", "reference", fallback)]
     if backend not in known:

@@ -1,8 +1,8 @@
 # mypy: disallow-untyped-defs=False
-"""What the Triton kernels share. Imports triton: only launchers import this file, when they launch.
+"""Code that Triton kernels share. It imports triton, so kernels alone import it.
 
 Names in kernels: `i_` index, `o_` offsets, `p_` pointers, `m_` masks, `b_` block in registers. Base addresses are
-64-bit; offsets inside one block are 32-bit, which is fewer registers and which launchers make sure is enough.
+64-bit. Offsets inside one block are 32-bit, which takes fewer registers; launches check that they are enough.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One kernel as it is compiled: what a launch, the cross-compilation check and the cubins for C++ agree on."""
+"""One kernel as it is compiled. Launches, the cross-compilation check and the cubins for C++ use the same one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def dtype_name(dtype: object) -> str:
 class Tiling:
     """How one kernel is cut up: its constants, `num_warps` (32 threads each) and `num_stages` (blocks loaded ahead).
 
-    max_registers: registers of a thread that the compiler may use, where its own choice is a bad one.
+    max_registers: how many registers of a thread the compiler may use; None leaves that to the compiler.
     """
 
     constants: tuple[tuple[str, Any], ...]
@@ -28,7 +28,7 @@ class Tiling:
     max_registers: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of a launch. Multiply-add fusion is asked for: its default is not the same everywhere."""
+        """Keyword arguments of a launch. They set multiply-add fusion, whose default is not the same everywhere."""
         return {**dict(self.constants), **self.compile_options()}
 
     def compile_options(self) -> dict[str, Any]:
@@ -46,11 +46,11 @@ class Case:
     """A kernel for one dtype, head dim and variant.
 
     kernel: the function, as in `twins_trt.kernels.lsa.kernel:lsa_forward_kernel`.
-    variant: what else tells this case from its siblings, as in `pads attend`; empty where nothing does.
+    variant: what else differs between cases of a kernel, as in `pads attend`; may be empty.
     float32: names of pointers that are fp32 in every dtype.
-    aligned: integer arguments known to be multiples of 16, so that loads are 16 bytes wide.
-    grid: the launch grid in words, for whoever launches the cubin.
-    types: name and type of further arguments that do not follow from `dtype`, as in `("p_mask", "*u8")`.
+    aligned: integer arguments that are multiples of 16, so that loads are 16 bytes wide.
+    grid: the launch grid in words, for programs that launch the cubin.
+    types: name and type of other arguments whose type does not follow from `dtype`, as in `("p_mask", "*u8")`.
     """
 
     kernel: str
@@ -65,7 +65,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """`lsa_forward fp16 32`, with the variant where there is one."""
+        """`lsa_forward fp16 32`, and the variant behind it."""
         function = self.kernel.partition(":")[2].removesuffix("_kernel")
         return " ".join(filter(None, (function, self.dtype, str(self.head_dim), self.variant)))
 

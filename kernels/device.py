@@ -1,4 +1,4 @@
-"""What a launch has to know about where it runs. Nothing here imports triton."""
+"""Facts of the device that a launch needs. Nothing here imports triton."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_BLOCKS = 65535
 """CUDA's limit of the second and third grid axis."""
 
 MAX_OFFSET = 2**31 - 1
-"""Largest offset inside one block of a kernel: those are 32-bit, base addresses are 64-bit."""
+"""Largest offset inside one block of a kernel. Offsets are 32-bit, base addresses 64-bit."""
 
 INTERPRETED_CAPABILITY = 80
 
@@ -34,23 +34,23 @@ def capability(x: Tensor) -> int:
 
 
 def multiprocessors(x: Tensor) -> int:
-    """How many multiprocessors work on `x`; 1 where the interpreter does."""
+    """How many multiprocessors the GPU of `x` has; 1 for the interpreter."""
     return _properties(x.device.index)[1] if x.is_cuda else 1
 
 
 def dot_precision(x: Tensor) -> str:
-    """How kernels multiply fp32: `tf32x3` (fp32's accuracy) unless torch was told that tf32 will do.
+    """How kernels multiply fp32: `tf32x3`, which has fp32's accuracy, or `tf32` where torch allows that.
 
-    The switch is torch's own, `torch.set_float32_matmul_precision("high")`. 16-bit operands have no choice to make.
+    The switch is torch's own, `torch.set_float32_matmul_precision("high")`. It changes nothing for 16-bit operands.
     """
     if x.dtype != torch.float32:
         return "tf32"
     matmul = torch.backends.cuda.matmul
-    # `fp32_precision` came with torch 2.9; there the older name raises once somebody has used the newer one
+    # `fp32_precision` came with torch 2.9, where the older name raises once the newer one was used
     allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     return "tf32" if allowed else "tf32x3"
 
 
 def last_axis_dense(x: Tensor) -> Tensor:
-    """`x` with its channels side by side, as kernels read them; any other stride is passed on."""
+    """`x` with its channels side by side, as kernels need them. Other strides may be any."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for every GPU with no GPU at hand: what it takes, whether it spills, cubins for C++.
+"""Compiles every Triton kernel for every GPU, without a GPU: its resources, whether it spills, cubins for C++.
 
 `twins-trt kernels` lists, checks and writes; `python -m benchmarks.crosscompile` renews the record.
 """

@@ -1,4 +1,4 @@
-"""One kernel for one GPU: Triton's compiler, its bundled ptxas, and what `cuobjdump` says of the outcome."""
+"""Compiles one kernel for one GPU, with Triton and its bundled ptxas, and reads its resources with `cuobjdump`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ SHARED_LIMIT = {
 """KiB of shared memory that one block can have (CUDA C++ Programming Guide, technical specifications)."""
 
 TARGETS = tuple(SHARED_LIMIT)
-MAX_TMEM = 512  # columns of tensor memory; a kernel that wants more compiles without a word to a bare `trap`
+MAX_TMEM = 512  # columns of tensor memory; a kernel that wants more compiles, without an error, to a bare `trap`
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel takes: registers and bytes spilled per thread; bytes of shared memory, columns of tensor memory
-    and threads per block."""
+    """What one kernel takes.
+
+    registers, spills: per thread, spills in bytes. shared, tmem, threads: per block: bytes of shared memory, columns of
+    tensor memory, threads.
+    """
 
     registers: int
     spills: int
@@ -56,7 +59,7 @@ class Compiled:
 
 
 def capability(target: str) -> int:
-    """90 for `sm_90`, `SM90` or `90`. Raises UsageError for what kernels are not made for."""
+    """90 for `sm_90`, `SM90` or `90`. Raises UsageError for a target that kernels are not made for."""
     digits = target.lower().removeprefix("sm").removeprefix("_")
     if f"sm_{digits}" not in SHARED_LIMIT:
         fix = "Triton has no tensor cores there: use backend='sdpa'" if digits == "75" else f"choose from {TARGETS}"
@@ -74,10 +77,10 @@ def triton_version() -> str:
 
 
 def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> Compiled:
-    """Compile a kernel for a GPU that need not be there.
+    """Compiles a kernel for a GPU, which this machine need not have.
 
-    ptx_version: 85 for JetPack 6, 90 for JetPack 7.0, where the PTX is for the device's driver to compile;
-    by default what the bundled ptxas knows.
+    ptx_version: 85 for JetPack 6 and 90 for JetPack 7.0, whose drivers compile the PTX; by default the newest that the
+    bundled ptxas knows.
     Raises BuildError where the compiler refuses, MissingDependencyError without Triton,
     EngineError in a process that interprets kernels.
     """
@@ -88,7 +91,7 @@ def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> 
     from triton.compiler import ASTSource
 
     function = case.function()
-    if not hasattr(function, "cache_key"):  # what the interpreter's functions lack
+    if not hasattr(function, "cache_key"):  # the interpreter's functions have none
         raise EngineError("this process interprets kernels, so it cannot compile them", "unset TRITON_INTERPRET")
     arguments = case.arguments()
     constants = dict(case.tiling.constants)
@@ -105,7 +108,7 @@ def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> 
         kernel = triton.compile(
             ASTSource(function, signature, constants, aligned), target=GPUTarget("cuda", sm, 32), options=options
         )
-    except Exception as error:  # Triton raises whatever its passes raise
+    except Exception as error:  # Triton hands on any error of its passes
         raise BuildError(f"{case.name} does not compile for sm_{sm}: {error}") from error
     meta = kernel.metadata
     if getattr(meta, "global_scratch_size", 0) or getattr(meta, "profile_scratch_size", 0):
@@ -117,7 +120,7 @@ def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> 
 
 
 def problems(resources: Resources, target: str) -> list[str]:
-    """Why this kernel would be slow, wrong or refused on the target; empty where it would not."""
+    """Why this kernel would be slow, wrong or refused on the target; empty for a good one."""
     limit = 1024 * SHARED_LIMIT[target]
     found = {
         f"spills {resources.spills} bytes per thread": resources.spills > 0,
@@ -128,7 +131,7 @@ def problems(resources: Resources, target: str) -> list[str]:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack (kernels without calls have a stack for spills alone)."""
+    """Registers, and bytes of stack, which kernels without calls use for spills alone."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

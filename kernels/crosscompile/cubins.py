@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from twins_trt.errors import BuildError
 from twins_trt.files import whole_file
 from twins_trt.kernels.case import Case
 from twins_trt.kernels.crosscompile.compiler import Compiled, compile_case, problems
+from twins_trt.progress import Progress
 
 
 def write_cubins(
@@ -18,25 +19,25 @@ def write_cubins(
     work: Sequence[tuple[Case, str]],
     *,
     ptx_version: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write kernels as cubin and PTX below `folder/<target>/`, and `folder/kernels.json`.
 
     work: which kernel for which target, as `select` gives them.
     ptx_version: 85 for JetPack 6, 90 for JetPack 7.0, so that the device's driver can compile the PTX.
-    progress: called with target and name after each kernel.
-    Returns the path of the JSON, which holds for each kernel its file and sha256, entry point, threads per block,
-    bytes of dynamic shared memory, arguments in order, constants and grid.
+    progress: called after each kernel with step `compiled`, and its target and name.
+    Returns the path of the JSON. For each kernel it has the file and sha256, the entry point, threads per block, bytes
+    of dynamic shared memory, arguments in order, constants and grid.
     Raises BuildError for a kernel that spills or cannot run, MissingDependencyError without Triton.
     """
-    entries = []
+    entries: list[dict[str, object]] = []
     for case, target in work:
         compiled = compile_case(case, target, ptx_version=ptx_version)
         if found := problems(compiled.resources, target):
             raise BuildError(f"{case.name} for {target} {'; it '.join(found)}")
         entries.append(_write(folder, compiled))
         if progress is not None:
-            progress(f"{target} {case.name}")
+            progress("compiled", f"{target} {case.name}", len(entries) / len(work))
     path = folder / "kernels.json"
     _write_file(path, (json.dumps({"version": 1, "kernels": entries}, indent=1) + "\n").encode())
     return path

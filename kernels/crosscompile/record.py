@@ -1,4 +1,4 @@
-"""What kernels took when it was last recorded: the budget that later changes are held to."""
+"""The recorded resources of every kernel: the budget of later changes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RECORD = Path(__file__).parent / "resources.json"
 
 @dataclass(frozen=True)
 class Record:
-    """Resources by kernel name and target, and what compiled them.
+    """Resources by kernel name and target. The compiler tells them; nothing was measured on a GPU.
 
-    Numbers are the compiler's, none was measured on a GPU. triton, date, machine: which, when and where.
+    triton, date, machine: the version that compiled them, when and where.
     """
 
     triton: str
@@ -26,10 +26,10 @@ class Record:
     resources: Mapping[str, Mapping[str, Resources]] = field(default_factory=dict)
 
     def exceeded(self, name: str, target: str, resources: Resources, *, triton: str) -> list[str]:
-        """What is wrong with a kernel compiled anew: `problems`, and whatever it takes beyond this record.
+        """What is wrong with a kernel compiled anew: its `problems`, and resources beyond this record.
 
-        Another version of Triton allots registers and shared memory its own way; its kernels are held to the hard
-        limits alone.
+        Another version of Triton allots registers and shared memory differently. Its kernels must only have no
+        `problems`.
         """
         found = problems(resources, target)
         recorded = self.resources.get(name, {}).get(target)

@@ -1,4 +1,4 @@
-"""Many kernels for many GPUs, on several processes."""
+"""Compiles many kernels for many GPUs, in several processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def all_cases(target: str) -> list[Case]:
 
 
 def sweep(work: Iterable[tuple[Case, str]], *, workers: int = 1) -> Iterator[tuple[Case, str, Resources]]:
-    """Compile each (case, target) and yield what it takes, in the order given.
+    """Compiles each (case, target) and yields it with its resources, in order.
 
-    workers: processes to compile on; with 1 it is this one.
+    workers: how many processes compile; 1 is this process.
     """
     pairs = list(work)
     if workers == 1:
@@ -39,7 +39,7 @@ def select(
 ) -> list[tuple[Case, str]]:
     """(case, target) for every target; an empty selection takes everything.
 
-    targets: as in `sm_87`. kernels: names as in `lsa_forward`. Kernels of no head dim in particular are always in.
+    targets: as in `sm_87`. kernels: names as in `lsa_forward`. Kernels without a head dim are always selected.
     Raises UsageError for a target that kernels are not made for.
     """
     return [

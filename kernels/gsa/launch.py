@@ -29,15 +29,18 @@ def forward_tiling(*, dtype: str, head_dim: int, tail: bool, precision: str, sma
         queries, keys, warps, stages = 128, 32 if head_dim == 32 else 16, 8, 2
     else:
         queries, keys, warps, stages = (64, 64, 4, 3) if small else (128, 64, 8, 3)
-    # left alone, ptxas 13 takes 80 registers here and spills
+    # without a limit, ptxas 13 takes 80 registers here and spills
     registers = 128 if capability // 10 in (10, 11) and head_dim == 32 and dtype != "fp32" else None
     constants = {"BQ": queries, "BK": keys, "D": head_dim, "TAIL": tail, "PRECISION": precision}
     return tiling(warps, stages, constants, registers)
 
 
 def one_program_holds_all_keys(*, dtype: str, head_dim: int, keys: int, capability: int) -> bool:
-    """Which form backward takes: head dim 64 fits the registers only where accumulators of the matrix unit need none
-    of them or products read shared memory (sm_90, sm_100 to sm_110)."""
+    """Whether backward takes the form in which one program holds all keys of a head.
+
+    Head dim 64 fits the registers only where the matrix unit's accumulators take none of them, or products read shared
+    memory (sm_90, sm_100 to sm_110).
+    """
     return keys <= 256 and dtype != "fp32" and (head_dim == 32 or capability // 10 in (9, 10, 11))
 
 
@@ -64,11 +67,11 @@ def backward_kv_tiling(*, dtype: str, head_dim: int, precision: str) -> Tiling:
 
 @functools.lru_cache(maxsize=256)
 def splits_of_queries(queries: int, programs: int, head_dim: int, block: int, multiprocessors: int) -> int:
-    """Into how many parts backward shares out the queries when each part is `programs` programs.
+    """Into how many parts backward splits the queries, when each part takes `programs` programs.
 
-    Weighs the rounds of programs, one to a multiprocessor, against writing and reading a part's sums of dk and dv.
-    Prediction, in cycles per key: a tenth for a score (two exp2, and their latency), 16 bytes of memory traffic per
-    multiprocessor and cycle.
+    More parts fill the multiprocessors better, but each part's sums of dk and dv are written and read. The cost is
+    predicted in cycles per key: a tenth for a score (two exp2, and their latency), and one for 16 bytes of memory
+    traffic on each multiprocessor.
     """
 
     def cycles(parts: int) -> float:
@@ -79,7 +82,7 @@ def splits_of_queries(queries: int, programs: int, head_dim: int, block: int, mu
 
 
 def cases(capability: int) -> Iterator[Case]:
-    """Every GSA kernel that launches on sm_`capability` use."""
+    """Every GSA kernel that is launched on sm_`capability`."""
     here = "twins_trt.kernels.gsa.kernel:"
     strides = ("q_b", "q_n", "kv_b", "kv_m", "channels")
     blocks = "(heads, ceil(queries / BQ), batch)"
@@ -124,6 +127,7 @@ def gsa_forward(q: Tensor, kv: Tensor, *, num_heads: int) -> tuple[Tensor, Tenso
     """GSA by its Triton kernel. Arguments as `gsa_reference`; both may be strided (channels dense).
 
     Returns the result [B, N, C] and log-sum-exp of the scaled scores, fp32 [B, heads, N].
+    Raises UsageError where strides are too large for 32-bit offsets.
     """
     from twins_trt.kernels.gsa.kernel import gsa_forward_kernel
 
@@ -168,7 +172,7 @@ def gsa_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of GSA with respect to `q` and `kv`, by Triton kernels.
 
-    grad: [B, N, C], gradient of the result, may be strided (channels dense). out, lse: what `gsa_forward` returned.
+    grad: [B, N, C], gradient of the result, may be strided (channels dense). out, lse: results of `gsa_forward`.
     """
     grad, q, kv = last_axis_dense(grad), last_axis_dense(q), last_axis_dense(kv)
     _check_offsets(q, grad)

@@ -27,7 +27,7 @@ ROWS = 64
 def forward_tiling(
     *, dtype: str, head_dim: int, heads_per_program: int, pads_attend: bool, precision: str, window_size: int
 ) -> Tiling:
-    """4 warps: with 64 rows that is what Hopper's matrix unit takes. fp32 goes by 16 columns, or operands spill."""
+    """4 warps, which Hopper's matrix unit needs for 64 rows. fp32 goes by 16 columns, or operands spill."""
     constants = {
         "HEADS": heads_per_program,
         "WINDOW": window_size,
@@ -43,7 +43,7 @@ def forward_tiling(
 def backward_tiling(
     *, dtype: str, head_dim: int, pads_attend: bool, precision: str, window_size: int, capability: int
 ) -> Tiling:
-    """As forward; fp32 gradients go by 8 columns where the matrix unit's operands live in registers (sm_8x, sm_12x)."""
+    """As forward. fp32 gradients go by 8 columns where the matrix unit's operands lie in registers (sm_8x, sm_12x)."""
     columns = 8 if capability // 10 in (8, 12) else 16
     constants = {
         "WINDOW": window_size,
@@ -58,13 +58,16 @@ def backward_tiling(
 
 
 def heads_per_program(dtype: str, num_heads: int, windows: int, multiprocessors: int) -> int:
-    """Two heads share a window's address arithmetic, a quarter of a program, once there is work for everybody."""
+    """How many heads one program takes.
+
+    Two heads share a window's address arithmetic, a quarter of a program. That pays once every multiprocessor has work.
+    """
     full = windows * num_heads >= 32 * multiprocessors
     return 2 if dtype != "fp32" and num_heads % 2 == 0 and full else 1
 
 
 def cases(capability: int) -> Iterator[Case]:
-    """Every LSA kernel that launches on sm_`capability` use, at the window size of the published models."""
+    """Every LSA kernel that is launched on sm_`capability`, at the window size of the published models."""
     strides = ("s_b", "s_h", "s_w", "channels", "depth")
     for dtype in DTYPES:
         precision = "tf32x3" if dtype == "fp32" else "tf32"
@@ -207,7 +210,7 @@ def _windows(height: int, width: int, window_size: int, padding: str) -> tuple[i
 
 
 def _batch_parts(batch: int, window_rows: int) -> Iterator[slice]:
-    """Slices of the batch, each few enough windows for the grid's third axis; nearly always one."""
+    """Slices of the batch whose windows fit the grid's third axis; nearly always one."""
     step = max(1, MAX_BLOCKS // window_rows)
     for start in range(0, batch, step):
         yield slice(start, start + step)

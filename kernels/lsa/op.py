@@ -1,4 +1,4 @@
-"""LSA by whichever form suits the device, and the Triton form as an operator of torch.
+"""LSA in the form that suits the device, and its Triton form as an operator of torch.
 
 The operator is `torch.ops.twins_trt.lsa`, its gradient `torch.ops.twins_trt.lsa_backward`. CUDA tensors go to the
 Triton kernels. CPU tensors go to plain torch with the same arithmetic, which is fp32 inside for 16-bit maps. Their

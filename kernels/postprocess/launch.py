@@ -12,10 +12,10 @@ from twins_trt.kernels.device import MAX_OFFSET, capability
 
 
 def cut(*, classes_last: bool, probability: bool, capability: int) -> Tiling:
-    """A tile of 4 rows, because at four times the size four rows of a mask share two rows of logits.
+    """A tile of 4 rows, because in a mask of four times the size four rows share two rows of logits.
 
-    Classes side by side are read 16 bytes a thread; planes one class at a time, so that threads are neighbours in x.
-    On sm_100 and 103 the compiler would rather spill fp16 than take more than 64 registers, so it is told it may.
+    Classes side by side are read 16 bytes a thread; planes are read one class at a time, so that threads are neighbours
+    in x. On sm_100 and 103 the compiler spills fp16 unless it may take more than 64 registers.
     """
     constants = {
         "BY": 4,
@@ -30,7 +30,7 @@ def cut(*, classes_last: bool, probability: bool, capability: int) -> Tiling:
 
 
 def cases(capability: int) -> Iterator[Case]:
-    """Every kernel that launches on sm_`capability` use."""
+    """Every kernel that is launched on sm_`capability`."""
     for dtype in DTYPES:
         for classes_last in (True, False):
             for probability in (False, True):
@@ -59,7 +59,7 @@ def unsupported(logits: Tensor) -> str | None:
 def resize_argmax_forward(logits: Tensor, height: int, width: int, *, probability: bool) -> tuple[Tensor, Tensor]:
     """`resize_argmax_reference` by its Triton kernel; logits at any strides.
 
-    Returns the mask and the probability; that is empty where it was not asked for.
+    Returns the mask and the probability, which is empty without `probability`.
     """
     from twins_trt.kernels.postprocess.kernel import resize_argmax_kernel
 

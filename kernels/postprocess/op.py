@@ -1,4 +1,4 @@
-"""Resize and argmax by whichever form suits the device, and the Triton form as an operator of torch.
+"""Resize and argmax in the form that suits the device, and its Triton form as an operator of torch.
 
 The operator is `torch.ops.twins_trt.resize_argmax`. It has no gradient.
 """
@@ -54,7 +54,7 @@ def resize_argmax(
     schema="(Tensor logits, SymInt height, SymInt width, bool probability) -> (Tensor, Tensor)",
 )
 def resize_argmax_op(logits: Tensor, height: int, width: int, probability: bool) -> tuple[Tensor, Tensor]:
-    """As `resize_argmax_reference`, but the probability is an empty tensor where it was not asked for."""
+    """As `resize_argmax_reference`, but without `probability` its second result is an empty tensor."""
     return resize_argmax_forward(logits, height, width, probability=probability)
 
 

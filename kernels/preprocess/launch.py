@@ -33,7 +33,7 @@ def cut(*, resize: bool) -> Tiling:
 
 
 def cases(capability: int) -> Iterator[Case]:
-    """Every kernel that launches use; the same on all GPUs."""
+    """Every kernel that is launched; all GPUs have the same."""
     types = (("p_image", "*u8"), ("p_rows", "*i32"), ("p_columns", "*i32"), *((name, "fp32") for name in SCALARS))
     for dtype in DTYPES:
         for resize in (True, False):

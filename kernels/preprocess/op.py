@@ -1,4 +1,4 @@
-"""Resize and normalization by whichever form suits the device, and the Triton form as an operator of torch.
+"""Resize and normalization in the form that suits the device, and its Triton form as an operator of torch.
 
 The operator is `torch.ops.twins_trt.resize_normalize`. It has no gradient.
 """
@@ -32,7 +32,7 @@ def resize_normalize(
     image: uint8 [B, H, W, 3], RGB, at any strides. size: (h, w) of the result, pixels. mean, std: per channel, in grey
     levels of 0-255.
     backend: `triton`, `reference`, or `auto`: Triton on a GPU that can, else the reference.
-    Returns `dtype` [B, 3, h, w], in torch.channels_last memory format where asked for.
+    Returns `dtype` [B, 3, h, w], in torch.channels_last memory format with `channels_last`.
     Bit for bit what `cv2.resize` (INTER_LINEAR, x86-64) followed by `normalized_planes` gives in fp32: OpenCV's
     fixed-point weights, its rounding and what it does at the edges. Not differentiable.
     Raises UsageError for an unknown backend and for an image or size that cannot be.

@@ -26,7 +26,7 @@ def resize_normalize_reference(
     """Pixels to the network's input: resized as OpenCV does, then `(pixel - mean) / std` in fp32.
 
     image: uint8 [B, H, W, 3], RGB. size: (h, w) of the result, pixels. mean, std: per channel, in grey levels of 0-255.
-    Returns `dtype` [B, 3, h, w], in torch.channels_last memory format where asked for.
+    Returns `dtype` [B, 3, h, w], in torch.channels_last memory format with `channels_last`.
     Call it once with a size before a CUDA graph captures that size: the first call copies tables to the device.
     Bit for bit what `cv2.resize` (INTER_LINEAR, x86-64) followed by `normalized_planes` gives in fp32: OpenCV's
     fixed-point weights, its rounding and what it does at the edges.

@@ -45,11 +45,11 @@ def _poisoned(allocate: Any) -> Any:
     return allocate_nan
 
 
-def call_with(settings: dict[str, Any], target: str, *args: Any, **kwargs: Any) -> Any:
-    """The call, with names in the function's module standing for other values; a function then returns its value."""
+def call_with(values: dict[str, Any], target: str, *args: Any, **kwargs: Any) -> Any:
+    """The call, with other values for names of the function's module. A function there returns the value instead."""
     module = importlib.import_module(target.partition(":")[0])
-    before = {name: getattr(module, name) for name in settings}
-    for name, value in settings.items():
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
         setattr(module, name, _returning(value) if callable(before[name]) else value)
     try:
         return call_poisoned(target, args, kwargs)

@@ -163,12 +163,12 @@ def test_targets_by_any_of_their_names() -> None:
 
 
 def test_cubins_with_what_a_launch_needs(tmp_path: Path) -> None:
-    lines: list[str] = []
+    said: list[tuple[str, str, float | None]] = []
     work = select(["87"], kernels=["lsa_forward"], dtypes=["fp16"], head_dims=[32])
-    path = write_cubins(tmp_path / "cubins", work, ptx_version=85, progress=lines.append)
+    path = write_cubins(tmp_path / "cubins", work, ptx_version=85, progress=lambda *words: said.append(words))
     kernels = json.loads(path.read_text())["kernels"]
     assert [k["variant"] for k in kernels] == ["", "two heads", "pads attend", "pads attend two heads"]
-    assert lines[1] == "sm_87 lsa_forward fp16 32 two heads"
+    assert said[1] == ("compiled", "sm_87 lsa_forward fp16 32 two heads", 0.5)
     for kernel in kernels:
         cubin = (path.parent / kernel["cubin"]).read_bytes()
         assert cubin[:4] == b"\x7fELF"

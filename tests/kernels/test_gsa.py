@@ -53,11 +53,11 @@ def error(x: Tensor, exact: Tensor) -> float:
 
 
 def run(
-    interpreted: Callable[..., Any], q: Tensor, kv: Tensor, grad: Tensor, heads: int, **settings: Any
+    interpreted: Callable[..., Any], q: Tensor, kv: Tensor, grad: Tensor, heads: int, **replaced: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result and gradients by the kernels, with names of the launcher's module standing for other values."""
-    out, lse = interpreted(CALL_WITH, settings, FORWARD, q, kv, num_heads=heads)
-    return out, *interpreted(CALL_WITH, settings, BACKWARD, grad, q, kv, out, lse, num_heads=heads)
+    out, lse = interpreted(CALL_WITH, replaced, FORWARD, q, kv, num_heads=heads)
+    return out, *interpreted(CALL_WITH, replaced, BACKWARD, grad, q, kv, out, lse, num_heads=heads)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -87,8 +87,8 @@ def test_float16_errs_at_most_twice_as_much_as_the_reference(
 def test_queries_shared_out_over_programs(interpreted: Callable[..., Any], one_program: bool) -> None:
     q, kv, grad = example((2, 131, 37, 2, 32), torch.float32)
     exact = reference(q.double(), kv.double(), grad.double(), 2)
-    settings = {"one_program_holds_all_keys": one_program, "splits_of_queries": 3}
-    kernels = run(interpreted, q, kv, grad, 2, **settings)
+    replaced = {"one_program_holds_all_keys": one_program, "splits_of_queries": 3}
+    kernels = run(interpreted, q, kv, grad, 2, **replaced)
     for ours, value in zip(kernels, exact, strict=True):
         assert error(ours, value) <= 1e-5
 

@@ -79,13 +79,7 @@ def _check(selected: list[tuple[Case, str]], workers: int, console: Console) -> 
 def _write(folder: Path, selected: list[tuple[Case, str]], ptx_version: int | None, console: Console) -> int:
     from twins_trt.kernels.crosscompile import write_cubins
 
-    done = 0
-
-    def progress(name: str) -> None:
-        nonlocal done
-        console.progress("compiled", name, (done := done + 1) / len(selected))
-
-    path = write_cubins(folder, selected, ptx_version=ptx_version, progress=progress)
+    path = write_cubins(folder, selected, ptx_version=ptx_version, progress=console.progress)
     console.result({"kernels": len(selected), "file": str(path)}, f"{len(selected)} kernels, described in {path}")
     return 0
 

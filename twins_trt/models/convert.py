@@ -94,7 +94,7 @@ def convert_state_dict(
         raise UsageError(
             f"{spelled('direction')} must be one of {', '.join(DIRECTIONS)}, not {direction!r}", "use to_mmseg"
         )
-    backbone, rest = _separate(state_dict)
+    backbone, others = _separate(state_dict)
     names = {found[1] for key in backbone if (found := _LAYER.fullmatch(key))}
     source = {frozenset({"blocks"}): "to_mmseg", frozenset({"layers"}): "to_official"}.get(frozenset(names))
     if source is None:
@@ -115,7 +115,7 @@ def convert_state_dict(
     converted: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     for key, value in backbone.items():
-        prefixed = _BACKBONE + key if rest is not None else key
+        prefixed = _BACKBONE + key if others is not None else key
         if (top := key.partition(".")[0]) in _UNUSED:
             dropped[prefixed] = f"{_UNUSED[top]}: segmentation has none"
             continue
@@ -123,8 +123,8 @@ def convert_state_dict(
         if new is None:
             dropped[prefixed] = "no part of a Twins backbone"
         for name, tensor in (new or {}).items():
-            converted[_BACKBONE + name if rest is not None else name] = tensor
-    converted.update(rest or {})
+            converted[_BACKBONE + name if others is not None else name] = tensor
+    converted.update(others or {})
     known = identify_backbone(converted)
     return ConvertedState(converted, actual, known[1] if known else None, source, dropped)
 
@@ -209,10 +209,10 @@ def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     if not any(key.startswith(_BACKBONE) for key in state_dict):
         return dict(state_dict), None
     backbone = {k.removeprefix(_BACKBONE): v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
-    rest = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
-    if strange := [key for key in rest if not key.startswith(_HEADS)]:
+    others = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
+    if strange := [key for key in others if not key.startswith(_HEADS)]:
         raise CheckpointError(f"{strange[0]} belongs to no backbone, neck or head ({len(strange)} such keys)")
-    return backbone, rest
+    return backbone, others
 
 
 def _to_mmseg(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:

@@ -99,7 +99,7 @@ def fetch(
     """The file with the published weights of the model called `name`, downloaded unless it is there already.
 
     cache_dir: the folder to keep it in, `default_cache_dir()` when not given. url: a mirror's address of the same file.
-    Raises `UsageError` for an unknown model; the rest is as `download` has it.
+    Downloads, reports progress and raises as `download` does; `UsageError` also for an unknown model.
     """
     spec = get_spec(name)
     target = cached_path(name, cache_dir=cache_dir)

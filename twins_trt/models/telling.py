@@ -9,7 +9,7 @@ from twins_trt.models.zoo import ModelSpec, get_spec, is_model
 from twins_trt.spelling import spelled
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
-"""Suffixes of files that may stand in a model's place."""
+"""Suffixes of files that may be named in place of a model."""
 
 
 def tell_model(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:
