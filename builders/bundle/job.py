@@ -101,7 +101,7 @@ class BuildJob:
             "version": __version__,
             "weights": None if self.weights is None else sha256_of(self.weights),
             "model": [self.model, self.num_classes, self.padding],
-            "graph": encode(self.graph),
+            "graph": self.graph.to_json(),
             "ranges": None if self.int8 is None else encode([self.int8.ranges, self.int8.calibration]),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ from twins_trt.builders.bundle.manifest import engine_files, graph_interface
 from twins_trt.builders.bundle.workspace import REACHED_PLAN, REFERENCE, SEARCH_STATE
 from twins_trt.builders.engine import BuiltEngine, build_in_thread, current_device
 from twins_trt.builders.fallback import HARDEST, Fallback, SearchState, fall_back, search_key
-from twins_trt.builders.gate.judge import Candidate, Judge
+from twins_trt.builders.gate.judge import GateCandidate, Judge
 from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.gate.record import gate_file
 from twins_trt.builders.gate.result import GateResult
@@ -30,7 +30,7 @@ log = logging.getLogger("twins_trt")
 
 @dataclass(frozen=True)
 class Judged:
-    """A graph and its verdict.
+    """A graph and the result of its gate.
 
     engines: those that were judged, by file; empty if the graph on ONNX Runtime was judged in their place. fallback:
     None if the first plan passed.
@@ -66,7 +66,7 @@ def _judge_graph(context: BuildContext, graph: BuiltGraph, judge_candidate: Judg
     engines: dict[str, BuiltEngine] = {}
     if current_device() is not None:
         engines = {each.file: build_in_thread(graph.path, each.options, clock.progress) for each in job.engines}
-    candidate = Candidate(
+    candidate = GateCandidate(
         path=job.out,
         graph=graph.path,
         interface=graph_interface(job, graph.path, context.facts),
@@ -89,7 +89,7 @@ def _fall_back(
     *,
     max_evaluations: int,
 ) -> Judged:
-    """The cheapest plan that passes, else the one that drops least. Its graph replaces the graph that failed."""
+    """The cheapest plan that passes, else the plan with the smallest drop. Its graph replaces the graph that failed."""
     job, latest, written = context.job, failed, plan
 
     def judge_plan(tried: PrecisionPlan) -> GateResult:

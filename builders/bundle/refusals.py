@@ -46,7 +46,7 @@ def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOpti
         for name in names:
             value = getattr(request, name)
             if value is None or (isinstance(value, bool) and value == getattr(DEFAULTS, name)):
-                continue  # a switch at its default asks for nothing
+                continue  # a switch at its default has no effect
             return name
         return None
 
@@ -55,13 +55,13 @@ def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOpti
 
     if precision != "int8" and (idle := given([*fields(verb.INT8), *fields(verb.RANGES), "no_gate"])):
         raise UsageError(
-            f"{spelled(idle)} is of INT8 builds alone", f"add {spelled('precision', 'int8')}, or leave it out"
+            f"{spelled(idle)} applies only to INT8 builds", f"add {spelled('precision', 'int8')}, or leave it out"
         )
     if precision != "int8" and (idle := given(("fallback", "max_evaluations"))):
-        raise UsageError(f"{spelled(idle)} is of INT8 builds alone", "leave it out")
+        raise UsageError(f"{spelled(idle)} applies only to INT8 builds", "leave it out")
     if request.calibration is not None and (idle := given(("percentile", "bins", "minimum", "fit"))):
         raise UsageError(
-            f"{spelled(idle)} is of calibrating, and {spelled('calibration')} has its ranges", "leave it out"
+            f"{spelled(idle)} applies only to calibration, and {spelled('calibration')} has its ranges", "leave it out"
         )
     gating = [name for name in fields(verb.GATE) if name not in ("gate_on", "no_gate")]
     if request.gate_on is None and (idle := given(gating)):
@@ -73,5 +73,5 @@ def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOpti
     of_engines = [name for name in fields(verb.ENGINES) if name not in ("targets", "with_weights")]
     if not engines and (idle := given(of_engines)):
         raise UsageError(
-            f"{spelled(idle)} is of engines, and the target {CPU} has none", "leave it out, or name GPUs as targets"
+            f"{spelled(idle)} applies only to engines, and the target {CPU} has none", "leave it out, or name GPUs as targets"
         )

@@ -172,7 +172,7 @@ def _smooth(smooth: float | str, images: CalibrationImages | None) -> float | Ca
 
 
 def _no_images(what: str) -> UsageError:
-    return UsageError(f"{what} on images, and there are none", f"name some: {spelled('calibrate_on', 'KIND:PATH')}")
+    return UsageError(f"{what} on images, and no images are given", f"name some: {spelled('calibrate_on', 'KIND:PATH')}")
 
 
 def _gate(request: BuildRequest, precision: str) -> GateOptions | None:

@@ -1,4 +1,4 @@
-"""From targets to engines: as few as cost none of the targets anything."""
+"""From targets to engines: as few engines as possible without slowing any target."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engines_for(
     timing_cache: str | None = None,
     hardware_compatibility: str = DEFAULTS.hardware_compatibility,
 ) -> tuple[EngineOptions, ...]:
-    """The engines for `targets`: as few as cost none of the targets anything (SM75 gets one of its own).
+    """The engines for `targets`: as few engines as possible without slowing any target (SM75 gets one of its own).
 
     targets: compute capabilities; empty for the GPU of this machine; `cpu`, alone, for no engine.
     flavours: `tensorrt_rtx`, `tensorrt`, both, or `auto`. `auto` is TensorRT where that is installed and TensorRT-RTX
@@ -47,7 +47,7 @@ def engines_for(
     if CPU in named:
         if set(named) != {CPU}:
             raise UsageError(
-                "the target cpu goes alone: its graph is written differently from one for GPUs",
+                "the target cpu cannot be combined with others: its graph is written differently from one for GPUs",
                 f"build two bundles, one of them with {spelled('targets', CPU)}",
             )
         return ()

@@ -34,7 +34,10 @@ RESULTS = ("plan.json", REACHED_PLAN, "calibration.json", "gate.json", "fallback
 PARTS = (FP32_GRAPH, GRAPH, WEIGHTS, f"{CALIBRATION_STATE}.damaged")
 """What every build makes anew."""
 
-_OURS = {KEY, HOLDER, REFERENCE, *STATE, *RESULTS, *PARTS}
+EARLIER = ("candidate.bundle",)
+"""What earlier versions made and may have left."""
+
+_OURS = {KEY, HOLDER, REFERENCE, *STATE, *RESULTS, *PARTS, *EARLIER}
 _STAGED = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|old)")  # left by `whole_file` and `whole_folder` after a kill
 _FORMAT = 1
 

@@ -115,7 +115,8 @@ def _compile(compilation: _Compilation, targets: tuple[str, ...], device: Device
     module = compilation.compiler.module
     builder = _start(compilation, module.Builder)
     network = compilation.compiler.new_network(builder)
-    parser = module.OnnxParser(network, compilation.logger)  # the network's weights are its: it lives until the end
+    # The parser owns the network's weights, so it must live until the end.
+    parser = module.OnnxParser(network, compilation.logger)
     _parse(compilation, parser)
     config = _configure(compilation, builder, network, targets)
     cache = _open_cache(compilation, config, device)

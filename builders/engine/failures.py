@@ -12,7 +12,7 @@ from twins_trt.builders.engine.versions import Compiler
 from twins_trt.errors import BuildError
 from twins_trt.spelling import spelled
 
-_ATTENTION = "export at opset 17 to 20, where attention is MatMul, Softmax, MatMul and fuses by itself"
+_ATTENTION = "export at opset 17 to 20, where attention is MatMul, Softmax, MatMul and is fused automatically"
 
 
 @dataclass(frozen=True)

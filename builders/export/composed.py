@@ -77,7 +77,7 @@ def write_composed(w: GraphWriter, fine: Tensor, coarse: Tensor, level: Level, s
     kernel = compose(level.first.weight, level.second.weight)
     bias = level.second.bias + np.einsum("omyx,m->o", level.second.weight.astype(np.float64), level.first.bias)
     out = w.conv(fine, compose(level.lateral.weight, kernel), bias, "fine", pads=(2, 2, 2, 2))
-    # The lateral bias goes with the coarse map, where the zero padding cuts it off as it should.
+    # The lateral bias is added to the coarse map, where the zero padding cuts it off as it should.
     coarse = w.add(coarse, w.const(level.lateral.bias.reshape(1, -1, 1, 1), "bias"), "coarse.bias")
     spread = w.conv(coarse, doubled_phases(kernel), None, "coarse", pads=(1, 1, 1, 1))
     spread = w.op("DepthToSpace", [spread], "spread", attrs={"blocksize": 2})

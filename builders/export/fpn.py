@@ -90,7 +90,7 @@ def _double(size: Size) -> Size:
 def _lateral(w: GraphWriter, weights: Weights, level: int, stage: StageMap) -> Tensor:
     """The 1×1 convolution to the neck's width.
 
-    The last one has no sum behind it that a convolution could take in, and the compiler makes a matrix product of it:
+    The last one is followed by no sum that a convolution could absorb, and the compiler makes a matrix product of it:
     written as one, it reads the tokens without a copy.
     """
     key = f"neck.lateral_convs.{level}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
+from twins_trt.codec import encode
 from twins_trt.errors import UsageError
 from twins_trt.spelling import speaking, spelled
 
@@ -85,6 +86,12 @@ class ExportOptions:
         if isinstance(self.height, DynamicDim) != isinstance(self.width, DynamicDim):
             raise UsageError("height and width must both be fixed or both be dynamic", "give both as MIN:OPT:MAX")
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`, with the keys that graphs have in their metadata."""
+        plain: dict[str, Any] = encode(self)
+        plain[_TARGET_KEY] = plain.pop("target")
+        return plain
+
     @property
     def dynamic_size(self) -> bool:
         return isinstance(self.height, DynamicDim)
@@ -106,9 +113,7 @@ class GraphInfo:
     islands: dict[str, str]
 
     def to_json(self) -> str:
-        plain = dataclasses.asdict(self)
-        plain["options"][_TARGET_KEY] = plain["options"].pop("target")
-        return json.dumps(plain, sort_keys=True)
+        return json.dumps({**encode(self), "options": self.options.to_json()}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> GraphInfo:

@@ -1,7 +1,7 @@
 """Wide 3×3 convolutions by Winograd's F(2×2, 3×3): 16 multiplications for four outputs where the plain form takes 36.
 
 Source: Shmuel Winograd, Arithmetic Complexity of Computations (1980); for convolutional networks Lavin and Gray, arXiv
-1509.09308. It is exact but for rounding, to which transforms of this size add little: they sum up to four values.
+1509.09308. It is exact except for rounding errors, which are small: the transforms sum up to four values.
 The operators are those that ONNX Runtime runs without leaving its blocked layout: a tile's transform is sixteen
 depthwise convolutions of four taps, the products are sixteen 1×1 convolutions. The transforms cost memory traffic, so
 this pays only with many channels.

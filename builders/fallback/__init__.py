@@ -2,17 +2,17 @@
 
 from twins_trt.builders.fallback.parts import Part, find_parts, rank_parts
 from twins_trt.builders.fallback.run import HARDEST, Fallback, fall_back
-from twins_trt.builders.fallback.search import Evaluation, Outcome, PlanScore, search
+from twins_trt.builders.fallback.search import Outcome, PlanScore, TriedPlan, search
 from twins_trt.builders.fallback.state import SearchState, search_key
 
 __all__ = [
     "HARDEST",
-    "Evaluation",
     "Fallback",
     "Outcome",
     "Part",
     "PlanScore",
     "SearchState",
+    "TriedPlan",
     "fall_back",
     "find_parts",
     "rank_parts",

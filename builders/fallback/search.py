@@ -24,7 +24,7 @@ class PlanScore:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TriedPlan:
     """One plan that was judged. reverted: its parts at FP16. cost: of reverting them."""
 
     reverted: Parts
@@ -36,18 +36,18 @@ class Evaluation:
 class Outcome:
     """What a search found. evaluations: in order. exhausted: whether it ended because no evaluations were left."""
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[TriedPlan, ...]
     exhausted: bool
 
     @property
-    def chosen(self) -> Evaluation | None:
-        """The cheapest evaluation that passed, and among equals the one that drops least; None if none passed."""
+    def chosen(self) -> TriedPlan | None:
+        """The cheapest evaluation that passed, and among equals the plan with the smallest drop; None if none passed."""
         passed = [each for each in self.evaluations if each.score.passed]
         return min(passed, key=lambda each: (each.cost, each.score.drop), default=None)
 
     @property
-    def best(self) -> Evaluation:
-        """The chosen evaluation, else the one that drops least."""
+    def best(self) -> TriedPlan:
+        """The chosen evaluation, else the plan with the smallest drop."""
         return self.chosen or min(self.evaluations, key=lambda each: each.score.drop)
 
 
@@ -69,7 +69,7 @@ def search(
     evaluate: scores a set; called at most once for each. max_evaluations: how many sets may be scored. known: scores of
     an earlier run. They are used instead of calling `evaluate`, and they count, so that the search repeats itself.
     """
-    seen: dict[Parts, Evaluation] = {}
+    seen: dict[Parts, TriedPlan] = {}
     known = known or {}
 
     def passes(parts: Parts) -> bool:
@@ -77,7 +77,7 @@ def search(
             if len(seen) >= max_evaluations:
                 raise _Exhausted
             score = known[parts] if parts in known else evaluate(parts)
-            seen[parts] = Evaluation(parts, cost(parts), score)
+            seen[parts] = TriedPlan(parts, cost(parts), score)
         return seen[parts].score.passed
 
     def left() -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ from twins_trt.builders.gate.result import GateResult
 from twins_trt.data import Dataset
 from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.device import current_device
-from twins_trt.errors import BundleError, DataError, UsageError
+from twins_trt.errors import DataError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.runtime import Bundle, Segmenter
-from twins_trt.runtime.engines import CPU_KINDS, Engine, EngineSource, RuntimeOptions, open_engine
+from twins_trt.runtime.bundle import replaced_error
+from twins_trt.runtime.engines import CPU_KINDS, Engine, EngineSource, RuntimeOptions, open_current_engine, open_engine
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -32,19 +33,9 @@ Image = npt.NDArray[np.uint8]
 # look(name, image, label, reference, engine): is called after every image, to keep pictures.
 Look = Callable[[str, Image, Mask, Mask, Mask], None]
 
+log = logging.getLogger("twins_trt")
+
 REPEATED = 3  # images that run twice, to check that the masks repeat
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is judged.
-
-    source: what its engine is opened from. graph_sha256: of the source's graph. seeded: whether its weights are random.
-    """
-
-    source: EngineSource
-    graph_sha256: str
-    seeded: bool
 
 
 def gate_bundle(
@@ -78,9 +69,11 @@ def gate_bundle(
             "give the checkpoint that the bundle was built from",
         )
     return gate(
-        Subject(bundle, manifest.graph_sha256, manifest.source.seeded),
+        bundle,
         model,
         dataset.first(limit),
+        graph_sha256=manifest.graph_sha256,
+        seeded=manifest.source.seeded,
         thresholds=thresholds or Thresholds.of(manifest.precision),
         engine=engine,
         options=options,
@@ -91,10 +84,12 @@ def gate_bundle(
 
 
 def gate(
-    subject: Subject,
+    source: EngineSource,
     model: Segmentor,
     dataset: Dataset,
     *,
+    graph_sha256: str,
+    seeded: bool,
     thresholds: Thresholds,
     engine: str = "auto",
     options: RuntimeOptions | None = None,
@@ -102,12 +97,18 @@ def gate(
     progress: Progress | None = None,
     look: Look | None = None,
 ) -> GateResult:
-    """Judges any source of an engine. Arguments and errors are those of `gate_bundle`."""
+    """Judges what an engine can be opened from.
+
+    graph_sha256: of the source's graph. seeded: whether its weights are random. Other arguments and the errors are
+    those of `gate_bundle`.
+    """
     if engine == "torch":
         raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
     if not dataset.labelled:
         raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
-    source, interface, say = subject.source, subject.source.interface, progress or silent
+    if seeded:
+        log.warning("%s holds random weights: its masks mean nothing", source.path)
+    interface, progress = source.interface, progress or silent
     comparison = Comparison(interface.num_classes)
     repeated: list[tuple[Image, Mask]] = []
     seconds = {"reference": 0.0, "engine": 0.0}
@@ -128,7 +129,7 @@ def gate(
             if look is not None:
                 look(name, image, label, expected, mask)
             images, total = comparison.images, len(dataset)
-            say("gate", f"{images} of {total} images, drop {comparison.drop:+.3f}", images / total)
+            progress("gate", f"{images} of {total} images, drop {comparison.drop:+.3f}", images / total)
         repeats = all(np.array_equal(segmenter(image).mask, mask) for image, mask in repeated)
         batch_agrees = _batch_agrees(segmenter, interface.batch_limits, repeated)
         engine_name = segmenter.engine.name
@@ -138,7 +139,7 @@ def gate(
     reasons = _reasons(thresholds, compared, repeats, batch_agrees)
     return GateResult(
         model=model.spec.name,
-        graph_sha256=subject.graph_sha256,
+        graph_sha256=graph_sha256,
         passed=not reasons,
         reasons=reasons,
         engine=engine_name,
@@ -159,20 +160,18 @@ def gate(
         batch_agrees=batch_agrees,
         seconds=seconds,
         measured_on=_measured_on(engine_name),
-        seeded=subject.seeded,
+        seeded=seeded,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
 def _opened(source: EngineSource, kind: str, options: RuntimeOptions | None) -> Engine:
     """Opens the engine. Raises `BundleError` if another bundle has replaced the source meanwhile."""
-    engine = open_engine(source, kind, options=options)
-    try:
-        if isinstance(source, Bundle):
-            source.refuse_replaced()
-    except BundleError:
-        engine.close()
-        raise
+    if not isinstance(source, Bundle):
+        return open_engine(source, kind, options=options)
+    engine = open_current_engine(source, kind, options=options)
+    if engine is None:
+        raise replaced_error(source.path)
     return engine
 
 

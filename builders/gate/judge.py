@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from twins_trt.builders.gate.gate import Subject, gate
+from twins_trt.builders.gate.gate import gate
 from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.gate.result import GateResult
 from twins_trt.calib.images import digest
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class GateCandidate:
     """A graph and the engines built from it so far, in memory: an `EngineSource`.
 
     path: of the future bundle, for errors. graph: its file. ships: whether the bundle will have an engine; if ONNX
@@ -75,12 +75,14 @@ class Judge:
             digests += [digest(sample.image), b"" if sample.label is None else digest(sample.label)]
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
-    def __call__(self, candidate: Candidate, *, progress: Progress | None = None) -> GateResult:
+    def __call__(self, candidate: GateCandidate, *, progress: Progress | None = None) -> GateResult:
         """Judges a candidate. Raises as `gate` does."""
         result = gate(
-            Subject(candidate, sha256_of(candidate.graph), candidate.seeded),
+            candidate,
             self._model,
             self.dataset,
+            graph_sha256=sha256_of(candidate.graph),
+            seeded=candidate.seeded,
             thresholds=self.thresholds,
             options=RuntimeOptions(threads=self._threads),
             cache=self._folder,

@@ -33,7 +33,7 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < math.inf:  # nor NaN
-            raise UsageError(f"a drop of {self.max_drop} points cannot be demanded", "give 0 or more")
+            raise UsageError(f"a drop of {self.max_drop} points is no threshold", "give 0 or more")
         if self.min_images < 1:
             raise UsageError(f"at least {self.min_images} images is no bound", "give 1 or more")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:

@@ -27,7 +27,7 @@ class PrecisionPlan:
     matches a node decides. Every block of the model must be named.
     smooth: SmoothQuant's strength, 0 to 1; None for no SmoothQuant. observer: whose ranges of a calibration are used;
     None for the first observer. ranges: tensor -> largest magnitude, in place of the calibrated one. bias_correction:
-    whether biases take in the mean shift that INT8 causes.
+    whether biases include the mean shift that INT8 causes.
     Raises `UsageError` for an unknown level, with the nearest ones.
     """
 

@@ -1,4 +1,4 @@
-"""Bias correction: the bias of a product takes in the mean shift that rounding gives its output.
+"""Bias correction: the bias of a product includes the mean shift that rounding gives its output.
 
 A product is linear, so the mean of its output over positions and images is the product of its input's mean. If `x` and
 `W` are rounded to `x'` and `W'`, the mean of `W·x` shifts by exactly `W·mean(x) - W'·mean(x')`, whatever x is. At the

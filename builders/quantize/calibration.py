@@ -76,7 +76,7 @@ def refine(
     if plan.bias_correction:
         if int8.images is None:
             raise UsageError(
-                "the plan corrects biases on images, and there are none",
+                "the plan corrects biases on images, and no images are given",
                 f"name some: {spelled('calibrate_on', 'KIND:PATH')}",
             )
         progress("plan", "bias correction", None)

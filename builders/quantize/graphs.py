@@ -55,7 +55,7 @@ class QuantizedGraphs:
         self.shifts: dict[str, npt.NDArray[np.float64]] = {}
 
     def correct_biases(self, plan: PrecisionPlan, images: Iterable[Image], *, threads: int | None = None) -> None:
-        """Computes `shifts` (`mean_shifts`), which the later graphs of plans with `bias_correction` take in.
+        """Computes `shifts` (`mean_shifts`), which the later graphs of plans with `bias_correction` include.
 
         plan: what runs in INT8, and SmoothQuant's strength. images: uint8 [H, W, 3], RGB, of any size.
         """

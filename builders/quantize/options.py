@@ -30,7 +30,7 @@ class Int8Options:
     ranges: images to collect ranges on, or a range file. images: those that biases are corrected on, or None.
     calibration: how ranges are collected and chosen; the ranges of its first observer are used.
     smooth, bias_correction: of the uniform plan. smooth: SmoothQuant's strength, 0 to 1; images to search the best
-    strength on; or None for no SmoothQuant. bias_correction: whether biases take in the mean shift that INT8 causes.
+    strength on; or None for no SmoothQuant. bias_correction: whether biases include the mean shift that INT8 causes.
     """
 
     level: str

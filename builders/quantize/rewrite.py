@@ -79,7 +79,7 @@ def quantize(
     """
     if float_precision not in FLOAT_PRECISIONS.values():
         choice = ", ".join(FLOAT_PRECISIONS.values())
-        raise UsageError(f"what is not INT8 cannot be {float_precision!r}", f"use one of {choice}")
+        raise UsageError(f"the precision beside INT8 cannot be {float_precision!r}", f"use one of {choice}")
     if float_precision == "fp16" and graph.opset < FIRST_OPSET:
         raise UsageError(
             f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, the graph has {graph.opset}",

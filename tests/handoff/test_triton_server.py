@@ -50,7 +50,7 @@ def test_a_graph_of_dynamic_batch(make_bundle: MakeBundle) -> None:
     assert json.loads(parameters["classes"]) == list(CLASSES)
     assert json.loads(parameters["palette"]) == [list(colour) for colour in PALETTE]
     assert json.loads(parameters["mean"]) == [123.675, 116.28, 103.53]
-    assert parameters["normalized_inside"] == "true"
+    assert parameters["normalised_inside"] == "true"
 
 
 @pytest.mark.parametrize("batch", [1, 2, BATCHES])

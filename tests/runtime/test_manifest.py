@@ -98,6 +98,7 @@ def put(*path: Any) -> Change:
         (put("palette", 1, [0, 300, 0]), r"palette\[1\] is \(0, 300, 0\)"),
         (put("palette", 1, [0, 0]), r"palette\[1\] is \[0, 0\], not a list of 3"),
         (put("colour", "red"), r"field 'colour', which this version does not know"),
+        (put("interface", {}), r"field 'interface', which this version does not know"),
         (put("padding", "reflect"), r"padding is 'reflect', not one of parity, masked"),
         (put("gate", "maybe"), r"gate is 'maybe', not one of ungated, passed, failed"),
         (put("source", "seeded", True), r"source\.seeded is True but source\.sha256 is abab"),

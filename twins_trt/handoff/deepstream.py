@@ -106,7 +106,10 @@ def _with_nvinfer(bundle: Bundle, size: Size, options: HandoffOptions) -> Handof
 
 
 def nvinfer_config(interface: GraphInterface, size: Size, largest: int) -> str:
-    """The [property] group. No onnx-file: from one, nvinfer would build an engine of other precision without a word."""
+    """The [property] group, without an onnx-file.
+
+    From one, nvinfer would build an engine of other precision without a warning.
+    """
     height, width = size
     properties = {
         "gpu-id": 0,

@@ -139,7 +139,7 @@ def _parameters(manifest: Manifest) -> dict[str, str]:
         "palette": [list(colour) for colour in interface.palette],
         "mean": list(interface.preprocessing.mean),
         "std": list(interface.preprocessing.std),
-        "normalized_inside": interface.layout == "NHWC",
+        "normalised_inside": interface.layout == "NHWC",  # spelled as in repositories that clients read
         "padding": manifest.padding,
         "precision": manifest.precision,
         "gate": manifest.gate,

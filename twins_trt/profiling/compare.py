@@ -31,7 +31,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ProfileComparison:
     """What changed between two profiles.
 
     comparable: whether machine, versions, options and graphs are the same. differences: those that are not, in words.
@@ -49,7 +49,7 @@ class Comparison:
         return plain
 
 
-def compare(before: Profile, after: Profile) -> Comparison:
+def compare(before: Profile, after: Profile) -> ProfileComparison:
     """Compares the candidates that have the same label in both, or the single candidates of both.
 
     Raises ProfileError where no candidate is in both.
@@ -67,7 +67,7 @@ def compare(before: Profile, after: Profile) -> Comparison:
     notes = [UNPAIRED]
     for name, profile in (("first", before), ("second", after)):
         notes += [f"{name}: {warning}" for warning in profile.warnings]
-    return Comparison(tuple(_change(*pair) for pair in pairs), not differences, tuple(differences), tuple(notes))
+    return ProfileComparison(tuple(_change(*pair) for pair in pairs), not differences, tuple(differences), tuple(notes))
 
 
 def _change(before: Measurement, after: Measurement) -> Change:

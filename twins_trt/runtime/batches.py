@@ -42,7 +42,7 @@ class Done:
         return self.segmentations
 
     def discard(self) -> None:
-        """Nothing is under way."""
+        """Does nothing: no call is running."""
 
 
 @dataclass(frozen=True)

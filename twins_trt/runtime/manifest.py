@@ -116,7 +116,7 @@ class Manifest:
 
     @property
     def graph_sha256(self) -> str:
-        """Of `graph.onnx`. Raises KeyError before the bundle is written."""
+        """The sha256 of `graph.onnx`. Raises KeyError before the bundle is written."""
         return {entry.path: entry.sha256 for entry in self.files}[GRAPH]
 
     def to_json(self) -> dict[str, Any]:
@@ -154,6 +154,8 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """The file's values, with those of the interface as a value of their own. Raises ValueError if `num_classes` is not
     the number of classes."""
     plain = dict(values)
+    if "interface" in plain:
+        raise ValueError("has the field 'interface', which this version does not know")
     interface = {each.name: plain.pop(each.name) for each in fields(GraphInterface) if each.name in plain}
     if "num_classes" not in plain:
         raise ValueError("lacks the field 'num_classes'")

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
 import numpy as np
 
 from twins_trt.data.images import UInt8Array
-from twins_trt.errors import TwinsError, UsageError
+from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import FitMode
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import Mode, ModeRunner, resolve_mode
 from twins_trt.runtime.batches import BatchRunner
 from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
-from twins_trt.runtime.engines import Engine, RuntimeOptions, open_engine
+from twins_trt.runtime.engines import Engine, RuntimeOptions, open_current_engine
 from twins_trt.runtime.engines.protocol import RunsOnDevice
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
@@ -193,16 +193,7 @@ def _opened_engine(bundle: Bundle | None, engine: str | Engine, options: Runtime
         return engine
     if bundle is None:
         raise UsageError("an interface alone cannot be run", "give its engine too, or a bundle")
-    try:
-        opened = open_engine(bundle, engine, options=options)
-    except TwinsError:
-        if bundle.replaced:
-            return None
-        raise
-    if not bundle.replaced:
-        return opened
-    opened.close()
-    return None
+    return open_current_engine(bundle, engine, options=options)
 
 
 def _warn(bundle: Bundle) -> None:

@@ -312,7 +312,7 @@ def test_a_job_has_its_targets_and_refuses_what_cannot_be(
 
 def test_engines_of_targets() -> None:
     assert engines_for(["cpu"]) == () == engines_for([" CPU "], flavours=["tensorrt_rtx"])
-    with pytest.raises(UsageError, match="goes alone"):
+    with pytest.raises(UsageError, match="cannot be combined with others"):
         engines_for(["cpu", "sm_86"])
     both = engines_for(["86"], flavours=["tensorrt_rtx", "tensorrt"], hardware_compatibility="ampere_plus")
     assert [(e.flavour, e.targets, e.hardware_compatibility) for e in both] == [

@@ -195,13 +195,13 @@ def test_int8_without_a_verdict_must_be_asked_for_and_says_so(
         ({"calibrate_on": None, "calibration": "x.json", "bias_correction": True}, "corrected on images"),
         ({"smooth": 2.0}, "strength of 2"),
         ({"calibrate_on": None, "calibration": "x.json", "calib_images": 3}, "needs images to calibrate on"),
-        ({"precision": "fp16"}, "calibrate_on is of INT8 builds alone"),
+        ({"precision": "fp16"}, "calibrate_on applies only to INT8 builds"),
         ({"precision": "int4"}, "precision cannot be 'int4'"),
         ({"gate_on": None, "no_gate": True}, "max_drop needs images to judge on"),
         ({"gate_limit": 0}, "a gate on 0 images"),
         ({"max_evaluations": 0}, "at most 0 evaluations"),
         ({"fit": "crop"}, "no fit 'crop'"),
-        ({"workspace": 64}, "workspace is of engines, and the target cpu has none"),
+        ({"workspace": 64}, "workspace applies only to engines, and the target cpu has none"),
     ],
 )
 def test_what_does_not_fit_together(data: Path, tmp_path: Path, fields: dict[str, Any], message: str) -> None:

@@ -16,7 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from twins_trt.builders.bundle.workspace import HOLDER, KEY, PARTS, REFERENCE, RESULTS, STATE, temporary, workspace
+from twins_trt.builders.bundle.workspace import (
+    EARLIER,
+    HOLDER,
+    KEY,
+    PARTS,
+    REFERENCE,
+    RESULTS,
+    STATE,
+    temporary,
+    workspace,
+)
 from twins_trt.errors import BundleError, GateError
 from twins_trt.folders import held
 
@@ -29,7 +39,7 @@ def fill(folder: Path) -> None:
     """Writes what a build leaves: its state, half-written files, masks, and results."""
     for name in ("fp32.onnx", "calibration.partial", "search.json", ".fp32.onnx.0123abcd.partial", *RESULTS):
         (folder / name).write_text(name)
-    for name in (".reference.0123abcd.partial", REFERENCE):
+    for name in ("candidate.bundle", ".candidate.bundle.0123abcd.partial", REFERENCE):
         (folder / name).mkdir()
         (folder / name / "file").write_text(name)
 
@@ -66,7 +76,7 @@ def test_the_same_key_goes_on_with_its_state(tmp_path: Path, caplog: pytest.LogC
     """Parts that are made anew and half-written files are removed without a warning."""
     folder = tmp_path / "x.work"
     cut_off(folder, "key")
-    assert {"fp32.onnx", ".reference.0123abcd.partial", ".fp32.onnx.0123abcd.partial"} < names(folder)
+    assert {"fp32.onnx", "candidate.bundle", ".fp32.onnx.0123abcd.partial"} < names(folder)
     with workspace(folder, "key"):
         assert names(folder) == {KEY, HOLDER, REFERENCE, *STATE, *RESULTS}
         assert not caplog.messages
@@ -217,7 +227,7 @@ def test_what_a_user_puts_beside_the_results_stays(tmp_path: Path) -> None:
         (folder / KEY).write_text("{}")  # as a build leaves one
 
 
-@pytest.mark.parametrize("name", [KEY, HOLDER, REFERENCE, *PARTS, *STATE, *RESULTS])
+@pytest.mark.parametrize("name", [KEY, HOLDER, REFERENCE, *PARTS, *EARLIER, *STATE, *RESULTS])
 @pytest.mark.parametrize("damage", ["another kind", "a dangling link"])
 def test_whatever_stands_in_the_place_of_a_part_stops_no_build(tmp_path: Path, name: str, damage: str) -> None:
     folder = tmp_path / "x.work"

@@ -301,3 +301,19 @@ def test_options_given_as_lists_survive_the_file(tmp_path: Path) -> None:
 def test_coarse_levels_need_upernet_and_a_fixed_size(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="UPerNet"):
         export_graph(seeded_model("twins_svt-s_fpn"), tmp_path / "g.onnx", ExportOptions(64, 64, upernet_levels=1))
+
+
+def test_options_keep_the_keys_that_graphs_and_work_folders_have() -> None:
+    """Metadata of graphs and keys of work folders are made of them."""
+    options = ExportOptions(64, 96, DynamicDim(1, 2, 4), target="cpu", outputs=("mask", "logits"))
+    assert options.to_json() == {
+        "height": 64,
+        "width": 96,
+        "batch": {"min": 1, "opt": 2, "max": 4},
+        "precision": "fp32",
+        "opset": 17,
+        "input": "uint8",
+        "outputs": ["mask", "logits"],
+        "forms": "cpu",
+        "upernet_levels": None,
+    }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from PIL import Image
 
 from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.export import DynamicDim
-from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, record_gate
+from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, load_reference, record_gate
 from twins_trt.builders.gate.statistics import mean_iou
 from twins_trt.cli import main
 from twins_trt.data import open_dataset
@@ -165,6 +167,38 @@ def test_a_verdict_is_not_written_into_another_graph(bundle: Path, data: Path) -
     with pytest.raises(BundleError, match="holds another graph or other engines than when it was opened"):
         record_gate(opened, result)
     assert open_bundle(bundle).manifest.gate == "ungated"
+
+
+def test_random_weights_are_warned_of_and_a_missing_verdict_is_not(
+    bundle: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_bundle(bundle)
+    assert opened.manifest.gate == "ungated"
+    model = load_reference(opened, checkpoint=None, seeded=True)
+    gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2))
+    assert caplog.messages == [f"{bundle} holds random weights: its masks mean nothing"]
+
+
+def test_a_bundle_that_is_replaced_while_its_engine_opens_is_not_judged(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the engine opens or not: it may be of either bundle."""
+    opened = open_bundle(bundle)
+    model = load_reference(opened, checkpoint=None, seeded=True)
+    other, real = opened.graph.read_bytes() + b"\n", onnxruntime.InferenceSession
+
+    def replace_and_open(*given: Any, **named: Any) -> Any:
+        write_bundle(bundle, replace(opened.manifest), {"graph.onnx": other}, overwrite=True)
+        return real(*given, **named)
+
+    def replace_and_fail(*given: Any, **named: Any) -> Any:
+        write_bundle(bundle, replace(opened.manifest), {"graph.onnx": other}, overwrite=True)
+        raise RuntimeError("no such graph")
+
+    for session in (replace_and_open, replace_and_fail):
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+        with pytest.raises(BundleError, match="was replaced since it was opened"):
+            gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2), engine="onnxruntime")
 
 
 def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

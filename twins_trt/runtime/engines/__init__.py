@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from twins_trt.bindings import NAMES
 from twins_trt.device import current_device
-from twins_trt.errors import MissingDependencyError, UsageError
+from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
 from twins_trt.runtime.engines.protocol import (
     DeviceMemory,
     Engine,
@@ -23,6 +24,9 @@ from twins_trt.runtime.engines.protocol import (
     RuntimeOptions,
     Stage,
 )
+
+if TYPE_CHECKING:
+    from twins_trt.runtime.bundle import Bundle
 
 log = logging.getLogger("twins_trt")
 
@@ -42,6 +46,7 @@ __all__ = [
     "RuntimeOptions",
     "Stage",
     "check_kind",
+    "open_current_engine",
     "open_engine",
     "why_not",
 ]
@@ -95,10 +100,24 @@ def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOpt
     )
 
 
+def open_current_engine(bundle: Bundle, kind: str = "auto", *, options: RuntimeOptions | None = None) -> Engine | None:
+    """`open_engine` of a bundle. None if another bundle has replaced it meanwhile: the engine may be of either."""
+    try:
+        engine = open_engine(bundle, kind, options=options)
+    except TwinsError:
+        if bundle.replaced:
+            return None
+        raise
+    if not bundle.replaced:
+        return engine
+    engine.close()
+    return None
+
+
 def why_not(source: EngineSource, kind: str) -> str | None:
     """Why an engine of `kind` cannot run `source` on this machine, or None if it can."""
     module = _module(kind)
-    # TensorRT's module serves both of its flavours, so it is told which one.
+    # TensorRT's module serves both of its flavours, so it gets the flavour.
     reason: str | None = module.why_not(source, kind) if kind in NAMES else module.why_not(source)
     return reason
 

@@ -58,7 +58,7 @@ def open_engine(source: EngineSource, options: RuntimeOptions) -> TorchEngine:
     except ImportError as error:
         raise missing("torch", extra="build", purpose="the torch engine") from error
     if not torch.cuda.is_available():
-        cause = "there is none here" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        cause = "torch finds none" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
         raise EngineError(
             f"the torch engine needs a CUDA GPU; {cause}", f"use {spelled('engine', 'onnxruntime')} on a CPU"
         )

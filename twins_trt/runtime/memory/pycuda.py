@@ -118,7 +118,7 @@ class PyCuda:
         raise EngineError("pycuda has no CUDA graphs", "pip install cuda-bindings")
 
     def free_graph(self, graph: Any) -> None:
-        """There are none."""
+        """Does nothing: pycuda has no graphs."""
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

@@ -69,7 +69,7 @@ class TensorRTEngine:
 
     A GPU with its own memory gets the data through pinned buffers; an integrated GPU uses the host's buffer in place.
     The second call with the same shape and addresses is captured as a CUDA graph if the memory package can do that, and
-    replayed until either changes; RTX captures by itself.
+    replayed until either changes; RTX captures without being asked.
     """
 
     concurrent = True
@@ -275,7 +275,7 @@ class TensorRTEngine:
         with self._changed:
             while True:
                 alike = next((slot for slot in self._idle if slot.shape == shape), None)
-                # Of the idle slots with another shape, the one idle for longest: its CUDA graph is missed least.
+                # Of the idle slots with another shape, the one idle for longest: its CUDA graph is least likely to be needed soon.
                 slot = alike or self._new_slot() or next(reversed(self._idle), None)
                 if slot is not None:
                     if slot in self._idle:
@@ -305,7 +305,7 @@ class TensorRTEngine:
                 raise
             self._max_slots = len(self._slots)
             log.warning(
-                "%s runs %d calls at once, for there is no room for more: %s", self._owner, self._max_slots, error.cause
+                "%s runs %d calls at once, because memory has no room for more: %s", self._owner, self._max_slots, error.cause
             )
             return None
         self._slots.append(slot)

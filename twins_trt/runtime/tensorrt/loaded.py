@@ -79,7 +79,7 @@ class LoadedEngine:
 
     @property
     def captures(self) -> bool:
-        """Whether the runtime captures CUDA graphs by itself (RTX, once `specialize` asked it to)."""
+        """Whether the runtime captures CUDA graphs on its own (RTX, after `specialize` turned it on)."""
         return self._config is not None and "WHOLE_GRAPH_CAPTURE" in members(self._module, "CudaGraphStrategy")
 
     def specialize(self, *, cuda_graph: bool, stored: CompilerCache | None) -> None:
