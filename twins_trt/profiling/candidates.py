@@ -6,6 +6,7 @@ same places.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.generic]
 
+log = logging.getLogger("twins_trt")
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to measure. open: opens it anew, and returns it with what it is."""
+    """Something to measure. open: opens it again and returns a segmenter and its description."""
 
     label: str
     open: Callable[[RuntimeOptions], tuple[Segmenter, Subject]]
@@ -108,6 +111,8 @@ def torch_candidate(
 
     def open_model(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         model, source = load()
+        if source.seeded:
+            log.warning("%s holds random weights: its masks mean nothing", name)
         engine = EagerEngine(model, size, device=device, options=options)
         segmenter = Segmenter(_interface(engine, model.num_classes), engine, options=options)
         subject = replace(
