@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from tiny_graphs import MakeBundle, tensors, tiny_manifest
 
 from twins_trt import exchange
 from twins_trt.errors import BundleError
-from twins_trt.runtime import Bundle, EngineFile, Manifest, Segmenter, open_bundle, write_bundle
+from twins_trt.runtime import Bundle, EngineFile, GraphInterface, Manifest, Segmenter, open_bundle, write_bundle
 from twins_trt.runtime.bundle import amend_bundle
+from twins_trt.runtime.engines import KINDS
 
 WAYS = ("exchanged", "renamed twice")
 """How a folder takes another's place: with the system's exchange, and as on a system that has none."""
@@ -331,6 +333,48 @@ def test_a_segmenter_opens_a_path_again_and_refuses_an_opened_bundle(
             Segmenter(opened, "onnxruntime")
     gc.collect()
     assert [session() for session in sessions] == [None] * 3
+
+
+class StandIn:
+    """An engine that gives the class of each pixel by its red alone, and tells whether it was closed."""
+
+    name, concurrent = "stand-in", True
+
+    def __init__(self, interface: GraphInterface) -> None:
+        self.inputs, self.outputs = interface.inputs, interface.outputs
+        self.closed = False
+
+    def __call__(self, image: Any, *, outputs: object = None, out: object = None) -> dict[str, Any]:
+        return {"mask": image[..., 0] // 64}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_engine_of_a_bundle_that_is_replaced_meanwhile_is_closed(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, other = make_bundle(), make_bundle(20, 32, tools={"name": "other"})
+    files = {"graph.onnx": other.graph.read_bytes()}
+    engines: list[StandIn] = []
+
+    def open_engine(source: Bundle, options: object) -> StandIn:
+        engines.append(StandIn(source.interface))
+        if len(engines) == 1:  # while the first opens
+            write_bundle(bundle.path, other.manifest, files, overwrite=True)
+        return engines[-1]
+
+    kind = ModuleType("stand_in")
+    vars(kind).update(open_engine=open_engine)
+    monkeypatch.setitem(sys.modules, "stand_in", kind)
+    monkeypatch.setitem(KINDS, "stand-in", "stand_in")
+    with Segmenter(bundle.path, "stand-in") as segmenter:
+        assert segmenter.engine is engines[1]
+        assert segmenter(np.zeros((20, 32, 3), np.uint8)).mask.shape == (20, 32)
+        assert [engine.closed for engine in engines] == [True, False]
+    with pytest.raises(BundleError, match="was replaced since it was opened"):
+        Segmenter(bundle, "stand-in")
+    assert [engine.closed for engine in engines] == [True] * 3
 
 
 def test_what_stays_away_does_not_exist(tmp_path: Path) -> None:
