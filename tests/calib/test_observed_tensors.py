@@ -77,7 +77,7 @@ def test_parts_hold_what_they_need_and_no_more(graph: Path) -> None:
     assert [tuple(shape) for shape in shapes] == [value.shape for value in values]
 
 
-def test_ports(tmp_path: Path) -> None:
+def test_inputs(tmp_path: Path) -> None:
     model = read_graph(write_graph(tmp_path / "x.onnx", batch="N", size=("H", 48)))
     assert graph_inputs(model) == [("image", "uint8", ("N", "H", 48, 3))]
 

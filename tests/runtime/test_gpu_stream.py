@@ -153,7 +153,7 @@ def test_streams_that_take_turns_do_not_block_each_other(machine: Machine, pictu
             assert np.array_equal(frame.result().mask, nearest_class(image))
 
 
-def test_streams_of_several_threads_share_the_lanes(machine: Machine, picture: Draw) -> None:
+def test_streams_of_several_threads_share_the_slots(machine: Machine, picture: Draw) -> None:
     made = segmenter(machine, contexts=2)
     groups = [[picture(24, 32) for _ in range(10)] for _ in range(4)]
     wrong: list[Any] = []

@@ -205,7 +205,7 @@ def test_without_onnxruntime_the_error_names_the_extra(
         open_engine(bundle)
 
 
-def test_unknown_kinds_and_settings_are_refused(make_bundle: MakeBundle) -> None:
+def test_unknown_kinds_and_options_are_refused(make_bundle: MakeBundle) -> None:
     with pytest.raises(UsageError, match=r"no engine 'tflite'") as caught:
         open_engine(make_bundle(), "tflite")
     assert all(kind in (caught.value.fix or "") for kind in KINDS)

@@ -32,7 +32,7 @@ def test_compiled_kernels_are_kept_for_the_next_process(rtx: Machine, tmp_path: 
     assert rtx.called("deserialize") == [(b"kernels of tensorrt_rtx",)]
 
 
-def test_another_plan_has_another_file(rtx: Machine, tmp_path: Path) -> None:
+def test_another_engine_has_another_file(rtx: Machine, tmp_path: Path) -> None:
     rtx.engine(rtx.bundle())
     rtx.engine(rtx.bundle(32, 32))
     assert len(kept(tmp_path / "home")) == 2
@@ -49,7 +49,7 @@ def test_a_damaged_cache_is_not_used_and_replaced(
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING, "twins_trt"):
         rtx.engine(bundle)
-    assert "is none of ours: not used, and replaced" in caplog.text
+    assert "was not written by twins-trt: not used, and replaced" in caplog.text
     assert path.read_bytes() == whole
 
 

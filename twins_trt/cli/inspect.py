@@ -132,8 +132,8 @@ def _graph(path: Path) -> tuple[dict[str, Any], str]:
         rows.append(("attentions", str(info["attentions"])))
         rows.append(("float32 in it", f"{len(info['islands'])} nodes" if info["islands"] else "-"))
     rows += [("opset", str(header.opset)), ("weights", ", ".join(sorted(header.weight_dtypes)))]
-    for kind, ports in (("input", header.inputs), ("output", header.outputs)):
-        rows += [(kind, f"{p.name} {p.dtype} [{', '.join(map(str, p.shape))}]") for p in ports]
+    for kind, tensors in (("input", header.inputs), ("output", header.outputs)):
+        rows += [(kind, f"{p.name} {p.dtype} [{', '.join(map(str, p.shape))}]") for p in tensors]
     nodes = sum(header.operators.values())
     rows.append(("operators", f"{nodes}: " + ", ".join(f"{count} {name}" for name, count in header.operators.items())))
     value = {

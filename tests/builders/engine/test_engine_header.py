@@ -22,7 +22,7 @@ def test_header_agrees_with_onnx(tmp_path: Path) -> None:
     assert header.operators == dict(Counter(node.op_type for node in model.graph.node))
     assert header.inputs == tuple(TensorInfo(name, "float16", ("n", 2, 64, 32)) for name in "qkv")
     assert header.outputs == (TensorInfo("out", "float16", ("n", 2, 64, 32)),)
-    assert all(port.dynamic for port in header.inputs)
+    assert all(tensor.dynamic for tensor in header.inputs)
     assert header.metadata == {"twins_trt.attentions": "1"}
     assert header.weight_dtypes == {"float16"} and header.external == ()
 
@@ -33,7 +33,7 @@ def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
     model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT16, [32, 16]))
     onnx.save(model, path)
     header = read_header(path)
-    assert [port.name for port in header.inputs] == ["image"]
+    assert [tensor.name for tensor in header.inputs] == ["image"]
     assert header.inputs[0] == TensorInfo("image", "float16", (1, 64, 32)) and not header.inputs[0].dynamic
 
 

@@ -118,7 +118,7 @@ def test_a_target_it_lacks_is_refused(tmp_path: Path) -> None:
     assert "sm_86" in str(caught.value.fix)
 
 
-def test_settings_it_takes_and_a_timing_cache_it_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_options_it_takes_and_a_timing_cache_it_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = tmp_path / "timing.cache"
     options = EngineOptions(targets=("sm_86",), workspace_mib=64, optimization_level=1, timing_cache=str(cache))
     with caplog.at_level(logging.WARNING, "twins_trt"):

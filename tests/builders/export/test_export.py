@@ -97,7 +97,7 @@ def test_every_opset_passes_the_checker_and_agrees(name: str, opset: int, tmp_pa
 
 
 @pytest.mark.parametrize("name", [*SMALL, DEMO.name])
-def test_cpu_forms_agree(name: str, tmp_path: Path) -> None:
+def test_graphs_for_the_cpu_agree(name: str, tmp_path: Path) -> None:
     model = seeded_model(name)
     for levels in (None, 1, 3) if model.spec.head == "upernet" else (None,):
         options = ExportOptions(64, 96, target="cpu", upernet_levels=levels, outputs=("mask", "logits"))
