@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.checkout import make_importable
@@ -27,28 +28,39 @@ SECTIONS = ("ceilings", "kernels", "models", "training")
 UNFINISHED = 75  # sysexits' EX_TEMPFAIL: run it again
 
 Job = tuple[str, str, Callable[[], dict[str, Any]]]
+Listing = Callable[["Workload"], Iterable[tuple[str, Callable[[], dict[str, Any]]]]]
+"""The jobs of one section, by name."""
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="NAME")
-    found.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this long")
-    found.add_argument("--fresh", action="store_true", help="measure everything anew")
-    found.add_argument("--no-tests", action="store_true", help="leave pytest out of the checks; the results say so")
-    found.add_argument("--smoke", action="store_true", help="in miniature on a CPU, by the reference; nothing is kept")
-    return found
+    options.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="NAME")
+    options.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this long")
+    options.add_argument("--fresh", action="store_true", help="measure everything anew")
+    options.add_argument("--no-tests", action="store_true", help="leave pytest out of the checks; the results say so")
+    options.add_argument(
+        "--smoke", action="store_true", help="in miniature on a CPU, by the reference; nothing is kept"
+    )
+    return options
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(
+    argv: list[str] | None = None,
+    *,
+    listings: Mapping[str, Listing] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """The program. listings: by section, `checks` first; by default what this package measures."""
     options = parser().parse_args(argv)
     import torch
 
     from benchmarks.gpu.workload import full, smoke
 
+    listings = listings or all_listings(tests=not options.no_tests)
     if options.smoke:
-        return run(list_jobs(smoke(), options.sections, tests=not options.no_tests), None, budget_s=options.budget)
+        return run(list_jobs(smoke(), options.sections, listings), None, budget_s=options.budget, clock=clock)
     if not torch.cuda.is_available():
         print("there is no CUDA GPU that torch can use; --smoke rehearses on a CPU", file=sys.stderr)
         return 4
@@ -64,17 +76,25 @@ def main(argv: list[str] | None = None) -> int:
     }
     name = file_name(torch.cuda.get_device_name())
     store = Store(name, facts, fingerprint=fingerprint(), fresh=options.fresh)
-    return run(list_jobs(workload, options.sections, tests=not options.no_tests), store, budget_s=options.budget)
+    return run(list_jobs(workload, options.sections, listings), store, budget_s=options.budget, clock=clock)
 
 
-def list_jobs(workload: Workload, sections: Sequence[str], *, tests: bool) -> Iterator[Job]:
-    """Every check, then every figure of the sections. tests: run the tests marked gpu as well."""
+def all_listings(*, tests: bool) -> dict[str, Listing]:
+    """What lists the jobs of the checks and of each section. tests: run the tests marked gpu as well."""
     from benchmarks.gpu import ceilings, checks, kernels, models, training
 
-    yield from (("checks", *job) for job in checks.jobs(workload, tests=tests))
-    for section, module in zip(SECTIONS, (ceilings, kernels, models, training), strict=True):
-        if section in sections:
-            yield from ((section, *job) for job in module.jobs(workload))
+    figures = zip(SECTIONS, (ceilings, kernels, models, training), strict=True)
+    return {
+        "checks": functools.partial(checks.jobs, tests=tests),
+        **{section: module.jobs for section, module in figures},
+    }
+
+
+def list_jobs(workload: Workload, sections: Sequence[str], listings: Mapping[str, Listing]) -> Iterator[Job]:
+    """Every check, then every figure of the sections."""
+    for section, jobs in listings.items():
+        if section == "checks" or section in sections:
+            yield from ((section, *job) for job in jobs(workload))
 
 
 def run(
@@ -103,7 +123,7 @@ def run(
             red.append(name)
         if store is not None:
             store.put(section, name, row)
-        print(f"[{done + 1}/{len(todo)}] {section}: {name}: {_said(row)}", flush=True)
+        print(f"[{done + 1}/{len(todo)}] {section}: {name}: {_shown(row)}", flush=True)
         if row.get("capture_failed"):
             print(f"a failed capture spoils the process: {len(todo) - done - 1} are left; run it again", flush=True)
             return UNFINISHED
@@ -142,7 +162,7 @@ def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, A
                 torch.cuda.empty_cache()
 
 
-def _said(row: dict[str, Any]) -> str:
+def _shown(row: dict[str, Any]) -> str:
     if "error" in row:
         return str(row["error"])
     if "passed" in row:

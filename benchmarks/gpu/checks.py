@@ -51,9 +51,9 @@ def check_core(core: Core, workload: Workload, *, ours: Callable[..., Tensor] | 
     x, y, grad = inputs(core, workload)
     exact = _run(reference, core, x.detach().double(), y.detach().double(), grad.double())
     theirs = _run(reference, core, x.detach(), y.detach(), grad)
-    found = _run(ours, core, x.detach(), y.detach(), grad)
+    results = _run(ours, core, x.detach(), y.detach(), grad)
     errors, limits = [], []
-    for mine, other, value in zip(found, theirs, exact, strict=True):
+    for mine, other, value in zip(results, theirs, exact, strict=True):
         errors.append(_error(mine, value))
         limits.append(max(2 * _error(other, value), SOME))
     passed = all(error <= limit for error, limit in zip(errors, limits, strict=True))  # false for NaN
@@ -103,8 +103,8 @@ def gpu_tests() -> list[str]:
     # only files that have the mark: others may import what this machine lacks
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
     done = _pytest("--collect-only", "-q", *files)
-    found = re.findall(r"^(tests/\S+?\.py::\w+)", done.stdout, re.MULTILINE)
-    return list(dict.fromkeys(found))
+    names = re.findall(r"^(tests/\S+?\.py::\w+)", done.stdout, re.MULTILINE)
+    return list(dict.fromkeys(names))
 
 
 def run_tests(test: str, *, limit_s: float = TEST_SECONDS) -> Row:

@@ -49,12 +49,12 @@ def forms(attention: str, *, kernels: str, compiler: str) -> dict[str, Form]:
     else:
         ours = lambda x, y, heads: gsa(x, y, num_heads=heads, backend=kernels)  # noqa: E731
         plain, eager, flex = gsa_sdpa, mmseg_gsa, flex_gsa
-    found: dict[str, Form] = {"ours": ours, "mmseg eager": eager}
+    by_name: dict[str, Form] = {"ours": ours, "mmseg eager": eager}
     for name, backend in _SDPA.items():
-        found[name] = functools.partial(_through_sdpa, plain, backend)
-    found["mmseg compiled"] = torch.compile(eager, dynamic=False, backend=compiler)
-    found["flex"] = functools.partial(flex, compiler=compiler)
-    return found
+        by_name[name] = functools.partial(_through_sdpa, plain, backend)
+    by_name["mmseg compiled"] = torch.compile(eager, dynamic=False, backend=compiler)
+    by_name["flex"] = functools.partial(flex, compiler=compiler)
+    return by_name
 
 
 def mmseg_lsa(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:

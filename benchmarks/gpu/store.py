@@ -24,16 +24,19 @@ class Store:
     """The rows of one GPU's results file, by section and name.
 
     settings: facts of the run, for the file. fingerprint: of the code and packages; rows of another are forgotten.
-    fresh: forget all rows.
+    fresh: forget all rows. folder: of the file, by default `benchmarks/results`.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, Any], *, fingerprint: str, fresh: bool) -> None:
+    def __init__(
+        self, name: str, settings: Mapping[str, Any], *, fingerprint: str, fresh: bool, folder: Path = results.RESULTS
+    ) -> None:
         self.name = name
         self._settings = {**settings, "fingerprint": fingerprint}
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
-        path = results.RESULTS / f"{name}.json"
+        self._folder = folder
+        path = folder / f"{name}.json"
         if path.is_file() and not fresh:
-            kept = results.read_results(name)
+            kept = results.read_results(name, folder=folder)
             if kept["settings"].get("fingerprint") == fingerprint:
                 self._rows = {(row["section"], row["name"]): row for row in kept["rows"] if _is_settled(row)}
 
@@ -45,7 +48,11 @@ class Store:
         """Add a row and write the file."""
         self._rows[section, name] = {"section": section, "name": name, **row}
         results.write_results(
-            self.name, command="python -m benchmarks.gpu", settings=self._settings, rows=list(self._rows.values())
+            self.name,
+            command="python -m benchmarks.gpu",
+            settings=self._settings,
+            rows=list(self._rows.values()),
+            folder=self._folder,
         )
 
 

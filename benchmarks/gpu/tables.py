@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import results
@@ -17,28 +18,30 @@ NONE = (
 )
 
 
-def measured() -> list[dict[str, Any]]:
-    """The results files of GPUs in which no check is red."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.RESULTS.glob("gpu-*.json"))]
-    return [file for file in found if all(row["passed"] for row in file["rows"] if row["section"] == "checks")]
+def measured(folder: Path) -> list[dict[str, Any]]:
+    """The results files in `folder` of GPUs in which no check is red."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
+    return [file for file in files if all(row["passed"] for row in file["rows"] if row["section"] == "checks")]
 
 
-def attentions(table: Table) -> str:
+def attentions(table: Table, *, folder: Path = results.RESULTS) -> str:
     """Each attention of each stage: ours, its share of the ceilings, and how many times as long the others take."""
-    return _for_each(lambda file: _attentions(file, table))
+    return _for_each(folder, lambda file: _attentions(file, table))
 
 
-def models(table: Table) -> str:
+def models(table: Table, *, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
     head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
     note = "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold."
-    return _for_each(lambda file: f"{table(head, [_model_row(row) for row in _rows(file, 'models')])}\n\n{note}")
+    return _for_each(
+        folder, lambda file: f"{table(head, [_model_row(row) for row in _rows(file, 'models')])}\n\n{note}"
+    )
 
 
-def training(table: Table) -> str:
+def training(table: Table, *, folder: Path = results.RESULTS) -> str:
     """A training step."""
     head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
-    return _for_each(lambda file: table(head, [_model_row(row) for row in _rows(file, "training")]))
+    return _for_each(folder, lambda file: table(head, [_model_row(row) for row in _rows(file, "training")]))
 
 
 def _attentions(file: Row, table: Table) -> str:
@@ -88,6 +91,6 @@ def _share(rate: float, ceiling: float | None) -> str:
     return "" if not ceiling else f"{100 * rate / ceiling:.0f} %"
 
 
-def _for_each(render: Callable[[Row], str]) -> str:
-    parts = [f"{render(file)}\n\n<sub>{results.describe_run(file)}.</sub>" for file in measured()]
+def _for_each(folder: Path, render: Callable[[Row], str]) -> str:
+    parts = [f"{render(file)}\n\n<sub>{results.describe_run(file)}.</sub>" for file in measured(folder)]
     return "\n\n".join(parts) or NONE

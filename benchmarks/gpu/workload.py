@@ -134,7 +134,7 @@ class Core:
 
 def cores(workload: Workload) -> list[Core]:
     """The attentions of every stage of every model at every batch; equal ones once, named after the first model."""
-    found: dict[tuple[object, ...], Core] = {}
+    distinct: dict[tuple[object, ...], Core] = {}
     for model in workload.core_models:
         spec = workload.spec(model)
         for batch in workload.batches:
@@ -146,5 +146,5 @@ def cores(workload: Workload) -> list[Core]:
                 for attention in ("lsa", "gsa") if spec.family == "svt" else ("gsa",):
                     keys = (height // sr) * (width // sr) if attention == "gsa" else 0
                     core = Core(attention, model, stage + 1, batch, height, width, keys, heads, head_dim)
-                    found.setdefault((attention, batch, height, width, keys, heads, head_dim), core)
-    return list(found.values())
+                    distinct.setdefault((attention, batch, height, width, keys, heads, head_dim), core)
+    return list(distinct.values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,32 +68,26 @@ def test_the_stages_of_the_published_models() -> None:
     assert first.exponentials == 128 * 128 * 49 * 2
 
 
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    return tmp_path
-
-
-def test_rows_are_kept_at_once_and_not_measured_twice(kept: Path) -> None:
-    store = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False)
+def test_rows_are_kept_at_once_and_not_measured_twice(tmp_path: Path) -> None:
+    store = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False, folder=tmp_path)
     store.put("checks", "a", {"passed": False})
     store.put("kernels", "b", {"ms": 1.0})
     store.put("kernels", "d", {"error": "OutOfMemoryError: "})
-    again = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False)
+    again = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False, folder=tmp_path)
     assert again.has("kernels", "b") and not again.has("kernels", "c")
     assert not again.has("checks", "a") and not again.has("kernels", "d")  # it may have been mended
     again.put("checks", "c", {"passed": True})
-    rows = results.read_results("gpu-x")["rows"]
+    rows = results.read_results("gpu-x", folder=tmp_path)["rows"]
     assert [(row["section"], row["name"]) for row in rows] == [("kernels", "b"), ("checks", "c")]
     for other in (
-        Store("gpu-x", {}, fingerprint="two", fresh=False),  # other code: other figures
-        Store("gpu-x", {}, fingerprint="one", fresh=True),
+        Store("gpu-x", {}, fingerprint="two", fresh=False, folder=tmp_path),  # other code: other figures
+        Store("gpu-x", {}, fingerprint="one", fresh=True, folder=tmp_path),
     ):
         assert not other.has("kernels", "b")
 
 
 @pytest.fixture
-def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
     """`run(passed=True)`: exit code and what was measured, of two checks and a figure of each section."""
 
     def start(
@@ -114,7 +109,7 @@ def run(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int,
         figure = {"ms": 1.0, "timed": "wall"}
         jobs = [job("checks", "right", {"passed": True}), job("checks", "doubtful", {"passed": passed})]
         jobs += [job(section, section, figure) for section in program.SECTIONS]
-        store = Store("gpu-x", {}, fingerprint="one", fresh=False)
+        store = Store("gpu-x", {}, fingerprint="one", fresh=False, folder=tmp_path)
         return program.run(jobs, store, budget_s=budget_s, clock=lambda: now[0]), measured
 
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
@@ -132,10 +127,12 @@ def test_a_budget_stops_it_and_the_next_run_goes_on(run: Callable[..., tuple[int
     assert run(budget_s=25, seconds=10) == (0, ["kernels", "models", "training"])
 
 
-def test_a_failed_capture_ends_the_process_and_is_not_tried_again(run: Callable[..., tuple[int, list[str]]]) -> None:
+def test_a_failed_capture_ends_the_process_and_is_not_tried_again(
+    run: Callable[..., tuple[int, list[str]]], tmp_path: Path
+) -> None:
     error = CaptureError("operation not permitted when stream is capturing")
     assert run(error=error) == (75, ["right", "doubtful", "ceilings", "kernels"])
-    (row,) = [row for row in results.read_results("gpu-x")["rows"] if "error" in row]
+    (row,) = [row for row in results.read_results("gpu-x", folder=tmp_path)["rows"] if "error" in row]
     assert row["name"] == "kernels" and row["error"] == f"CaptureError: {error}"
     assert run(error=error) == (0, ["models", "training"])
 
@@ -146,11 +143,39 @@ def test_another_error_does_not_end_the_process_and_is_tried_again(run: Callable
     assert run() == (0, ["kernels"])
 
 
-def test_sections_are_chosen_and_checks_come_first_all_the_same() -> None:
-    asked = program.parser().parse_args(["--sections", "models", "training"]).sections
-    sections = [section for section, _, _ in program.list_jobs(smoke(), asked, tests=True)]
-    assert sections == sorted(sections) and set(sections) == {"checks", "models", "training"}
-    everything = program.list_jobs(smoke(), program.parser().parse_args([]).sections, tests=True)
+@pytest.fixture
+def rehearse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
+    """`rehearse("--budget", "25")`: exit code of the program and what it measured. Each job takes ten seconds."""
+
+    def start(*words: str) -> tuple[int, list[str]]:
+        done: list[str] = []
+
+        def listing(names: Sequence[str], row: dict[str, Any]) -> program.Listing:
+            def measure(name: str) -> dict[str, Any]:
+                done.append(name)
+                return row
+
+            return lambda workload: [(name, functools.partial(measure, name)) for name in names]
+
+        figures = {section: listing([section], {"ms": 1.0, "timed": "wall"}) for section in program.SECTIONS}
+        listings = {"checks": listing(["right", "doubtful"], {"passed": True}), **figures}
+        code = program.main(["--smoke", *words], listings=listings, clock=lambda: 10.0 * len(done))
+        return code, done
+
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    return start
+
+
+def test_the_program_stops_when_its_budget_is_spent(rehearse: Callable[..., tuple[int, list[str]]]) -> None:
+    assert rehearse("--budget", "25") == (75, ["right", "doubtful", "ceilings"])
+    assert rehearse() == (0, ["right", "doubtful", *program.SECTIONS])
+
+
+def test_sections_are_chosen_and_checks_come_first_all_the_same(
+    rehearse: Callable[..., tuple[int, list[str]]],
+) -> None:
+    assert rehearse("--sections", "models") == (0, ["right", "doubtful", "models"])
+    everything = program.list_jobs(smoke(), program.SECTIONS, program.all_listings(tests=True))
     assert list(dict.fromkeys(section for section, _, _ in everything)) == ["checks", *program.SECTIONS]
 
 
@@ -162,10 +187,10 @@ def test_a_form_that_fails_does_not_end_the_run() -> None:
     assert program.measured("checks", fail) == {"error": "RuntimeError: no kernel", "passed": False}
 
 
-def test_tables_are_rendered_from_what_was_measured(kept: Path) -> None:
+def test_tables_are_rendered_from_what_was_measured(tmp_path: Path) -> None:
     for render in (tables.attentions, tables.models, tables.training):
-        assert render(table) == tables.NONE
-    store = Store(file_name("NVIDIA H200"), {}, fingerprint="one", fresh=True)
+        assert render(table, folder=tmp_path) == tables.NONE
+    store = Store(file_name("NVIDIA H200"), {}, fingerprint="one", fresh=True, folder=tmp_path)
     times = {"ms": 0.5, "ms_p10": 0.4, "ms_p90": 0.6, "ms_p99": 0.7, "calls": 20, "timed": "graph"}
     store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, **times})
     core = {"what": "lsa", "model": "twins_svt-s_fpn", "stage": 1, "batch": 16, "direction": "forward"}
@@ -175,10 +200,11 @@ def test_tables_are_rendered_from_what_was_measured(kept: Path) -> None:
     store.put("kernels", "c", {"error": "RuntimeError: none"})
     facts = {"model": "twins_svt-s_fpn", "batch": 1, "form": "ours", "images_per_second": 2000.0, "peak_bytes": 2**30}
     store.put("models", "d", {**facts, **times})
-    assert "| lsa | twins_svt-s_fpn | 1 | 16 | forward | 500.0 | 50 % |  |  | 8.0 |" in tables.attentions(table)
-    assert "| `twins_svt-s_fpn` | 1 | ours | 0.500 | 0.600 | 0.700 | 2000 | 1024 | graph |" in tables.models(table)
+    attentions, models = tables.attentions(table, folder=tmp_path), tables.models(table, folder=tmp_path)
+    assert "| lsa | twins_svt-s_fpn | 1 | 16 | forward | 500.0 | 50 % |  |  | 8.0 |" in attentions
+    assert "| `twins_svt-s_fpn` | 1 | ours | 0.500 | 0.600 | 0.700 | 2000 | 1024 | graph |" in models
     store.put("checks", "e", {"passed": False})
-    assert tables.models(table) == tables.NONE
+    assert tables.models(table, folder=tmp_path) == tables.NONE
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
