@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,7 +235,8 @@ def test_where_nothing_can_be_locked_folders_are_still_whole(
         monkeypatch.setitem(sys.modules, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(folders, "_GRACE_S", 0.01)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with held(tmp_path) as locked:
         assert not locked
     write(tmp_path / "x", "old")
@@ -242,6 +244,7 @@ def test_where_nothing_can_be_locked_folders_are_still_whole(
     assert read(tmp_path / "x") == "new"
     (tmp_path / "x").rename(tmp_path / ".x.0123abcd.old")
     assert restore(tmp_path / "x") and read(tmp_path / "x") == "new"
+    assert pauses == [1.0]  # another process may be between its two renames
     write(tmp_path / ".x.0123abcd.partial", "somebody's")  # who may live
     write(tmp_path / "x", "newest", replace=allow)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".x.0123abcd.partial", "x"]

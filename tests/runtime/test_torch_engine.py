@@ -29,7 +29,6 @@ from twins_trt.runtime import (
     TensorSpec,
     write_bundle,
 )
-from twins_trt.runtime.engines import torch as engine_module
 from twins_trt.runtime.engines.torch import TorchEngine, load_model, open_engine, why_not
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 from twins_trt.verbs.command_line import on_command_line
@@ -179,11 +178,11 @@ def test_what_torch_raises_fails_one_call(error: RuntimeError) -> None:
 
 
 def test_a_capture_that_fails_names_the_setting(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "CudaCapture", raises(RuntimeError("operation not permitted")))
+    monkeypatch.setattr(torch.cuda, "stream", raises(RuntimeError("operation not permitted")))
     with pytest.raises(EngineError, match="CUDA graph: operation not permitted") as caught:
         engine._capture(((1, *SIZE, 3), ("mask",)))
     assert caught.value.fix == "RuntimeOptions(cuda_graph=False)"
-    monkeypatch.setattr(engine_module, "CudaCapture", raises(torch.OutOfMemoryError("no room")))
+    monkeypatch.setattr(torch.cuda, "stream", raises(torch.OutOfMemoryError("no room")))
     with pytest.raises(torch.OutOfMemoryError):
         engine._capture(((1, *SIZE, 3), ("mask",)))
 

@@ -408,11 +408,10 @@ def test_one_build_at_a_time_has_the_log() -> None:
     assert third.errors == [] and first.errors == ["first"] and process_logger(module) is logger
 
 
-def test_a_logger_that_fails_inside_the_compiler_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_fails_inside_the_compiler_does_not_raise() -> None:
     module = fake_tensorrt.fake_module("10.3.0")
     with capture(module) as (logger, log):
-        monkeypatch.setattr(log, "record", None)
-        logger.log(module.ILogger.Severity.ERROR, "nobody listens")
+        logger.log(module.ILogger.Severity.ERROR, None)  # `record` fails on what is no text
     assert log.errors == []
 
 
