@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from words import retired_words
 
 from benchmarks import kernel_tables, render
 from twins_trt.cli import COMMANDS, command_module
@@ -50,14 +51,10 @@ def code(text: str) -> str:
     return "\n".join([re.sub(r"#.*", "", blocks), *re.findall(r"`([^`]+)`", text)])
 
 
-def retired_words() -> list[str]:
-    """Patterns of the names in the third column of CONTRIBUTING.md's table of words. `Manifest` and `Progress` stand
-    there too, but keep one of their meanings."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    _, _, table = text.partition("\n| word | means | retired |\n")
-    columns = [row.split(" | ")[2] for row in table.partition("\n\n")[0].splitlines()]
-    words = {word for column in columns for word in re.findall(r"`([^`]+)`", column)}
-    return sorted(re.escape(word).replace(r"\.\.\.", r"\w*") for word in words - {"Manifest", "Progress"})
+def retired_patterns() -> list[str]:
+    """Patterns of the retired words. `Manifest` and `Progress` are among these, but keep one of their meanings."""
+    words = set(retired_words()) - {"Manifest", "Progress"}
+    return sorted(re.escape(word).replace(r"\.\.\.", r"\w*") for word in words)
 
 
 @pytest.mark.parametrize("name", render.SECTIONS)
@@ -132,7 +129,7 @@ def test_a_page_opens_with_its_command(name: str) -> None:
 
 
 def test_the_table_of_words_is_read() -> None:
-    words = retired_words()
+    words = retired_patterns()
     assert {"forms", "Lane", r"\w*Settings", "plan_build"} <= set(words)
     assert not {"PrecisionPlan", "Progress", "Manifest", "target"} & set(words)
     assert re.search(rf"(?<!\w){words[words.index('forms')]}(?!\w)", code("a\n\n    twins-trt export --forms cpu\n"))
@@ -142,7 +139,7 @@ def test_the_table_of_words_is_read() -> None:
 @pytest.mark.parametrize("name", ["README.md", *DOCS])
 def test_code_of_the_documentation_has_no_retired_word(name: str) -> None:
     text = code((ROOT / name).read_text(encoding="utf-8"))
-    found = {word for word in retired_words() if re.search(rf"(?<!\w){word}(?!\w)", text)}
+    found = {word for word in retired_patterns() if re.search(rf"(?<!\w){word}(?!\w)", text)}
     assert not found, "see the table of words in CONTRIBUTING.md"
 
 
