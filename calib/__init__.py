@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from twins_trt.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from twins_trt.calib.calibrator import DeviceMemory, tensorrt_calibrator
+    from twins_trt.calib.calibrator import BatchMemory, tensorrt_calibrator
     from twins_trt.calib.collecting import CollectRun, calibrate, collect
     from twins_trt.calib.collection import Collection, load_collection, merge, save_collection
     from twins_trt.calib.images import data_key
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OBSERVERS",
+    "BatchMemory",
     "CalibrationCache",
     "CalibrationOptions",
     "CollectRun",
     "Collection",
-    "DeviceMemory",
     "Ranges",
     "TensorRange",
     "cache_of",
@@ -48,7 +48,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "twins_trt.calib.calibrator": ["DeviceMemory", "tensorrt_calibrator"],
+        "twins_trt.calib.calibrator": ["BatchMemory", "tensorrt_calibrator"],
         "twins_trt.calib.collecting": ["CollectRun", "calibrate", "collect"],
         "twins_trt.calib.collection": ["Collection", "load_collection", "merge", "save_collection"],
         "twins_trt.calib.images": ["data_key"],

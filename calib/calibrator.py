@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from twins_trt.calib.images import (
     Fitter,
-    UInt8Array,
     is_noise,
     refuse_blank,
     refuse_noise,
@@ -29,6 +28,7 @@ from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import write_atomically
 from twins_trt.calib.tensorrt_cache import ALGORITHMS, CalibrationCache, version_number
 from twins_trt.calib.tensors import graph_inputs, read_graph
+from twins_trt.data.images import UInt8Array
 from twins_trt.errors import BuildError, DataError, TwinsError, UsageError, missing
 
 log = logging.getLogger("twins_trt")
@@ -36,7 +36,7 @@ log = logging.getLogger("twins_trt")
 CALIBRATORS = {"entropy": "IInt8EntropyCalibrator2", "minmax": "IInt8MinMaxCalibrator"}
 
 
-class DeviceMemory(Protocol):
+class BatchMemory(Protocol):
     """The functions of a CUDA binding that a calibrator calls. pycuda has `mem_alloc`, `memcpy_htod` and `free`."""
 
     def allocate(self, size: int) -> int:
@@ -66,7 +66,7 @@ def tensorrt_calibrator(
     graph: str | Path,
     images: Iterable[UInt8Array],
     *,
-    memory: DeviceMemory,
+    memory: BatchMemory,
     algorithm: str = "entropy",
     cache: str | Path | None = None,
     options: CalibrationOptions | None = None,
@@ -102,6 +102,15 @@ def tensorrt_calibrator(
     path = None if cache is None else Path(cache)
     stored = _stored(path, module, algorithm)
     stream = _Stream(images, fitter, memory, options.minimum)
+    calibrator: Calibrator = _calibrator_class(base, stream, stored, path)()
+    return calibrator
+
+
+def _calibrator_class(base: Any, stream: _Stream, stored: bytes | None, path: Path | None) -> Any:
+    """A subclass of TensorRT's calibrator `base` that reads `stream`.
+
+    stored: the cache that it gives to TensorRT, None if there is none. path: where it writes the new one, if anywhere.
+    """
 
     class StreamCalibrator(base):
         """TensorRT calls these methods. It would print and forget an exception, so they keep it in `error`."""
@@ -112,7 +121,7 @@ def tensorrt_calibrator(
             self.batches = 0
 
         def get_batch_size(self) -> int:
-            return fitter.batch
+            return stream.batch
 
         def get_batch(self, names: list[str]) -> list[int] | None:
             if self.error is not None:
@@ -145,14 +154,13 @@ def tensorrt_calibrator(
             if self.error is not None:
                 raise self.error
 
-    calibrator: Calibrator = StreamCalibrator()
-    return calibrator
+    return StreamCalibrator
 
 
 class _Stream:
     """Puts one batch after another into the same memory of the device."""
 
-    def __init__(self, images: Iterable[UInt8Array], fitter: Fitter, memory: DeviceMemory, minimum: int) -> None:
+    def __init__(self, images: Iterable[UInt8Array], fitter: Fitter, memory: BatchMemory, minimum: int) -> None:
         self._images: Iterator[UInt8Array] = unbatched(images)
         self._fitter = fitter
         self._memory = memory
@@ -160,6 +168,11 @@ class _Stream:
         self._address: int | None = None
         self._size = 0
         self._count = self._noisy = 0
+
+    @property
+    def batch(self) -> int:
+        """Images per batch."""
+        return self._fitter.batch
 
     def next_batch(self, names: list[str]) -> int | None:
         """The address of the next batch, None at the end. Images that do not fill the last batch are left out."""

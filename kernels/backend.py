@@ -67,9 +67,16 @@ def choose_backend(
     if backend == "auto":
         if x.device.type != "cuda":
             return "reference"
-        return _choose_on_gpu(op, kind, x.device.index, unsupported, fallback)
+        return _choose_on_gpu(op, kind, device_index=x.device.index, unsupported=unsupported, fallback=fallback)
     if backend == "triton":
-        _require_triton(op, kind, x.device.type, x.device.index, unsupported, fallback)
+        _require_triton(
+            op,
+            kind,
+            device_type=x.device.type,
+            device_index=x.device.index,
+            unsupported=unsupported,
+            fallback=fallback,
+        )
     return backend
 
 
@@ -86,9 +93,7 @@ def _constant_for_compile(function: F) -> F:
 
 
 @_constant_for_compile
-def _choose_on_gpu(
-    op: str, dtype: str, device_index: int | None, unsupported: str | None, fallback: str = "sdpa"
-) -> str:
+def _choose_on_gpu(op: str, dtype: str, *, device_index: int | None, unsupported: str | None, fallback: str) -> str:
     reason = (
         unsupported
         or (None if dtype in DTYPES.values() else f"there is no kernel for {dtype}")
@@ -103,7 +108,7 @@ def _choose_on_gpu(
 
 @_constant_for_compile
 def _require_triton(
-    op: str, dtype: str, device_type: str, device_index: int | None, unsupported: str | None, fallback: str = "sdpa"
+    op: str, dtype: str, *, device_type: str, device_index: int | None, unsupported: str | None, fallback: str
 ) -> None:
     fix = f"use backend='auto' or '{fallback}'"
     if unsupported or dtype not in DTYPES.values():

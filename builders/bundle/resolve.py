@@ -16,7 +16,7 @@ from twins_trt.builders.quantize.options import CalibrationImages, Int8Options
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
-from twins_trt.models.weights import find_model
+from twins_trt.models.weights import FoundModel, find_model
 from twins_trt.models.zoo import get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
@@ -40,7 +40,7 @@ def resolve(request: BuildRequest) -> BuildJob:
     test_scale = _test_scale(request, graph)
     jobs = engine_jobs(engines, graph)
     return BuildJob(
-        request=_with_decisions(request, model.name, model.checkpoint, graph, precision, jobs),
+        request=_with_decisions(request, model, graph=graph, precision=precision, engines=jobs),
         out=out,
         overwrite=either(request.overwrite, DEFAULTS.overwrite),
         model=model.name,
@@ -172,7 +172,9 @@ def _smooth(smooth: float | str, images: CalibrationImages | None) -> float | Ca
 
 
 def _no_images(what: str) -> UsageError:
-    return UsageError(f"{what} on images, and no images are given", f"name some: {spelled('calibrate_on', 'KIND:PATH')}")
+    return UsageError(
+        f"{what} on images, and no images are given", f"name some: {spelled('calibrate_on', 'KIND:PATH')}"
+    )
 
 
 def _gate(request: BuildRequest, precision: str) -> GateOptions | None:
@@ -205,8 +207,8 @@ def _gate(request: BuildRequest, precision: str) -> GateOptions | None:
 
 def _with_decisions(
     request: BuildRequest,
-    model: str,
-    checkpoint: str | None,
+    model: FoundModel,
+    *,
     graph: ExportOptions,
     precision: str,
     engines: tuple[EngineJob, ...],
@@ -219,8 +221,8 @@ def _with_decisions(
     targets = [target for each in engines if each.options.flavour == "tensorrt_rtx" for target in each.options.targets]
     return replace(
         replace(request, **defaults),
-        model=model,
-        checkpoint=checkpoint,
+        model=model.name,
+        checkpoint=model.checkpoint,
         size=(graph.height, graph.width),
         precision=precision,
         # TensorRT's engines have no target here: they are built for the GPU of the machine that builds.

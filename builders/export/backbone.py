@@ -60,7 +60,7 @@ def write_backbone(w: GraphWriter, backbone: BackboneSource, image: Tensor, shap
         with w.scope(f"stages.{i}.patch_embed"):
             if i > 0:
                 x = to_map(w, stages[-1].tokens, shape)
-            tokens, shape = _patch_embed(w, weights, i, x, shape, channels)
+            tokens, shape = _patch_embed(w, weights, x, stage=i, shape=shape, channels=channels)
         for j in range(spec.depths[i]):
             tokens = _write_block(w, Block(backbone, i, j, shape), tokens)
         if spec.norm_after_stage:
@@ -75,7 +75,7 @@ def write_backbone(w: GraphWriter, backbone: BackboneSource, image: Tensor, shap
 
 
 def _patch_embed(
-    w: GraphWriter, weights: Weights, stage: int, x: Tensor, shape: MapShape, channels: int
+    w: GraphWriter, weights: Weights, x: Tensor, *, stage: int, shape: MapShape, channels: int
 ) -> tuple[Tensor, MapShape]:
     """x: [B, C, H, W] of the given shape. Returns the stage's tokens, and their map's shape with `channels`."""
     patch = 4 if stage == 0 else 2

@@ -187,12 +187,21 @@ def gsa_backward(
     launch = _backward_in_one if one else _backward_in_two
     with torch.cuda.device_of(q):
         for part in _batch_parts(q.shape[0]):
-            launch(grad[part], q[part], kv[part], out[part], lse[part], dq[part], dkv[part], num_heads)
+            launch(
+                grad[part],
+                q[part],
+                kv[part],
+                out=out[part],
+                lse=lse[part],
+                dq=dq[part],
+                dkv=dkv[part],
+                num_heads=num_heads,
+            )
     return dq, dkv
 
 
 def _backward_in_one(
-    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dkv: Tensor, num_heads: int
+    grad: Tensor, q: Tensor, kv: Tensor, *, out: Tensor, lse: Tensor, dq: Tensor, dkv: Tensor, num_heads: int
 ) -> None:
     from twins_trt.kernels.gsa.kernel import gsa_backward_kernel
 
@@ -226,7 +235,7 @@ def _backward_in_one(
 
 
 def _backward_in_two(
-    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dkv: Tensor, num_heads: int
+    grad: Tensor, q: Tensor, kv: Tensor, *, out: Tensor, lse: Tensor, dq: Tensor, dkv: Tensor, num_heads: int
 ) -> None:
     from twins_trt.kernels.gsa.kernel import gsa_backward_kv_kernel, gsa_backward_q_kernel
 

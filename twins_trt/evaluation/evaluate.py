@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("twins_trt")
 
 # observe(sample, mask, matrix): after every image, with its mask and the confusion matrix of this image alone.
-Observe = Callable[[Sample, UInt8Array, ConfusionMatrix], None]
+OnImage = Callable[[Sample, UInt8Array, ConfusionMatrix], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EvaluationOptions:
 
     workers: int = 0
     progress: Progress = silent
-    observe: Observe | None = None
+    observe: OnImage | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def evaluate_model(
     name: str | None = None,
     options: EvaluationOptions | None = None,
 ) -> EvalResult:
-    """Score a PyTorch model with mmsegmentation's test pipeline, one image at a time, on the device it lies on.
+    """Scores a PyTorch model with mmsegmentation's test pipeline, one image at a time, on the device it lies on.
 
     model: as `build_model` makes it (float32 [N, 3, H, W] -> logits). mode: `whole`, `slide`, `ms_flip`,
     `slide_ms_flip` or an InferenceMode. preprocessing: by default mmseg's normalization at the image's own size; ADE20K
@@ -146,9 +146,9 @@ def evaluate_logits(
     num_classes: int | None = None,
     options: EvaluationOptions | None = None,
 ) -> EvalResult:
-    """Score a network: float32 [1, 3, H, W], normalized RGB -> logits [1, C, h, w] (NumPy or torch).
+    """Scores a network: float32 [1, 3, H, W], normalized RGB -> logits [1, C, h, w] (NumPy or torch).
 
-    num_classes: C; by default as many as the data set names. The rest is as in `evaluate_model`.
+    num_classes: C; by default as many as the data set names. The other arguments are those of `evaluate_model`.
     """
     mode = inference_mode(mode)
     preprocessing = preprocessing or Preprocessing()
@@ -169,7 +169,7 @@ def evaluate_masks(
     num_classes: int | None = None,
     options: EvaluationOptions | None = None,
 ) -> EvalResult:
-    """Score anything that segments an image: uint8 [H, W, 3], RGB -> class indices [H, W]: a bundle, an engine.
+    """Scores anything that segments an image: uint8 [H, W, 3], RGB -> class indices [H, W]: a bundle, an engine.
 
     name, mode: only written into the result. num_classes: by default as many as the data set names.
     Raises DataError as `evaluate_model` does, EngineError if a mask has another size than its image or a class that the

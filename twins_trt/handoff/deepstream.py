@@ -62,7 +62,7 @@ def _with_nvinferserver(bundle: Bundle, size: Size, options: HandoffOptions) -> 
     model, notes = model_files(bundle, options)
     files: dict[str, bytes | Path] = {f"models/{name}": content for name, content in model.items()}
     files[CONFIG] = prototext(nvinferserver_config(bundle.interface, model_name(bundle, options), largest)).encode()
-    return _handoff(bundle, size, files, "nvinferserver", largest, notes)
+    return _handoff(bundle, files, size=size, element="nvinferserver", largest=largest, notes=notes)
 
 
 def nvinferserver_config(interface: GraphInterface, name: str, largest: int) -> dict[str, object]:
@@ -102,7 +102,8 @@ def _with_nvinfer(bundle: Bundle, size: Size, options: HandoffOptions) -> Handof
         raise BundleError(f"the graph takes {low} to {high} images at a time, not up to {largest}", bundle.rebuild)
     files, notes = single_engine(bundle, options.engine, tool="DeepStream", file=ENGINE)
     files[CONFIG] = nvinfer_config(interface, size, largest).encode()
-    return _handoff(bundle, size, files, "nvinfer", largest, [_scale_note(interface.preprocessing), *notes])
+    notes = [_scale_note(interface.preprocessing), *notes]
+    return _handoff(bundle, files, size=size, element="nvinfer", largest=largest, notes=notes)
 
 
 def nvinfer_config(interface: GraphInterface, size: Size, largest: int) -> str:
@@ -148,7 +149,7 @@ def _scale_note(preprocessing: Preprocessing) -> str:
 
 
 def _handoff(
-    bundle: Bundle, size: Size, files: dict[str, bytes | Path], element: str, largest: int, notes: list[str]
+    bundle: Bundle, files: dict[str, bytes | Path], *, size: Size, element: str, largest: int, notes: list[str]
 ) -> Handoff:
     """Adds what both elements need: labels, the probe, and a README that says how to run it."""
     interface = bundle.interface
@@ -162,11 +163,11 @@ def _handoff(
     files["labels.txt"] = "".join(f"{label}\n" for label in interface.classes).encode()
     files["model.json"] = (json.dumps(model, indent=2, ensure_ascii=False) + "\n").encode()
     files["mask_probe.py"] = Path(shipped.__path__[0]) / "mask_probe.py"
-    files["README.md"] = _readme(bundle.manifest.model, size, element, largest, notes).encode()
+    files["README.md"] = _readme(bundle.manifest.model, element, size=size, largest=largest, notes=notes).encode()
     return Handoff("deepstream", bundle, files, tuple(notes))
 
 
-def _readme(model: str, size: Size, element: str, largest: int, notes: list[str]) -> str:
+def _readme(model: str, element: str, *, size: Size, largest: int, notes: list[str]) -> str:
     return f"""# {model}, for DeepStream ({element})
 
     gst-launch-1.0 uridecodebin uri=file:///video.mp4 ! mux.sink_0 \\

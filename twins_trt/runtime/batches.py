@@ -18,7 +18,7 @@ from twins_trt.errors import EngineError, ImageError
 from twins_trt.inference.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import ModeRunner
-from twins_trt.runtime.engines import Engine, Observe
+from twins_trt.runtime.engines import Engine, OnStage
 from twins_trt.runtime.engines.protocol import Pending, Pipelined, observed
 from twins_trt.runtime.segmentation import Segmentation
 
@@ -80,7 +80,7 @@ class BatchRunner:
         *,
         fit: FitMode,
         parts: ModeRunner | None = None,
-        observe: Observe | None = None,
+        observe: OnStage | None = None,
     ) -> None:
         self.engine, self.interface, self.fit, self.observe = engine, interface, fit, observe
         self._parts = parts

@@ -17,7 +17,7 @@ from twins_trt.runtime.engines.protocol import (
     HoldsDeviceMemory,
     InspectsLayers,
     LayerTime,
-    Observe,
+    OnStage,
     Pipelined,
     ProfilesLayers,
     RunsOnDevice,
@@ -39,7 +39,7 @@ __all__ = [
     "HoldsDeviceMemory",
     "InspectsLayers",
     "LayerTime",
-    "Observe",
+    "OnStage",
     "Pipelined",
     "ProfilesLayers",
     "RunsOnDevice",
@@ -63,7 +63,7 @@ KINDS = {
 }
 
 # `auto` leaves these out: torch runs the weights, whatever graph and precision the gate judged.
-NOT_BY_ITSELF = ("torch",)
+NOT_AUTOMATIC = ("torch",)
 
 # These run the graph on a CPU, even if the bundle has engines: as figures of a GPU's engine, theirs are simulated.
 CPU_KINDS = ("onnxruntime", "openvino")
@@ -88,7 +88,7 @@ def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOpt
     if kind != "auto":
         return _open(kind, source, options)
     reasons: list[str] = []
-    for name in (kind for kind in KINDS if kind not in NOT_BY_ITSELF):
+    for name in (kind for kind in KINDS if kind not in NOT_AUTOMATIC):
         reason = why_not(source, name)
         if reason is None:
             if source.engines and name in CPU_KINDS and current_device() is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from twins_trt.runtime.engines.protocol import Observe, observed
+from twins_trt.runtime.engines.protocol import OnStage, observed
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ class CudaCapture:
                 name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in self._outputs.items()
             }
 
-    def __call__(self, image: Array, observe: Observe | None = None) -> dict[str, Array]:
+    def __call__(self, image: Array, observe: OnStage | None = None) -> dict[str, Array]:
         """Runs on `image`. The next call overwrites the arrays that this returns."""
         import torch
 
@@ -125,6 +125,6 @@ class CudaCapture:
         self._stream.synchronize()
         self._graph.reset()
 
-    def _settle(self, observe: Observe | None) -> None:
+    def _settle(self, observe: OnStage | None) -> None:
         if observe is not None:  # only a stage that is waited for can be timed
             self._stream.synchronize()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # an engine with its own memory can time. The other stages are the Segmenter's.
 Stage = Literal["decode", "preprocess", "run", "copy_in", "engine", "copy_out", "postprocess"]
 # observe(stage, seconds): called after every stage, in the thread that ran it.
-Observe = Callable[[Stage, float], None]
+OnStage = Callable[[Stage, float], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RuntimeOptions:
     cuda_graph: bool = True
     memory: str = "auto"
     runtime_cache: str = "auto"
-    observe: Observe | None = field(default=None, compare=False, repr=False)
+    observe: OnStage | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -228,7 +228,7 @@ class InspectsLayers(Protocol):
 
 
 @contextmanager
-def observed(observe: Observe | None, stage: Stage) -> Iterator[None]:
+def observed(observe: OnStage | None, stage: Stage) -> Iterator[None]:
     """Calls `observe`, if there is one, with the time of the block, unless the block raises."""
     if observe is None:
         yield

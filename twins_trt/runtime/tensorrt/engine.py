@@ -127,7 +127,7 @@ class TensorRTEngine:
             # A caller without a stream cannot order its next work after this run, so it gets finished results.
             overlaps = handle is not None or all(v.stream is not None for v in views)
             order = (handle if handle is not None else source.stream) if overlaps else None
-            results, targets = self._targets(slot, source.shape, names, out or {}, given, order)
+            results, targets = self._targets(slot, source.shape, names=names, out=out or {}, given=given, stream=order)
             slot.start(source, host=(), device=targets)
             for other in streams:
                 memory.wait(other, slot.stream)
@@ -220,6 +220,7 @@ class TensorRTEngine:
         self,
         slot: ExecutionSlot,
         shape: Shape,
+        *,
         names: Sequence[str],
         out: Mapping[str, Any],
         given: Mapping[str, DeviceView],
@@ -231,13 +232,13 @@ class TensorRTEngine:
         targets: dict[str, DeviceView] = {}
         for spec in self.outputs:
             if spec.name in given:
-                found = given[spec.name]
-                if (found.dtype, found.shape) != (spec.dtype, shapes[spec.name]):
+                buffer = given[spec.name]
+                if (buffer.dtype, buffer.shape) != (spec.dtype, shapes[spec.name]):
                     raise EngineError(
-                        f"the buffer for {spec.name} is {found.dtype} {list(found.shape)}, the output is {spec.dtype} "
-                        f"{list(shapes[spec.name])}"
+                        f"the buffer for {spec.name} is {buffer.dtype} {list(buffer.shape)}, the output is "
+                        f"{spec.dtype} {list(shapes[spec.name])}"
                     )
-                results[spec.name], targets[spec.name] = out[spec.name], found
+                results[spec.name], targets[spec.name] = out[spec.name], buffer
             elif spec.name in names:
                 address = self._memory.allocate(size_of(shapes[spec.name], spec.dtype))
                 array = DeviceArray(address, shapes[spec.name], spec.dtype, stream=stream, free=self._free)
@@ -275,7 +276,8 @@ class TensorRTEngine:
         with self._changed:
             while True:
                 alike = next((slot for slot in self._idle if slot.shape == shape), None)
-                # Of the idle slots with another shape, the one idle for longest: its CUDA graph is least likely to be needed soon.
+                # Of the idle slots with another shape, the one idle for longest: its CUDA graph is least likely to be
+                # needed soon.
                 slot = alike or self._new_slot() or next(reversed(self._idle), None)
                 if slot is not None:
                     if slot in self._idle:
@@ -305,7 +307,10 @@ class TensorRTEngine:
                 raise
             self._max_slots = len(self._slots)
             log.warning(
-                "%s runs %d calls at once, because memory has no room for more: %s", self._owner, self._max_slots, error.cause
+                "%s runs %d calls at once, because memory has no room for more: %s",
+                self._owner,
+                self._max_slots,
+                error.cause,
             )
             return None
         self._slots.append(slot)

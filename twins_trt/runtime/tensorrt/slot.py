@@ -12,7 +12,7 @@ import numpy as np
 
 from twins_trt.errors import EngineError
 from twins_trt.runtime.engines.checks import check_input
-from twins_trt.runtime.engines.protocol import Observe
+from twins_trt.runtime.engines.protocol import OnStage
 from twins_trt.runtime.memory import HostBlock, Memory
 from twins_trt.runtime.memory.arrays import DeviceView, size_of
 from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
@@ -79,7 +79,7 @@ class ExecutionSlot:
     """
 
     def __init__(
-        self, loaded: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool, observe: Observe | None
+        self, loaded: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool, observe: OnStage | None
     ) -> None:
         self._loaded, self._memory, self._observe = loaded, memory, observe
         self._graphs = graphs

@@ -44,7 +44,7 @@ from twins_trt.verbs.train import TrainRequest
 
 log = logging.getLogger("twins_trt")
 
-Observe = Callable[[TrainStep], None]
+OnTrainStep = Callable[[TrainStep], None]
 
 OBSERVED_IMAGES = 64  # a quantized run without a range file takes its ranges from these
 _SPEED_STEPS = 50  # the time that is left is estimated from the last so many steps
@@ -55,7 +55,7 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    observe: Observe | None = None,
+    observe: OnTrainStep | None = None,
 ) -> TrainReport:
     """Trains a model and keeps everything in the folder `request.out`.
 
@@ -112,7 +112,7 @@ class _Run:
         world: World,
         stop: StopRequest,
         progress: Progress,
-        observe: Observe | None,
+        observe: OnTrainStep | None,
         *,
         resume: bool,
     ) -> None:
