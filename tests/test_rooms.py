@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,10 @@ def imports(module: str) -> Iterator[tuple[str, int, bool]]:
             found = [name if name in MODULES else str(node.module) for name in whole]
         elif isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazy_names":
+            modules = node.args[1]
+            assert isinstance(modules, ast.Dict), f"{module}:{node.lineno} has no literal dict of its modules"
+            found = [ast.literal_eval(key) for key in modules.keys if key is not None]  # loaded at first use
         else:
             continue
         for name in found:
@@ -100,6 +106,21 @@ def test_rooms_that_are_loaded_together_form_no_circle() -> None:
         ready = {room for room in open_rooms if below[room] <= done}
         assert ready, f"a circle among {sorted(open_rooms)}"
         done |= ready
+
+
+def test_verbs_load_light_modules_alone() -> None:
+    """Of other packages numpy alone: a parser is made before anything is known to be needed."""
+    script = (
+        "import importlib, pkgutil, sys\n"
+        "before = set(sys.modules)\n"
+        "import twins_trt.verbs as verbs\n"
+        "for module in pkgutil.walk_packages(verbs.__path__, 'twins_trt.verbs.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    packages = set(ran.stdout.split()) - sys.stdlib_module_names
+    assert packages == {"numpy", "twins_trt"}
 
 
 def test_the_ground_imports_no_room() -> None:

@@ -84,6 +84,9 @@ WITHOUT_PLAN = (
 
 SPELLED_WITH_Z = re.compile(r"\w*(?:uantis|ormalis|erialis|ptimis|nitialis|egularis|ynchronis|ecognis|inimis)[a-z]\w*")
 
+KEYS_WITH_S = {"normalised_inside"}
+"""Keys of files that clients read already."""
+
 THIS = Path(__file__).name
 
 
@@ -179,5 +182,6 @@ def test_one_spelling_of_quantize_and_its_like() -> None:
         for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
             if "| quantize, normalize" in text:
                 continue  # the table itself
-            found += [f"{file.relative_to(ROOT)}:{line} {word[0]}" for word in SPELLED_WITH_Z.finditer(text)]
+            words = (match[0] for match in SPELLED_WITH_Z.finditer(text))
+            found += [f"{file.relative_to(ROOT)}:{line} {word}" for word in words if word not in KEYS_WITH_S]
     assert found == []
