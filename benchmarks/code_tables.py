@@ -49,8 +49,8 @@ def flags() -> str:
         table_of = import_module(f"twins_trt.verbs.{verb}").FLAGS
         rows = []
         for flag in table_of.flags:
-            asked = flag.field if flag.sets is None else f"{flag.field}={flag.sets}"
-            cells = (f"`{asked}`", f"`{flag.option}`", table_of.help_of(flag))
+            in_python = flag.field if flag.sets is None else f"{flag.field}={flag.sets}"
+            cells = (f"`{in_python}`", f"`{flag.option}`", table_of.help_of(flag))
             rows.append(tuple(cell.replace("|", "\\|") for cell in cells))
         parts.append(table((f"`{verb}`", f"`twins-trt {command}`", ""), rows, align="lll"))
     return "\n\n".join(parts)
@@ -60,10 +60,10 @@ def errors() -> str:
     """Typed errors and their exit codes."""
     from twins_trt import errors as module
 
-    found = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, module.TwinsError)]
+    classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, module.TwinsError)]
     rows = [
         (f"`{each.__name__}`", each.exit_code, (each.__doc__ or "").strip().split("\n")[0].rstrip("."))
-        for each in found
+        for each in classes
     ]
     return table(("error", "exit code", "when"), rows, align="lcl")
 

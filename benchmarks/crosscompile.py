@@ -38,8 +38,8 @@ def main() -> int:
         for name, row in read_record().resources.items():
             rows[name] = {target: resources for target, resources in row.items() if (name, target) in exist}
     for case, target, resources in sweep(select(TARGETS, kernels=options.kernels), workers=options.workers):
-        if found := problems(resources, target):
-            raise SystemExit(f"{case.name} for {target} {'; it '.join(found)}: nothing was recorded")
+        if faults := problems(resources, target):
+            raise SystemExit(f"{case.name} for {target} {'; it '.join(faults)}: nothing was recorded")
         rows.setdefault(case.name, {})[target] = resources
         print(target, case.name, resources, sep="  ", flush=True)
     machine = f"{platform.system()} {platform.machine()}, no GPU"

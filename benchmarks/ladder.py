@@ -31,7 +31,7 @@ from twins_trt.builders.engine.audit import audit_layers
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
 from twins_trt.builders.gate import MAX_DROP, GateResult
-from twins_trt.builders.gate.judge import Candidate, Judge
+from twins_trt.builders.gate.judge import GateCandidate, Judge
 from twins_trt.builders.plan.precision_plan import PrecisionPlan, uniform_plan
 from twins_trt.builders.quantize import Quantization, QuantizedGraphs, check_int8, sites_of
 from twins_trt.builders.quantize.calibration import find_ranges, pixels, refine
@@ -109,7 +109,7 @@ class Ladder:
         file = self.work / f"{target}.calibration.json"
         if not file.is_file():
             state = self.work / f"{target}.calibration.partial"
-            ranges = find_ranges(self.int8, graph, state=state, threads=self.arguments.threads, progress=say)
+            ranges = find_ranges(self.int8, graph, state=state, threads=self.arguments.threads, progress=progress)
             save_ranges(ranges, file)
         return load_ranges(file, graph=graph)
 
@@ -121,7 +121,9 @@ class Ladder:
         searched = kept(
             self.work,
             f"strength {graphs.ranges.key}",
-            lambda: {"strength": refine(self.int8, graphs, full, threads=self.arguments.threads, progress=say).smooth},
+            lambda: {
+                "strength": refine(self.int8, graphs, full, threads=self.arguments.threads, progress=progress).smooth
+            },
         )["strength"]
         self.searched = searched
         smoothed = replace(full, smooth=searched or 0.5)  # a row even if the search prefers no SmoothQuant
@@ -146,7 +148,7 @@ class Ladder:
         self._write(rung, self.quantizer(target), graph)
         written = replace(self.exports[target], precision="fp32" if rung.plan else rung.precision)
         job = replace(self.job, graph=written, int8=self.int8 if rung.plan else None)
-        candidate = Candidate(
+        candidate = GateCandidate(
             path=job.out,
             graph=graph,
             interface=graph_interface(job, graph, self.facts),
@@ -156,7 +158,7 @@ class Ladder:
             seeded=self.facts.source.seeded,
         )
         self.judge.thresholds = replace(self.judge.thresholds, max_drop=MAX_DROP[job.precision])
-        result = self.judge(candidate, progress=say)
+        result = self.judge(candidate, progress=progress)
         row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}
         row["graph_bytes"] = graph.stat().st_size
         if rung.engine:
@@ -219,7 +221,7 @@ class Ladder:
         return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def say(step: str, detail: str, share: float | None) -> None:
+def progress(step: str, detail: str, share: float | None) -> None:
     """A `Progress` that prints one line a call."""
     print(detail, flush=True)
 
@@ -229,8 +231,8 @@ def kept(work: Path, key: str, row: Callable[[], dict[str, Any]]) -> dict[str, A
     path = work / f"row-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         path.write_text(json.dumps(row()))
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    stored: dict[str, Any] = json.loads(path.read_text())
+    return stored
 
 
 def main() -> int:

@@ -65,12 +65,12 @@ def candidates(arguments: argparse.Namespace) -> list[Any]:
     return [torch_candidate(MODEL, load, size=SIZE, label=EAGER), theirs, *ours]
 
 
-def check(found: Sequence[Any], picture: Path, *, threads: int) -> list[dict[str, Any]]:
+def check(measured: Sequence[Any], picture: Path, *, threads: int) -> list[dict[str, Any]]:
     """Rows with each candidate's agreement with PyTorch's mask. Raises SystemExit where one is too low."""
     from twins_trt.runtime import RuntimeOptions
 
     rows, reference = [], None
-    for candidate in found:
+    for candidate in measured:
         segmenter, _ = candidate.open(RuntimeOptions(threads=threads))
         with segmenter:
             mask = segmenter(picture).mask
@@ -151,10 +151,10 @@ def main() -> int:
         "python -m benchmarks.profile_camvid --checkpoint FILE --data camvid:PATH --mmseg-python PATH --folder DIR"
     )
     picture = open_dataset(arguments.data, split="val").first(1).items[0].image
-    found = candidates(arguments)
+    measured = candidates(arguments)
     options = ProfileOptions(rounds=arguments.rounds, calls=5, warm_up_s=20.0, threads=arguments.threads, power_s=0.0)
-    result = profile(found, options, picture=picture, baseline=MMSEG, command=command, progress=_say)
-    rows = check(found, picture, threads=arguments.threads)  # after the profile, which wants free memory
+    result = profile(measured, options, picture=picture, baseline=MMSEG, command=command, progress=_say)
+    rows = check(measured, picture, threads=arguments.threads)  # after the profile, which wants free memory
     rows.append(overhead(arguments.folder / "fp32.bundle", threads=arguments.threads))
     # Layers of graphs that are not ours belong to no block: they would only make the file long.
     kept = tuple(m if m.subject.kind == "bundle" else replace(m, layers=()) for m in result.measurements)

@@ -34,8 +34,8 @@ def profile_camvid() -> str:
         f"{beside['whole_ms']:.1f} and {beside['bare_ms']:.1f} ms)."
     )
     warnings = "".join(f"- {warning}\n" for warning in profile.warnings)
-    said = f"The run's own warnings:\n\n{warnings}" if warnings else "The run had no warnings."
-    parts = (latencies, _markdown(tables.stages(profile)), note, whole, said.rstrip())
+    warned = f"The run's own warnings:\n\n{warnings}" if warnings else "The run had no warnings."
+    parts = (latencies, _markdown(tables.stages(profile)), note, whole, warned.rstrip())
     return "\n\n".join([*parts, how(_results_of(profile))])
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from twins_trt.calib.collection import Collection, load_collection, save_collection
-from twins_trt.calib.images import UInt8Array, digest, is_noise, refuse_blank, refuse_noise, unbatched
+from twins_trt.calib.images import digest, is_noise, refuse_blank, refuse_noise, unbatched
 from twins_trt.calib.observed_graph import ObservedGraph
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import Ranges
+from twins_trt.data.images import UInt8Array
 from twins_trt.errors import DataError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
@@ -119,12 +120,12 @@ class _Collecting:
         self._minimum = options.minimum
         self._progress, self._total = run.progress, total
         self._batch: list[_Waiting] = []
-        self._met = self._counted = 0  # images given to this run, and those of them that it ran
+        self._seen = self._counted = 0  # images given to this run, and those of them that it ran
         self._started = time.monotonic()
 
     def add(self, image: UInt8Array, *, name: str) -> None:
         """Takes the next image, uint8 [H, W, 3], and counts its batch when it is full. name: what errors call it."""
-        self._met += 1
+        self._seen += 1
         refuse_blank(image, name)
         identity = digest(image)
         if self._earlier[identity]:
@@ -147,7 +148,7 @@ class _Collecting:
             )
         if missed := self._earlier.total():
             raise DataError(
-                f"{self._state.path} holds {missed} images that are not among the {self._met} of this run",
+                f"{self._state.path} holds {missed} images that are not among the {self._seen} of this run",
                 "give the same images as before, or remove the file to begin anew",
             )
         self._state.write(self._collection)

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import DataError, ImageError, UsageError
 from twins_trt.inference.fitting import FitMode, fit_size, place
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.tensors import Dim, TensorSpec
 from twins_trt.spelling import spelled
-
-UInt8Array = npt.NDArray[np.uint8]
 
 # Photographs correlate with themselves shifted by one pixel by 0.8 and more, independent pixels by about 0.
 NOISE_CORRELATION = 0.3

@@ -57,7 +57,7 @@ def observed_tensors(graph: str | Path | onnx.ModelProto) -> tuple[str, ...]:
     - the output of a MatMul that follows a softmax (the attention's output),
     - the output of every Conv, behind its Relu if it has one: in a quantized graph for ONNX Runtime it is INT8 too,
     - where one of these only rearranges another tensor, that tensor.
-    Raises DataError where there is none, else as `read_graph`.
+    Raises DataError if there is none, and the errors of `read_graph`.
     """
     model = read_graph(graph) if isinstance(graph, (str, Path)) else graph
     nodes = model.graph.node

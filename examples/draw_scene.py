@@ -1,4 +1,4 @@
-"""Draws a street scene from simple shapes: a picture to segment that is nobody's photograph.
+"""Draws a street scene from simple shapes: a picture to segment that is free to use.
 
     python examples/draw_scene.py scene.png [--size 360x480] [--seed 0]
 

@@ -25,14 +25,20 @@ log = logging.getLogger("twins_trt")
 class CacheKey:
     """What the content is valid for: flavour and full version of the compiler, and the device.
 
-    plan: the hash of an engine, for content that is valid for this engine alone. The files have this key.
+    engine: the hash of an engine, for content that is valid for this engine alone.
     """
 
     flavour: str
     version: str
     target: str
     device: str
-    plan: str = ""
+    engine: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The key as cache files hold it, where the engine's hash is called `plan`."""
+        fields = asdict(self)
+        fields["plan"] = fields.pop("engine")
+        return fields
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class CompilerCache:
         """
         path = Path(place)
         if path.is_dir():
-            words = "-".join(word for word in asdict(key).values() if word)
+            words = "-".join(word for word in key.to_json().values() if word)
             return cls(path / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', words)}.cache", key, kind)
         if not path.parent.is_dir():
             raise UsageError(f"the {kind}'s folder {path.parent} does not exist", f"mkdir -p {path.parent}")
@@ -71,7 +77,7 @@ class CompilerCache:
         try:
             with locked(self.path):
                 blob = merge(self._unpack(logging.DEBUG))
-                head = {**asdict(self.key), "sha256": hashlib.sha256(blob).hexdigest()}
+                head = {**self.key.to_json(), "sha256": hashlib.sha256(blob).hexdigest()}
                 with whole_file(self.path) as file:
                     file.write(self._magic + json.dumps(head).encode() + b"\n" + blob)
         except OSError as error:
@@ -92,10 +98,10 @@ class CompilerCache:
         except ValueError:
             fields = {}
         if not fields:
-            return self._refuse(level, "is none of ours")
+            return self._refuse(level, "was not written by twins-trt")
         if fields.pop("sha256", None) != hashlib.sha256(blob).hexdigest():
             return self._refuse(level, "is damaged")
-        for field, value in asdict(self.key).items():
+        for field, value in self.key.to_json().items():
             if fields.get(field) != value:
                 return self._refuse(level, f"was made with {field} {fields.get(field)!r}, and this is {value!r}")
         return blob

@@ -155,8 +155,10 @@ def _unlock(descriptor: int) -> None:
 
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
-    """A new, locked folder beside `path`. At the end the folder with its name is removed: itself, or the one that it
-    replaced."""
+    """A new, hidden, locked folder beside `path`.
+
+    At the end the hidden folder is removed: the new one, or the one that was replaced.
+    """
     with ExitStack() as lock:
         while True:
             staging = _sibling(path, "partial")

@@ -73,5 +73,6 @@ def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOpti
     of_engines = [name for name in fields(verb.ENGINES) if name not in ("targets", "with_weights")]
     if not engines and (idle := given(of_engines)):
         raise UsageError(
-            f"{spelled(idle)} applies only to engines, and the target {CPU} has none", "leave it out, or name GPUs as targets"
+            f"{spelled(idle)} applies only to engines, and the target {CPU} has none",
+            "leave it out, or name GPUs as targets",
         )

@@ -22,8 +22,9 @@ HARDEST = 4  # images that parts are ranked on: those on which the first plan ag
 class Fallback:
     """What a fallback gave.
 
-    plan: the cheapest that passed, else the plan with the smallest drop. gate: its result. outcome: of the search; a cost is
-    the share of the FLOPs of the plan's level that is reverted. harm: of each part alone, by which parts were ranked.
+    plan: the cheapest that passed, else the plan with the smallest drop. gate: its result. outcome: of the search; a
+    cost is the share of the FLOPs of the plan's level that is reverted. harm: of each part alone, by which parts were
+    ranked.
     """
 
     plan: PrecisionPlan

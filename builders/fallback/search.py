@@ -41,7 +41,7 @@ class Outcome:
 
     @property
     def chosen(self) -> TriedPlan | None:
-        """The cheapest evaluation that passed, and among equals the plan with the smallest drop; None if none passed."""
+        """The cheapest evaluation that passed, among equals the one with the smallest drop; None if none passed."""
         passed = [each for each in self.evaluations if each.score.passed]
         return min(passed, key=lambda each: (each.cost, each.score.drop), default=None)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from twins_trt.builders.gate.result import GateResult
+from twins_trt.data.images import UInt8Array
 from twins_trt.data.palette import Colour
 from twins_trt.errors import ImageError
 from twins_trt.files import whole_file
@@ -19,8 +19,6 @@ from twins_trt.runtime import Bundle
 from twins_trt.runtime.bundle import amend_bundle
 
 GATE = "gate.json"
-
-UInt8Array = npt.NDArray[np.uint8]
 
 GateStatus = Literal["passed", "failed"]
 

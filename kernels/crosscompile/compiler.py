@@ -122,12 +122,12 @@ def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> 
 def problems(resources: Resources, target: str) -> list[str]:
     """Why this kernel would be slow, wrong or refused on the target; empty for a good one."""
     limit = 1024 * SHARED_LIMIT[target]
-    found = {
+    checks = {
         f"spills {resources.spills} bytes per thread": resources.spills > 0,
         f"takes {resources.shared} bytes of shared memory of {limit}": resources.shared > limit,
         f"wants {resources.tmem} columns of tensor memory of {MAX_TMEM}: it is a trap": resources.tmem > MAX_TMEM,
     }
-    return [problem for problem, present in found.items() if present]
+    return [problem for problem, present in checks.items() if present]
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def cuobjdump() -> str:
     import triton.backends.nvidia
 
     bundled = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    found = str(bundled) if bundled.is_file() else shutil.which("cuobjdump")
-    if found is None:
+    program = str(bundled) if bundled.is_file() else shutil.which("cuobjdump")
+    if program is None:
         raise missing("cuobjdump", extra="triton", purpose="reading what kernels take")
-    return found
+    return program

@@ -33,8 +33,8 @@ def write_cubins(
     entries: list[dict[str, object]] = []
     for case, target in work:
         compiled = compile_case(case, target, ptx_version=ptx_version)
-        if found := problems(compiled.resources, target):
-            raise BuildError(f"{case.name} for {target} {'; it '.join(found)}")
+        if faults := problems(compiled.resources, target):
+            raise BuildError(f"{case.name} for {target} {'; it '.join(faults)}")
         entries.append(_write(folder, compiled))
         if progress is not None:
             progress("compiled", f"{target} {case.name}", len(entries) / len(work))

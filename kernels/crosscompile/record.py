@@ -31,17 +31,17 @@ class Record:
         Another version of Triton allots registers and shared memory differently. Its kernels must only have no
         `problems`.
         """
-        found = problems(resources, target)
+        faults = problems(resources, target)
         recorded = self.resources.get(name, {}).get(target)
         if recorded is None:
-            return [*found, "is not in the record"]
+            return [*faults, "is not in the record"]
         if triton != self.triton:
-            return found
+            return faults
         for key in ("registers", "shared", "tmem"):
             now, then = getattr(resources, key), getattr(recorded, key)
             if now > then:
-                found.append(f"takes {now} {key}, {then} are recorded")
-        return found
+                faults.append(f"takes {now} {key}, {then} are recorded")
+        return faults
 
     def to_json(self) -> str:
         """One line a kernel, so that a change of one is a change of one line."""

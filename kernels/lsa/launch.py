@@ -43,7 +43,10 @@ def forward_tiling(
 def backward_tiling(
     *, dtype: str, head_dim: int, pads_attend: bool, precision: str, window_size: int, capability: int
 ) -> Tiling:
-    """As forward. fp32 gradients go by 8 columns where the matrix unit's operands lie in registers (sm_8x, sm_12x)."""
+    """Chooses the tiling of the backward kernel, with the arguments of the forward's.
+
+    fp32 gradients go by 8 columns where the matrix unit's operands lie in registers (sm_8x, sm_12x).
+    """
     columns = 8 if capability // 10 in (8, 12) else 16
     constants = {
         "WINDOW": window_size,

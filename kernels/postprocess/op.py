@@ -54,7 +54,7 @@ def resize_argmax(
     schema="(Tensor logits, SymInt height, SymInt width, bool probability) -> (Tensor, Tensor)",
 )
 def resize_argmax_op(logits: Tensor, height: int, width: int, probability: bool) -> tuple[Tensor, Tensor]:
-    """As `resize_argmax_reference`, but without `probability` its second result is an empty tensor."""
+    """Computes `resize_argmax_reference`, but without `probability` the second result is an empty tensor."""
     return resize_argmax_forward(logits, height, width, probability=probability)
 
 

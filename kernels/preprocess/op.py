@@ -61,7 +61,7 @@ def resize_normalize(
     ),
 )
 def resize_normalize_op(image: Tensor, *fields: Any) -> Tensor:
-    """As `resize_normalize_reference`. fields: those of `InputFormat`, in its order, which is the schema's."""
+    """Computes `resize_normalize_reference`. fields: those of `InputFormat`, in its order, which is the schema's."""
     return resize_normalize_forward(image, InputFormat(*fields))
 
 

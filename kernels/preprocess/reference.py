@@ -70,7 +70,7 @@ def row_taps(source: int, target: int, device: torch.device) -> Tensor:
 
 @functools.cache
 def column_taps(source: int, target: int, device: torch.device) -> Tensor:
-    """As `row_taps`, but beyond the edges the first neighbour has all the weight."""
+    """Computes the taps of columns as `row_taps` does, but beyond the edges the first neighbour has all the weight."""
     index, weight = _positions(source, target)
     weight[(index < 0) | (index >= source - 1)] = 0
     index = index.clamp(0, source - 1)

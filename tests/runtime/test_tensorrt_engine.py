@@ -258,7 +258,7 @@ def test_no_room_for_a_second_context_makes_one_do(
     first = engine.submit(image)
     with caplog.at_level(logging.WARNING, "twins_trt"):
         assert engine.submit(image, wait=False) is None
-    assert "runs 1 calls at once, for there is no room for more" in caplog.text
+    assert "runs 1 calls at once, because memory has no room for more" in caplog.text
     assert np.array_equal(first.result()["mask"], nearest_class(image))
     assert np.array_equal(engine(image)["mask"], nearest_class(image))
 

@@ -267,7 +267,7 @@ def test_values_may_be_of_numpy_and_pathlib() -> None:
         ({"threads": 0}, "threads is 0"),
         ({"precision": "fp16", "gate_on": "folder:x", "max_drop": float("nan")}, "a drop of nan points"),
         ({"precision": "fp16", "gate_on": "folder:x", "max_drop": float("inf")}, "a drop of inf points"),
-        ({"precision": "fp16", "gate_on": "folder:x", "fallback": False}, "fallback is of INT8 builds alone"),
+        ({"precision": "fp16", "gate_on": "folder:x", "fallback": False}, "fallback applies only to INT8 builds"),
     ],
 )
 def test_what_cannot_be_shows_before_any_work(asked: dict[str, Any], message: str) -> None:

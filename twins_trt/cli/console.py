@@ -97,5 +97,5 @@ def table(rows: Sequence[tuple[str, ...]], *, right: frozenset[int] = frozenset(
 
 
 def megabytes(size: int) -> str:
-    """As in `55.7 MB`; small ones as in `1.9 kB`."""
+    """Formats a size in bytes, such as `55.7 MB`, or `1.9 kB` if it is small."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"

@@ -25,10 +25,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     path = cached_path(spec.name, cache_dir=request.cache_dir)
     url = request.url or spec.weights_url
     if arguments.dry_run:
-        there = path.is_file()
-        answer = {"dry_run": True, "model": spec.name, "url": url, "path": str(path), "present": there}
+        present = path.is_file()
+        answer = {"dry_run": True, "model": spec.name, "url": url, "path": str(path), "present": present}
         answer["sha256_prefix"] = spec.weights_sha256_prefix
-        done = "is there already; its sha256 would be checked" if there else f"would be downloaded from {url}"
+        done = "is there already; its sha256 would be checked" if present else f"would be downloaded from {url}"
         console.result(answer, f"{path} {done}")
         return 0
 

@@ -67,8 +67,8 @@ def _check(selected: list[tuple[Case, str]], workers: int, console: Console) -> 
     wrong: list[dict[str, Any]] = []
     for done, (case, target, resources) in enumerate(sweep(selected, workers=workers), 1):
         console.progress("compiling", f"{target} {case.name}", done / len(selected))
-        if found := record.exceeded(case.name, target, resources, triton=version):
-            wrong.append({**_named(case, target), "problems": found})
+        if faults := record.exceeded(case.name, target, resources, triton=version):
+            wrong.append({**_named(case, target), "problems": faults})
     lines = [f"{row['target']} {_title(row)}: {'; '.join(row['problems'])}" for row in wrong]
     held = "what is recorded and the GPUs' limits" if version == record.triton else "the GPUs' limits"
     lines.append(f"{len(selected)} kernels compiled by Triton {version}, {len(wrong)} of them beyond {held}")

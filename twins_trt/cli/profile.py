@@ -10,7 +10,7 @@ from twins_trt.errors import UsageError
 from twins_trt.verbs.profile import FLAGS, ProfileRequest, measure, resolve_profile
 
 if TYPE_CHECKING:
-    from twins_trt.profiling.compare import Comparison
+    from twins_trt.profiling.compare import ProfileComparison
     from twins_trt.profiling.results import Profile
 
 EXAMPLE = (
@@ -78,7 +78,7 @@ def _compare(request: ProfileRequest, files: list[str], console: Console) -> int
     return 0
 
 
-def _comparison_text(comparison: Comparison) -> str:
+def _comparison_text(comparison: ProfileComparison) -> str:
     from twins_trt.profiling.tables import ms, speed_up
 
     rows: list[tuple[str, ...]] = [("", "first, ms", "second, ms", "times as fast")]

@@ -16,9 +16,9 @@ EXAMPLE = (
     "  twins-trt train --resume runs/camvid\n"
     "  torchrun --nproc-per-node 4 -m twins_trt train twins_svt-b_fpn --data ade20k:PATH --amp bf16 --out runs/ade\n\n"
     "Starts from --checkpoint (a whole model's, or a backbone's alone), by default from the published weights; a\n"
-    "classifier of another number of classes starts anew. The folder gets last.pth and best.pth, which every other\n"
-    "command takes as --checkpoint, log.csv and validation.csv, and TensorBoard's curves. Ctrl-C saves the state, and\n"
-    "--resume continues from it to the same losses."
+    "classifier of another number of classes starts at random. The folder gets last.pth and best.pth, which every\n"
+    "other command takes as --checkpoint, log.csv and validation.csv, and TensorBoard's curves. Ctrl-C saves the\n"
+    "state, and --resume continues from it to the same losses."
 )
 
 

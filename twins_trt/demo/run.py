@@ -139,7 +139,7 @@ def _build(request: DemoRequest, out: Path, data: str, clock: Clock) -> BuildRep
         gate_on=data,
         threads=request.threads,
     )
-    return build_bundle(build, progress=_inside(clock))
+    return build_bundle(build, progress=_as_detail(clock))
 
 
 def _draw_worst(request: DemoRequest, bundle: Bundle, data: str, folder: Path, clock: Clock) -> Path:
@@ -169,7 +169,7 @@ def _profile(request: DemoRequest, bundle: Bundle, clock: Clock) -> Bundle:
         [bundle_candidate(bundle.path)],
         ProfileOptions(rounds=request.rounds, warm_up_s=5.0, batches=(), threads=request.threads, power_s=0.0),
         command=f"twins-trt profile {bundle.path} --rounds {request.rounds} --save",
-        progress=_inside(clock),
+        progress=_as_detail(clock),
     )
     return save_profile(bundle, measured)
 
@@ -184,6 +184,6 @@ def _overlay(bundle: Bundle, path: Path, options: RuntimeOptions) -> Path:
     return path
 
 
-def _inside(clock: Clock) -> Progress:
+def _as_detail(clock: Clock) -> Progress:
     """A `Progress` for work with steps of its own, which become details of the demo's step."""
     return lambda step, detail, share: clock.progress("", f"{step} {detail}".strip(), share)

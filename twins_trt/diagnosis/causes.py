@@ -124,7 +124,7 @@ def _tensorrt(facts: Facts) -> Iterator[Finding]:
         mend = "sudo apt install python3-libnvinfer"
         yield Finding("tensorrt-missing", "TensorRT's Python bindings, which come with JetPack, are missing", mend)
     elif tensorrt.state == "broken" and (wanted := re.search(r"libnvinfer\w*\.so\.(\d+)", tensorrt.error or "")):
-        has = f"the system's is {system.nvinfer}" if system.nvinfer else "there is none"
+        has = f"the system's is {system.nvinfer}" if system.nvinfer else "no such package is installed"
         cause = f"tensorrt's bindings want the library of TensorRT {wanted[1]}; {has}"
         apt = f"sudo apt install --reinstall libnvinfer{wanted[1]} python3-libnvinfer"
         yield Finding("tensorrt-library", cause, apt if jetson else "pip install --force-reinstall tensorrt")
@@ -165,7 +165,7 @@ def _places(facts: Facts) -> Iterator[Finding]:
 
 
 def _cuda_of(distribution: str) -> int:
-    """The CUDA version in a name, such as 13 in `tensorrt-rtx-cu13`; 0 where there is none."""
+    """The CUDA version in a name, such as 13 in `tensorrt-rtx-cu13`; 0 if there is none."""
     found = re.search(r"-cu(\d+)$", distribution)
     return int(found[1]) if found else 0
 

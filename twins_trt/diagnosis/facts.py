@@ -102,20 +102,20 @@ class Facts:
 
     def loads(self, module: str) -> bool:
         """Whether `module` is installed and can be imported."""
-        found = self.package(module)
-        return found is not None and found.state == "ok"
+        state = self.package(module)
+        return state is not None and state.state == "ok"
 
 
 def gather(*, root: Path = Path("/")) -> Facts:
     """Runs all `CHECKS`. root: of the file system that holds /etc, /proc, /sys, /dev and /usr."""
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     unknown: dict[str, str] = {}
     for name, check in CHECKS.items():
         try:
-            found[name] = check(root)
+            known[name] = check(root)
         except Exception as error:
             unknown[name] = one_line(error)
-    return Facts(**found, unknown=unknown)
+    return Facts(**known, unknown=unknown)
 
 
 def find_python() -> Python:
@@ -186,8 +186,8 @@ def find_places() -> tuple[Place, ...]:
         ("temporary files", Path(tempfile.gettempdir())),
         ("weights", default_cache_dir()),
     ):
-        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        places.append(Place(use, str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK)))
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        places.append(Place(use, str(path), shutil.disk_usage(nearest).free, os.access(nearest, os.W_OK)))
     return tuple(places)
 
 

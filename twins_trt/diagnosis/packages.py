@@ -82,8 +82,8 @@ def providing(module: str) -> Package | None:
 def check_packages(
     packages: Sequence[Package] = PACKAGES, *, load: Callable[[Package], PackageState] | None = None
 ) -> tuple[PackageState, ...]:
-    """The state of each package. load: tries to import one that is installed, by default `import_apart`."""
-    load = load or import_apart
+    """The state of each package. load: tries to import one that is installed, by default `import_in_process`."""
+    load = load or import_in_process
 
     def check(package: Package) -> PackageState:
         try:
@@ -101,7 +101,7 @@ def check_packages(
         return tuple(pool.map(check, packages))
 
 
-def import_apart(package: Package) -> PackageState:
+def import_in_process(package: Package) -> PackageState:
     """Imports a package in a process of its own, which a broken shared library may end."""
     if not sys.executable:
         return PackageState(package, "ok")  # Python is embedded: there is no interpreter to run

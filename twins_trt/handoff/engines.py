@@ -52,8 +52,8 @@ def choose(bundle: Bundle, wanted: str, *, tool: str) -> Chosen:
         raise BundleError(
             f"{named[0].file} was compiled by {named[0].flavour}, which {tool} does not load", _rebuild_here(bundle)
         )
-    found = _by_target(loadable, bundle)
-    return Chosen({wanted: found[wanted]} if wanted in found else found)
+    by_target = _by_target(loadable, bundle)
+    return Chosen({wanted: by_target[wanted]} if wanted in by_target else by_target)
 
 
 def single_engine(bundle: Bundle, wanted: str, *, tool: str, file: str) -> tuple[dict[str, bytes | Path], list[str]]:
@@ -105,16 +105,16 @@ def _names(engine: EngineFile) -> tuple[str, str]:
 
 
 def _by_target(engines: list[EngineFile], bundle: Bundle) -> dict[str, EngineFile]:
-    found: dict[str, EngineFile] = {}
+    by_target: dict[str, EngineFile] = {}
     for engine in engines:
         for target in engine.targets:
-            if target in found:
+            if target in by_target:
                 raise BundleError(
-                    f"{bundle.path} has two engines for {target}: {found[target].file}, {engine.file}",
+                    f"{bundle.path} has two engines for {target}: {by_target[target].file}, {engine.file}",
                     f"name one: {spelled('engine', engine.file)}",
                 )
-            found[target] = engine
-    return found
+            by_target[target] = engine
+    return by_target
 
 
 def _rebuild_here(bundle: Bundle) -> str:

@@ -197,8 +197,8 @@ def checked_logits(predict: PredictLogits, pixels: Pixels) -> Logits:
     logits = predict(pixels)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 4 or shape[0] != pixels.shape[0] or shape[1] > MAX_CLASSES:
-        found = type(logits).__name__ if shape is None else list(shape)
-        raise EngineError(f"a network must return logits [{pixels.shape[0]}, classes, h, w], this one returned {found}")
+        given = type(logits).__name__ if shape is None else list(shape)
+        raise EngineError(f"a network must return logits [{pixels.shape[0]}, classes, h, w], this one returned {given}")
     # Every comparison with NaN is false, so NaN would become class 0.
     if holds_nan(logits):
         raise EngineError(

@@ -82,7 +82,7 @@ class TensorSpec:
         )
 
     def __str__(self) -> str:
-        """As in `image uint8 [1-8, 480, 360, 3]`."""
+        """Formats a tensor, such as `image uint8 [1-8, 480, 360, 3]`."""
         dims = []
         for dim, (low, high) in zip(self.shape, self.limits(), strict=True):
             dims.append(str(dim) if low == high else f"{dim}>={low}" if high is None else f"{dim}={low}-{high}")
@@ -100,5 +100,5 @@ class Described(Protocol):
 
 
 def describe(array: Described) -> str:
-    """As in `uint8 [1, 480, 360, 3]`."""
+    """Formats the type and shape of an array, such as `uint8 [1, 480, 360, 3]`."""
     return f"{array.dtype} {list(array.shape)}"

@@ -142,11 +142,11 @@ def explain_misfit(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, *, name: str | None
 ) -> CheckpointError:
     """The error for weights that do not fit a model called `name`. It says whose weights they are, if that is known."""
-    found = identify(weights)
-    if found and name and found[0] != name:
+    identity = identify(weights)
+    if identity and name and identity[0] != name:
         return CheckpointError(
-            f"{path} holds {found[0]} with {found[1]} classes, not {name}",
-            f"use {found[0]} {spelled('num_classes', found[1])}",
+            f"{path} holds {identity[0]} with {identity[1]} classes, not {name}",
+            f"use {identity[0]} {spelled('num_classes', identity[1])}",
         )
     official = any(re.match(r"(backbone\.)?blocks\.\d+\.\d+\.", key) for key in weights)
     if official:
@@ -161,12 +161,12 @@ def explain_misfit(
         )
     misfits = _misfits(weights, expected)
     classes = expected.get("decode_head.conv_seg.weight")
-    if found and classes is not None and {kind for kind, _ in misfits} == {"wrongly shaped"}:
+    if identity and classes is not None and {kind for kind, _ in misfits} == {"wrongly shaped"}:
         only_classes = all(".conv_seg." in key for _, key in misfits)
-        if only_classes and found[1] != classes.shape[0]:
+        if only_classes and identity[1] != classes.shape[0]:
             return CheckpointError(
-                f"{path} was trained on {found[1]} classes, the model was asked for {classes.shape[0]}",
-                spelled("num_classes", found[1]),
+                f"{path} was trained on {identity[1]} classes, the model was asked for {classes.shape[0]}",
+                spelled("num_classes", identity[1]),
             )
     fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
     return CheckpointError(f"{path} does not fit {name or 'the model'}: {list_misfits(weights, expected)}", fix)
@@ -205,12 +205,12 @@ def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
 
 
 def _with_matching_classes(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
-    meta, found = checkpoint.meta, identify(checkpoint.state_dict)
-    if found and meta.classes is not None and len(meta.classes) != found[1]:
-        log.warning("%s names %d classes but predicts %d: names dropped", path, len(meta.classes), found[1])
+    meta, identity = checkpoint.meta, identify(checkpoint.state_dict)
+    if identity and meta.classes is not None and len(meta.classes) != identity[1]:
+        log.warning("%s names %d classes but predicts %d: names dropped", path, len(meta.classes), identity[1])
         meta = replace(meta, classes=None)
-    if found and meta.palette is not None and len(meta.palette) != found[1]:
-        log.warning("%s colours %d classes but predicts %d: palette dropped", path, len(meta.palette), found[1])
+    if identity and meta.palette is not None and len(meta.palette) != identity[1]:
+        log.warning("%s colours %d classes but predicts %d: palette dropped", path, len(meta.palette), identity[1])
         meta = replace(meta, palette=None)
     return replace(checkpoint, meta=meta)
 

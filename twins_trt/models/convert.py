@@ -192,11 +192,11 @@ def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
         if absent:
             log.info("%s has no norm_list (classification weights): the model keeps its own", path)
             expected = {key: value for key, value in expected.items() if key not in absent}
-    wanted, found = identify_backbone(expected), identify_backbone(backbone)
-    if found and wanted and found != wanted:
+    wanted, given = identify_backbone(expected), identify_backbone(backbone)
+    if given and wanted and given != wanted:
         raise CheckpointError(
-            f"{path} holds the backbone {'-'.join(found)}, not {'-'.join(wanted)}",
-            f"build twins_{'-'.join(found)}_fpn or twins_{'-'.join(found)}_upernet",
+            f"{path} holds the backbone {'-'.join(given)}, not {'-'.join(wanted)}",
+            f"build twins_{'-'.join(given)}_fpn or twins_{'-'.join(given)}_upernet",
         )
     if misfits := list_misfits(backbone, expected):
         raise CheckpointError(f"{path} does not fit the backbone: {misfits}", "use the weights of this very backbone")

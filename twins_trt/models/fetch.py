@@ -132,9 +132,9 @@ def download(file: Published, *, progress: Progress | None = None, retries: Retr
 def _is_there(file: Published) -> bool:
     if not file.target.is_file():
         return False
-    found = sha256_of(file.target)
-    if not found.startswith(file.sha256_prefix):
-        log.warning("%s has sha256 %s..., not %s...", file.target, found[:8], file.sha256_prefix)
+    sha256 = sha256_of(file.target)
+    if not sha256.startswith(file.sha256_prefix):
+        log.warning("%s has sha256 %s..., not %s...", file.target, sha256[:8], file.sha256_prefix)
         return False
     return True
 
@@ -151,8 +151,8 @@ def _download(file: Published, progress: Progress, retries: Retries) -> Path:
     resumed = _have(file) > 0
     for _ in range(2):
         _transfer(file, progress, retries)
-        found = sha256_of(file.part)
-        if found.startswith(file.sha256_prefix):
+        sha256 = sha256_of(file.part)
+        if sha256.startswith(file.sha256_prefix):
             os.replace(file.part, file.target)
             file.notes.unlink(missing_ok=True)
             return file.target
@@ -160,10 +160,10 @@ def _download(file: Published, progress: Progress, retries: Retries) -> Path:
         if not resumed:
             break
         # The earlier part may be what is wrong: one whole download decides.
-        log.warning("%s: the resumed file has sha256 %s..., starting over", file.target.name, found[:8])
+        log.warning("%s: the resumed file has sha256 %s..., starting over", file.target.name, sha256[:8])
         resumed = False
     raise FetchError(
-        f"{file.url} has sha256 {found}, but {file.model}'s weights begin with {file.sha256_prefix}; nothing was kept",
+        f"{file.url} has sha256 {sha256}, but {file.model}'s weights begin with {file.sha256_prefix}; nothing was kept",
         f"the file was altered on its way (a proxy or mirror?): {file.by_hand()}",
     )
 

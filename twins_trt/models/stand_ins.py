@@ -168,8 +168,8 @@ def _plain(value: object) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (StoredArray, StoredScalar)):
-        found = value.plain()
-        return _DROPPED if found is None else found
+        plain = value.plain()
+        return _DROPPED if plain is None else plain
     if isinstance(value, Mapping):
         pairs = {str(key): _plain(item) for key, item in value.items() if isinstance(key, (str, int, float, bool))}
         return {key: item for key, item in pairs.items() if item is not _DROPPED}

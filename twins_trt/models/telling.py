@@ -33,12 +33,12 @@ def tell_model(model: str | None, checkpoint: str | None) -> tuple[str, str | No
         )
     from twins_trt.models.checkpoint import identify, read_checkpoint
 
-    found = identify(read_checkpoint(checkpoint).state_dict)
-    if found is None:
+    identity = identify(read_checkpoint(checkpoint).state_dict)
+    if identity is None:
         raise CheckpointError(
             f"{checkpoint} does not tell which model it is of", "name the model, one that twins-trt models lists"
         )
-    return found[0], checkpoint
+    return identity[0], checkpoint
 
 
 def tell_classes(spec: ModelSpec, checkpoint: str | Path | None) -> int:
@@ -51,5 +51,5 @@ def tell_classes(spec: ModelSpec, checkpoint: str | Path | None) -> int:
         return spec.num_classes
     from twins_trt.models.checkpoint import identify, read_checkpoint
 
-    found = identify(read_checkpoint(checkpoint).state_dict)
-    return found[1] if found and found[0] == spec.name else spec.num_classes
+    identity = identify(read_checkpoint(checkpoint).state_dict)
+    return identity[1] if identity and identity[0] == spec.name else spec.num_classes

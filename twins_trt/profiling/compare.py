@@ -78,20 +78,20 @@ def _change(before: Measurement, after: Measurement) -> Change:
 
 def _differences(before: Profile, after: Profile) -> Iterator[str]:
     for field in ("processor", "cores", "memory_gib", "system", "gpu", "board"):
-        yield from _said(field, getattr(before.machine, field), getattr(after.machine, field))
+        yield from _describe(field, getattr(before.machine, field), getattr(after.machine, field))
     for name in sorted({*before.versions, *after.versions}):
-        yield from _said(name, before.versions.get(name), after.versions.get(name))
-    yield from _said("power mode", before.before.power_mode, after.before.power_mode)
-    yield from _said("picture", before.settings.picture, after.settings.picture)
+        yield from _describe(name, before.versions.get(name), after.versions.get(name))
+    yield from _describe("power mode", before.before.power_mode, after.before.power_mode)
+    yield from _describe("picture", before.settings.picture, after.settings.picture)
 
 
 def _of_pair(before: Measurement, after: Measurement) -> Iterator[str]:
     for field in ("engine", "precision", "size", "batch", "graph_sha256", "weights_sha256", "threads", "measured_on"):
         label = f"{before.subject.label}: {field.replace('_', ' ')}"
-        yield from _said(label, getattr(before.subject, field), getattr(after.subject, field))
+        yield from _describe(label, getattr(before.subject, field), getattr(after.subject, field))
 
 
-def _said(what: str, before: Any, after: Any) -> Iterator[str]:
+def _describe(what: str, before: Any, after: Any) -> Iterator[str]:
     if before != after:
         yield f"{what}: {_word(before)}, then {_word(after)}"
 

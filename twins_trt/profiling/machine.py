@@ -36,7 +36,7 @@ PACKAGES = (
 )
 
 _VECTORS = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "asimd", "sve")
-# Of nvmlClocksThrottleReason...: those that mean less speed than was asked for.
+# The flags of nvmlClocksThrottleReason... that mean less speed than requested.
 _REASONS = {
     "SwPowerCap": "power limit",
     "HwSlowdown": "hardware slowdown",

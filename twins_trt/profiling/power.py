@@ -158,7 +158,7 @@ class SensorMeter:
 
     JetPack 5 and later: the kernel's hwmon drivers (Documentation/hwmon/ina3221.rst: `in[123]_label`, `in[123]_input`
     in mV, `curr[123]_input` in mA; Thor's INA238: `power1_input` in µW). JetPack 4: iio (`rail_name_[012]`,
-    `in_power[012]_input` in mW). Raises ProfileError where there is none.
+    `in_power[012]_input` in mW). Raises ProfileError if there is none.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:

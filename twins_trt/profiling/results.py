@@ -43,7 +43,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """From the seconds of each call; there is at least one."""
+        """Summarizes the seconds of each call; there is at least one."""
         samples = tuple(round(1e3 * each, 4) for each in seconds)  # a tenth of a microsecond
         p90, p95, p99 = (_rounded(quantile(samples, share)) for share in (0.90, 0.95, 0.99))
         middle = sorted(samples)
@@ -73,7 +73,7 @@ class Batch:
 
     @property
     def images_per_second(self) -> float:
-        """At the median latency."""
+        """The throughput at the median latency."""
         return 1e3 * self.size / self.latency.p50
 
 
@@ -177,7 +177,7 @@ class Measurement:
 
     @property
     def overhead(self) -> float:
-        """By what share a call takes longer than its engine and copies, all at the median."""
+        """The share by which a call takes longer than its engine and copies, all at the median."""
         engine = self.stages["engine"].p50 + (self.stages["copy"].p50 if "copy" in self.stages else 0.0)
         return self.call.p50 / engine - 1
 

@@ -45,7 +45,7 @@ def ratio_of_medians(
 def ratio_of_unpaired(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float | None, float | None]:
-    """As `ratio_of_medians`, for rounds that do not belong together.
+    """Computes `ratio_of_medians` for rounds that do not belong together.
 
     The ratio is that of the two sides' medians over rounds, and each side is resampled by itself. The interval covers
     differences between rounds, not what differed between the two runs.

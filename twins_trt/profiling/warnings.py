@@ -22,7 +22,7 @@ def find_warnings(profile: Profile) -> tuple[str, ...]:
     if len(sizes) > 1:
         warnings.append(f"the candidates work at different sizes: {', '.join(sizes)}")
     if profile.interrupted:
-        warnings.append("interrupted: there are fewer rounds than were asked for, and what comes after them is missing")
+        warnings.append("interrupted: there are fewer rounds than requested, and what comes after them is missing")
     return tuple(warnings)
 
 

@@ -188,7 +188,7 @@ def _class_table(gate: Any) -> list[Table]:
 
 
 def _panels(path: Path) -> tuple[Panel, ...]:
-    """The panels of a picture that the gate drew. Raises ReportError where it is none."""
+    """The panels of a picture that the gate drew. Raises ReportError if it is not a picture."""
     from PIL import Image, UnidentifiedImageError
 
     from twins_trt.errors import ReportError

@@ -73,7 +73,7 @@ def audit_section(inputs: Inputs) -> Section:
     """The kernels and tensors that the compiler made of the graph, engine by engine."""
     engines = pick_list(inputs.audit, "engines")
     if not engines:
-        return Section("audit", "Audit", (Note("No engine was compiled, so there is none to audit."),))
+        return Section("audit", "Audit", (Note("No engine was compiled, so nothing was audited."),))
     blocks: list[Block] = []
     for engine in engines:
         audit = pick(engine, "audit")
@@ -137,10 +137,10 @@ def provenance_section(inputs: Inputs) -> Section:
     versions = tuple((text(name), text(version)) for name, version in manifest.tools.items())
     blocks.append(Table("Versions that built it", (Column("Tool"), Column("Version")), versions))
     for name, profile in inputs.profiles:
-        found = tuple((text(tool), text(version)) for tool, version in profile.versions.items())
+        tools = tuple((text(tool), text(version)) for tool, version in profile.versions.items())
         blocks.append(Note(f"{name} was written by:"))
         blocks.append(Code(profile.command))
-        blocks.append(Table(f"Versions that measured {name}", (Column("Tool"), Column("Version")), found))
+        blocks.append(Table(f"Versions that measured {name}", (Column("Tool"), Column("Version")), tools))
     return Section("provenance", "Provenance", tuple(blocks))
 
 

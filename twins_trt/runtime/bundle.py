@@ -237,8 +237,8 @@ def _version(root: Path) -> _Version | None:
     """
     try:
         with open(root / MANIFEST, "rb") as file:
-            found = os.fstat(file.fileno())
-            return found.st_ino, found.st_mtime_ns, hashlib.sha256(file.read()).hexdigest()
+            status = os.fstat(file.fileno())
+            return status.st_ino, status.st_mtime_ns, hashlib.sha256(file.read()).hexdigest()
     except OSError:
         return None
 
@@ -297,15 +297,15 @@ def _check_file(root: Path, entry: FileEntry, field: str, rebuild: str, *, verif
     if not file.is_file():
         raise BundleError(f"{root}: {field}.path is {entry.path}, which is missing", rebuild)
     try:
-        size, found = file.stat().st_size, entry.sha256
+        size, sha256 = file.stat().st_size, entry.sha256
         if verify and size == entry.size:
-            found = sha256_of(file)
+            sha256 = sha256_of(file)
     except OSError as error:
         raise BundleError(f"{root}: {entry.path} cannot be read: {error}", rebuild) from error
     if size != entry.size:
         raise BundleError(f"{root}: {field}.size of {entry.path} is {entry.size}, the file has {size} bytes", rebuild)
-    if found != entry.sha256:
-        raise BundleError(f"{root}: {field}.sha256 of {entry.path} is {entry.sha256}, the file has {found}", rebuild)
+    if sha256 != entry.sha256:
+        raise BundleError(f"{root}: {field}.sha256 of {entry.path} is {entry.sha256}, the file has {sha256}", rebuild)
 
 
 def _prefixes(path: str) -> list[str]:
@@ -314,11 +314,11 @@ def _prefixes(path: str) -> list[str]:
 
 
 def _files_below(root: Path) -> set[str]:
-    found = set()
+    files = set()
     for folder, folders, names in os.walk(root):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        found |= {(Path(folder) / name).relative_to(root).as_posix() for name in (*names, *links)}
-    return found
+        files |= {(Path(folder) / name).relative_to(root).as_posix() for name in (*names, *links)}
+    return files
 
 
 def check_place(target: Path, *, overwrite: bool) -> None:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from twins_trt.data.images import UInt8Array
 from twins_trt.errors import ImageError, MissingDependencyError, UsageError
 from twins_trt.files import whole_file
 
 if TYPE_CHECKING:
     from twins_trt.data.palette import Colour
-
-UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -34,18 +34,18 @@ def natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
 def _expand(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        found = [child for child in path.iterdir() if _is_image(child)]
-        if not found:
+        images = [child for child in path.iterdir() if _is_image(child)]
+        if not images:
             raise ImageError(f"{path} holds no images", f"images end in {', '.join(IMAGE_SUFFIXES)}")
     elif path.exists():
-        found = [path]
+        images = [path]
     elif glob.has_magic(str(source)):
-        found = [match for match in map(Path, glob.iglob(str(source), recursive=True)) if _is_image(match)]
-        if not found:
+        images = [match for match in map(Path, glob.iglob(str(source), recursive=True)) if _is_image(match)]
+        if not images:
             raise ImageError(f"no image matches {source}", f"images end in {', '.join(IMAGE_SUFFIXES)}")
     else:
         raise ImageError(f"{path} does not exist")
-    return sorted(found, key=natural_key)
+    return sorted(images, key=natural_key)
 
 
 def _is_image(path: Path) -> bool:

@@ -360,7 +360,7 @@ def build(
     every step, and while one lasts.
     Returns the report: `bundle`, `audits`, `gate`, `plan`, `fallback`, `seconds`.
     Raises `UsageError` for fields that exclude each other, `CheckpointError` for weights that do not fit the model,
-    `DataError` for images that are none, `ExportError` and `BuildError` where graph or engine cannot be made,
+    `DataError` for files that are not images, `ExportError` and `BuildError` where graph or engine cannot be made,
     `UnfusedAttentionError` where an engine leaves an attention unfused, `GateError` where the build fails its gate,
     `BundleError` where `out` exists or cannot be written, `MissingDependencyError` for a compiler that is not
     installed.

@@ -25,8 +25,8 @@ class ConvertRequest:
 TABLE: tuple[Flag, ...] = (
     Flag("SRC", "src", "a checkpoint, of classification or of segmentation"),
     Flag("DST", "dst", "the file to write"),
-    Flag("--family", "family", "default: told by the weights", metavar="{pcpvt,svt}"),
-    Flag("--direction", "direction", "default: told by the weights", metavar="{to_mmseg,to_official}"),
+    Flag("--family", "family", "default: read from the weights", metavar="{pcpvt,svt}"),
+    Flag("--direction", "direction", "default: read from the weights", metavar="{to_mmseg,to_official}"),
     Flag("--overwrite", "overwrite", "replace DST if it is there", SWITCH, sets=True),
 )
 

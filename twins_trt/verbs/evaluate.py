@@ -207,7 +207,10 @@ class EvaluationJob:
 
 
 def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> EvaluationJob:
-    """The job of a request. bundle: the one that it names, if that is open. Raises as `evaluate` does."""
+    """The job of a request. bundle: the bundle that the request names, if it is already open.
+
+    Raises as `evaluate` does.
+    """
     from twins_trt.inference.tiling import Tiles
     from twins_trt.models.weights import find_model
     from twins_trt.runtime.engines import check_kind

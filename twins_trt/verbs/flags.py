@@ -104,8 +104,8 @@ class FlagTable(Generic[R]):
         """The default of a field; None where it depends on other fields."""
         if self.defaults is not None:
             return getattr(self.defaults, name, None)
-        found = self.request.__dataclass_fields__[name]  # type: ignore[attr-defined]
-        return found.default_factory() if found.default is dataclasses.MISSING else found.default
+        field = self.request.__dataclass_fields__[name]  # type: ignore[attr-defined]
+        return field.default_factory() if field.default is dataclasses.MISSING else field.default
 
     def read(self, arguments: argparse.Namespace) -> R:
         """The request of a parsed line. Raises `UsageError` for a value of the wrong kind."""
@@ -159,7 +159,7 @@ class FlagTable(Generic[R]):
         return [*positional, *options]
 
     def of(self, name: str) -> Flag | None:
-        """The flag of a field; None where there is none."""
+        """The flag of a field, or None."""
         return next((flag for flag in self.flags if flag.field == name), None)
 
 

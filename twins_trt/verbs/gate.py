@@ -144,7 +144,7 @@ class GateJob:
 
 
 def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
-    """The job of a request. bundle: the one that it names, if that is open. Raises as `gate` does."""
+    """The job of a request. bundle: the bundle that the request names, if it is already open. Raises as `gate` does."""
     from twins_trt.builders.gate import Thresholds
     from twins_trt.runtime import open_bundle
     from twins_trt.runtime.engines import check_kind

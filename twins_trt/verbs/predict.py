@@ -168,21 +168,21 @@ def predict(job: PredictJob, *, progress: Progress | None = None) -> Iterator[Pr
 
 def result_files(paths: Sequence[Path], folder: Path, *, masks: bool, overlays: bool) -> list[ImageFiles]:
     """The files for each image. Raises `UsageError` where a file would replace one of the images."""
-    found = []
+    results = []
     for path, name in zip(paths, result_names(paths), strict=True):
         base = folder / name
         mask = base.with_name(f"{base.name}_mask.png") if masks else None
         overlay = base.with_name(f"{base.name}_overlay.png") if overlays else None
-        found.append(ImageFiles(path, mask, overlay))
+        results.append(ImageFiles(path, mask, overlay))
     inputs = {path.resolve() for path in paths}
-    for files in found:
+    for files in results:
         for result in (files.mask, files.overlay):
             if result is not None and result.resolve() in inputs:
                 raise UsageError(
                     f"{result} is one of the images and would be replaced",
                     f"choose another folder: {spelled('out', 'DIR')}",
                 )
-    return found
+    return results
 
 
 def result_names(paths: Sequence[Path]) -> list[str]:

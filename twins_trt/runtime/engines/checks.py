@@ -29,9 +29,9 @@ def take_interface(engine: TakesInterface, source: EngineSource, *, file: str) -
     interface = source.interface
     pairs = (("inputs", interface.inputs, engine.inputs), ("outputs", interface.outputs, engine.outputs))
     for kind, listed, actual in pairs:
-        found = {spec.name: spec for spec in actual}
+        by_name = {spec.name: spec for spec in actual}
         for i, spec in enumerate(listed):
-            other = found.get(spec.name)
+            other = by_name.get(spec.name)
             if other is None or not _agree(spec, other):
                 has = ", ".join(map(str, actual)) if other is None else str(other)
                 raise BundleError(

@@ -67,7 +67,7 @@ class OpenVinoEngine:
         self.outputs = tuple(_spec(tensor, self._owner) for tensor in compiled.outputs)
         if len(self.inputs) != 1:
             raise EngineError(f"{self._owner} has {len(self.inputs)} inputs, not one image")
-        self._found = self.outputs  # in the order of the graph
+        self._graph_outputs = self.outputs  # in the order of the graph
         self._request: Any = compiled.create_infer_request()
 
     def __call__(
@@ -78,7 +78,7 @@ class OpenVinoEngine:
             raise EngineError(f"{self._owner} is closed")
         check_input(self.inputs[0], image, owner=self._owner)
         names = wanted_outputs(self.outputs, outputs, owner=self._owner)
-        at = {spec.name: i for i, spec in enumerate(self._found)}
+        at = {spec.name: i for i, spec in enumerate(self._graph_outputs)}
         buffers = {name: array for name, array in (out or {}).items() if name in names}
         for name, array in buffers.items():
             check_buffer(next(spec for spec in self.outputs if spec.name == name), array)

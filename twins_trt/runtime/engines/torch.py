@@ -136,7 +136,7 @@ class TorchEngine:
                 check_buffer(spec, buffers[spec.name])
         try:
             with torch.inference_mode(), self._numerics():
-                found = self._run(image, names)
+                results = self._run(image, names)
         except torch.OutOfMemoryError as error:
             fix = "use a smaller batch or size, or close what else runs there"
             raise EngineError(
@@ -144,7 +144,7 @@ class TorchEngine:
             ) from error
         except RuntimeError as error:  # what torch, cuDNN and CUDA raise
             raise EngineError(f"{self._owner} failed on {list(image.shape)}: {first_line(error)}") from error
-        return {name: _deliver(found[name], buffers.get(name)) for name in names}
+        return {name: _deliver(results[name], buffers.get(name)) for name in names}
 
     def close(self) -> None:
         """Frees the CUDA graphs and the weights."""

@@ -103,16 +103,16 @@ def view(value: Any, *, stream: int, what: str) -> DeviceView:
     of a dtype that graphs do not have.
     """
     if hasattr(value, "__dlpack_device__"):
-        found, strides = _from_dlpack(value, stream, what)
+        memory, strides = _from_dlpack(value, stream, what)
     elif hasattr(value, "__cuda_array_interface__"):
-        found, strides = _from_interface(value, what)
+        memory, strides = _from_interface(value, what)
     else:
         raise UsageError(f"{what} is a {type(value).__name__}, not an array on a GPU")
-    expected = [math.prod(found.shape[axis + 1 :]) for axis in range(len(found.shape))]
-    pairs = zip(strides or expected, expected, found.shape, strict=True)
+    expected = [math.prod(memory.shape[axis + 1 :]) for axis in range(len(memory.shape))]
+    pairs = zip(strides or expected, expected, memory.shape, strict=True)
     if any(given != wanted for given, wanted, extent in pairs if extent > 1):
         raise UsageError(f"{what} is not C-contiguous", "make it so, as torch's contiguous() does")
-    return found
+    return memory
 
 
 def stream_handle(stream: Any) -> int:
@@ -142,7 +142,9 @@ def _from_dlpack(value: Any, stream: int, what: str) -> tuple[DeviceView, list[i
     tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
     dtype = _DLPACK_DTYPES.get((tensor.code, tensor.bits)) if tensor.vector_size == 1 else None
     if dtype is None:
-        raise UsageError(f"{what} has the DLPack type ({tensor.code}, {tensor.bits}, {tensor.vector_size})", _wanted())
+        raise UsageError(
+            f"{what} has the DLPack type ({tensor.code}, {tensor.bits}, {tensor.vector_size})", _dtype_fix()
+        )
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = list(tensor.strides[: tensor.ndim]) if tensor.strides else None
     return DeviceView((tensor.data or 0) + tensor.byte_offset, shape, dtype, None, capsule), strides
@@ -152,7 +154,7 @@ def _from_interface(value: Any, what: str) -> tuple[DeviceView, list[int] | None
     interface = value.__cuda_array_interface__
     dtype = _TYPESTRS.get(interface["typestr"].replace("=", "<"))
     if dtype is None:
-        raise UsageError(f"{what} has the type {interface['typestr']!r}", _wanted())
+        raise UsageError(f"{what} has the type {interface['typestr']!r}", _dtype_fix())
     strides = interface.get("strides")
     steps = None if strides is None else [step // _BYTES[dtype] for step in strides]
     view = DeviceView(interface["data"][0], tuple(interface["shape"]), dtype, interface.get("stream"), value)
@@ -166,5 +168,5 @@ def _check_device(cuda: bool, index: int, what: str) -> None:
         raise UsageError(f"{what} is on GPU {index}, the engine on GPU 0", "choose the GPU with CUDA_VISIBLE_DEVICES")
 
 
-def _wanted() -> str:
+def _dtype_fix() -> str:
     return f"use {', '.join(_BYTES)}"

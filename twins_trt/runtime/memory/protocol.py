@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twins_trt.errors import EngineError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    UInt8Array = npt.NDArray[np.uint8]
+    from twins_trt.data.images import UInt8Array
 
 
 class OutOfMemory(EngineError):

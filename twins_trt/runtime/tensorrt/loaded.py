@@ -121,14 +121,14 @@ class LoadedEngine:
     def new_context(self) -> Context:
         """Scratch memory and state for one call at a time. Raises EngineError if there is no room for it."""
         # By position: up to 10.3 there is no configuration, and so no keyword.
-        made = self._engine.create_execution_context(*(() if self._config is None else (self._config,)))
-        if made is None:
+        context = self._engine.create_execution_context(*(() if self._config is None else (self._config,)))
+        if context is None:
             raise EngineError(
                 f"{self.name} makes no context for {self._owner}, which needs {self.scratch >> 20} MiB: "
                 f"{logged(self._module)}",
                 f"close other programs on the GPU, or build with a smaller {spelled('size')} or {spelled('batch')}",
             )
-        return Context(made, self._module, self._owner, tuple(spec.name for spec in self.outputs))
+        return Context(context, self._module, self._owner, tuple(spec.name for spec in self.outputs))
 
     def new_profiler(self, times: dict[str, float]) -> Any:
         """An `IProfiler` that adds every layer's milliseconds to `times`."""
@@ -194,32 +194,32 @@ class LoadedEngine:
 class Context:
     """An execution context: state and scratch memory for one call at a time."""
 
-    def __init__(self, made: Any, module: ModuleType, owner: str, outputs: tuple[str, ...]) -> None:
-        self._made: Any = made
+    def __init__(self, context: Any, module: ModuleType, owner: str, outputs: tuple[str, ...]) -> None:
+        self._context: Any = context
         self._module, self._owner, self._outputs = module, owner, outputs
 
     def set_shape(self, name: str, shape: Shape) -> dict[str, Shape]:
         """Sets the input's shape and returns the outputs' shapes. Raises EngineError for one outside the profile."""
-        if not self._made.set_input_shape(name, shape):
+        if not self._context.set_input_shape(name, shape):
             raise EngineError(f"{self._owner} refuses {name} {list(shape)}: {logged(self._module)}")
-        if unset := self._made.infer_shapes():
+        if unset := self._context.infer_shapes():
             raise EngineError(f"{self._owner} cannot tell the shape of {', '.join(unset)}: {logged(self._module)}")
-        return {output: tuple(self._made.get_tensor_shape(output)) for output in self._outputs}
+        return {output: tuple(self._context.get_tensor_shape(output)) for output in self._outputs}
 
     def bind(self, name: str, address: int) -> None:
         """Sets the device address of a tensor. Raises EngineError."""
-        if not self._made.set_tensor_address(name, address):
+        if not self._context.set_tensor_address(name, address):
             raise EngineError(f"{self._owner} refuses the address {address:#x} for {name}: {logged(self._module)}")
 
     def enqueue(self, stream: int) -> None:
         """Gives one run to the stream. Raises EngineError if TensorRT refuses. A later failure on the GPU is raised
         when the stream is synchronized."""
-        if not self._made.execute_async_v3(stream):
+        if not self._context.execute_async_v3(stream):
             raise EngineError(f"{self._owner} failed to start on the GPU: {logged(self._module)}")
 
     def profile(self, profiler: Any) -> None:
         """Reports the layer times of every run to `profiler`; None stops that."""
-        self._made.profiler = profiler
+        self._context.profiler = profiler
 
     def close(self) -> None:
-        self._made = None
+        self._context = None

@@ -66,9 +66,9 @@ def choose(source: EngineSource, flavour: str, module: ModuleType, device: Devic
         )
     fitting = [engine for engine in engines if engine.runs_on(device.target)]
     if not fitting:
-        found = ", ".join(f"{engine.file} for {'+'.join(engine.targets)}" for engine in engines)
+        engines_by_target = ", ".join(f"{engine.file} for {'+'.join(engine.targets)}" for engine in engines)
         raise BundleError(
-            f"{source.path} has {found}; this GPU is {device.name} ({device.target})",
+            f"{source.path} has {engines_by_target}; this GPU is {device.name} ({device.target})",
             f"rebuild for it: {source.rebuild}",
         )
     for engine in fitting:

@@ -47,7 +47,7 @@ def check_new(out: str) -> None:
 
 
 def resumed(request: TrainRequest) -> TrainOptions:
-    """The options with which the run in the folder `request.out` is resumed: its own, but for fields of the request.
+    """The options with which the run in the folder `request.out` is resumed: its own, except for fields of the request.
 
     Raises `TrainingError` where there is no run, `UsageError` where the request changes what may not change.
     """

@@ -1,4 +1,4 @@
-"""What a training run tells: where it is, and at its end what it came to."""
+"""What a training run reports: its progress, and its result at the end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run came to.
+    """The result of a run.
 
     out: the run's folder, in which last and best are checkpoints. start: where the weights came from. resumed: the
     iteration it was resumed at, 0 for a new run. first_loss, last_loss: means of the first and last tenth of the
@@ -69,7 +69,7 @@ class TrainReport:
 
 
 def duration(seconds: float) -> str:
-    """As in `1 h 05 min`, `3 min 20 s` or `7 s`."""
+    """Formats a duration, such as `1 h 05 min`, `3 min 20 s` or `7 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

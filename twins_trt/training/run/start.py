@@ -22,7 +22,7 @@ _HEADS = ("neck.", "decode_head.", "auxiliary_head.")
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights came from. file: None from scratch. anew: parts that the file lacks or that did not fit."""
+    """Where the weights came from. file: None from scratch. anew: parts that start at random."""
 
     file: str | None
     sha256: str | None
