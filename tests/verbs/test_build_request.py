@@ -155,7 +155,7 @@ def as_python(text: str) -> str:
     """An error's text with each flag replaced by its name in Python."""
     for flag in sorted(TABLE, key=lambda flag: -len(flag.option)):
         if flag.sets is True:
-            text = re.sub(rf"{flag.option}(?![\w-])(?! is)", f"{flag.field}=True", text)
+            text = re.sub(rf"{flag.option}(?![\w-])(?! (?:is|applies|needs)\b)", f"{flag.field}=True", text)
         text = re.sub(rf"{flag.option}(?![\w-])", flag.field, text)
     return text
 
