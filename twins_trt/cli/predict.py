@@ -12,7 +12,7 @@ EXAMPLE = (
     "twins-trt predict x.bundle street.jpg frames/ 'more/*.png' --out masks\n\n"
     "For every image NAME it writes NAME_mask.png, indexed, whose values are class indices and whose palette colours\n"
     "them, and NAME_overlay.png. Images may have any size; masks have the image's own. Images of one name from\n"
-    "different folders keep their folders. An image that fails is reported, the others follow (exit code 1)."
+    "different folders keep their folders. An image that fails is reported, and the others are segmented (exit code 1)."
 )
 
 
