@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.results import write_results
 from twins_trt.builders.bundle.manifest import graph_interface
 from twins_trt.builders.bundle.resolve import resolve
-from twins_trt.builders.engine import EngineOptions, build_in_thread
+from twins_trt.builders.engine import EngineOptions, build_in_thread, read_header
 from twins_trt.builders.engine.audit import audit_layers
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
@@ -151,7 +151,7 @@ class Ladder:
         candidate = GateCandidate(
             path=job.out,
             graph=graph,
-            interface=graph_interface(job, graph, self.facts),
+            interface=graph_interface(job, read_header(graph), self.facts),
             precision=job.precision,
             rebuild=job.rebuild,
             ships=not rung.cpu,

@@ -11,7 +11,7 @@ from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, GATE, PLAN, Bui
 from twins_trt.builders.bundle.make import BuildContext, BuiltGraph, Int8Parts, write_int8
 from twins_trt.builders.bundle.manifest import engine_files, graph_interface
 from twins_trt.builders.bundle.workspace import REACHED_PLAN, REFERENCE, SEARCH_STATE
-from twins_trt.builders.engine import BuiltEngine, build_in_thread, current_device
+from twins_trt.builders.engine import BuiltEngine, build_in_thread, current_device, read_header
 from twins_trt.builders.fallback import HARDEST, Fallback, SearchState, fall_back, search_key
 from twins_trt.builders.gate.judge import GateCandidate, Judge
 from twins_trt.builders.gate.options import GateOptions
@@ -69,7 +69,7 @@ def _judge_graph(context: BuildContext, graph: BuiltGraph, judge_candidate: Judg
     candidate = GateCandidate(
         path=job.out,
         graph=graph.path,
-        interface=graph_interface(job, graph.path, context.facts),
+        interface=graph_interface(job, read_header(graph.path), context.facts),
         precision=job.precision,
         rebuild=job.rebuild,
         ships=bool(job.engines),

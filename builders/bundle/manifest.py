@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from twins_trt.builders.bundle.job import BuildJob
-from twins_trt.builders.engine import BuiltEngine, TensorInfo, read_header
+from twins_trt.builders.engine import BuiltEngine, GraphHeader, TensorInfo, read_header
 from twins_trt.builders.engine.audit import Audit
 from twins_trt.builders.export import GraphInfo
 from twins_trt.builders.export.shapes import Shape, input_shapes
@@ -42,9 +42,8 @@ def audit_file(
     return (json.dumps({"engines": entries}, indent=2) + "\n").encode()
 
 
-def graph_interface(job: BuildJob, graph: Path, facts: ModelFacts) -> GraphInterface:
-    """The interface of a build's graph. graph: its file."""
-    header = read_header(graph)
+def graph_interface(job: BuildJob, header: GraphHeader, facts: ModelFacts) -> GraphInterface:
+    """The interface of a build's graph. header: of the graph."""
     return GraphInterface(
         inputs=tuple(_spec(tensor, input_shapes(job.graph)) for tensor in header.inputs),
         outputs=tuple(_spec(tensor, None) for tensor in header.outputs),
@@ -71,12 +70,13 @@ def build_manifest(
     engines: Mapping[str, BuiltEngine],
 ) -> Manifest:
     """The manifest of a build that has not been judged. graph: its file. engines: by file."""
+    header = read_header(graph)
     return Manifest(
-        interface=graph_interface(job, graph, facts),
+        interface=graph_interface(job, header, facts),
         model=info.model,
         padding="masked" if info.padding == "masked" else "parity",
         precision=job.precision,
-        opset=read_header(graph).opset,
+        opset=header.opset,
         source=facts.source,
         rebuild=job.rebuild,
         engines=engine_files(job, engines),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from twins_trt.data import Dataset
 from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.device import current_device
 from twins_trt.errors import DataError, UsageError
+from twins_trt.models.source import warn_of_random_weights
 from twins_trt.progress import Progress, silent
 from twins_trt.runtime import Bundle, Segmenter
 from twins_trt.runtime.bundle import replaced_error
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 Image = npt.NDArray[np.uint8]
 # look(name, image, label, reference, engine): is called after every image, to keep pictures.
 Look = Callable[[str, Image, Mask, Mask, Mask], None]
-
-log = logging.getLogger("twins_trt")
 
 REPEATED = 3  # images that run twice, to check that the masks repeat
 
@@ -73,6 +71,7 @@ def gate_bundle(
         model,
         dataset.first(limit),
         graph_sha256=manifest.graph_sha256,
+        ships=bool(manifest.engines),
         seeded=manifest.source.seeded,
         thresholds=thresholds or Thresholds.of(manifest.precision),
         engine=engine,
@@ -89,6 +88,7 @@ def gate(
     dataset: Dataset,
     *,
     graph_sha256: str,
+    ships: bool,
     seeded: bool,
     thresholds: Thresholds,
     engine: str = "auto",
@@ -99,15 +99,16 @@ def gate(
 ) -> GateResult:
     """Judges what an engine can be opened from.
 
-    graph_sha256: of the source's graph. seeded: whether its weights are random. Other arguments and the errors are
-    those of `gate_bundle`.
+    graph_sha256: of the source's graph. ships: whether the bundle has an engine, or will have one; if ONNX Runtime runs
+    the graph then, the result is a simulation. seeded: whether the weights are random. Other arguments and the errors
+    are those of `gate_bundle`.
     """
     if engine == "torch":
         raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
     if not dataset.labelled:
         raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
     if seeded:
-        log.warning("%s holds random weights: its masks mean nothing", source.path)
+        warn_of_random_weights(source.path)
     interface, progress = source.interface, progress or silent
     comparison = Comparison(interface.num_classes)
     repeated: list[tuple[Image, Mask]] = []
@@ -143,7 +144,7 @@ def gate(
         passed=not reasons,
         reasons=reasons,
         engine=engine_name,
-        simulated=engine_name in CPU_KINDS and bool(source.engines),
+        simulated=engine_name in CPU_KINDS and ships,
         precision=source.precision,
         dataset=dataset.source,
         split=dataset.split,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,15 +77,15 @@ class Judge:
 
     def __call__(self, candidate: GateCandidate, *, progress: Progress | None = None) -> GateResult:
         """Judges a candidate. Raises as `gate` does."""
-        result = gate(
+        return gate(
             candidate,
             self._model,
             self.dataset,
             graph_sha256=sha256_of(candidate.graph),
+            ships=candidate.ships,
             seeded=candidate.seeded,
             thresholds=self.thresholds,
             options=RuntimeOptions(threads=self._threads),
             cache=self._folder,
             progress=progress,
         )
-        return replace(result, simulated=result.simulated or (candidate.ships and not candidate.engines))

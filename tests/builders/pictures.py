@@ -13,6 +13,9 @@ from PIL import Image
 from twins_trt.inference import predict_mask
 from twins_trt.models.segmentor import Segmentor
 
+MODEL, SIZE, CLASSES = "twins_svt-demo_fpn", (64, 96), 4
+"""What builds of tests are made of: the smallest model, (height, width), and how many classes it has."""
+
 
 def write_data(folder: Path, model: Segmentor, *, size: tuple[int, int], count: int) -> Path:
     """`count` pictures of `size` in PATH/train and PATH/val, with labels and classes.txt."""

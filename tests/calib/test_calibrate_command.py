@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from calib_graphs import OBSERVED, photo, photos
+from commands import CommandResult, run_command
 from PIL import Image
 
 import twins_trt
@@ -20,22 +19,8 @@ from twins_trt.cli import main
 from twins_trt.errors import DataError
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def run_main(*words: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["calibrate", *map(str, words)])
-    return Ran(code, out.getvalue(), err.getvalue())
+def run_calibrate(*words: object) -> CommandResult:
+    return run_command("calibrate", *words)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_graph(graph: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
-    ran = run_main(graph, "--data", f"folder:{data}", "--images", 10, "--observer", "entropy,minmax", "--out", out)
+    ran = run_calibrate(graph, "--data", f"folder:{data}", "--images", 10, "--observer", "entropy,minmax", "--out", out)
     assert ran.code == 0, ran.err
     # Ten of twenty, spread: every second one.
     options = CalibrationOptions(observers=("entropy", "minmax"))
@@ -77,7 +62,7 @@ def test_from_python(graph: Path, data: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_json_and_all_images(graph: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
-    ran = run_main(graph, "--data", f"folder:{data}", "--images", 0, "--out", out, "--json")
+    ran = run_calibrate(graph, "--data", f"folder:{data}", "--images", 0, "--out", out, "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["images"], ran.json["tensors"], ran.json["out"]) == (20, len(OBSERVED), str(out))
     assert ran.json["key"] == load_ranges(out, graph=graph).key
@@ -89,19 +74,19 @@ def test_a_model(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx_graphsurgeon")
     model = ["twins_svt-s_fpn", "--seeded", "--num-classes", 4, "--size", "64x96"]
     out, exported = tmp_path / "calibration.json", tmp_path / "graph.onnx"
-    ran = run_main(*model, "--data", f"folder:{data}", "--images", 3, "--minimum", 3, "--out", out)
+    ran = run_calibrate(*model, "--data", f"folder:{data}", "--images", 3, "--minimum", 3, "--out", out)
     assert ran.code == 0, ran.err
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["export", *map(str, model), "--precision", "fp32", "--opset", "20", "--out", str(exported)]) == 0
     # The file holds for what export writes, byte for byte.
     assert load_ranges(out, graph=exported).amax("stages.0.blocks.0.attn/norm1") > 0
-    refused = run_main(*model, "--precision", "fp16", "--data", f"folder:{data}", "--out", out, "--overwrite")
+    refused = run_calibrate(*model, "--precision", "fp16", "--data", f"folder:{data}", "--out", out, "--overwrite")
     assert refused.code == 2 and "FP32 graph" in refused.err
 
 
 def test_dry_run_writes_nothing(graph: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
-    ran = run_main(graph, "--data", f"folder:{data}", "--out", out, "--dry-run", "--json")
+    ran = run_calibrate(graph, "--data", f"folder:{data}", "--out", out, "--dry-run", "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["images"], ran.json["tensors"]) == (20, len(OBSERVED))
     assert not list(tmp_path.iterdir())
@@ -110,7 +95,7 @@ def test_dry_run_writes_nothing(graph: Path, data: Path, tmp_path: Path) -> None
 def test_the_work_of_a_killed_run_is_taken_up(graph: Path, data: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "calibration.json", tmp_path / "calibration.json.partial"
     save_collection(collect(graph, photos(12), options=CalibrationOptions()), partial)
-    ran = run_main(graph, "--data", f"folder:{data}", "--out", out)
+    ran = run_calibrate(graph, "--data", f"folder:{data}", "--out", out)
     assert ran.code == 0, ran.err
     assert f"continuing from {partial}" in ran.err and "13 of 20 images" in ran.err
     assert load_ranges(out, graph=graph) == calibrate(graph, photos(20))
@@ -136,7 +121,7 @@ def test_what_is_refused(graph: Path, data: Path, tmp_path: Path) -> None:
         ((graph, "--data", source, "--out", tmp_path / "a" / "b.json"), 1, "there is no folder"),
         ((graph, "--data", source, "--out", graph), 1, "exists"),
     ):
-        ran = run_main(*words)
+        ran = run_calibrate(*words)
         assert ran.code == code and said in ran.err, ran.err
         assert not out.exists()
 
@@ -144,6 +129,6 @@ def test_what_is_refused(graph: Path, data: Path, tmp_path: Path) -> None:
 def test_overwrite(graph: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
     out.write_text("old")
-    ran = run_main(graph, "--data", f"folder:{data}", "--out", out, "--overwrite")
+    ran = run_calibrate(graph, "--data", f"folder:{data}", "--out", out, "--overwrite")
     assert ran.code == 0, ran.err
     assert load_ranges(out, graph=graph).images == 20

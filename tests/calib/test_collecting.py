@@ -16,6 +16,7 @@ import onnx
 import pytest
 from calib_graphs import HEIGHT, OBSERVED, WIDTH, forward, photo, photos, write_graph
 from onnx import numpy_helper
+from told import Told
 
 from twins_trt.calib import (
     CalibrationOptions,
@@ -137,11 +138,11 @@ def test_a_killed_run_goes_on_where_it_was(graph: Path, tmp_path: Path) -> None:
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert len(load_collection(state).digests) == 16  # two writings of eight; the last four are lost
-    images, said = photos(30), Said()
+    images, said = photos(30), Told()
     resumed = calibrate(graph, images[::-1], options=OPTIONS, run=CollectRun(state=state, progress=said))
     assert [detail.split(",")[0] for detail in said.details] == [f"{done} of 30 images" for done in range(17, 31)]
     assert resumed == calibrate(graph, images, options=OPTIONS)
-    again = Said()
+    again = Told()
     assert calibrate(graph, images, options=OPTIONS, run=CollectRun(state=state, progress=again)) == resumed
     assert again.calls == []
 
@@ -189,20 +190,6 @@ def test_collections_round_trip(graph: Path, tmp_path: Path) -> None:
     assert load_collection(save_collection(collection, tmp_path / "shard")) == collection
 
 
-class Said:
-    """A progress callback that keeps its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, str, float | None]] = []
-
-    def __call__(self, step: str, detail: str, share: float | None) -> None:
-        self.calls.append((step, detail, share))
-
-    @property
-    def details(self) -> list[str]:
-        return [detail for _, detail, _ in self.calls]
-
-
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[np.ndarray]]:
     """Makes streams of photographs. By the clock, which only they move, each photograph takes 100 seconds."""
@@ -220,7 +207,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Iterator[np.ndarr
 def test_progress_has_an_eta_where_the_number_is_known(
     graph: Path, camera: Callable[[int], Iterator[np.ndarray]]
 ) -> None:
-    said = Said()
+    said = Told()
     collect(graph, camera(4), options=OPTIONS, run=CollectRun(progress=said, total=4))
     assert said.calls == [
         ("calibrate", "1 of 4 images, 300 s left", 0.25),
@@ -228,14 +215,14 @@ def test_progress_has_an_eta_where_the_number_is_known(
         ("calibrate", "3 of 4 images, 100 s left", 0.75),
         ("calibrate", "4 of 4 images, 0 s left", 1.0),
     ]
-    said = Said()
+    said = Told()
     collect(graph, camera(4), options=OPTIONS, run=CollectRun(progress=said))
     assert said.calls == [("calibrate", f"{done} images", None) for done in range(1, 5)]
 
 
 def test_lists_and_their_batches_are_counted_in_advance(graph: Path) -> None:
     for images in (photos(4), [np.stack(photos(3)), photo(3)]):
-        said = Said()
+        said = Told()
         collect(graph, images, options=OPTIONS, run=CollectRun(progress=said))
         assert [share for _, _, share in said.calls] == [0.25, 0.5, 0.75, 1.0]
         assert said.details[-1] == "4 of 4 images, 0 s left"
@@ -244,7 +231,7 @@ def test_lists_and_their_batches_are_counted_in_advance(graph: Path) -> None:
 def test_a_resumed_run_reckons_with_its_own_images(
     graph: Path, tmp_path: Path, camera: Callable[[int], Iterator[np.ndarray]]
 ) -> None:
-    state, said = tmp_path / "state", Said()
+    state, said = tmp_path / "state", Told()
     collect(graph, photos(2), options=OPTIONS, run=CollectRun(state=state))
     collect(graph, camera(4), options=OPTIONS, run=CollectRun(state=state, progress=said, total=4))
     assert said.details == ["3 of 4 images, 300 s left", "4 of 4 images, 0 s left"]  # two were only read

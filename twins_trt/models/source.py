@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,8 @@ class FoundModel:
     name: str
     checkpoint: str | None
     weights: Path | None
+
+
+def warn_of_random_weights(name: str | Path) -> None:
+    """Logs that nothing that a model computes means anything. name: of what holds the weights."""
+    log.warning("%s holds random weights: its masks mean nothing", name)

@@ -6,7 +6,6 @@ same places.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.files import sha256_of
 from twins_trt.inference.interface import GraphInterface
+from twins_trt.models.source import warn_of_random_weights
 from twins_trt.profiling.machine import describe_machine
 from twins_trt.profiling.results import Subject
 from twins_trt.runtime import RuntimeOptions, Segmenter, Source, TensorSpec, open_bundle
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
 
     Array = npt.NDArray[np.generic]
-
-log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def torch_candidate(
     def open_model(options: RuntimeOptions) -> tuple[Segmenter, Subject]:
         model, source = load()
         if source.seeded:
-            log.warning("%s holds random weights: its masks mean nothing", name)
+            warn_of_random_weights(name)
         engine = EagerEngine(model, size, device=device, options=options)
         segmenter = Segmenter(_interface(engine, model.num_classes), engine, options=options)
         subject = replace(

@@ -15,6 +15,7 @@ from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import FitMode
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import Mode, ModeRunner, resolve_mode
+from twins_trt.models.source import warn_of_random_weights
 from twins_trt.runtime.batches import BatchRunner
 from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
 from twins_trt.runtime.engines import Engine, RuntimeOptions, open_current_engine
@@ -199,7 +200,7 @@ def _opened_engine(bundle: Bundle | None, engine: str | Engine, options: Runtime
 def _warn(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if manifest.source.seeded:
-        log.warning("%s holds random weights: its masks mean nothing", bundle.path)
+        warn_of_random_weights(bundle.path)
     if manifest.gate == "failed":
         log.warning("%s failed its accuracy gate", bundle.path)
     if manifest.precision == "int8" and manifest.gate == "ungated":

@@ -16,17 +16,15 @@ pytest.importorskip("onnxruntime")
 from fake_driver import install_driver
 from fake_engines import runtime_module, serialize
 from fake_gpu import FakeGpu
-from pictures import write_data
+from pictures import CLASSES, MODEL, SIZE
 
 from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.calib import Ranges
 from twins_trt.device import Device
 from twins_trt.errors import GateError
-from twins_trt.models.weights import load_weights
 from twins_trt.verbs.build import BuildRequest
 
-MODEL, SIZE, CLASSES = "twins_svt-demo_fpn", (64, 96), 4
 ADA = Device("NVIDIA RTX 4000 Ada", "sm_89")
 ATTENTIONS = 8
 LAYER = {"LayerType": "kgen", "Inputs": [], "Outputs": [], "TacticName": "", "Metadata": ""}
@@ -64,12 +62,6 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
         monkeypatch.setitem(sys.modules, each.__name__, each)
     install_driver(monkeypatch, ADA)
     return Builds(module)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, _ = load_weights(MODEL, seeded=True, num_classes=CLASSES)
-    return write_data(tmp_path_factory.mktemp("data"), model, size=SIZE, count=8)
 
 
 def request(data: Path, out: Path, **fields: Any) -> BuildRequest:

@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 
-from pictures import write_data
+from pictures import CLASSES, MODEL, SIZE
+from told import Told
 
 from twins_trt.builders.bundle.resolve import resolve
 from twins_trt.builders.bundle.run import build_bundle
@@ -21,17 +22,8 @@ from twins_trt.builders.engine import read_header
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.calib import Ranges
 from twins_trt.errors import DataError, GateError, UsageError
-from twins_trt.models.weights import load_weights
 from twins_trt.runtime import Bundle, Segmenter, open_bundle
 from twins_trt.verbs.build import BuildRequest
-
-MODEL, SIZE, CLASSES = "twins_svt-demo_fpn", (64, 96), 4
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, _ = load_weights(MODEL, seeded=True, num_classes=CLASSES)
-    return write_data(tmp_path_factory.mktemp("data"), model, size=SIZE, count=8)
 
 
 def int8(data: Path, out: Path, **fields: Any) -> BuildRequest:
@@ -75,20 +67,6 @@ def test_a_bundle_holds_plan_ranges_and_verdict(built: Bundle) -> None:
     assert header.metadata["twins_trt.precision"] == "int8"
     assert header.operators["DequantizeLinear"] > 50
     assert not built.path.with_name("x.bundle.work").exists()
-
-
-class Told:
-    """A `Progress` that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, str, float | None]] = []
-
-    def __call__(self, step: str, detail: str, share: float | None) -> None:
-        self.calls.append((step, detail, share))
-
-    @property
-    def details(self) -> list[str]:
-        return [detail for _, detail, _ in self.calls]
 
 
 def test_the_steps_of_a_build(data: Path, tmp_path: Path) -> None:

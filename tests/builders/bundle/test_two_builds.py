@@ -15,22 +15,14 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 
-from pictures import write_data
+from pictures import CLASSES, MODEL, SIZE
 
 from twins_trt.builders.engine import read_header
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
-from twins_trt.models.weights import load_weights
 from twins_trt.runtime import open_bundle
 
-MODEL, SIZE, CLASSES = "twins_svt-demo_fpn", (64, 96), 4
 LEVELS = ("int8-linear", "int8-linear+conv")
 REFUSED = ("is in use by another build", "exists", "was replaced")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, _ = load_weights(MODEL, seeded=True, num_classes=CLASSES)
-    return write_data(tmp_path_factory.mktemp("data"), model, size=SIZE, count=8)
 
 
 def start(data: Path, out: Path, level: str) -> subprocess.Popen[str]:
