@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
-from twins_trt.inference.fitting import FitMode
+from twins_trt.inference.fitting import FitMode, fit_mode
 from twins_trt.spelling import spelled
 
 # The first is the default. Entropy, TensorRT's default, agrees least with the FP32 model: outputs of GELU and softmax,
@@ -46,5 +46,4 @@ class CalibrationOptions:
             raise UsageError(f"{spelled('bins')} is {self.bins}", f"give a power of two from {MIN_BINS} to {MAX_BINS}")
         if self.minimum < 1:
             raise UsageError(f"{spelled('minimum')} is {self.minimum}", "give at least 1")
-        if self.fit not in ("stretch", "letterbox"):
-            raise UsageError(f"there is no fit {self.fit!r}", "use stretch or letterbox")
+        fit_mode(self.fit)

@@ -16,11 +16,11 @@ from twins_trt.builders.quantize.options import CalibrationImages, Int8Options
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
+from twins_trt.inference.fitting import fit_mode
 from twins_trt.models.weights import FoundModel, find_model
 from twins_trt.models.zoo import get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
-from twins_trt.verbs.groups.images import fit_of
 from twins_trt.verbs.request import either
 
 
@@ -150,7 +150,7 @@ def _int8(request: BuildRequest, test_scale: tuple[int, int] | None) -> Int8Opti
             percentile=either(request.percentile, DEFAULTS.percentile),
             bins=either(request.bins, DEFAULTS.bins),
             minimum=either(request.minimum, DEFAULTS.minimum),
-            fit=fit_of(either(request.fit, DEFAULTS.fit)),
+            fit=fit_mode(either(request.fit, DEFAULTS.fit)),
             preprocessing=Preprocessing(test_scale=test_scale),
         ),
         smooth=_smooth(either(request.smooth, DEFAULTS.smooth), images),

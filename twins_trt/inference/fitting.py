@@ -12,12 +12,21 @@ import numpy.typing as npt
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Size, input_size, normalized_planes, scale_size
 from twins_trt.data.resizing import FloatArray, resize_image, resize_mask, resize_plane
-from twins_trt.errors import EngineError
+from twins_trt.errors import EngineError, UsageError
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.spelling import spelled
 
 FitMode = Literal["stretch", "letterbox"]
 Limits = tuple[int, int | None]
+
+
+def fit_mode(name: str) -> FitMode:
+    """The fit called `name`. Raises UsageError for another name."""
+    if name == "stretch":
+        return "stretch"
+    if name == "letterbox":
+        return "letterbox"
+    raise UsageError(f"there is no fit {name!r}", "use stretch or letterbox")
 
 
 @dataclass(frozen=True)

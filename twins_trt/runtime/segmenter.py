@@ -12,7 +12,7 @@ import numpy as np
 
 from twins_trt.data.images import UInt8Array
 from twins_trt.errors import UsageError
-from twins_trt.inference.fitting import FitMode
+from twins_trt.inference.fitting import FitMode, fit_mode
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import Mode, ModeRunner, resolve_mode
 from twins_trt.models.source import warn_of_random_weights
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from twins_trt.data.palette import Colour
 
 Picture: TypeAlias = Union[UInt8Array, "PillowImage", str, Path]
-
-FITS = ("stretch", "letterbox")
 
 log = logging.getLogger("twins_trt")
 
@@ -76,10 +74,8 @@ class Segmenter:
         mode: Mode = "whole",
         options: RuntimeOptions | None = None,
     ) -> None:
-        if fit not in FITS:
-            raise UsageError(f"there is no fit {fit!r}", f"use {' or '.join(FITS)}")
+        self.fit = fit_mode(fit)
         parts = resolve_mode(mode)
-        self.fit: FitMode = fit
         for _ in range(TRIES if isinstance(bundle, (str, Path)) else 1):
             self.bundle, self.interface = _opened_bundle(bundle)
             runner = None if parts is None else ModeRunner(parts, self.interface)

@@ -22,7 +22,7 @@ from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.graph import export_options, graph_flags
-from twins_trt.verbs.groups.images import DATA_KINDS, fit_of, scale_of
+from twins_trt.verbs.groups.images import DATA_KINDS, scale_of
 from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
 from twins_trt.verbs.groups.ranges import range_flags
 from twins_trt.verbs.groups.running import THREADS_FLAG, WORKERS_FLAG
@@ -203,6 +203,7 @@ class CalibrationJob:
 def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
     """The job of a request. No image is read, nothing is exported or written. Raises as `calibrate` does."""
     from twins_trt.builders.quantize.options import CalibrationImages
+    from twins_trt.inference.fitting import fit_mode
 
     test_scale = scale_of(request.data, request.test_scale)
     options = CalibrationOptions(
@@ -210,7 +211,7 @@ def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
         percentile=request.percentile,
         bins=request.bins,
         minimum=request.minimum,
-        fit=fit_of(request.fit),
+        fit=fit_mode(request.fit),
         preprocessing=Preprocessing(test_scale=test_scale),
     )
     graph = _graph(request)

@@ -16,7 +16,7 @@ from twins_trt.models.zoo import is_model
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups.images import data_flags, fit_of, labelled_images, scale_of
+from twins_trt.verbs.groups.images import data_flags, labelled_images, scale_of
 from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, WORKERS_FLAG, bundle_path, torch_device
 from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, nothing_called, weights_flags
@@ -300,6 +300,7 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
 
 def _score_bundle(job: EvaluationJob, bundle: Bundle, options: EvaluationOptions) -> Evaluation:
     from twins_trt.evaluation.bundles import score_bundle
+    from twins_trt.inference.fitting import fit_mode
     from twins_trt.runtime import RuntimeOptions
 
     request, manifest = job.request, bundle.manifest
@@ -311,7 +312,7 @@ def _score_bundle(job: EvaluationJob, bundle: Bundle, options: EvaluationOptions
         bundle,
         job.dataset,
         engine=request.engine,
-        fit=fit_of(request.fit),
+        fit=fit_mode(request.fit),
         mode=job.mode,
         preprocessing=preprocessing,
         runtime=RuntimeOptions(threads=request.threads),

@@ -12,7 +12,6 @@ from twins_trt.errors import ImageError, TwinsError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups.images import fit_of
 from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG
 from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
@@ -150,13 +149,14 @@ def predict(job: PredictJob, *, progress: Progress | None = None) -> Iterator[Pr
     yield from job.failures
     if not job.files:
         return
+    from twins_trt.inference.fitting import fit_mode
     from twins_trt.runtime import RuntimeOptions, Segmenter
 
     request = job.request
     progress = progress or silent
     options = RuntimeOptions(threads=request.threads)
     progress("load", str(job.bundle.path), None)
-    with Segmenter(job.bundle, request.engine, fit=fit_of(request.fit), mode=job.mode, options=options) as segmenter:
+    with Segmenter(job.bundle, request.engine, fit=fit_mode(request.fit), mode=job.mode, options=options) as segmenter:
         frames = segmenter.stream([files.image for files in job.files], batch=request.batch)
         try:
             for files, frame in zip(job.files, frames, strict=True):

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from twins_trt.errors import MissingDependencyError, UsageError
-from twins_trt.spelling import spelled
+from twins_trt.errors import UsageError
+from twins_trt.verbs.groups.running import torch_device
 
 PATIENCE = timedelta(hours=2)  # the first process validates while the others wait
 
@@ -79,14 +79,8 @@ def joined(device: str) -> Iterator[World]:
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; with several GPUs this process's own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cuda":
+    if torch_device(name) == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise MissingDependencyError(
-            "PyTorch sees no CUDA device", f"use {spelled('device', 'cpu')}; twins-trt doctor says more"
-        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Which images, and how they meet a graph: data set, split and limit, test scale, fit."""
+"""Which images: data set, split and limit, and the test scale that they are fitted into."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from twins_trt.verbs.kinds import TEST_SCALE, WHOLE
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset
-    from twins_trt.inference.fitting import FitMode
 
 DATA_KINDS = "camvid:PATH, ade20k:PATH or folder:PATH"
 
@@ -55,12 +54,3 @@ def scale_of(data: str, test_scale: tuple[int, int] | str | None) -> tuple[int, 
     if test_scale is None:
         return ADE20K_TEST.test_scale if data.startswith("ade20k:") else None
     return None if isinstance(test_scale, str) else test_scale
-
-
-def fit_of(fit: str) -> FitMode:
-    """How images meet a graph of fixed size. Raises `UsageError` for another word."""
-    if fit == "stretch":
-        return "stretch"
-    if fit == "letterbox":
-        return "letterbox"
-    raise UsageError(f"there is no fit {fit!r}", "use stretch or letterbox")
