@@ -37,7 +37,7 @@ class CollectRun:
 
     state: a file with the work so far, written every few images. A run that was killed continues from it, given the
     same images in any order. The file stays at the end: it is the collection (see `load_collection`). A damaged one is
-    renamed, with a warning in the log, and the work begins anew.
+    renamed, with a warning in the log, and the work starts over.
     progress: called after every batch. total: how many images there are, for the ETA; lists and tuples need none.
     names: what errors call the images, in order. device: `cpu`, `cuda` or `auto`. threads: of the CPU; None for one per
     core. memory_mib: activations held at once, in MiB; tensors that need more are collected in several runs of the
@@ -149,7 +149,7 @@ class _Collecting:
         if missed := self._earlier.total():
             raise DataError(
                 f"{self._state.path} holds {missed} images that are not among the {self._seen} of this run",
-                "give the same images as before, or remove the file to begin anew",
+                "give the same images as before, or remove the file to start over",
             )
         self._state.write(self._collection)
         return self._collection
@@ -193,12 +193,12 @@ class _State:
             # Not removed: the path may have been mistyped, and the file be something else.
             aside = self.path.with_name(f"{self.path.name}.damaged")
             os.replace(self.path, aside)
-            log.warning("%s; collecting anew, and what was there is now %s", error.cause, aside.name)
+            log.warning("%s; collecting starts over, and what was there is now %s", error.cause, aside.name)
             return fresh
         if stored.key != fresh.key or list(stored.histograms) != list(fresh.histograms):
             raise DataError(
                 f"{self.path} is of another graph or other settings: its key is {stored.key}, wanted is {fresh.key}",
-                "remove the file to begin anew",
+                "remove the file to start over",
             )
         if stored.collected_with != fresh.collected_with:
             stored.collected_with = ", ".join(sorted({stored.collected_with, fresh.collected_with}))

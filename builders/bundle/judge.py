@@ -122,7 +122,7 @@ def _fall_back(
         graph = write_int8(graphs, fallback.plan, context.folder)
         if current_device() is None:
             latest = Judged(graph, fallback.gate, {})
-        else:  # the compiler may choose other kernels this time, so its new engines are judged anew
+        else:  # the compiler may choose other kernels this time, so its new engines are judged too
             latest = _judge_graph(context, graph, judge_candidate)
     return replace(latest, fallback=fallback)
 

@@ -32,7 +32,7 @@ REACHED_PLAN = "reached.json"
 RESULTS = ("plan.json", REACHED_PLAN, "calibration.json", "gate.json", "fallback.json")
 """What a build that failed its gate leaves for its user."""
 PARTS = (FP32_GRAPH, GRAPH, WEIGHTS, f"{CALIBRATION_STATE}.damaged")
-"""What every build makes anew."""
+"""What every build makes again."""
 
 EARLIER = ("candidate.bundle",)
 """What earlier versions made and may have left."""
@@ -109,7 +109,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _drop(folder: Path, key: str) -> None:
-    """Removes parts, which are made anew, damaged files, and the state of another key."""
+    """Removes parts, which are made again, damaged files, and the state of another key."""
     kept = {REFERENCE, *RESULTS}
     if _read(folder / KEY) == {"format": _FORMAT, "key": key}:
         kept |= set(STATE)

@@ -63,7 +63,12 @@ class ExportOptions:
     upernet_levels: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS), ("target", TARGETS)):
+        if self.target not in TARGETS:
+            raise UsageError(
+                f"{spelled('target')} cannot be {self.target!r}",
+                f"use one of {', '.join(TARGETS)}; one graph serves every GPU, and `build` makes each its engine",
+            )
+        for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(
                     f"{spelled(name)} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"

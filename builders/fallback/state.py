@@ -43,7 +43,7 @@ class SearchState:
         try:
             return cls._read(path, key)
         except Exception as error:  # JSON's, and whatever a value of another type raises
-            log.warning("%s is damaged (%r): the search begins anew", path, error)
+            log.warning("%s is damaged (%r): the search starts over", path, error)
             path.unlink(missing_ok=True)
             return cls(path, key)
 

@@ -173,7 +173,7 @@ def test_a_damaged_state_is_named_and_collected_anew(
         load_collection(state)
     assert collect(graph, photos(5), options=OPTIONS, run=CollectRun(state=state)) == expected
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{state} is no collection: ")
-    assert caplog.messages[0].endswith("; collecting anew, and what was there is now state.damaged")
+    assert caplog.messages[0].endswith("; collecting starts over, and what was there is now state.damaged")
     assert load_collection(state) == expected
     assert (tmp_path / "state.damaged").read_bytes() == content  # a slip of the hand costs no file
 

@@ -147,4 +147,4 @@ def test_a_damaged_state_is_named_and_the_search_begins_anew(
     state.path.write_text(damage(text))
     assert SearchState.open(state.path, "key") == SearchState(state.path, "key")
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{state.path} is damaged (")
-    assert caplog.messages[0].endswith(": the search begins anew") and not state.path.exists()
+    assert caplog.messages[0].endswith(": the search starts over") and not state.path.exists()

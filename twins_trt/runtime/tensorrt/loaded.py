@@ -102,12 +102,12 @@ class LoadedEngine:
             return
         self._stored, self._cache = stored, self._config.create_runtime_cache()
         if self._cache is None or not self._config.set_runtime_cache(self._cache):
-            log.warning("%s takes no runtime cache (%s): kernels are compiled anew", self.name, logged(module))
+            log.warning("%s takes no runtime cache (%s): kernels are compiled again", self.name, logged(module))
             self._cache = None
             return
         blob = stored.read()
         if blob and not self._cache.deserialize(blob):
-            log.warning("%s does not take %s (%s): kernels are compiled anew", self.name, stored.path, logged(module))
+            log.warning("%s does not take %s (%s): kernels are compiled again", self.name, stored.path, logged(module))
 
     def store(self) -> None:
         """Keeps the kernels that RTX has compiled for the next process. A failure is only logged."""

@@ -91,7 +91,7 @@ def attach(
     """Makes `model` compute as the graph that `quantize` makes of it with this plan, for TensorRT; in place.
 
     size: (height, width) of that graph, pixels. amax: range of each tensor that it reads in INT8; with None the ranges
-    are observed first. Weights are rounded anew at each step. State-dict keys stay.
+    are observed first. Weights are rounded at each step. State-dict keys stay.
     Raises `UsageError` for a plan that does not fit the model, `DataError` for a tensor without a range.
     """
     graph, _ = build_graph(model, ExportOptions(*size, opset=FIRST_OPSET, outputs=("logits",)))

@@ -97,12 +97,12 @@ def load_state(folder: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises `TrainingError` for a missing or damaged file, or another version's."""
     path = folder / STATE
     if not path.exists():
-        raise TrainingError(f"{folder} has no state to resume from", f"remove {folder} and start the run anew")
+        raise TrainingError(f"{folder} has no state to resume from", f"remove {folder} and start the run again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise TrainingError(f"{path} is damaged ({type(error).__name__})", "start the run anew") from error
+        raise TrainingError(f"{path} is damaged ({type(error).__name__})", "start the run again") from error
     if version != STATE_VERSION:
         raise TrainingError(f"{path} is of version {version}, this is {STATE_VERSION}", "pip install -U twins-trt")
     return dict(state)
