@@ -148,7 +148,12 @@ TABLE = [
     (f"{SEEDED} --upernet-levels 2", "UsageError", 2, r"needs a UPerNet head"),
     (f"{SEEDED} --num-classes 0", "UsageError", 2, r"--num-classes must be 1 to 255"),
     (f"{SEEDED} --num-classes 256", "UsageError", 2, r"--num-classes must be 1 to 255"),
-    (f"export {MODEL} --seeded --target npu --out OUT", "UsageError", 2, r"target cannot be 'npu'.*one graph serves every GPU"),
+    (
+        f"export {MODEL} --seeded --target npu --out OUT",
+        "UsageError",
+        2,
+        r"target cannot be 'npu'.*one graph serves every GPU",
+    ),
     ("doctor --for dinner", "UsageError", 2, r"use one of: predict, eval"),
     # output
     (f"build {MODEL} --seeded --target cpu --out {{altered.bundle}}", "BundleError", 1, r"exists.*--overwrite"),

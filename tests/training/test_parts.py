@@ -40,11 +40,11 @@ def test_loss_and_gradients_are_mmsegmentations(name: str) -> None:
     losses = SegmentationLoss(model.double().train(), aux_weight=0.4)(*seeded_batch())
     losses["loss"].backward()
     wanted = GOLDEN[name]["losses"]
-    assert float(losses["decode"]) == pytest.approx(wanted["decode.loss_ce"], rel=1e-9)
+    assert losses["decode"].item() == pytest.approx(wanted["decode.loss_ce"], rel=1e-9)
     accuracy = 100 * float(losses["right"]) / float(losses["labelled"])
     assert accuracy == pytest.approx(wanted["decode.acc_seg"], rel=1e-6)
     if "aux.loss_ce" in wanted:
-        assert 0.4 * float(losses["auxiliary"]) == pytest.approx(wanted["aux.loss_ce"], rel=1e-9)
+        assert 0.4 * losses["auxiliary"].item() == pytest.approx(wanted["aux.loss_ce"], rel=1e-9)
     gradients = described({key: value.grad for key, value in model.named_parameters() if value.grad is not None})
     assert gradients.keys() == GOLDEN[name]["gradients"].keys()
     for key, (norm, product) in GOLDEN[name]["gradients"].items():
