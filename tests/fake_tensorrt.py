@@ -6,10 +6,10 @@ AttributeError, also when it is assigned to; a wrong number of arguments, or an 
 raises TypeError as pybind11 does. So code that runs against it calls only what is there.
 
 Behind the names is a small simulation: parsing and building follow a `Script`, the timing cache is bytes, the inspector
-answers in that version's JSON. `module.calls` lists every call as (class, method, arguments), in order.
+answers in that version's JSON. `module.calls` lists every call as (class, method, arguments), in order; `calls` finds
+those of one method.
 
-    trt = fake_module("11.4.0", Script(layers=[{"Name": "fc", "LayerType": "gemm"}]))
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    trt = install(monkeypatch, "11.4.0", Script(layers=[{"Name": "fc", "LayerType": "gemm"}]))
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from __future__ import annotations
 import enum
 import importlib.machinery
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Event
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest  # a benchmark reads the names where there may be none
 
 NAMES = Path(__file__).with_name("tensorrt_names.json")
+COMPILERS = {"tensorrt_rtx": "rtx-1.7.1.116", "tensorrt": "10.13.3.9"}  # flavour -> the version that stands for it
 
 
 @dataclass
@@ -216,6 +221,29 @@ def fake_module(
         setattr(module, name, type(name, (_Fake,), body))
     module.IHostMemory.__bytes__ = lambda self: self._content
     return module
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch, version: str, script: Script | None = None, *, name: str | None = None
+) -> Any:
+    """From now on an import finds the module of that version. name: the one it is found by, if not its own."""
+    module = fake_module(version, script)
+    monkeypatch.setitem(sys.modules, name or module.__name__, module)
+    return module
+
+
+def install_compilers(monkeypatch: pytest.MonkeyPatch, flavours: Collection[str] = tuple(COMPILERS)) -> None:
+    """From now on this machine has the compilers of these flavours and no others."""
+    for flavour, version in COMPILERS.items():
+        if flavour in flavours:
+            install(monkeypatch, version)
+        else:
+            monkeypatch.setitem(sys.modules, flavour, None)
+
+
+def calls(module: Any, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of every call of a method, of any class, in order."""
+    return [given for _, called, given in module.calls if called == name]
 
 
 def _no_arguments(self: Any, *given: Any) -> None:

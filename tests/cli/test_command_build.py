@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import MODEL, SMALL, CommandResult, Twins, run_command
 from fake_driver import install_driver
-from fake_tensorrt import fake_module
+from fake_tensorrt import install_compilers
 
 from twins_trt.builders.bundle.resolve import resolve
 from twins_trt.builders.export import DynamicDim
@@ -187,8 +186,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
 def test_the_rebuild_command_builds_the_same_again(
     request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (fake_module("rtx-1.7.1.116"), fake_module("10.13.3.9")):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    install_compilers(monkeypatch)
     install_driver(monkeypatch, Device("Orin", "sm_87"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my weights").mkdir()

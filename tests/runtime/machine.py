@@ -76,10 +76,6 @@ class Machine:
         self.made.append(engine)
         return engine
 
-    def called(self, name: str) -> list[tuple[Any, ...]]:
-        """The arguments of every call of a TensorRT method."""
-        return [given for _, method, given in self.module.calls if method == name]
-
 
 class OnGpu:
     """Somebody else's array on the GPU: bytes in device memory, and the ways it says so.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_engines import Faults
+from fake_tensorrt import calls
 from machine import ADA, ORIN, Machine
 
 from twins_trt.device import Device
@@ -66,7 +67,7 @@ def test_rtx_is_asked_before_it_fails(machine: Machine, caplog: pytest.LogCaptur
     with pytest.raises(EngineError, match="on this GPU: unsupported cc, old cuda driver") as caught:
         machine.engine()
     assert caught.value.fix is not None and REBUILD in caught.value.fix
-    assert machine.called("deserialize_cuda_engine") == []
+    assert calls(machine.module, "deserialize_cuda_engine") == []
     machine.install("rtx-1.7.1", faults=Faults(validity=("SUBOPTIMAL", 0)))
     with caplog.at_level(logging.WARNING, "twins_trt"):
         machine.engine()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_engines import Faults
+from fake_tensorrt import calls
 from machine import Machine
 
 
@@ -27,9 +28,9 @@ def test_compiled_kernels_are_kept_for_the_next_process(rtx: Machine, tmp_path: 
     rtx.engine(bundle)
     (path,) = kept(tmp_path / "home")
     assert path.name.startswith("tensorrt_rtx-1.7.1.116-sm_89-NVIDIA_RTX_4000_Ada-")
-    assert rtx.called("deserialize") == []  # nothing was there to read
+    assert calls(rtx.module, "deserialize") == []  # nothing was there to read
     rtx.engine(bundle)
-    assert rtx.called("deserialize") == [(b"kernels of tensorrt_rtx",)]
+    assert calls(rtx.module, "deserialize") == [(b"kernels of tensorrt_rtx",)]
 
 
 def test_another_engine_has_another_file(rtx: Machine, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_damaged_cache_is_not_used_and_replaced(
 
 def test_a_chosen_folder_or_none(rtx: Machine, tmp_path: Path) -> None:
     rtx.engine(runtime_cache="none")
-    assert kept(tmp_path / "home") == [] and rtx.called("create_runtime_cache") == []
+    assert kept(tmp_path / "home") == [] and calls(rtx.module, "create_runtime_cache") == []
     rtx.engine(runtime_cache=str(tmp_path))
     assert len(list(tmp_path.glob("tensorrt_rtx-*.cache"))) == 1
 
@@ -70,12 +71,12 @@ def test_a_runtime_that_takes_no_cache_still_runs(rtx: Machine, caplog: pytest.L
 @pytest.mark.parametrize(("cuda_graph", "strategy"), [(True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")])
 def test_it_captures_graphs_itself(rtx: Machine, cuda_graph: bool, strategy: str) -> None:
     engine = rtx.engine(cuda_graph=cuda_graph)
-    ((asked,),) = rtx.called("cuda_graph_strategy")
+    ((asked,),) = calls(rtx.module, "cuda_graph_strategy")
     assert asked == rtx.module.CudaGraphStrategy.__members__[strategy]
     image: Any = np.zeros((1, 24, 32, 3), np.uint8)
     engine(image)
     assert rtx.gpu.captured == 0
-    ((config,),) = rtx.called("create_execution_context")
+    ((config,),) = calls(rtx.module, "create_execution_context")
     assert isinstance(config, rtx.module.IRuntimeConfig)
 
 
@@ -93,4 +94,5 @@ def test_a_strategy_that_is_not_taken_is_told(
 def test_the_other_flavour_has_none_of_this(machine: Machine, tmp_path: Path) -> None:
     machine.engine()
     assert kept(tmp_path / "home") == []
-    assert machine.called("create_runtime_config") == [] and machine.called("create_execution_context") == [()]
+    assert calls(machine.module, "create_runtime_config") == []
+    assert calls(machine.module, "create_execution_context") == [()]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_engines import Faults, broken
 from fake_gpu import Status
-from fake_tensorrt import versions
+from fake_tensorrt import calls, versions
 from machine import ADA, ORIN, Machine
 from tiny_graphs import UInt8Array, nearest_class
 
@@ -51,12 +51,12 @@ def test_masks_are_right_with_every_version_package_and_kind_of_memory(
 def test_a_call_is_captured_the_second_time_and_replayed_from_then_on(machine: Machine, picture: Draw) -> None:
     engine = machine.engine()
     assert (machine.gpu.captured, machine.gpu.launched) == (1, 1)  # by the warm-up's two calls
-    enqueued = len(machine.called("execute_async_v3"))
+    enqueued = len(calls(machine.module, "execute_async_v3"))
     for _ in range(5):
         image = batch(picture, (24, 32))
         assert np.array_equal(engine(image)["mask"], nearest_class(image))
     assert (machine.gpu.captured, machine.gpu.launched) == (1, 6)
-    assert len(machine.called("execute_async_v3")) == enqueued
+    assert len(calls(machine.module, "execute_async_v3")) == enqueued
     assert machine.gpu.held()["graphs"] == 1
 
 
@@ -75,10 +75,10 @@ def test_an_address_that_changes_is_captured_anew(machine: Machine, picture: Dra
     """Larger images take the buffers elsewhere; when the shape comes back, the graph has to know."""
     engine = machine.engine(machine.bundle(RANGE, RANGE), contexts=1)
     small, large = batch(picture, (32, 32)), batch(picture, (64, 64))
-    addresses = machine.called("set_tensor_address")
+    addresses = calls(machine.module, "set_tensor_address")
     for image in (small, small, large, small, small, small):
         assert np.array_equal(engine(image)["mask"], nearest_class(image))
-    moved = machine.called("set_tensor_address")[len(addresses) :]
+    moved = calls(machine.module, "set_tensor_address")[len(addresses) :]
     assert [name for name, _ in moved] == ["image", "mask"]
     assert machine.gpu.captured == 2
 
@@ -98,12 +98,12 @@ def test_without_graphs_every_call_is_enqueued(
 ) -> None:
     image = batch(picture, (24, 32))
     machine.engine(cuda_graph=False)(image)
-    assert machine.gpu.captured == 0 and len(machine.called("execute_async_v3")) == 3
+    assert machine.gpu.captured == 0 and len(calls(machine.module, "execute_async_v3")) == 3
     machine.made.pop().close()
     machine.install(package="pycuda")
     with caplog.at_level(logging.INFO, "twins_trt"):
         machine.engine()(image)
-    assert "pycuda has no CUDA graphs" in caplog.text and len(machine.called("execute_async_v3")) == 3
+    assert "pycuda has no CUDA graphs" in caplog.text and len(calls(machine.module, "execute_async_v3")) == 3
 
 
 def test_an_engine_that_cannot_be_captured_runs_without(
@@ -122,11 +122,11 @@ def test_an_engine_that_cannot_be_captured_runs_without(
 def test_buffers_are_bound_once(machine: Machine, picture: Draw) -> None:
     engine = machine.engine()
     engine(batch(picture, (24, 32)))
-    held, bound = machine.gpu.held(), len(machine.called("set_tensor_address"))
+    held, bound = machine.gpu.held(), len(calls(machine.module, "set_tensor_address"))
     for _ in range(20):
         engine(batch(picture, (24, 32)))
     assert machine.gpu.held() == held
-    assert bound == len(machine.called("set_tensor_address")) == 2
+    assert bound == len(calls(machine.module, "set_tensor_address")) == 2
     assert held == {"device": 2, "host": 2, "streams": 1, "events": 0, "graphs": 1}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_driver import install_driver
-from fake_tensorrt import fake_module
+from fake_tensorrt import install_compilers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -101,15 +100,13 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
     "max_evaluations": [(5, ["--max-evaluations", "5"]), (0, ["--max-evaluations", "0"])],
     "threads": [(2, ["--threads", "2"])],
 }
-COMPILERS = (fake_module("rtx-1.7.1.116"), fake_module("10.13.3.9"))
 USUAL = {"model", "out", "seeded"}  # without these a request fails for want of them, whatever else it says
 
 
 @pytest.fixture(autouse=True)
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compilers of both flavours, and a GPU that both build for."""
-    for module in COMPILERS:
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    install_compilers(monkeypatch)
     install_driver(monkeypatch, Device("NVIDIA RTX A2000", "sm_86"))
     yield
 

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 
 from fake_driver import install_driver
-from fake_tensorrt import Script, fake_module
+from fake_tensorrt import COMPILERS, Script, calls, install, install_compilers
 
 from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.bundle.run import BuildReport, resolve_build
@@ -75,7 +75,7 @@ def place(tmp_path: Path) -> Path:
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`compiler(fused=18, unfused=0, **script)` installs a simulated TensorRT-RTX, and returns its module."""
 
-    def install(*, fused: int = 18, unfused: int = 0, **script: Any) -> Any:
+    def put(*, fused: int = 18, unfused: int = 0, **script: Any) -> Any:
         names = [f"_gemm_mha_v2_{i}" for i in range(fused)] + [f"__myl_MaxrSubExp_{i}" for i in range(unfused)]
         layers = "\n".join(
             f"Name: {name}, LayerType: {'gemm' if 'gemm' in name else 'kgen'}, Inputs: [], Constants: [], Outputs: [], "
@@ -83,16 +83,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             for name in names
         )
         log = f"Layers:\n{layers}\n\nI/O Tensors:\n"
-        module = fake_module("rtx-1.7.1.116", Script(layer_log=log, **script))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        return module
+        return install(monkeypatch, COMPILERS["tensorrt_rtx"], Script(layer_log=log, **script))
 
-    return install
-
-
-def calls(module: Any, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of every call of a method of the simulated TensorRT."""
-    return [given for _, called, given in module.calls if called == name]
+    return put
 
 
 def test_a_real_build_from_a_library_call(place: Path) -> None:
@@ -338,9 +331,7 @@ def test_engines_of_targets() -> None:
 def test_auto_takes_the_flavour_that_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], flavour: str
 ) -> None:
-    for module in (fake_module("rtx-1.7.1.116"), fake_module("10.13.3.9")):
-        name = module.__name__
-        monkeypatch.setitem(sys.modules, name, module if name in installed else None)
+    install_compilers(monkeypatch, installed)
     assert engines_for(["sm_86"])[0].flavour == flavour
 
 

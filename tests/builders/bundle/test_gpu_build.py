@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 from fake_driver import install_driver
 from fake_engines import runtime_module, serialize
 from fake_gpu import FakeGpu
+from fake_tensorrt import calls
 from pictures import CLASSES, MODEL, SIZE
 
 from twins_trt.builders.bundle.run import build_bundle
@@ -44,7 +45,7 @@ class Builds:
         module.Runtime.engine_host_code_allowed = False
 
     def _build(self) -> None:
-        (*_, (graph,)) = [given for _, method, given in self._module.calls if method == "parse_from_file"]
+        (*_, (graph,)) = calls(self._module, "parse_from_file")
         engine = serialize(Path(graph).read_bytes(), version=self._module.__version__)
         self._module.script.serialized = engine
         self.engines.append(engine)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import fake_tensorrt
 import pytest
 from engine_graphs import BLOCK, attention, single
 from fake_driver import install_driver
-from fake_tensorrt import Script
+from fake_tensorrt import Script, calls
 from onnx import helper
 
 from twins_trt.bindings import process_logger
@@ -53,16 +52,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """install(version, script) puts a simulated TensorRT where the builder looks for one, and an Orin beside it."""
 
     def put(version: str, script: Script | None = None, device: Device | None = ORIN) -> Any:
-        module = fake_tensorrt.fake_module(version, script or Script(layers=LAYERS))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        module = fake_tensorrt.install(monkeypatch, version, script or Script(layers=LAYERS))
         install_driver(monkeypatch, device)
         return module
 
     return put
-
-
-def calls(module: Any, name: str) -> list[tuple[Any, ...]]:
-    return [given for _, called, given in module.calls if called == name]
 
 
 @pytest.mark.parametrize("version", ON_DEVICE)

@@ -78,8 +78,7 @@ def test_rtx_takes_targets_and_no_hardware_compatibility() -> None:
     compiler.configure(config, EngineOptions(), ("sm_86", "sm_120"))
     assert config.num_compute_capabilities == 2
     capability = module.ComputeCapability
-    calls = [given for _, name, given in module.calls if name == "set_compute_capability"]
-    assert calls == [(capability.SM86, 0), (capability.SM120, 1)]
+    assert fake_tensorrt.calls(module, "set_compute_capability") == [(capability.SM86, 0), (capability.SM120, 1)]
     with pytest.raises(BuildError) as caught:
         compiler.configure(config, EngineOptions(hardware_compatibility="ampere_plus"), ("sm_86",))
     assert caught.value.fix == "list the GPUs in targets instead"
@@ -150,10 +149,10 @@ def test_a_module_without_its_libraries_or_of_another_kind_is_refused(
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     with pytest.raises(MissingDependencyError, match="has no Builder"):
         open_compiler("tensorrt")
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.fake_module("rtx-1.7.1.116"))
+    fake_tensorrt.install(monkeypatch, "rtx-1.7.1.116", name="tensorrt")
     with pytest.raises(MissingDependencyError, match="the module tensorrt is the library tensorrt_rtx"):
         open_compiler("tensorrt")
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_module("10.3.0"))
+    fake_tensorrt.install(monkeypatch, "10.3.0", name="tensorrt_rtx")
     with pytest.raises(MissingDependencyError, match="the module tensorrt_rtx is the library tensorrt"):
         open_compiler("tensorrt_rtx")
 
