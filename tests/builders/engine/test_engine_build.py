@@ -18,12 +18,10 @@ from fake_driver import install_driver
 from fake_tensorrt import Script, calls
 from onnx import helper
 
-from twins_trt.bindings import process_logger
 from twins_trt.builders.engine import EngineOptions, build_engine
 from twins_trt.builders.engine.in_thread import build_in_thread
-from twins_trt.builders.engine.log import capture
 from twins_trt.compiler_cache import CacheKey, CompilerCache
-from twins_trt.device import Device, current_device, pci_bus_id
+from twins_trt.device import Device
 from twins_trt.errors import BuildError, MissingDependencyError, UsageError
 from twins_trt.verbs.build import FLAGS
 from twins_trt.verbs.command_line import on_command_line
@@ -376,79 +374,3 @@ def test_what_another_build_added_to_the_timing_cache_meanwhile_is_kept(
     install("10.3.0", Script(layers=LAYERS, phases=(("Building engine", None, 1),), during=other))
     build_engine(graph, EngineOptions(flavour="tensorrt", timing_cache=str(path)))
     assert CompilerCache(path, key, "timing cache").read() == b"theirs+measured"
-
-
-def test_one_build_at_a_time_has_the_log() -> None:
-    module = fake_tensorrt.fake_module("10.3.0")
-    order: list[str] = []
-
-    def second() -> None:
-        with capture(module) as (logger, log):
-            logger.log(module.ILogger.Severity.ERROR, "second")
-            order.append(f"second saw {log.errors}")
-
-    with capture(module) as (logger, first):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join(0.1)
-        logger.log(module.ILogger.Severity.ERROR, "first")
-        order.append(f"first saw {first.errors}")
-    thread.join()
-    assert order == ["first saw ['first']", "second saw ['second']"]
-    # Messages after a build, of runtimes for instance, belong to none.
-    with capture(module) as (_, third):
-        pass
-    process_logger(module).log(module.ILogger.Severity.ERROR, "late")
-    assert third.errors == [] and first.errors == ["first"] and process_logger(module) is logger
-
-
-def test_a_logger_that_fails_inside_the_compiler_does_not_raise() -> None:
-    module = fake_tensorrt.fake_module("10.3.0")
-    with capture(module) as (logger, log):
-        logger.log(module.ILogger.Severity.ERROR, None)  # `record` fails on what is no text
-    assert log.errors == []
-
-
-@pytest.mark.parametrize("fails_at", [None, "cuInit", "cuDeviceGetAttribute"])
-def test_the_driver_names_the_device(fails_at: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_driver(monkeypatch, ORIN, fails_at=fails_at)
-    assert current_device() == (ORIN if fails_at is None else None)
-    assert pci_bus_id() == (None if fails_at == "cuInit" else "0000:65:00.0")
-    install_driver(monkeypatch, None)
-    assert current_device() is None
-    assert pci_bus_id() is None
-
-
-def test_options_a_flavour_does_not_know_never_reach_a_compiler() -> None:
-    for words, given in (
-        ("unknown engine flavour", {"flavour": "trt"}),
-        ("is not a GPU target", {"targets": ("ampere",)}),
-        ("targets is one string", {"targets": "sm_86"}),
-        ("workspace of 0 MiB", {"workspace_mib": 0}),
-        ("optimization level 6", {"optimization_level": 6}),
-        ("unknown hardware compatibility", {"hardware_compatibility": "hopper"}),
-        ("has 2 shapes", {"profile": {"q": ((1,), (2,))}}),
-        ("mixes shapes", {"profile": {"q": ((1,), (2,), (3, 4))}}),
-        ("not ordered", {"profile": {"q": ((4,), (2,), (8,))}}),
-    ):
-        with pytest.raises(UsageError, match=words):
-            EngineOptions(**given)  # type: ignore[arg-type]
-
-
-def test_options_survive_json() -> None:
-    import json
-
-    options = EngineOptions(
-        flavour="tensorrt",
-        targets=("87",),
-        workspace_mib=1024,
-        optimization_level=5,
-        timing_cache="cache",
-        hardware_compatibility="ampere_plus",
-        profile={"image": ((1, 256, 256, 3), (1, 512, 512, 3), (4, 1024, 1024, 3))},
-    )
-    assert options.targets == ("sm_87",)
-    assert EngineOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
-    assert EngineOptions.from_json(EngineOptions().to_json()) == EngineOptions()
-    with pytest.raises(UsageError, match="no field 'precision'"):
-        EngineOptions.from_json({"precision": "fp16"})
