@@ -6,12 +6,15 @@ So a graph that computes what the model computes scores 100.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from twins_trt.inference import predict_mask
-from twins_trt.models.segmentor import Segmentor
+
+if TYPE_CHECKING:
+    from twins_trt.models.segmentor import Segmentor
 
 MODEL, SIZE, CLASSES = "twins_svt-demo_fpn", (64, 96), 4
 """What builds of tests are made of: the smallest model, (height, width), and how many classes it has."""
