@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from commands import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -20,7 +19,6 @@ from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.export import DynamicDim
 from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, load_reference, record_gate
 from twins_trt.builders.gate.statistics import mean_iou
-from twins_trt.cli import main
 from twins_trt.data import open_dataset
 from twins_trt.errors import BundleError, ImageError
 from twins_trt.evaluation import ConfusionMatrix
@@ -67,29 +65,25 @@ def bundle(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "x.bundle"))
 
 
-def gate(bundle: Path, data: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict]:
-    capsys.readouterr()
-    code = main(["gate", str(bundle), "--data", f"folder:{data}", "--seeded", "--json", *more])
-    return code, json.loads(capsys.readouterr().out)
+def gate(bundle: Path, data: Path, *more: object) -> tuple[int, dict]:
+    """Exit code and answer of `twins-trt gate`."""
+    ran = run_command("gate", bundle, "--data", f"folder:{data}", "--seeded", "--json", *more)
+    return ran.code, ran.json
 
 
 def sabotage(bundle: Path) -> None:
     """Makes the classifier of the bundle's graph favour one class, and updates the manifest's hash."""
-    from dataclasses import replace
-
     opened = open_bundle(bundle)
     proto = onnx.load(opened.file("graph.onnx"))
     (bias,) = (each for each in proto.graph.initializer if "classifier.bias" in each.name)
     values = numpy_helper.to_array(bias).copy()
     values.reshape(-1)[1] += 1.0
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
-    write_bundle(bundle, replace(opened.manifest), {"graph.onnx": proto.SerializeToString()}, overwrite=True)
+    write_bundle(bundle, opened.manifest, {"graph.onnx": proto.SerializeToString()}, overwrite=True)
 
 
-def test_an_equal_graph_passes_and_the_bundle_says_so(
-    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, result = gate(bundle, data, capsys)
+def test_an_equal_graph_passes_and_the_bundle_says_so(bundle: Path, data: Path) -> None:
+    code, result = gate(bundle, data)
     assert code == 0 and result["passed"] and result["reasons"] == []
     assert result["agreement"] > 0.999 and result["repeats"] is True and result["batch_agrees"] is None
     assert abs(result["drop"]["mean"]) <= 0.05 and result["images"] == IMAGES
@@ -100,11 +94,9 @@ def test_an_equal_graph_passes_and_the_bundle_says_so(
     assert opened.read_json("gate.json") == result
 
 
-def test_a_broken_graph_fails_with_exit_code_3_and_pictures(
-    bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_graph_fails_with_exit_code_3_and_pictures(bundle: Path, data: Path, tmp_path: Path) -> None:
     sabotage(bundle)
-    code, result = gate(bundle, data, capsys, "--pictures", str(tmp_path / "pictures"), "--min-agreement", "0.99")
+    code, result = gate(bundle, data, "--pictures", tmp_path / "pictures", "--min-agreement", "0.99")
     assert code == 3 and not result["passed"]
     assert any("pixels agree" in reason for reason in result["reasons"])
     assert open_bundle(bundle).manifest.gate == "failed"
@@ -179,32 +171,30 @@ def test_random_weights_are_warned_of_and_a_missing_verdict_is_not(
     assert caplog.messages == [f"{bundle} holds random weights: its masks mean nothing"]
 
 
+@pytest.mark.parametrize("opens", [True, False])
 def test_a_bundle_that_is_replaced_while_its_engine_opens_is_not_judged(
-    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    opens: bool, bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the engine opens or not: it may be of either bundle."""
     opened = open_bundle(bundle)
     model = load_reference(opened, checkpoint=None, seeded=True)
     other, real = opened.graph.read_bytes() + b"\n", onnxruntime.InferenceSession
 
-    def replace_and_open(*given: Any, **named: Any) -> Any:
-        write_bundle(bundle, replace(opened.manifest), {"graph.onnx": other}, overwrite=True)
+    def replace_first(*given: Any, **named: Any) -> Any:
+        write_bundle(bundle, opened.manifest, {"graph.onnx": other}, overwrite=True)
+        if not opens:
+            raise RuntimeError("no such graph")
         return real(*given, **named)
 
-    def replace_and_fail(*given: Any, **named: Any) -> Any:
-        write_bundle(bundle, replace(opened.manifest), {"graph.onnx": other}, overwrite=True)
-        raise RuntimeError("no such graph")
-
-    for session in (replace_and_open, replace_and_fail):
-        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-        with pytest.raises(BundleError, match="was replaced since it was opened"):
-            gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2), engine="onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", replace_first)
+    with pytest.raises(BundleError, match="was replaced since it was opened"):
+        gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2), engine="onnxruntime")
 
 
-def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.bundle"
     build_bundle(small(path, batch=DynamicDim(1, 2, 4)))
-    code, result = gate(path, data, capsys)
+    code, result = gate(path, data)
     assert code == 0 and result["batch_agrees"] is True
     # A graph that computes the batch's first image for every place in it.
     proto = onnx.load(open_bundle(path).graph)
@@ -218,25 +208,21 @@ def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path, capsys: py
     proto.graph.node.insert(0, one)
     proto.graph.node.insert(0, shape)
     write_bundle(path, open_bundle(path).manifest, {"graph.onnx": proto.SerializeToString()}, overwrite=True)
-    code, result = gate(path, data, capsys)
+    code, result = gate(path, data)
     assert code == 3 and result["reasons"] == ["images in a batch get other masks than alone"]
 
 
-def test_too_few_images_fail_however_well_they_score(
-    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, result = gate(bundle, data, capsys, "--limit", "5")
+def test_too_few_images_fail_however_well_they_score(bundle: Path, data: Path) -> None:
+    code, result = gate(bundle, data, "--limit", "5")
     assert code == 3
     assert result["reasons"] == ["5 images are too few to judge by, at least 30 are asked for"]
 
 
-def test_a_wider_allowance_lets_it_pass_and_a_dry_run_changes_nothing(
-    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wider_allowance_lets_it_pass_and_a_dry_run_changes_nothing(bundle: Path, data: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    assert gate(bundle, data, capsys, "--dry-run")[1]["dry_run"] is True
+    assert gate(bundle, data, "--dry-run")[1]["dry_run"] is True
     assert (bundle / "manifest.json").read_bytes() == before
-    assert gate(bundle, data, capsys, "--limit", "5", "--min-images", "5", "--max-drop", "100")[0] == 0
+    assert gate(bundle, data, "--limit", "5", "--min-images", "5", "--max-drop", "100")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -249,27 +235,20 @@ def test_a_wider_allowance_lets_it_pass_and_a_dry_run_changes_nothing(
         (["--engine", "magic"], 2, "magic"),
     ],
 )
-def test_wrong_arguments(
-    arguments: list[str], code: int, words: str, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    got, answer = gate(bundle, data, capsys, *arguments)
+def test_wrong_arguments(arguments: list[str], code: int, words: str, bundle: Path, data: Path) -> None:
+    got, answer = gate(bundle, data, *arguments)
     assert got == code and words in answer["error"]
 
 
-def test_the_weights_are_not_judged_in_place_of_the_graph(
-    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, said = gate(bundle, data, capsys, "--engine", "torch")
+def test_the_weights_are_not_judged_in_place_of_the_graph(bundle: Path, data: Path) -> None:
+    code, said = gate(bundle, data, "--engine", "torch")
     assert code == 2 and "runs the weights, not the graph" in said["error"]
     assert open_bundle(bundle).manifest.gate == "ungated"
 
 
-def test_the_reference_must_have_the_bundles_own_weights(
-    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    code = main(["gate", str(bundle), "--data", f"folder:{data}", "--checkpoint", "other.pth", "--json"])
-    assert code == 2 and "has seeded weights" in json.loads(capsys.readouterr().out)["error"]
+def test_the_reference_must_have_the_bundles_own_weights(bundle: Path, data: Path) -> None:
+    ran = run_command("gate", bundle, "--data", f"folder:{data}", "--checkpoint", "other.pth", "--json")
+    assert ran.code == 2 and "has seeded weights" in ran.json["error"]
 
 
 def matrices(rng: np.random.Generator, images: int, *, error: float) -> list[ConfusionMatrix]:
