@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,10 @@ import pytest
 from calib_graphs import OBSERVED, photo, photos
 from commands import CommandResult, run_command
 from PIL import Image
+from told import Told
 
 import twins_trt
 from twins_trt.calib import CalibrationOptions, calibrate, collect, load_ranges, save_collection
-from twins_trt.cli import main
 from twins_trt.errors import DataError
 
 
@@ -47,12 +45,12 @@ def test_a_graph(graph: Path, data: Path, tmp_path: Path) -> None:
 
 def test_from_python(graph: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    seen: list[tuple[str, str, float | None]] = []
+    told = Told()
     asked: dict[str, Any] = {"images": 10, "observers": "entropy,minmax"}
-    ranges = twins_trt.calibrate(graph, f"folder:{data}", **asked, progress=lambda *step: seen.append(step))
+    ranges = twins_trt.calibrate(graph, f"folder:{data}", **asked, progress=told)
     options = CalibrationOptions(observers=("entropy", "minmax"))
     assert ranges == calibrate(graph, photos(20)[::2], options=options)
-    assert [share for _, _, share in seen] == [pytest.approx(done / 10) for done in range(1, 11)]
+    assert [share for _, _, share in told.calls] == [pytest.approx(done / 10) for done in range(1, 11)]
     assert not list(tmp_path.iterdir())
     out = tmp_path / "calibration.json"
     assert twins_trt.calibrate(graph, f"folder:{data}", out=out, **asked) == ranges == load_ranges(out, graph=graph)
@@ -76,8 +74,8 @@ def test_a_model(data: Path, tmp_path: Path) -> None:
     out, exported = tmp_path / "calibration.json", tmp_path / "graph.onnx"
     ran = run_calibrate(*model, "--data", f"folder:{data}", "--images", 3, "--minimum", 3, "--out", out)
     assert ran.code == 0, ran.err
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert main(["export", *map(str, model), "--precision", "fp32", "--opset", "20", "--out", str(exported)]) == 0
+    exporting = run_command("export", *model, "--precision", "fp32", "--opset", 20, "--out", exported)
+    assert exporting.code == 0, exporting.err
     # The file holds for what export writes, byte for byte.
     assert load_ranges(out, graph=exported).amax("stages.0.blocks.0.attn/norm1") > 0
     refused = run_calibrate(*model, "--precision", "fp16", "--data", f"folder:{data}", "--out", out, "--overwrite")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from told import Told
 
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import CLASSES, PALETTE, draw_scene, write_scenes
@@ -40,11 +41,11 @@ def test_light_varies_more_than_classes_do() -> None:
 
 
 def test_scenes_are_a_data_set(tmp_path: Path) -> None:
-    written: list[tuple[str, str, float | None]] = []
-    source = write_scenes(tmp_path, "train", range(2), size=(64, 96), progress=lambda *where: written.append(where))
+    told = Told()
+    source = write_scenes(tmp_path, "train", range(2), size=(64, 96), progress=told)
     write_scenes(tmp_path, "val", [7], size=(64, 96))
     train, val = (open_dataset(source, split=split) for split in ("train", "val"))
-    assert written == [("scenes", "1 of 2", 0.5), ("scenes", "2 of 2", 1.0)]
+    assert told.calls == [("scenes", "1 of 2", 0.5), ("scenes", "2 of 2", 1.0)]
     assert train.classes == CLASSES and train.names == ("scene000000", "scene000001") and val.names == ("scene000007",)
     assert train.labelled
     sample, scene = val[0], draw_scene(64, 96, seed=7)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from told import Told
 
 from twins_trt.data import Dataset, Preprocessing, open_dataset
 from twins_trt.errors import DataError, EngineError, ImageError, UsageError
@@ -96,19 +97,19 @@ def test_the_mode_reaches_the_network(dataset: Dataset) -> None:
 
 
 def test_progress_and_observers_see_every_image_in_order(dataset: Dataset) -> None:
-    steps: list[tuple[str, str, float | None]] = []
+    told = Told()
     seen = []
     result = evaluate_masks(
         always_road,
         dataset,
         options=EvaluationOptions(
-            progress=lambda *step: steps.append(step),
+            progress=told,
             observe=lambda sample, mask, matrix: seen.append((sample.name, mask, matrix)),
         ),
     )
     matrices = [matrix for _, _, matrix in seen]
     so_far = [sum(matrices[1:done], matrices[0]).scores().miou for done in range(1, 6)]
-    assert steps == [
+    assert told.calls == [
         ("evaluate", f"{done} of 5 images, mIoU {miou:.2f}", done / 5) for done, miou in enumerate(so_far, start=1)
     ]
     assert so_far[-1] == result.scores.miou

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from told import Told
 
 from twins_trt.errors import BuildError, UsageError
 from twins_trt.kernels.case import Case, Tiling
@@ -163,12 +164,12 @@ def test_targets_by_any_of_their_names() -> None:
 
 
 def test_cubins_with_what_a_launch_needs(tmp_path: Path) -> None:
-    said: list[tuple[str, str, float | None]] = []
+    told = Told()
     work = select(["87"], kernels=["lsa_forward"], dtypes=["fp16"], head_dims=[32])
-    path = write_cubins(tmp_path / "cubins", work, ptx_version=85, progress=lambda *words: said.append(words))
+    path = write_cubins(tmp_path / "cubins", work, ptx_version=85, progress=told)
     kernels = json.loads(path.read_text())["kernels"]
     assert [k["variant"] for k in kernels] == ["", "two heads", "pads attend", "pads attend two heads"]
-    assert said[1] == ("compiled", "sm_87 lsa_forward fp16 32 two heads", 0.5)
+    assert told.calls[1] == ("compiled", "sm_87 lsa_forward fp16 32 two heads", 0.5)
     for kernel in kernels:
         cubin = (path.parent / kernel["cubin"]).read_bytes()
         assert cubin[:4] == b"\x7fELF"

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from told import Told
 
 from twins_trt.errors import FetchError, UsageError
 from twins_trt.models import get_spec, list_models
@@ -113,13 +114,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def payload_at(url: str, folder: Path) -> Published:
-    """The small payload in the place of a model's weights."""
-    return Published(url, SHA256[:8], folder / NAME, MODEL)
-
-
-def fetch_payload(url: str, folder: Path, *, progress: Progress | None = None, retries: Retries | None = None) -> Path:
-    return download(payload_at(url, folder), progress=progress, retries=retries or SHORT)
+def fetch_payload(url: str, folder: Path, *, progress: Progress | None = None, retries: Retries = SHORT) -> Path:
+    """Downloads the small payload in the place of a model's weights."""
+    return download(Published(url, SHA256[:8], folder / NAME, MODEL), progress=progress, retries=retries)
 
 
 def _files(folder: Path) -> set[str]:
@@ -136,13 +133,14 @@ def _leave_part(folder: Path, server: Server, size: int, validator: str = '"one"
 
 
 def test_downloads_once_reports_progress_and_leaves_one_file(server: Server, tmp_path: Path) -> None:
-    seen: list[tuple[str, str, float | None]] = []
-    path = fetch_payload(server.url, tmp_path / "a" / "b", progress=lambda *said: seen.append(said))
+    told = Told()
+    path = fetch_payload(server.url, tmp_path / "a" / "b", progress=told)
     assert path.read_bytes() == PAYLOAD
     assert path == tmp_path / "a" / "b" / NAME
     assert _files(path.parent) == {path.name}
-    assert seen[0] == ("download", "0.0 MB of 0.7 MB", 0.0) and seen[-1] == ("download", "0.7 MB of 0.7 MB", 1.0)
-    shares = [share for _, _, share in seen]
+    assert told.calls[0] == ("download", "0.0 MB of 0.7 MB", 0.0)
+    assert told.calls[-1] == ("download", "0.7 MB of 0.7 MB", 1.0)
+    shares = [share for _, _, share in told.calls]
     assert shares == sorted(shares) and len(shares) >= len(PAYLOAD) >> 16
     assert fetch_payload(server.url, path.parent) == path
     assert len(server.requests) == 1  # the second call found it
@@ -155,10 +153,10 @@ def test_resumes_after_a_dropped_connection(server: Server, tmp_path: Path, send
     server.cut_after = [200_000, 0, 100_000] if send_length else []
     if not send_length:
         _leave_part(tmp_path, server, 300_000)
-    said: list[tuple[str, float | None]] = []
-    path = fetch_payload(server.url, tmp_path, progress=lambda _, detail, share: said.append((detail, share)))
+    told = Told()
+    path = fetch_payload(server.url, tmp_path, progress=told)
     assert path.read_bytes() == PAYLOAD
-    assert said[-1] == ("0.7 MB of 0.7 MB", 1.0)
+    assert told.calls[-1] == ("download", "0.7 MB of 0.7 MB", 1.0)
     asked = [request.get("range") for request in server.requests]
     expected = [None, "bytes=200000-", "bytes=200000-", "bytes=300000-"] if send_length else ["bytes=300000-"]
     assert asked == expected
@@ -167,9 +165,9 @@ def test_resumes_after_a_dropped_connection(server: Server, tmp_path: Path, send
 
 def test_a_length_that_the_server_does_not_say_has_no_share(server: Server, tmp_path: Path) -> None:
     server.send_length = False
-    said: list[tuple[str, float | None]] = []
-    fetch_payload(server.url, tmp_path, progress=lambda _, detail, share: said.append((detail, share)))
-    assert said[0] == ("0.0 MB", None) and said[-1] == ("0.7 MB", None)
+    told = Told()
+    fetch_payload(server.url, tmp_path, progress=told)
+    assert told.calls[0] == ("download", "0.0 MB", None) and told.calls[-1] == ("download", "0.7 MB", None)
 
 
 def test_what_the_zoo_says_is_downloaded(server: Server, tmp_path: Path) -> None:
@@ -315,7 +313,7 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "offline" in raised.value.cause
     assert all(text in fix for text in (spec.weights_url, spec.weights_file, str(tmp_path), 'checkpoint="FILE"'))
     with on_command_line(FLAGS), pytest.raises(FetchError) as raised:
-        fetch("twins_pcpvt-l_upernet", cache_dir=tmp_path)
+        fetch_payload(spec.weights_url, tmp_path)
     assert str(raised.value.fix).endswith("any file with these weights: --checkpoint FILE")
     assert _files(tmp_path) == set()
 
@@ -339,9 +337,9 @@ def test_ctrl_c_leaves_a_part_that_is_resumed(server: Server, tmp_path: Path) ->
     target = tmp_path / NAME
     kept = target.with_name(target.name + ".part").stat().st_size
     assert kept >= 300_000 and not target.exists()
-    shares: list[float | None] = []
-    assert fetch_payload(server.url, tmp_path, progress=lambda step, detail, share: shares.append(share)) == target
-    assert server.requests[-1]["range"] == f"bytes={kept}-" and shares[0] == kept / len(PAYLOAD)
+    told = Told()
+    assert fetch_payload(server.url, tmp_path, progress=told) == target
+    assert server.requests[-1]["range"] == f"bytes={kept}-" and told.calls[0][2] == kept / len(PAYLOAD)
     assert target.read_bytes() == PAYLOAD
 
 

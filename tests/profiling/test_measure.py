@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_graphs import MakeBundle
+from told import Told
 
 from twins_trt.errors import EngineError, ImageError, UsageError
 from twins_trt.profiling import measure
@@ -243,11 +244,11 @@ def test_an_engine_that_fails_at_its_first_call_is_closed(sleeper: Any) -> None:
 
 
 def test_progress_says_where_the_work_is(sleeper: Any) -> None:
-    said: list[tuple[str, str, float | None]] = []
+    told = Told()
     candidate, _ = sleeper("x", 1.0)
-    profile([candidate], QUICK, progress=lambda *words: said.append(words))
-    assert list(dict.fromkeys(step for step, _, _ in said)) == ["open", "warm up", "measure"]
-    assert said[-1] == ("measure", "round 3 of 3, x", pytest.approx(2 / 3))
+    profile([candidate], QUICK, progress=told)
+    assert list(dict.fromkeys(step for step, _, _ in told.calls)) == ["open", "warm up", "measure"]
+    assert told.calls[-1] == ("measure", "round 3 of 3, x", pytest.approx(2 / 3))
 
 
 def test_labels_and_baselines_that_cannot_be(sleeper: Any, tmp_path: Path) -> None:
