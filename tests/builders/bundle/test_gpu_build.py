@@ -17,11 +17,9 @@ from fake_driver import install_driver
 from fake_engines import runtime_module, serialize
 from fake_gpu import FakeGpu
 from fake_tensorrt import calls
-from pictures import CLASSES, MODEL, SIZE
+from int8_builds import FP16, int8, sabotaged
 
 from twins_trt.builders.bundle.run import build_bundle
-from twins_trt.builders.plan.precision_plan import PrecisionPlan
-from twins_trt.calib import Ranges
 from twins_trt.device import Device
 from twins_trt.errors import GateError
 from twins_trt.verbs.build import BuildRequest
@@ -66,20 +64,12 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
 
 
 def request(data: Path, out: Path, **fields: Any) -> BuildRequest:
-    """A build for the GPU of this machine, judged on eight images."""
-    given: dict[str, Any] = {
-        "size": SIZE,
-        "flavour": ("tensorrt",),
-        "gate_on": f"folder:{data}",
-        "max_drop": 50.0,
-        "min_images": 8,
-        **fields,
-    }
-    return BuildRequest(MODEL, str(out), seeded=True, num_classes=CLASSES, **given)
+    """An INT8 build for the GPU of this machine, calibrated and judged on eight images."""
+    return int8(data, out, targets=None, flavour=("tensorrt",), **fields)
 
 
 def test_the_engine_that_was_judged_is_the_one_that_ships(builds: Builds, data: Path, tmp_path: Path) -> None:
-    report = build_bundle(request(data, tmp_path / "x.bundle", precision="fp16"))
+    report = build_bundle(request(data, tmp_path / "x.bundle", **FP16))
     assert report.gate is not None and report.gate.passed
     assert (report.gate.engine, report.gate.simulated) == ("tensorrt", False)
     assert report.gate.measured_on == "NVIDIA RTX 4000 Ada (sm_89)"
@@ -90,7 +80,7 @@ def test_the_engine_that_was_judged_is_the_one_that_ships(builds: Builds, data: 
 
 def test_a_failing_engine_ships_nothing(builds: Builds, data: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="8 images are too few"):
-        build_bundle(request(data, tmp_path / "x.bundle", precision="fp16", min_images=9))
+        build_bundle(request(data, tmp_path / "x.bundle", **FP16, min_images=9))
     assert len(builds.engines) == 1 and list(tmp_path.iterdir()) == []
 
 
@@ -99,17 +89,11 @@ def test_the_fallback_judges_an_engine_of_every_plan_and_ships_the_last(
     builds: Builds, data: Path, tmp_path: Path
 ) -> None:
     """One range is 100 times too small; the plan without its block passes."""
-    int8 = {"precision": "int8", "calibrate_on": f"folder:{data}"}
-    healthy = build_bundle(request(data, tmp_path / "healthy.bundle", **int8)).bundle
+    healthy = build_bundle(request(data, tmp_path / "healthy.bundle")).bundle
     drop = healthy.read_json("gate.json")["drop"]["high"]
-    plan = PrecisionPlan.from_json(healthy.file("plan.json").read_text())
-    tensor = "stages.1.blocks.0.ffn/gelu"
-    largest = Ranges.from_json(healthy.read_json("calibration.json")).amax(tensor)
-    edited = tmp_path / "plan.json"
-    edited.write_text(PrecisionPlan(plan.model, plan.level, plan.blocks, ranges={tensor: largest / 100}).to_json())
-    files = {"plan": str(edited), "calibration": str(healthy.file("calibration.json")), "calibrate_on": None}
+    fields = sabotaged(healthy, tmp_path / "plan.json") | {"max_drop": drop + 1.0}
     builds.engines.clear()
-    report = build_bundle(request(data, tmp_path / "x.bundle", **int8 | files, max_drop=drop + 1.0))
+    report = build_bundle(request(data, tmp_path / "x.bundle", **fields))
     assert report.fallback is not None and report.plan is not None and report.gate is not None
     assert report.plan.blocks["stages.1.blocks.0.ffn"] == "fp16"
     assert (report.gate.engine, report.gate.simulated) == ("tensorrt", False)

@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 
-from pictures import CLASSES, MODEL, SIZE
+from int8_builds import FP16, from_files, int8, sabotaged
+from pictures import MODEL
 from told import Told
 
 from twins_trt.builders.bundle.resolve import resolve
@@ -23,27 +24,6 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.calib import Ranges
 from twins_trt.errors import DataError, GateError, UsageError
 from twins_trt.runtime import Bundle, Segmenter, open_bundle
-from twins_trt.verbs.build import BuildRequest
-
-
-def int8(data: Path, out: Path, **fields: Any) -> BuildRequest:
-    """A build for the CPU, calibrated and judged on eight images."""
-    given: dict[str, Any] = {
-        "size": SIZE,
-        "precision": "int8",
-        "targets": ("cpu",),
-        "calibrate_on": f"folder:{data}",
-        "gate_on": f"folder:{data}",
-        "max_drop": 50.0,
-        "min_images": 8,
-        **fields,
-    }
-    return BuildRequest(MODEL, str(out), seeded=True, num_classes=CLASSES, **given)
-
-
-def from_files(plan: Path, calibration: Path) -> dict[str, Any]:
-    """A plan and a range file instead of calibration."""
-    return {"plan": str(plan), "calibration": str(calibration), "calibrate_on": None}
 
 
 @pytest.fixture(scope="module")
@@ -202,21 +182,11 @@ def test_an_engine_is_int8_where_planned_and_its_verdict_is_a_simulation(data: P
 
 
 def test_an_fp16_build_may_be_judged_too(data: Path, tmp_path: Path) -> None:
-    fp16 = {"precision": "fp16", "calibrate_on": None}
-    bundle = build_bundle(int8(data, tmp_path / "x.bundle", **fp16)).bundle
+    bundle = build_bundle(int8(data, tmp_path / "x.bundle", **FP16)).bundle
     assert bundle.manifest.gate == "passed" and bundle.read_json("gate.json")["precision"] == "fp16"
     with pytest.raises(GateError, match="too few"):
-        build_bundle(int8(data, tmp_path / "y.bundle", **fp16, max_drop=None, min_images=9))
+        build_bundle(int8(data, tmp_path / "y.bundle", **FP16, max_drop=None, min_images=9))
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
-
-
-def sabotaged(built: Bundle, path: Path) -> dict[str, Any]:
-    """The bundle's plan with one range 100 times too small."""
-    plan = PrecisionPlan.from_json(built.file("plan.json").read_text())
-    tensor = "stages.1.blocks.0.ffn/gelu"
-    largest = Ranges.from_json(built.read_json("calibration.json")).amax(tensor)
-    path.write_text(replace(plan, ranges={tensor: largest / 100}).to_json())
-    return from_files(path, built.file("calibration.json"))
 
 
 def test_the_fallback_repairs_one_range_that_is_far_too_small(built: Bundle, data: Path, tmp_path: Path) -> None:
