@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_driver import install_driver
+from fake_cuda import install_machine
 from fake_engines import Faults, runtime_module, serialize
 from fake_gpu import FakeGpu
 from tiny_graphs import MakeBundle
@@ -20,7 +18,6 @@ from twins_trt.runtime import Bundle, EngineFile, RuntimeOptions, open_engine, w
 
 ADA = Device("NVIDIA RTX 4000 Ada", "sm_89")
 ORIN = Device("Orin", "sm_87", integrated=True)
-CUDA_MODULES = ("tensorrt", "tensorrt_rtx", "cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver")
 
 
 class Machine:
@@ -45,16 +42,7 @@ class Machine:
         self.device = device
         self.module = runtime_module(version, self.gpu, faults)
         self.faults: Faults = self.module.faults
-        for name in CUDA_MODULES:
-            self._patch.setitem(sys.modules, name, None)
-        modules = [self.module]
-        if package is not None:
-            made = self.gpu.cuda_bindings() if package == "cuda-bindings" else self.gpu.pycuda()
-            parents = made.__name__.split(".")[:-1]
-            modules += [_package(".".join(parents[: end + 1])) for end in range(len(parents))] + [made]
-        for module in modules:
-            self._patch.setitem(sys.modules, module.__name__, module)
-        install_driver(self._patch, device)
+        install_machine(self._patch, self.gpu, self.module, device, package=package)
 
     def bundle(self, height: Any = 24, width: Any = 32, *, target: str | None = None, **more: Any) -> Bundle:
         """A bundle of a tiny graph with an engine for this machine. target, version: of the engine, if other ones."""
@@ -108,9 +96,3 @@ class OnGpu:
         """What is in the memory now."""
         size = int(np.prod(self.shape)) * self.dtype.itemsize
         return self.gpu.bytes_at(self.address, size).view(self.dtype).reshape(self.shape).copy()
-
-
-def _package(name: str) -> ModuleType:
-    module = ModuleType(name)
-    module.__path__ = []
-    return module

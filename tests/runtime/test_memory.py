@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
+import fake_cuda
 import pytest
 from fake_gpu import FakeGpu
 
@@ -15,7 +16,7 @@ from twins_trt.runtime.memory.protocol import OutOfMemory
 
 def test_every_simulated_function_has_the_parameters_of_the_real_one() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    for name, fake in vars(FakeGpu().cuda_bindings()).items():
+    for name, fake in vars(fake_cuda.cuda_bindings(FakeGpu())).items():
         if not hasattr(fake, "function"):
             continue
         # Cython keeps no signature; the docstring's first line is it.
@@ -28,7 +29,7 @@ def test_every_simulated_function_has_the_parameters_of_the_real_one() -> None:
 
 def test_every_constant_has_the_value_of_the_real_one() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    fake = FakeGpu().cuda_bindings()
+    fake = fake_cuda.cuda_bindings(FakeGpu())
     for name in ("cudaHostAllocDefault", "cudaHostAllocMapped", "cudaStreamNonBlocking", "cudaEventDisableTiming"):
         assert getattr(fake, name) == int(getattr(runtime, name))
     for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):
@@ -66,7 +67,7 @@ def test_the_real_package_takes_our_arguments() -> None:
 
 def test_no_room() -> None:
     gpu = FakeGpu(capacity=1000)
-    memory = cuda_bindings.CudaBindings(gpu.cuda_bindings())
+    memory = cuda_bindings.CudaBindings(fake_cuda.cuda_bindings(gpu))
     address = memory.allocate(600)
     with pytest.raises(OutOfMemory, match="cudaMalloc found no room"):
         memory.allocate(600)
@@ -75,7 +76,7 @@ def test_no_room() -> None:
 
 
 def test_a_driver_without_a_gpu_is_an_error() -> None:
-    module = FakeGpu().cuda_bindings()
+    module = fake_cuda.cuda_bindings(FakeGpu())
     module.cudaGetDeviceCount = lambda: (0, 0)  # type: ignore[attr-defined]
     with pytest.raises(EngineError, match="sees no GPU"):
         cuda_bindings.CudaBindings(module)
@@ -83,7 +84,7 @@ def test_a_driver_without_a_gpu_is_an_error() -> None:
 
 def test_a_capture_that_fails_leaves_the_stream_usable() -> None:
     gpu = FakeGpu()
-    memory = cuda_bindings.CudaBindings(gpu.cuda_bindings())
+    memory = cuda_bindings.CudaBindings(fake_cuda.cuda_bindings(gpu))
     stream = memory.new_stream()
 
     def work() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 
-from fake_driver import install_driver
+from fake_cuda import install_machine
 from fake_engines import runtime_module, serialize
 from fake_gpu import FakeGpu
 from fake_tensorrt import calls
@@ -54,12 +52,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
     """A machine with TensorRT, cuda-bindings and a GPU."""
     gpu = FakeGpu()
     module = runtime_module("10.13.3.9", gpu)
-    packages = [ModuleType("cuda"), ModuleType("cuda.bindings")]
-    for package in packages:
-        package.__path__ = []
-    for each in (module, *packages, gpu.cuda_bindings()):
-        monkeypatch.setitem(sys.modules, each.__name__, each)
-    install_driver(monkeypatch, ADA)
+    install_machine(monkeypatch, gpu, module, ADA)
     return Builds(module)
 
 
