@@ -72,10 +72,10 @@ def check_replaceable(path: Path, *, marker: str, otherwise: str, overwrite: boo
     """
     if not os.path.lexists(path):
         return
-    if not overwrite:
-        raise BundleError(f"{path} exists", f"choose another name, or replace it: {spelled('overwrite', True)}")
     if path.is_symlink() or not (path / marker).is_file():
         raise BundleError(f"{path} exists and is {otherwise}, so it is not overwritten", "choose another name")
+    if not overwrite:
+        raise BundleError(f"{path} exists", f"choose another name, or replace it: {spelled('overwrite', True)}")
 
 
 @contextmanager

@@ -33,7 +33,6 @@ def check(job: BuildJob) -> None:
 def _check_place(out: Path, *, overwrite: bool) -> None:
     """Raises the errors of `write_bundle`."""
     restore(out)  # an interrupted replacement left the bundle under another name
-    check_place(out, overwrite=True)  # first: nothing but a bundle is ever replaced
     check_place(out, overwrite=overwrite)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

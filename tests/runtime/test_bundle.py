@@ -130,8 +130,12 @@ def test_a_failed_overwrite_keeps_the_old_bundle(
     assert names(tmp_path) == ["x.bundle"]
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_overwriting_never_removes_what_is_no_bundle(tmp_path: Path, manifest: Manifest, kind: str) -> None:
+def test_overwriting_never_removes_what_is_no_bundle(
+    tmp_path: Path, manifest: Manifest, kind: str, overwrite: bool
+) -> None:
+    """Nor does the error without `overwrite` advise it."""
     target = tmp_path / "precious"
     if kind == "file":
         target.write_bytes(b"keep")
@@ -141,7 +145,7 @@ def test_overwriting_never_removes_what_is_no_bundle(tmp_path: Path, manifest: M
     else:
         target.symlink_to(write_bundle(tmp_path / "x.bundle", manifest, CONTENT).path)
     with pytest.raises(BundleError, match="is not a bundle, so it is not overwritten"):
-        write_bundle(target, manifest, CONTENT, overwrite=True)
+        write_bundle(target, manifest, CONTENT, overwrite=overwrite)
     assert target.exists()
 
 
