@@ -24,19 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write_results
-from twins_trt.builders.bundle.manifest import graph_interface
+from twins_trt.builders.bundle.judge import gate_candidate
 from twins_trt.builders.bundle.resolve import resolve
-from twins_trt.builders.engine import EngineOptions, build_in_thread, read_header
+from twins_trt.builders.engine import EngineOptions, build_in_thread
 from twins_trt.builders.engine.audit import audit_layers
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
 from twins_trt.builders.gate import MAX_DROP, GateResult
-from twins_trt.builders.gate.judge import GateCandidate, Judge
+from twins_trt.builders.gate.judge import Judge
 from twins_trt.builders.plan.precision_plan import PrecisionPlan, uniform_plan
 from twins_trt.builders.quantize import Quantization, QuantizedGraphs, check_int8, sites_of
-from twins_trt.builders.quantize.calibration import find_ranges, pixels, refine
+from twins_trt.builders.quantize.calibration import find_ranges, refine
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.calib import OBSERVERS, Ranges, load_ranges, save_ranges
+from twins_trt.calib.datasets import pixels
 from twins_trt.data import open_dataset
 from twins_trt.models.weights import load_weights
 from twins_trt.progress import silent
@@ -148,15 +149,7 @@ class Ladder:
         self._write(rung, self.quantizer(target), graph)
         written = replace(self.exports[target], precision="fp32" if rung.plan else rung.precision)
         job = replace(self.job, graph=written, int8=self.int8 if rung.plan else None)
-        candidate = GateCandidate(
-            path=job.out,
-            graph=graph,
-            interface=graph_interface(job, read_header(graph), self.facts),
-            precision=job.precision,
-            rebuild=job.rebuild,
-            ships=not rung.cpu,
-            seeded=self.facts.source.seeded,
-        )
+        candidate = gate_candidate(job, graph, self.facts, ships=not rung.cpu, engines={})
         self.judge.thresholds = replace(self.judge.thresholds, max_drop=MAX_DROP[job.precision])
         result = self.judge(candidate, progress=progress)
         row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}

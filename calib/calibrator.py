@@ -102,12 +102,11 @@ def tensorrt_calibrator(
     path = None if cache is None else Path(cache)
     stored = _stored(path, module, algorithm)
     stream = _Stream(images, fitter, memory, options.minimum)
-    calibrator: Calibrator = _calibrator_class(base, stream, stored, path)()
-    return calibrator
+    return _calibrator(base, stream, stored, path)
 
 
-def _calibrator_class(base: Any, stream: _Stream, stored: bytes | None, path: Path | None) -> Any:
-    """A subclass of TensorRT's calibrator `base` that reads `stream`.
+def _calibrator(base: Any, stream: _Stream, stored: bytes | None, path: Path | None) -> Calibrator:
+    """An instance of a subclass of TensorRT's calibrator `base` that reads `stream`.
 
     stored: the cache that it gives to TensorRT, None if there is none. path: where it writes the new one, if anywhere.
     """
@@ -154,7 +153,8 @@ def _calibrator_class(base: Any, stream: _Stream, stored: bytes | None, path: Pa
             if self.error is not None:
                 raise self.error
 
-    return StreamCalibrator
+    calibrator: Calibrator = StreamCalibrator()
+    return calibrator
 
 
 class _Stream:

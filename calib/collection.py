@@ -18,7 +18,7 @@ from twins_trt.calib.observers import amax
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.calib.ranges import Ranges, TensorRange, range_key, write_atomically
 from twins_trt.codec import decode, encode
-from twins_trt.errors import DataError
+from twins_trt.errors import DataError, first_line
 from twins_trt.spelling import speaking
 
 _FORMAT = 2
@@ -144,5 +144,4 @@ def load_collection(path: str | Path) -> Collection:
             facts["graph_sha256"], options, facts["collected_with"], histograms, digests, facts["noisy"], channels
         )
     except Exception as error:  # zip, npy, JSON and our own checks each raise their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is no collection: {reason}", "remove the file and collect again") from error
+        raise DataError(f"{path} is no collection: {first_line(error)}", "remove the file and collect again") from error

@@ -22,6 +22,8 @@ from twins_trt.builders.quantize import QuantizedGraphs
 from twins_trt.calib import save_ranges
 from twins_trt.errors import GateError
 from twins_trt.files import whole_file
+from twins_trt.models.source import warn_of_random_weights
+from twins_trt.models.weights import ModelFacts
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
@@ -47,6 +49,8 @@ def judge(context: BuildContext, graph: BuiltGraph, gate: GateOptions, graphs: Q
 
     graphs: for an INT8 build, the writer of the graphs of other plans. Raises `GateError` if nothing passes.
     """
+    if context.facts.source.seeded:
+        warn_of_random_weights(context.job.out)
     context.clock.begin(f"{gate.data} ({gate.split})")
     judge_candidate = Judge(context.model, gate, threads=context.job.threads, folder=context.folder / REFERENCE)
     judged = _judge_graph(context, graph, judge_candidate)
@@ -60,23 +64,30 @@ def judge(context: BuildContext, graph: BuiltGraph, gate: GateOptions, graphs: Q
     return judged
 
 
+def gate_candidate(
+    job: BuildJob, graph: Path, facts: ModelFacts, *, ships: bool, engines: Mapping[str, BuiltEngine]
+) -> GateCandidate:
+    """What the gate judges of a build. graph: its file. ships: as in `GateCandidate`. engines: by file."""
+    return GateCandidate(
+        path=job.out,
+        graph=graph,
+        interface=graph_interface(job, read_header(graph), facts),
+        precision=job.precision,
+        rebuild=job.rebuild,
+        ships=ships,
+        seeded=facts.source.seeded,
+        engines=engine_files(job, engines),
+        serialized={file: engine.serialized for file, engine in engines.items()},
+    )
+
+
 def _judge_graph(context: BuildContext, graph: BuiltGraph, judge_candidate: Judge) -> Judged:
     """Judges the engines of a graph if there is a GPU, else the graph."""
     job, clock = context.job, context.clock
     engines: dict[str, BuiltEngine] = {}
     if current_device() is not None:
         engines = {each.file: build_in_thread(graph.path, each.options, clock.progress) for each in job.engines}
-    candidate = GateCandidate(
-        path=job.out,
-        graph=graph.path,
-        interface=graph_interface(job, read_header(graph.path), context.facts),
-        precision=job.precision,
-        rebuild=job.rebuild,
-        ships=bool(job.engines),
-        seeded=context.facts.source.seeded,
-        engines=engine_files(job, engines),
-        serialized={file: engine.serialized for file, engine in engines.items()},
-    )
+    candidate = gate_candidate(job, graph.path, context.facts, ships=bool(job.engines), engines=engines)
     return Judged(graph, judge_candidate(candidate, progress=clock.progress), engines)
 
 

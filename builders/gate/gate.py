@@ -66,6 +66,8 @@ def gate_bundle(
             f"with {manifest.interface.num_classes}",
             "give the checkpoint that the bundle was built from",
         )
+    if manifest.source.seeded:
+        warn_of_random_weights(bundle.path)
     return gate(
         bundle,
         model,
@@ -107,8 +109,6 @@ def gate(
         raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
     if not dataset.labelled:
         raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
-    if seeded:
-        warn_of_random_weights(source.path)
     interface, progress = source.interface, progress or silent
     comparison = Comparison(interface.num_classes)
     repeated: list[tuple[Image, Mask]] = []

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from twins_trt.builders.plan.precision_plan import PrecisionPlan, read_plan, uniform_plan
 from twins_trt.builders.plan.sites import Site
 from twins_trt.builders.quantize.graphs import QuantizedGraphs, relative_error
 from twins_trt.builders.quantize.options import CalibrationImages, Int8Options
-from twins_trt.calib import CalibrationOptions, CollectRun, Ranges, calibrate, load_ranges
-from twins_trt.data import Dataset
+from twins_trt.calib import CollectRun, Ranges, load_ranges
+from twins_trt.calib.datasets import calibrate_on, pixels
 from twins_trt.errors import UsageError
 from twins_trt.progress import Progress
 from twins_trt.spelling import spelled
@@ -24,23 +20,6 @@ STRENGTHS = (0.25, 0.5, 0.75)  # of SmoothQuant, which a search tries beside no 
 SEARCHED = 4  # calibration images that SmoothQuant's strength is searched on
 
 log = logging.getLogger("twins_trt")
-
-
-def pixels(dataset: Dataset, *, workers: int = 0) -> Iterator[npt.NDArray[np.uint8]]:
-    """The images of a data set, uint8 [H, W, 3]. workers: processes that read them ahead."""
-    return (sample.image for sample in dataset.load(workers=workers))
-
-
-def calibrate_on(
-    dataset: Dataset, graph: Path, options: CalibrationOptions, run: CollectRun, *, workers: int = 0
-) -> Ranges:
-    """The ranges of an FP32 graph over the images of a data set.
-
-    run: how the collection runs; its names and their number are taken from the data set. workers: processes that read
-    images ahead. Raises as `calib.calibrate` does.
-    """
-    run = replace(run, total=len(dataset), names=[str(item.image) for item in dataset.items])
-    return calibrate(graph, pixels(dataset, workers=workers), options=options, run=run)
 
 
 def find_ranges(int8: Int8Options, graph: Path, *, state: Path, threads: int | None, progress: Progress) -> Ranges:

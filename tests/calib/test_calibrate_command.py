@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,13 @@ def test_from_python(graph: Path, data: Path, tmp_path: Path, monkeypatch: pytes
     assert twins_trt.calibrate(graph, f"folder:{data}", out=out, **asked) == ranges == load_ranges(out, graph=graph)
     with pytest.raises(DataError, match=r"exists\n.*overwrite=True"):
         twins_trt.calibrate(graph, f"folder:{data}", out=out, **asked)
+
+
+def test_a_graph_needs_no_package_of_a_build(graph: Path, data: Path) -> None:
+    call = f"twins_trt.calibrate({str(graph)!r}, {f'folder:{data}'!r})"
+    code = f"import sys, twins_trt; {call}; print({{'torch', 'onnx_graphsurgeon'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_json_and_all_images(graph: Path, data: Path, tmp_path: Path) -> None:

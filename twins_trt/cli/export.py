@@ -22,9 +22,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from twins_trt.codec import encode
 
     job = resolve_export(FLAGS.read(arguments))
-    model, out, options = job.model, job.out, job.options
+    model, out, options = job.model.name, job.out, job.options
     if arguments.dry_run:
-        weights = None if job.weights is None else str(job.weights)
+        weights = None if job.model.weights is None else str(job.model.weights)
         origin = "seeded weights" if weights is None else f"the weights of {weights}"
         text = f"{out} would hold {model} with {origin}, {options.precision}, opset {options.opset}"
         facts = {"model": model, "out": str(out), "weights": weights, "options": encode(options)}

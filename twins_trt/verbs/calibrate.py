@@ -228,8 +228,8 @@ def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
 
 def collect_ranges(job: CalibrationJob, *, progress: Progress | None = None) -> Ranges:
     """Does the job: collects the ranges, and writes them where it names a file. Raises as `calibrate` does."""
-    from twins_trt.builders.quantize.calibration import calibrate_on
     from twins_trt.calib import CollectRun, save_ranges
+    from twins_trt.calib.datasets import calibrate_on
 
     request, progress = job.request, progress or silent
     run = CollectRun(
@@ -282,7 +282,7 @@ def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
     """The model's FP32 graph, byte for byte what an INT8 build with the same options quantizes."""
     from twins_trt.builders.export import export_graph
 
-    model, _ = load_requested(request, graph.model.name, graph.model.checkpoint)
+    model, _ = load_requested(request, graph.model)
     if request.seeded:
         log.warning("random weights: the ranges mean nothing")
     path = folder / "graph.onnx"

@@ -278,7 +278,7 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
     if request.threads is not None:
         torch.set_num_threads(max(1, request.threads))
     options.progress("load", "seeded" if found.weights is None else str(found.weights), None)
-    model, facts = load_requested(request, found.name, found.checkpoint)
+    model, facts = load_requested(request, found)
     assert isinstance(job.mode, str)  # resolve_evaluation refuses tiles
     scale = scale_of(request.data, request.test_scale)
     result = evaluate_model(

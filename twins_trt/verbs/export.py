@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from twins_trt.builders.export.options import DynamicDim, ExportOptions
 from twins_trt.errors import ExportError
+from twins_trt.models.source import FoundModel
 from twins_trt.models.zoo import get_spec
 from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
@@ -70,15 +71,10 @@ FLAGS = FlagTable(ExportRequest, TABLE, groups=WEIGHTS_GROUP)
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What an export will do, checked as far as possible.
-
-    model: a name of the zoo. checkpoint: as in `find_weights`. weights: their file, None for seeded ones.
-    """
+    """What an export will do, checked as far as possible."""
 
     request: ExportRequest
-    model: str
-    checkpoint: str | None
-    weights: Path | None
+    model: FoundModel
     options: ExportOptions
 
     @property
@@ -101,7 +97,7 @@ def resolve_export(request: ExportRequest) -> ExportJob:
         precision="fp32" if request.target == "cpu" else "fp16",
         crop_size=get_spec(model.name).crop_size,
     )
-    job = ExportJob(request, model.name, model.checkpoint, model.weights, options)
+    job = ExportJob(request, model, options)
     check_new_file(job.out, overwrite=request.overwrite, such_as="graph.onnx", error=ExportError)
     return job
 
@@ -116,7 +112,7 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> tuple[GraphIn
     from twins_trt.builders.export import export_graph
 
     progress = progress or silent
-    progress("[1/2] weights", "seeded" if job.weights is None else str(job.weights), None)
-    model, facts = load_requested(job.request, job.model, job.checkpoint)
+    progress("[1/2] weights", "seeded" if job.model.weights is None else str(job.model.weights), None)
+    model, facts = load_requested(job.request, job.model)
     progress("[2/2] graph", job.request.out, None)
     return export_graph(model, job.out, job.options), facts.source

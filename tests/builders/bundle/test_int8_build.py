@@ -203,12 +203,15 @@ def test_the_fallback_repairs_one_range_that_is_far_too_small(built: Bundle, dat
     assert plan.blocks["stages.1.blocks.0.ffn"] == "fp16" and report.bundle.manifest.gate == "passed"
 
 
-def test_a_fallback_that_finds_nothing_says_what_was_the_best(data: Path, tmp_path: Path) -> None:
+def test_a_fallback_that_finds_nothing_says_what_was_the_best(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(GateError, match=r"after 2 plans: \d+ parts in FP16 .* of the FLOPs, the mIoU may drop by"):
         build_bundle(int8(data, tmp_path / "x.bundle", min_agreement=1.0, max_evaluations=2))
     work = tmp_path / "x.bundle.work"
     assert {"plan.json", "calibration.json", "gate.json", "fallback.json"} <= {path.name for path in work.iterdir()}
     assert not (tmp_path / "x.bundle").exists()
+    assert sum("holds random weights" in message for message in caplog.messages) == 1  # however many plans were judged
 
 
 def test_a_search_goes_on_after_a_kill(built: Bundle, data: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from twins_trt.verbs.kinds import SWITCH, WHOLE
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
+    from twins_trt.models.source import FoundModel
     from twins_trt.models.weights import ModelFacts
 
 WEIGHTS_GROUP = {"weights": "by default the published ones, if they were fetched before"}
@@ -48,7 +49,7 @@ def weights_flags(group: str) -> tuple[Flag, ...]:
 
 
 class WeightsRequest(Protocol):
-    """A request with the fields of `weights_flags` but the checkpoint, which `tell_model` settles."""
+    """A request with the fields of `weights_flags` but the checkpoint, which `find_model` settles."""
 
     @property
     def seeded(self) -> bool: ...
@@ -58,15 +59,16 @@ class WeightsRequest(Protocol):
     def padding(self) -> str: ...
 
 
-def load_requested(request: WeightsRequest, model: str, checkpoint: str | None) -> tuple[Segmentor, ModelFacts]:
-    """The model of a request, with its weights. model, checkpoint: as `tell_model` gives them.
-
-    Raises as `load_weights` does.
-    """
+def load_requested(request: WeightsRequest, model: FoundModel) -> tuple[Segmentor, ModelFacts]:
+    """The model of a request, with its weights. Raises as `load_weights` does."""
     from twins_trt.models.weights import load_weights
 
     return load_weights(
-        model, checkpoint=checkpoint, seeded=request.seeded, num_classes=request.num_classes, padding=request.padding
+        model.name,
+        checkpoint=model.checkpoint,
+        seeded=request.seeded,
+        num_classes=request.num_classes,
+        padding=request.padding,
     )
 
 
