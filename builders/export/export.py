@@ -13,7 +13,7 @@ from twins_trt.builders.export.backbone import BackboneSource, write_backbone
 from twins_trt.builders.export.dims import MapShape
 from twins_trt.builders.export.fpn import write_fpn
 from twins_trt.builders.export.options import DynamicDim, ExportOptions, GraphInfo
-from twins_trt.builders.export.output import logits_output, mask_output, padded_classes, write_logits
+from twins_trt.builders.export.output import logits_output, mask_output, write_logits
 from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.winograd import use_winograd
@@ -118,13 +118,13 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
     else:
         features, shape = write_upernet(w, weights, stages, levels=levels)
     classes = model.num_classes
-    logits = write_logits(w, weights, features, shape, classes=classes)
+    logits, shape = write_logits(w, weights, features, shape, classes=classes)
     for output in options.outputs:
         if output == "mask":
-            x = mask_output(w, logits, shape.of(padded_classes(w, classes)), image_size=image_shape.size)
+            x = mask_output(w, logits, shape, image_size=image_shape.size)
             w.output(x, "mask", mask_shape)
         else:
-            x = logits_output(w, logits, classes=classes)
+            x = logits_output(w, logits, shape, classes=classes)
             quarter = [-(-side // 4) if isinstance(side, int) else f"{side}/4" for side in mask_shape[1:]]
             w.output(x, "logits", [mask_shape[0], classes, *quarter])
     w.graph.cleanup().toposort()

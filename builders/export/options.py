@@ -63,15 +63,16 @@ class ExportOptions:
     upernet_levels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UsageError(
-                f"{spelled('target')} cannot be {self.target!r}",
-                f"use one of {', '.join(TARGETS)}; one graph serves every GPU, and `build` makes each its engine",
-            )
-        for name, allowed in (("precision", PRECISIONS), ("opset", OPSETS), ("input", INPUTS)):
+        for name, allowed, more in (
+            ("precision", PRECISIONS, ""),
+            ("opset", OPSETS, ""),
+            ("input", INPUTS, ""),
+            ("target", TARGETS, "; one graph serves every GPU, and `build` makes each its engine"),
+        ):
             if getattr(self, name) not in allowed:
                 raise UsageError(
-                    f"{spelled(name)} cannot be {getattr(self, name)!r}", f"use one of {', '.join(map(str, allowed))}"
+                    f"{spelled(name)} cannot be {getattr(self, name)!r}",
+                    f"use one of {', '.join(map(str, allowed))}{more}",
                 )
         object.__setattr__(self, "outputs", tuple(self.outputs))  # a list would not survive the JSON round trip
         if not self.outputs or set(self.outputs) - set(OUTPUTS) or len(set(self.outputs)) != len(self.outputs):

@@ -15,36 +15,35 @@ CLASS_MULTIPLE = 8  # matrix products are fastest, and copies fewest, at multipl
 ISLAND = "logits are compared: rounding them to FP16 makes ties, and a tie goes to the lower class"
 
 
-def write_logits(w: GraphWriter, weights: Weights, x: Tensor, shape: MapShape, *, classes: int) -> Tensor:
-    """The classifier. x: [B, C, h, w], of the given shape -> [B, classes rounded up to 8, h, w].
+def write_logits(
+    w: GraphWriter, weights: Weights, x: Tensor, shape: MapShape, *, classes: int
+) -> tuple[Tensor, MapShape]:
+    """The classifier. x: [B, C, h, w], of the given shape -> logits [B, classes, h, w] and their shape.
 
-    The added classes never win.
+    For a GPU the classes are rounded up to a multiple of 8; the added ones never win.
     """
-    padded = padded_classes(w, classes)
+    padded = -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.target == "gpu" else classes
+    logits_shape = shape.of(padded)
     weight = np.zeros((padded, shape.channels, 1, 1), np.float32)
     weight[:classes] = weights["decode_head.conv_seg.weight"]
     bias = np.full(padded, NEVER, np.float32)
     bias[:classes] = weights["decode_head.conv_seg.bias"]
     with w.scope("head"):
         if w.target == "gpu":
-            return w.conv(x, weight, bias, "classifier")
+            return w.conv(x, weight, bias, "classifier"), logits_shape
         # As a product from the left, so that ONNX Runtime leaves its blocked layout here and not behind the resize,
         # where the map is sixteen times as large.
         flat = w.reshape(x, [shape.batch, shape.channels, shape.tokens], "flat")  # [B, C, h · w]
         out = w.op("MatMul", [w.const(weight[:, :, 0, 0], "classifier.weight"), flat], "classifier")
         out = w.add(out, w.const(bias[:, None], "classifier.bias"), "classifier.add")
-        return w.reshape(out, [shape.batch, padded, *shape.size], "classifier.map")  # [B, classes, h, w]
+        out = w.reshape(out, [shape.batch, padded, *shape.size], "classifier.map")  # [B, classes, h, w]
+        return out, logits_shape
 
 
-def padded_classes(w: GraphWriter, classes: int) -> int:
-    """The channels of the logits: for a GPU, the classes rounded up."""
-    return -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.target == "gpu" else classes
-
-
-def logits_output(w: GraphWriter, logits: Tensor, *, classes: int) -> Tensor:
-    """[B, padded classes, h, w] -> float32 [B, classes, h, w]."""
+def logits_output(w: GraphWriter, logits: Tensor, shape: MapShape, *, classes: int) -> Tensor:
+    """[B, padded classes, h, w], of the given shape -> float32 [B, classes, h, w]."""
     with w.scope("output"):
-        x = logits if padded_classes(w, classes) == classes else w.slice(logits, [0], [classes], [1], "classes")
+        x = logits if shape.channels == classes else w.slice(logits, [0], [classes], [1], "classes")
         with w.float32_island("the logits output is float32"):
             return w.op("Identity", [x], "logits_out")
 

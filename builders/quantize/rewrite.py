@@ -40,13 +40,12 @@ class Quantization:
     """What of a graph runs in INT8.
 
     nodes: products that read INT8 activations and weights. attentions: blocks whose attention runs in INT8.
-    smoothed: outputs of LayerNorms that carry SmoothQuant's scales. float_precision: the precision of everything else.
+    smoothed: outputs of LayerNorms that carry SmoothQuant's scales.
     """
 
     nodes: tuple[str, ...]
     attentions: tuple[str, ...]
     smoothed: tuple[str, ...]
-    float_precision: str
 
 
 def quantize(
@@ -115,7 +114,7 @@ def quantize(
     inserter.finish()
     if float_precision == "fp16" and not in_float32:
         to_fp16(graph, islands or {})
-    return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed), float_precision)
+    return Quantization(tuple(site.node for site in products), tuple(attentions), tuple(smoothed))
 
 
 def observed_tensors(graph: gs.Graph, plan: PrecisionPlan, *, float_precision: str = "fp16") -> tuple[str, ...]:
