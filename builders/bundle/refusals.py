@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from twins_trt.builders.bundle.targets import CPU
 from twins_trt.builders.engine import EngineOptions
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import PADDINGS
+from twins_trt.models.zoo import check_num_classes, check_padding
 from twins_trt.spelling import spelled
 from twins_trt.verbs import build as verb
 from twins_trt.verbs.build import DEFAULTS, BuildRequest
@@ -19,16 +19,10 @@ def refuse_impossible(request: BuildRequest) -> None:
     """Raises `UsageError` for a value that is wrong whatever the other values are."""
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"{spelled('threads')} is {request.threads}", "give at least 1, or leave it out")
-    if request.padding not in (None, *PADDINGS):
-        raise UsageError(
-            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {request.padding!r}",
-            f"use {spelled('padding', 'parity')}",
-        )
-    if request.num_classes is not None and not 1 <= request.num_classes <= 255:
-        raise UsageError(
-            f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {request.num_classes}",
-            f"check {spelled('num_classes')}",
-        )
+    if request.padding is not None:
+        check_padding(request.padding)
+    if request.num_classes is not None:
+        check_num_classes(request.num_classes)
     if request.precision not in (None, *PRECISIONS):
         raise UsageError(
             f"{spelled('precision')} cannot be {request.precision!r}", f"use one of {', '.join(PRECISIONS)}"

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, GATE, PLAN
 from twins_trt.errors import BundleError
 from twins_trt.files import locked, whole_file
 from twins_trt.folders import held
@@ -29,7 +30,7 @@ REFERENCE = "reference"
 """The reference's masks. A mask's name changes with everything that the mask depends on, so any build may use them."""
 REACHED_PLAN = "reached.json"
 """The plan that a fallback reached, if plan.json is the user's own."""
-RESULTS = ("plan.json", REACHED_PLAN, "calibration.json", "gate.json", "fallback.json")
+RESULTS = (PLAN, REACHED_PLAN, CALIBRATION, GATE, FALLBACK)
 """What a build that failed its gate leaves for its user."""
 PARTS = (FP32_GRAPH, GRAPH, WEIGHTS, f"{CALIBRATION_STATE}.damaged")
 """What every build makes again."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twins_trt.errors import CheckpointError, MissingDependencyError
+from twins_trt.errors import CheckpointError, MissingDependencyError, first_line
 from twins_trt.files import sha256_of
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
 from twins_trt.models.zoo import known_specs
@@ -281,7 +281,7 @@ def _unpickle(path: Path) -> object:
         if found := re.search(r"WeightsUnpickler error: (.+)", message):
             reason = found[1].strip()
         elif isinstance(error, RuntimeError) and message.strip():
-            reason = message.strip().splitlines()[0]
+            reason = first_line(error)
         else:  # the unpickler's KeyError or IndexError would not help a reader
             reason = "it is no pickle that torch could have written"
         raise CheckpointError(f"{path} is damaged or no checkpoint: {_printable(reason)}", _AGAIN) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,7 @@ from twins_trt.kernels.backend import BACKENDS
 from twins_trt.models.backbone import Backbone
 from twins_trt.models.heads import FPN, FCNHead, FPNHead, UPerHead
 from twins_trt.models.telling import tell_classes, tell_model
-from twins_trt.models.zoo import PADDINGS, ModelSpec, get_spec
-from twins_trt.spelling import spelled
+from twins_trt.models.zoo import ModelSpec, check_num_classes, check_padding, get_spec
 
 if TYPE_CHECKING:
     from twins_trt.models.checkpoint import CheckpointMeta
@@ -81,20 +79,12 @@ def build_model(
     """
     name, path = tell_model(name, None if checkpoint is None else str(checkpoint))
     spec = get_spec(name)
-    if padding not in PADDINGS:
-        raise UsageError(
-            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {padding!r}",
-            f"use {spelled('padding', 'parity')}",
-        )
+    check_padding(padding)
     if attention not in BACKENDS:
         raise UsageError(f"attention must be one of {', '.join(BACKENDS)}, not {attention!r}", "use attention='auto'")
     if num_classes is None:
         num_classes = tell_classes(spec, path)
-    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
-        raise UsageError(
-            f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {num_classes!r}",
-            f"check {spelled('num_classes')}",
-        )
+    check_num_classes(num_classes)
     model = Segmentor(spec, int(num_classes), padding=padding, attention=attention).eval()
     if path is not None:
         from twins_trt.models.checkpoint import load_checkpoint

@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from twins_trt.errors import UsageError
+from twins_trt.spelling import spelled
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Per-channel mean of the network's input, RGB, on the 0-255 scale."""
@@ -221,3 +223,21 @@ def get_spec(name: str) -> ModelSpec:
         return SPECS[name]
     near = difflib.get_close_matches(str(name), list_models(), n=3, cutoff=0.5) or list_models()
     raise UsageError(f"there is no model called {name!r}", f"use one of: {', '.join(near)}")
+
+
+def check_padding(padding: str) -> None:
+    """Raises `UsageError` unless `padding` is one of `PADDINGS`."""
+    if padding not in PADDINGS:
+        raise UsageError(
+            f"{spelled('padding')} must be one of {', '.join(PADDINGS)}, not {padding!r}",
+            f"use {spelled('padding', 'parity')}",
+        )
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raises `UsageError` unless `num_classes` is a whole number from 1 to 255; 255 itself is "ignore" in a mask."""
+    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
+        raise UsageError(
+            f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {num_classes!r}",
+            f"check {spelled('num_classes')}",
+        )
