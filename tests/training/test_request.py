@@ -19,7 +19,7 @@ from twins_trt.cli.parsing import new_parser
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.training import TrainOptions, TrainRequest, load_options, resolve_options, resolve_training, train
 from twins_trt.verbs.command_line import on_command_line
-from twins_trt.verbs.train import CHANGEABLE, FLAGS, TABLE, TrainDefaults, resume_request
+from twins_trt.verbs.train import ADE20K_SCALE, CHANGEABLE, FLAGS, TABLE, TrainDefaults, resume_request
 
 NAMES = tuple(field.name for field in dataclasses.fields(TrainRequest))
 
@@ -55,7 +55,7 @@ def test_a_value_may_be_its_text() -> None:
 
 def test_an_image_may_keep_its_own_size_on_any_data() -> None:
     ade = TrainRequest("twins_svt-s_fpn", "ade20k:x", "run")
-    assert resolve_options(ade).scale == (2048, 512)
+    assert resolve_options(ade).scale == (2048, 512) == ADE20K_SCALE
     assert resolve_options(dataclasses.replace(ade, scale="none")).scale is None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from twins_trt.errors import EngineError, UsageError
+from twins_trt.errors import EngineError, UsageError, first_line
 from twins_trt.files import sha256_of
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.models.source import warn_of_random_weights
@@ -27,11 +27,8 @@ from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.protocol import Stage, observed
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from twins_trt.models.segmentor import Segmentor
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ class EagerEngine:
             with torch.inference_mode():
                 return {"mask": self._run(image)}
         except RuntimeError as error:  # out of memory is one of them
-            raise EngineError(f"{self._owner} failed in PyTorch: {str(error).splitlines()[0]}") from error
+            raise EngineError(f"{self._owner} failed in PyTorch: {first_line(error)}") from error
 
     def _run(self, image: Array) -> Array:
         torch = self._torch

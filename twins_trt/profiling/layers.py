@@ -13,10 +13,7 @@ from twins_trt.profiling.results import Layer
 from twins_trt.runtime.engines import InspectsLayers, LayerTime, ProfilesLayers
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
 
 log = logging.getLogger("twins_trt")
 

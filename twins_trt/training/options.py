@@ -13,9 +13,9 @@ from twins_trt.errors import UsageError
 from twins_trt.models.telling import tell_model
 from twins_trt.models.zoo import PADDINGS, get_spec
 from twins_trt.spelling import speaking, spelled
+from twins_trt.verbs.groups.images import scale_of
 from twins_trt.verbs.request import either
 from twins_trt.verbs.train import (
-    ADE20K_SCALE,
     AMP,
     DECAY,
     DEFAULTS,
@@ -176,7 +176,6 @@ def resolve_options(request: TrainRequest) -> TrainOptions:
     recipe = RECIPES[spec.head]
     iterations = either(request.iterations, spec.schedule_iterations)
     tenth = max(1, iterations // 10)
-    scale = either(request.scale, ADE20K_SCALE if data.startswith("ade20k:") else "none")
     return TrainOptions(
         model=model,
         data=data,
@@ -188,7 +187,7 @@ def resolve_options(request: TrainRequest) -> TrainOptions:
         iterations=iterations,
         batch=either(request.batch, DEFAULTS.batch),
         crop=either(request.crop, spec.crop_size),
-        scale=None if isinstance(scale, str) else scale,
+        scale=scale_of(data, request.scale),
         ratios=either(request.ratios, DEFAULTS.ratios),
         cat_max_ratio=either(request.cat_max_ratio, DEFAULTS.cat_max_ratio),
         flip=either(request.flip, DEFAULTS.flip),

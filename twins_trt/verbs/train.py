@@ -116,7 +116,7 @@ LONGEST_WARM_UP = 1500
 """Iterations: mmseg's for UPerNet, of 160,000."""
 
 ADE20K_SCALE = (2048, 512)
-"""(long, short), pixels: mmseg fits ADE20K's images into this."""
+"""(long, short), pixels, for the help: that of `ADE20K_TEST`, which NumPy comes with."""
 
 
 @dataclass(frozen=True)

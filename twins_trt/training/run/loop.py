@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from twins_trt.codec import decode, encode
-from twins_trt.data import ADE20K_TEST, Preprocessing
+from twins_trt.data import Preprocessing
 from twins_trt.data.loading import load_in_order
 from twins_trt.evaluation import EvaluationOptions, Scores, evaluate_model
 from twins_trt.models.segmentor import Segmentor, build_model
@@ -40,6 +40,7 @@ from twins_trt.training.run.start import Start, start_weights
 from twins_trt.training.run.stopping import StopRequest
 from twins_trt.training.step.distributed import World, joined
 from twins_trt.training.step.trainer import Trainer, on_device
+from twins_trt.verbs.groups.images import scale_of
 from twins_trt.verbs.train import TrainRequest
 
 log = logging.getLogger("twins_trt")
@@ -65,7 +66,8 @@ def train(
     resume: continue the run in that folder, bit for bit as if it had not stopped (on a CPU; some CUDA kernels add in
     no fixed order). Fields that the request leaves out are the run's own; others may differ in `CHANGEABLE` only.
     progress: called with `train` or `validate`, a detail in words and the share of it that is done, after every step
-    and every validated image, in the first process. observe: called beside it with the same in numbers.
+    and every validated image, in the first process. observe: called beside it with the numbers;
+    its mIoU is that of the last finished validation.
     Under `torchrun` every process calls this function; the first one writes, validates and reports.
     Ctrl-C and SIGTERM let the running step end and the state be saved before they take effect.
 
@@ -210,7 +212,7 @@ class _Run:
                     scores = evaluate_model(
                         model,
                         self._val.first(self.options.val_limit),
-                        preprocessing=ADE20K_TEST if self.options.data.startswith("ade20k:") else Preprocessing(),
+                        preprocessing=Preprocessing(test_scale=scale_of(self.options.data, None)),
                         options=EvaluationOptions(progress=self._validating),
                     ).scores
             except _Stopped:
