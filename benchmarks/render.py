@@ -16,7 +16,6 @@ from pathlib import Path
 
 from benchmarks import code_tables, cpu_tables, int8_tables, kernel_tables, profile_tables
 from benchmarks.gpu import tables as gpu_tables
-from benchmarks.markdown import table
 from benchmarks.results import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +36,9 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "int8-kernels": ("docs/int8.md", int8_tables.int8_kernels),
     "islands": ("docs/export.md", code_tables.islands),
     "resources": ("docs/kernels.md", code_tables.resources),
-    "gpu-attentions": ("docs/measurements.md", lambda: gpu_tables.attentions(table)),
-    "gpu-models": ("docs/measurements.md", lambda: gpu_tables.models(table)),
-    "gpu-training": ("docs/measurements.md", lambda: gpu_tables.training(table)),
+    "gpu-attentions": ("docs/measurements.md", gpu_tables.attentions),
+    "gpu-models": ("docs/measurements.md", gpu_tables.models),
+    "gpu-training": ("docs/measurements.md", gpu_tables.training),
     "compilers": ("docs/engines.md", code_tables.compilers),
     "errors": ("docs/errors.md", code_tables.errors),
     "flags": ("docs/api.md", code_tables.flags),

@@ -26,10 +26,9 @@ def write_results(
     command: str,
     settings: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    folder: Path | None = None,
+    folder: Path = RESULTS,
 ) -> Path:
-    """Writes `NAME.json` into `folder`, by default `RESULTS`, whole or not at all. command: makes the file again."""
-    folder = folder or RESULTS
+    """Writes `NAME.json` into `folder`, whole or not at all. command: makes the file again."""
     content = {
         "benchmark": name,
         "command": command,
@@ -47,9 +46,9 @@ def write_results(
     return path
 
 
-def read_results(name: str, *, folder: Path | None = None) -> dict[str, Any]:
-    """The content of `NAME.json` in `folder`, by default `RESULTS`."""
-    return json.loads(((folder or RESULTS) / f"{name}.json").read_text(encoding="utf-8"))
+def read_results(name: str, *, folder: Path = RESULTS) -> dict[str, Any]:
+    """The content of `NAME.json` in `folder`."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def describe_machine() -> dict[str, Any]:

@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
     """The name of each ceiling, and the function that measures it."""
-    yield "copy", lambda: _row("copy", "B/s", *_copy(workload), workload)
-    yield "matmul", lambda: _row("matmul", "FLOP/s", *_matmul(workload), workload)
-    yield "exp2", lambda: _row("exp2", "1/s", *_exp2(workload), workload)
+    yield "copy", lambda: _row("B/s", *_copy(workload), workload)
+    yield "matmul", lambda: _row("FLOP/s", *_matmul(workload), workload)
+    yield "exp2", lambda: _row("1/s", *_exp2(workload), workload)
 
 
-def _row(name: str, unit: str, call: Callable[[], object], amount: int, workload: Workload) -> Row:
+def _row(unit: str, call: Callable[[], object], amount: int, workload: Workload) -> Row:
     times = time_call(call, workload.pace(), graph=True)
     return {"unit": unit, "rate": amount / (1e-3 * times.median), **times.to_json()}
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.markdown import table
 
 Row = Mapping[str, Any]
-Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
 
 NONE = (
     "Not measured yet: the repository holds no results of a GPU. `python -m benchmarks.gpu` makes them on a machine "
@@ -24,12 +24,12 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     return [file for file in files if all(row["passed"] for row in file["rows"] if row["section"] == "checks")]
 
 
-def attentions(table: Table, *, folder: Path = results.RESULTS) -> str:
+def attentions(*, folder: Path = results.RESULTS) -> str:
     """Each attention of each stage: ours, its share of the ceilings, and how many times as long the others take."""
-    return _for_each(folder, lambda file: _attentions(file, table))
+    return _for_each(folder, _attentions)
 
 
-def models(table: Table, *, folder: Path = results.RESULTS) -> str:
+def models(*, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
     head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
     note = "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold."
@@ -38,13 +38,13 @@ def models(table: Table, *, folder: Path = results.RESULTS) -> str:
     )
 
 
-def training(table: Table, *, folder: Path = results.RESULTS) -> str:
+def training(*, folder: Path = results.RESULTS) -> str:
     """A training step."""
     head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
     return _for_each(folder, lambda file: table(head, [_model_row(row) for row in _rows(file, "training")]))
 
 
-def _attentions(file: Row, table: Table) -> str:
+def _attentions(file: Row) -> str:
     ceilings = {row["name"]: row["rate"] for row in _rows(file, "ceilings")}
     cells: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in _rows(file, "kernels"):

@@ -18,7 +18,6 @@ from benchmarks.gpu.forms import forms
 from benchmarks.gpu.store import Store, file_name
 from benchmarks.gpu.timing import CaptureError
 from benchmarks.gpu.workload import Core, cores, full, smoke
-from benchmarks.render import table
 from twins_trt.kernels.gsa import gsa_reference
 from twins_trt.kernels.lsa import lsa_reference
 
@@ -189,7 +188,7 @@ def test_a_form_that_fails_does_not_end_the_run() -> None:
 
 def test_tables_are_rendered_from_what_was_measured(tmp_path: Path) -> None:
     for render in (tables.attentions, tables.models, tables.training):
-        assert render(table, folder=tmp_path) == tables.NONE
+        assert render(folder=tmp_path) == tables.NONE
     store = Store(file_name("NVIDIA H200"), {}, fingerprint="one", fresh=True, folder=tmp_path)
     times = {"ms": 0.5, "ms_p10": 0.4, "ms_p90": 0.6, "ms_p99": 0.7, "calls": 20, "timed": "graph"}
     store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, **times})
@@ -200,11 +199,11 @@ def test_tables_are_rendered_from_what_was_measured(tmp_path: Path) -> None:
     store.put("kernels", "c", {"error": "RuntimeError: none"})
     facts = {"model": "twins_svt-s_fpn", "batch": 1, "form": "ours", "images_per_second": 2000.0, "peak_bytes": 2**30}
     store.put("models", "d", {**facts, **times})
-    attentions, models = tables.attentions(table, folder=tmp_path), tables.models(table, folder=tmp_path)
+    attentions, models = tables.attentions(folder=tmp_path), tables.models(folder=tmp_path)
     assert "| lsa | twins_svt-s_fpn | 1 | 16 | forward | 500.0 | 50 % |  |  | 8.0 |" in attentions
     assert "| `twins_svt-s_fpn` | 1 | ours | 0.500 | 0.600 | 0.700 | 2000 | 1024 | graph |" in models
     store.put("checks", "e", {"passed": False})
-    assert tables.models(table, folder=tmp_path) == tables.NONE
+    assert tables.models(folder=tmp_path) == tables.NONE
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
