@@ -133,6 +133,7 @@ def installed_triton() -> str | None:
     return str(triton.__version__)
 
 
+@functools.cache
 def triton_problem(version: str | None) -> str | None:
     """Why kernels do not run with this version of Triton; None where they do. version: None where it is absent."""
     if version is None:

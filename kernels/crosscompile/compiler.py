@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import BuildError, EngineError, UsageError, missing
+from twins_trt.kernels.backend import installed_triton
 from twins_trt.kernels.case import Case
 
 SHARED_LIMIT = {
@@ -69,11 +70,10 @@ def capability(target: str) -> int:
 
 def triton_version() -> str:
     """The compiler's version. Raises MissingDependencyError without Triton."""
-    try:
-        import triton
-    except ImportError as error:
-        raise missing("triton", extra="triton", purpose="compiling kernels") from error
-    return str(triton.__version__)
+    version = installed_triton()
+    if version is None:
+        raise missing("triton", extra="triton", purpose="compiling kernels")
+    return version
 
 
 def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> Compiled:

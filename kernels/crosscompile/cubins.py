@@ -11,7 +11,7 @@ from twins_trt.errors import BuildError
 from twins_trt.files import whole_file
 from twins_trt.kernels.case import Case
 from twins_trt.kernels.crosscompile.compiler import Compiled, compile_case, problems
-from twins_trt.progress import Progress
+from twins_trt.progress import Progress, silent
 
 
 def write_cubins(
@@ -30,14 +30,14 @@ def write_cubins(
     of dynamic shared memory, arguments in order, constants and grid.
     Raises BuildError for a kernel that spills or cannot run, MissingDependencyError without Triton.
     """
+    progress = progress or silent
     entries: list[dict[str, object]] = []
     for case, target in work:
         compiled = compile_case(case, target, ptx_version=ptx_version)
         if faults := problems(compiled.resources, target):
             raise BuildError(f"{case.name} for {target} {'; it '.join(faults)}")
         entries.append(_write(folder, compiled))
-        if progress is not None:
-            progress("compiled", f"{target} {case.name}", len(entries) / len(work))
+        progress("compiled", f"{target} {case.name}", len(entries) / len(work))
     path = folder / "kernels.json"
     _write_file(path, (json.dumps({"version": 1, "kernels": entries}, indent=1) + "\n").encode())
     return path

@@ -111,17 +111,10 @@ def run_demo(request: DemoRequest, *, progress: Progress | None = None) -> DemoR
 
 def _draw(request: DemoRequest, out: Path, clock: Clock) -> str:
     clock.begin("")
-    total = request.calibration + request.gate
     parts = (("train", FIRST_CALIBRATION_SCENE, request.calibration), ("val", FIRST_GATE_SCENE, request.gate))
-    drawn = 0
-
-    def one_more(step: str, detail: str, share: float | None) -> None:
-        nonlocal drawn
-        drawn += 1
-        clock.progress("", f"{drawn} of {total}", drawn / total)
-
     for split, first, count in parts:
-        data = write_scenes(out / "scenes", split, range(first, first + count), size=DEMO.crop_size, progress=one_more)
+        seeds = range(first, first + count)
+        data = write_scenes(out / "scenes", split, seeds, size=DEMO.crop_size, progress=clock.progress)
     return data
 
 

@@ -1,19 +1,11 @@
-"""From a picture to a mask over any network: how it is fitted, run whole, in windows or tiles, and resized back.
-
-Names are loaded when first used: what a graph takes and gives is known without NumPy.
-"""
+"""From a picture to a mask over any network: how it is fitted, run whole, in windows or tiles, and resized back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from twins_trt.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from twins_trt.data.preprocessing import fitted_size, input_size
-    from twins_trt.inference.modes import INFERENCE_MODES, InferenceMode, inference_mode, predict_mask
-    from twins_trt.inference.pipeline import normalize, prepare, resize_image
-    from twins_trt.inference.tiling import Tiles
+from twins_trt.data.preprocessing import fitted_size, input_size
+from twins_trt.inference.modes import INFERENCE_MODES, InferenceMode, inference_mode, predict_mask
+from twins_trt.inference.pipeline import normalize, prepare, resize_image
+from twins_trt.inference.tiling import Tiles
 
 __all__ = [
     "INFERENCE_MODES",
@@ -27,13 +19,3 @@ __all__ = [
     "prepare",
     "resize_image",
 ]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "twins_trt.data.preprocessing": ["fitted_size", "input_size"],
-        "twins_trt.inference.modes": ["INFERENCE_MODES", "InferenceMode", "inference_mode", "predict_mask"],
-        "twins_trt.inference.pipeline": ["normalize", "prepare", "resize_image"],
-        "twins_trt.inference.tiling": ["Tiles"],
-    },
-)

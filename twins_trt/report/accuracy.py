@@ -145,8 +145,13 @@ def _drop_chart(gate: Any, bound: float | None) -> list[Chart]:
     return [Chart(svg, "mIoU lost against the reference", "The whole interval has to stay left of the broken line.")]
 
 
+def _drop(rung: Any) -> tuple[float | None, ...]:
+    """Mean, low and high end of the mIoU lost, points."""
+    return tuple(pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
+
+
 def _ladder_row(rung: Any) -> tuple[Cell, ...]:
-    mean, low, high = (pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
+    mean, low, high = _drop(rung)
     engine = pick_number(rung, "engine_bytes")
     return (
         text(pick_text(rung, "name")),
@@ -161,7 +166,7 @@ def _ladder_row(rung: Any) -> tuple[Cell, ...]:
 
 
 def _ladder_whisker(rung: Any) -> Interval | None:
-    mean, low, high = (pick_number(rung, name) for name in ("drop", "drop_low", "drop_high"))
+    mean, low, high = _drop(rung)
     if mean is None:
         return None
     return Interval(pick_text(rung, "name"), mean, low, high, bad=pick(rung, "passed") is False)

@@ -1,4 +1,5 @@
-"""The kinds of engines. Each has a module: `why_not` tells whether the kind can run here, `open_engine` opens one."""
+"""The kinds of engines. Their modules have `why_not`, which tells whether the kind can run here, and
+`open_engine`."""
 
 from __future__ import annotations
 
@@ -116,9 +117,7 @@ def open_current_engine(bundle: Bundle, kind: str = "auto", *, options: RuntimeO
 
 def why_not(source: EngineSource, kind: str) -> str | None:
     """Why an engine of `kind` cannot run `source` on this machine, or None if it can."""
-    module = _module(kind)
-    # TensorRT's module serves both of its flavours, so it gets the flavour.
-    reason: str | None = module.why_not(source, kind) if kind in NAMES else module.why_not(source)
+    reason: str | None = _module(kind).why_not(source, *_flavour(kind))
     return reason
 
 
@@ -126,7 +125,11 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module(KINDS[kind])
 
 
+def _flavour(kind: str) -> tuple[str, ...]:
+    """What the module of TensorRT is also told, since it serves both flavours; nothing for the others."""
+    return (kind,) if kind in NAMES else ()
+
+
 def _open(kind: str, source: EngineSource, options: RuntimeOptions) -> Engine:
-    module = _module(kind)
-    engine: Engine = module.open_engine(source, kind, options) if kind in NAMES else module.open_engine(source, options)
+    engine: Engine = _module(kind).open_engine(source, *_flavour(kind), options)
     return engine
