@@ -155,7 +155,7 @@ def test_a_checkpoint_tells_its_model(checkpoint: Path, scenes: Path, tmp_path: 
     assert isinstance(calibration.graph, ModelGraph)
     assert (calibration.graph.model.name, calibration.graph.model.checkpoint) == (MODEL, str(checkpoint))
     export = resolve_export(ExportRequest(str(checkpoint), str(tmp_path / "graph.onnx")))
-    assert (export.model, export.weights) == (MODEL, checkpoint)
+    assert (export.model.name, export.model.weights) == (MODEL, checkpoint)
 
 
 def test_a_gate_returns_its_verdict_and_writes_it_where_it_may(
