@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
+import absent_packages
 import numpy as np
 import pytest
 from tiny_graphs import MakeBundle, tensors, tiny_graph, tiny_interface, tiny_manifest
@@ -18,6 +19,11 @@ from twins_trt.inference.tensors import Dim
 from twins_trt.runtime import Bundle, GraphInterface, write_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # registered here: hooks of a conftest are not asked about folders whose own conftest is still to come
+    config.pluginmanager.register(absent_packages)
 
 
 @pytest.fixture(scope="session")

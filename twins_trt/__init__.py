@@ -5,6 +5,7 @@ Names are loaded when first used, so `import twins_trt` pulls in none of torch, 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import TwinsError
@@ -37,6 +38,12 @@ __all__ = [
     "open_bundle",
     "profile",
 ]
+
+_here = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_here, "kernels")):
+    # A checkout: kernels/, builders/ and calib/ lie beside this folder, and an installation copies them into it. So
+    # they import without an installation too, and never from another checkout that happens to be installed.
+    __path__.append(os.path.dirname(_here))
 
 __getattr__, __dir__ = lazy_names(
     __name__,
