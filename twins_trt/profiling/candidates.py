@@ -24,7 +24,7 @@ from twins_trt.runtime import RuntimeOptions, Segmenter, Source, TensorSpec, ope
 from twins_trt.runtime.engines import CPU_KINDS, Engine, LayerTime
 from twins_trt.runtime.engines.checks import check_input
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from twins_trt.runtime.engines.protocol import Stage, observed
+from twins_trt.runtime.engines.protocol import OnStage, Stage, observed
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -148,7 +148,7 @@ class EagerEngine:
         self._mean, self._std = (
             torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
-        self._observe = options.observe
+        self.observe = options.observe
         batch = (1, 1, 1 << 16)  # whatever memory allows
         self.inputs = (TensorSpec.image(*size, batch=batch),)
         self.outputs = (TensorSpec.mask(*size, batch=batch),)
@@ -167,14 +167,15 @@ class EagerEngine:
 
     def _run(self, image: Array) -> Array:
         torch = self._torch
-        with self._timed("copy_in"):
+        observe = self.observe if self.on_gpu else None  # on a CPU nothing is copied, and the run is one stage
+        with self._timed(observe, "copy_in"):
             pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device)
-        with self._timed("engine"):
+        with self._timed(observe, "engine"):
             planes = (pixels.permute(0, 3, 1, 2) - self._mean) / self._std
             logits = self._model(planes.contiguous())
             full = torch.nn.functional.interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False)
             mask = full.argmax(1).to(torch.uint8)
-        with self._timed("copy_out"):
+        with self._timed(observe, "copy_out"):
             return mask.cpu().numpy()
 
     @property
@@ -185,11 +186,10 @@ class EagerEngine:
         """Does nothing: the model belongs to the caller."""
 
     @contextmanager
-    def _timed(self, stage: Stage) -> Iterator[None]:
-        """Reports a stage on a GPU; on the CPU nothing is copied, and the run is one stage."""
-        with observed(self._observe if self.on_gpu else None, stage):
+    def _timed(self, observe: OnStage | None, stage: Stage) -> Iterator[None]:
+        with observed(observe, stage):
             yield
-            if self.on_gpu:
+            if observe is not None:  # only a stage that is waited for can be timed
                 self._torch.cuda.synchronize()
 
 
@@ -212,6 +212,7 @@ class PlainGraph:
             raise EngineError(f"{owner} gives {first}, neither logits [N, classes, h, w] nor a mask [N, H, W]")
         self._output = first.name
         self.inputs = engine.inputs
+        self.observe = engine.observe
         self.outputs = (TensorSpec(name, dtype, first.shape),)  # type: ignore[arg-type]
 
     def __call__(

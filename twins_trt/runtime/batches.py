@@ -54,11 +54,12 @@ class UnderWay:
     output: str
     pending: Pending
     began: float
+    observe: OnStage | None
 
     def result(self) -> list[Segmentation]:
         result = self.pending.result()[self.output]
-        if self.runner.observe is not None:
-            self.runner.observe("run", time.perf_counter() - self.began)
+        if self.observe is not None:
+            self.observe("run", time.perf_counter() - self.began)
         return self.runner.finish(self.chunk, self.output, result)
 
     def discard(self) -> None:
@@ -69,8 +70,9 @@ class BatchRunner:
     """Runs pictures through an engine, those of one size together.
 
     fit: how a picture is fitted into a graph of fixed size. parts: runs each picture in parts instead of whole.
-    observe: called with the times of the stages around the engine. Several threads may use one runner: an engine that
-    does not allow several calls at once gets one at a time.
+    observe: called with the times of the stages around the engine; it may be set at any time, and a stage keeps the one
+    that it finds when it begins. Several threads may use one runner: an engine that does not allow several calls at
+    once gets one at a time.
     """
 
     def __init__(
@@ -127,9 +129,9 @@ class BatchRunner:
         alike = all(p.tensor.shape == chunk[0].tensor.shape for p in chunk)
         if alike and isinstance(self.engine, Pipelined):
             name, batch = self._output(chunk), self._batch(chunk)
-            began = time.perf_counter()
+            began, observe = time.perf_counter(), self.observe
             pending = self.engine.submit(batch, outputs=(name,), wait=wait)
-            return None if pending is None else UnderWay(self, chunk, name, pending, began)
+            return None if pending is None else UnderWay(self, chunk, name, pending, began, observe)
         if not wait:
             return None
         done: list[Segmentation] = []

@@ -18,7 +18,7 @@ from twins_trt.inference.runner import Mode, ModeRunner, resolve_mode
 from twins_trt.models.source import warn_of_random_weights
 from twins_trt.runtime.batches import BatchRunner
 from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
-from twins_trt.runtime.engines import Engine, RuntimeOptions, open_current_engine
+from twins_trt.runtime.engines import Engine, OnStage, RuntimeOptions, open_current_engine
 from twins_trt.runtime.engines.protocol import RunsOnDevice
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
@@ -91,6 +91,19 @@ class Segmenter:
             _warn(self.bundle)
         observe = None if options is None else options.observe
         self._batches = BatchRunner(self.engine, self.interface, fit=fit, parts=runner, observe=observe)
+
+    @property
+    def observe(self) -> OnStage | None:
+        """What is called with the time of every stage, None for nothing: see `runtime.engines.Stage`.
+
+        Setting it sets the engine's too. It may be set between calls: time end to end without it, because an observed
+        call waits for every stage.
+        """
+        return self._batches.observe
+
+    @observe.setter
+    def observe(self, observe: OnStage | None) -> None:
+        self.engine.observe = self._batches.observe = observe
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from twins_trt.errors import EngineError, first_line, missing
 from twins_trt.inference.tensors import TensorSpec
 from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
-from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, RuntimeOptions
+from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, OnStage, RuntimeOptions
 
 if TYPE_CHECKING:
     from twins_trt.runtime.engines.protocol import Array
@@ -46,6 +46,7 @@ class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session on the CPU.
 
     graph: an ONNX file or its bytes. owner: the name in errors. Several threads may call one engine at once.
+    `observe` is told nothing: a call copies nothing, and is one stage, which its caller can time.
     Raises MissingDependencyError without onnxruntime, EngineError if it refuses the graph.
     """
 
@@ -57,6 +58,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         self._graph = graph
         self._options = options or RuntimeOptions()
+        self.observe: OnStage | None = self._options.observe
         self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
         self._session: Any = _session(graph, self._options, self._owner)
         self.inputs = tuple(_spec(node, self._owner) for node in self._session.get_inputs())

@@ -13,7 +13,7 @@ import numpy as np
 from twins_trt.errors import EngineError, missing
 from twins_trt.inference.tensors import TensorSpec
 from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
-from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, RuntimeOptions
+from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, OnStage, RuntimeOptions
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def open_engine(source: EngineSource, options: RuntimeOptions) -> OpenVinoEngine
 class OpenVinoEngine:
     """A graph compiled by OpenVINO for the CPU.
 
-    graph: an ONNX file or its bytes. owner: the name in errors. Every call computes all outputs.
+    graph: an ONNX file or its bytes. owner: the name in errors. Every call computes all outputs. `observe` is told
+    nothing: a call is one stage, which its caller can time.
     Raises MissingDependencyError without openvino, EngineError if it refuses the graph.
     """
 
@@ -61,6 +62,7 @@ class OpenVinoEngine:
     ) -> None:
         self._graph = graph
         self._options = options or RuntimeOptions()
+        self.observe: OnStage | None = self._options.observe
         self._owner = owner or ("the graph" if isinstance(graph, bytes) else str(graph))
         compiled = _compiled(graph, self._options, self._owner)
         self.inputs = tuple(_spec(tensor, self._owner) for tensor in compiled.inputs)

@@ -41,7 +41,7 @@ class RuntimeOptions:
     memory: the package that moves data, `cuda-bindings` or `pycuda`; `auto` takes the one that is installed.
     runtime_cache: the folder or file where TensorRT-RTX keeps the kernels that it compiles on this GPU; `auto` is
     `~/.cache/twins-trt/runtime`, `none` compiles them again in every process.
-    observe: called with the time of every stage, also by a Segmenter that gets these options.
+    observe: the engine's `observe` at first, and that of a Segmenter that gets these options.
     """
 
     threads: int | None = None
@@ -91,7 +91,12 @@ class Engine(Protocol):
 
     name: its kind (`onnxruntime`). inputs, outputs: its tensors; dynamic dimensions have limits.
     concurrent: whether several threads may call it at once. A Segmenter locks an engine that does not allow that.
+    observe: called with the time of every stage that the engine can time, or None. It may be set at any time; a call
+    keeps the one that it finds when it begins. An observed call waits for every stage, so that it takes longer than
+    one that is not observed.
     """
+
+    observe: OnStage | None
 
     @property
     def name(self) -> str: ...

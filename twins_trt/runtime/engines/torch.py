@@ -19,7 +19,7 @@ from twins_trt.errors import BundleError, EngineError, first_line, missing
 from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
 from twins_trt.runtime.engines.checks import check_buffer, check_input, wanted_outputs
-from twins_trt.runtime.engines.protocol import RuntimeOptions, observed
+from twins_trt.runtime.engines.protocol import OnStage, RuntimeOptions, observed
 from twins_trt.runtime.manifest import WEIGHTS
 from twins_trt.spelling import spelled
 
@@ -104,6 +104,7 @@ class TorchEngine:
         from twins_trt.models.folded import FoldedModel
 
         self._options = options or RuntimeOptions()
+        self.observe: OnStage | None = self._options.observe
         self._owner = owner
         self._interface = interface
         self.inputs, self.outputs = interface.inputs, interface.outputs
@@ -155,7 +156,7 @@ class TorchEngine:
     def _run(self, image: Array, names: tuple[str, ...]) -> Mapping[str, Array]:
         import torch
 
-        observe = self._options.observe
+        observe = self.observe
         captured = None if self._captures is None else self._captures.get((image.shape, names))
         if captured is not None:
             return captured(image, observe)
