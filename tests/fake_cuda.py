@@ -6,19 +6,21 @@ install_machine(monkeypatch, gpu, runtime_module("10.13.3.9", gpu), ADA)
 
 from __future__ import annotations
 
-import ctypes
 import enum
-import importlib.machinery
+import inspect
+import operator
 import sys
 import threading
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
+from fake_capture import Failure, Mode, Status
 from fake_driver import install_driver
-from fake_gpu import Event, Failure, FakeGpu, Graph, Status
+from fake_gpu import Event, Executable, FakeGpu, Graph
+from fake_pycuda import pycuda
 
 from twins_trt.device import Device
 
@@ -55,120 +57,226 @@ def _package(name: str) -> ModuleType:
     return module
 
 
-def _module(name: str, contents: dict[str, Any]) -> ModuleType:
-    module = ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    module.__dict__.update(contents)
-    return module
+class _Handle:
+    """As the real package's handles: a number inside, equal to its like and to no number."""
+
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
+
+    def __int__(self) -> int:
+        return self._number
+
+    def __index__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and int(other) == self._number  # type: ignore[call-overload,no-any-return]
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+
+class cudaStream_t(_Handle):
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, int(self)
+
+
+class cudaEvent_t(_Handle): ...
+
+
+class cudaGraph_t(_Handle): ...
+
+
+class cudaGraphExec_t(_Handle): ...
+
+
+class cudaMemcpyKind(enum.IntEnum):
+    cudaMemcpyHostToHost = 0
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDefault = 4
+
+
+class cudaStreamCaptureStatus(enum.IntEnum):
+    cudaStreamCaptureStatusNone = 0
+    cudaStreamCaptureStatusActive = 1
+    cudaStreamCaptureStatusInvalidated = 2
+
+
+_CONSTANTS = {
+    "cudaError_t": Status,
+    "cudaMemcpyKind": cudaMemcpyKind,
+    "cudaStreamCaptureMode": Mode,
+    "cudaStreamCaptureStatus": cudaStreamCaptureStatus,
+    "cudaStream_t": cudaStream_t,
+    "cudaEvent_t": cudaEvent_t,
+    "cudaGraph_t": cudaGraph_t,
+    "cudaGraphExec_t": cudaGraphExec_t,
+    "cudaHostAllocDefault": 0,
+    "cudaHostAllocPortable": 1,
+    "cudaHostAllocMapped": 2,
+    "cudaHostAllocWriteCombined": 4,
+    "cudaStreamDefault": 0,
+    "cudaStreamNonBlocking": 1,
+    "cudaStreamLegacy": 1,
+    "cudaStreamPerThread": 2,
+    "cudaEventDefault": 0,
+    "cudaEventBlockingSync": 1,
+    "cudaEventDisableTiming": 2,
+    "cudaEventWaitDefault": 0,
+}
+
+
+class _Runtime:
+    """Functions with the parameters of the real ones; arguments are numbers already. Each returns the values after the
+    error code: None for none."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+
+    def cudaGetDeviceCount(self) -> int:
+        return self.gpu.devices
+
+    def cudaGetDevice(self) -> int:
+        return self.gpu.current
+
+    def cudaSetDevice(self, device: int) -> None:
+        self.gpu.select(device)
+
+    def cudaDeviceSynchronize(self) -> None:
+        self.gpu.synchronize_device()
+
+    def cudaMalloc(self, size: int) -> int:
+        return self.gpu.allocate(_unsigned(size))
+
+    def cudaFree(self, devPtr: int) -> None:
+        self.gpu.free(devPtr)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> int:
+        return self.gpu.allocate_host(_unsigned(size), mapped=bool(flags & 2))
+
+    def cudaHostGetDevicePointer(self, pHost: int, flags: int) -> int:
+        return self.gpu.map(pHost)
+
+    def cudaFreeHost(self, ptr: int) -> None:
+        self.gpu.free_host(ptr)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> cudaStream_t:
+        return cudaStream_t(self.gpu.new_stream(blocking=not flags & 1))
+
+    def cudaStreamDestroy(self, stream: int) -> None:
+        self.gpu.free_stream(stream)
+
+    def cudaStreamSynchronize(self, stream: int) -> None:
+        self.gpu.synchronize(stream)
+
+    def cudaStreamQuery(self, stream: int) -> None:
+        self.gpu.query(stream)
+
+    def cudaStreamIsCapturing(self, stream: int) -> cudaStreamCaptureStatus:
+        found = self.gpu.find_stream(stream)
+        if found.legacy and any(s.blocking and s.device == found.device for s in self.gpu.captures):
+            raise Failure(Status.cudaErrorStreamCaptureImplicit)  # without harm to the capture
+        capture = self.gpu.captures.get(found)
+        return cudaStreamCaptureStatus(0 if capture is None else 1 if capture.valid else 2)
+
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> None:
+        gpu = self.gpu
+        (target, to_host), (source, from_host) = _at(gpu, dst, count), _at(gpu, src, count)
+        kinds = cudaMemcpyKind.__members__
+        wanted = kinds[f"cudaMemcpy{'Host' if from_host else 'Device'}To{'Host' if to_host else 'Device'}"]
+        # Undefined in the documentation: another direction than the pointers have, and areas that overlap.
+        if kind not in (wanted, cudaMemcpyKind.cudaMemcpyDefault) or max(dst, src) < min(dst, src) + count:
+            raise Failure(Status.cudaErrorInvalidValue)
+        gpu.copy(stream, target, source)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> cudaEvent_t:
+        handle = self.gpu.register(Event(self.gpu.current, timed=not flags & 2))
+        self.gpu.events.add(handle)
+        return cudaEvent_t(handle)
+
+    def cudaEventRecord(self, event: int, stream: int) -> None:
+        self.gpu.record(self.gpu.find(event, Event), stream)
+
+    def cudaEventQuery(self, event: int) -> None:
+        self.gpu.query_event(self.gpu.find(event, Event))
+
+    def cudaEventSynchronize(self, event: int) -> None:
+        self.gpu.synchronize_event(self.gpu.find(event, Event))
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        self.gpu.wait(stream, self.gpu.find(event, Event))
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> float:
+        return self.gpu.milliseconds(self.gpu.find(start, Event), self.gpu.find(end, Event))
+
+    def cudaEventDestroy(self, event: int) -> None:
+        self.gpu.find(event, Event)
+        self.gpu.events.remove(event)
+        self.gpu.forget(event)
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode: int) -> Mode:
+        return self.gpu.rules.exchange(Mode(mode))
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> None:
+        self.gpu.begin_capture(stream, Mode(mode))
+
+    def cudaStreamEndCapture(self, stream: int) -> cudaGraph_t:
+        handle = self.gpu.register(self.gpu.end_capture(stream))
+        self.gpu.graphs.add(handle)
+        return cudaGraph_t(handle)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> cudaGraphExec_t:
+        found = self.gpu.find(graph, Graph)
+        self.gpu.captured += 1
+        handle = self.gpu.register(Executable(list(found.works)))
+        self.gpu.graphs.add(handle)
+        return cudaGraphExec_t(handle)
+
+    def cudaGraphLaunch(self, graphExec: int, stream: int) -> None:
+        self.gpu.launch(self.gpu.find(graphExec, Executable), stream)
+
+    def cudaGraphDestroy(self, graph: int) -> None:
+        self._drop(graph, Graph)
+
+    def cudaGraphExecDestroy(self, graphExec: int) -> None:
+        self._drop(graphExec, Executable)
+
+    def _drop(self, graph: int, kind: type) -> None:
+        self.gpu.find(graph, kind)
+        self.gpu.graphs.remove(graph)
+        self.gpu.forget(graph)
+
+
+def _unsigned(size: int) -> int:
+    if size < 0:
+        raise OverflowError("can't convert negative value to size_t")
+    return size
+
+
+def _at(gpu: FakeGpu, address: int, size: int) -> tuple[Callable[[], Any], bool]:
+    """What finds the memory behind a pointer, and whether that is the host's, which must be pinned."""
+    try:
+        gpu.bytes_at(address, size)
+    except Failure:
+        gpu.host_bytes(address, size)
+        return lambda: gpu.host_bytes(address, size), True
+    return lambda: gpu.bytes_at(address, size), False
 
 
 def cuda_bindings(gpu: FakeGpu) -> ModuleType:
     """`cuda.bindings.runtime`."""
-
-    class Runtime:
-        """Functions with the parameters of the real ones (test_memory.py compares them)."""
-
-        def cudaGetDeviceCount(self) -> Any:
-            return 1
-
-        def cudaSetDevice(self, device: int) -> None: ...
-
-        def cudaMalloc(self, size: int) -> int:
-            if threading.get_ident() in {thread for thread, _ in gpu.captures.values()}:
-                raise Failure(Status.cudaErrorStreamCaptureUnsupported)
-            return gpu.allocate(size)
-
-        def cudaFree(self, devPtr: int) -> None:
-            gpu.free(devPtr)
-
-        def cudaHostAlloc(self, size: int, flags: int) -> int:
-            return gpu.allocate_host(size)
-
-        def cudaHostGetDevicePointer(self, pHost: int, flags: int) -> int:
-            return gpu.map(pHost)
-
-        def cudaFreeHost(self, ptr: int) -> None:
-            gpu.free_host(ptr)
-
-        def cudaStreamCreateWithFlags(self, flags: int) -> int:
-            assert flags == 1, "a stream that waits for the default one"
-            return gpu.new_stream()
-
-        def cudaStreamDestroy(self, stream: int) -> None:
-            gpu.free_stream(stream)
-
-        def cudaStreamSynchronize(self, stream: int) -> None:
-            if stream in gpu.captures:
-                raise Failure(Status.cudaErrorStreamCaptureUnsupported)
-            gpu.drain(stream)
-
-        def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: int) -> None:
-            if kind == module.cudaMemcpyKind.cudaMemcpyHostToDevice:
-                memory = gpu.host[src]  # KeyError: not pinned
-                gpu.copy(stream, lambda: gpu.bytes_at(dst, count), lambda: memory[:count], to_host=False)
-            else:
-                assert kind == module.cudaMemcpyKind.cudaMemcpyDeviceToHost
-                memory = gpu.host[dst]
-                gpu.copy(stream, lambda: memory[:count], lambda: gpu.bytes_at(src, count), to_host=True)
-
-        def cudaEventCreateWithFlags(self, flags: int) -> int:
-            handle = gpu.register(Event())
-            gpu.events.add(handle)
-            return handle
-
-        def cudaEventRecord(self, event: int, stream: int) -> None:
-            gpu.record(gpu.find(event, Event), stream)
-
-        def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
-            gpu.wait(stream, gpu.find(event, Event))
-
-        def cudaEventElapsedTime(self, start: int, end: int) -> float:
-            tokens = [gpu.find(handle, Event).token for handle in (start, end)]
-            if not all(token and token.passed for token in tokens):
-                raise Failure(Status.cudaErrorInvalidValue)
-            return float(tokens[1].order - tokens[0].order)
-
-        def cudaEventDestroy(self, event: int) -> None:
-            gpu.find(event, Event)
-            gpu.events.remove(event)
-            gpu.forget(event)
-
-        def cudaStreamBeginCapture(self, stream: int, mode: Any) -> None:
-            assert mode == module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            gpu.captures[stream] = (threading.get_ident(), Graph())
-
-        def cudaStreamEndCapture(self, stream: int) -> int:
-            _, graph = gpu.captures.pop(stream)
-            handle = gpu.register(graph)
-            gpu.graphs.add(handle)
-            return handle
-
-        def cudaGraphInstantiate(self, graph: int, flags: int) -> int:
-            found = gpu.find(graph, Graph)
-            gpu.captured += 1
-            handle = gpu.register(Graph(list(found.works)))
-            gpu.graphs.add(handle)
-            return handle
-
-        def cudaGraphLaunch(self, graphExec: int, stream: int) -> None:
-            gpu.launch(gpu.find(graphExec, Graph), stream)
-
-        def cudaGraphDestroy(self, graph: int) -> None:
-            gpu.find(graph, Graph)
-            gpu.graphs.remove(graph)
-            gpu.forget(graph)
-
-        def cudaGraphExecDestroy(self, graphExec: int) -> None:
-            self.cudaGraphDestroy(graphExec)
-
-        def cudaGetLastError(self) -> None: ...
-
-    runtime = Runtime()
+    runtime, thread = _Runtime(gpu), threading.local()
 
     def wrap(name: str) -> Callable[..., tuple[Any, ...]]:
         function = getattr(runtime, name)
+        signature = inspect.signature(function)
+        nothing = (None,) if signature.return_annotation not in (None, "None") else ()
 
-        def call(*given: Any) -> tuple[Any, ...]:
+        def call(*given: Any, **named: Any) -> tuple[Any, ...]:
+            values = signature.bind(*given, **named).args
+            numbers = [0 if value is None else operator.index(value) for value in values]
             with gpu.lock:
                 gpu.calls.append(name)
                 try:
@@ -177,164 +285,31 @@ def cuda_bindings(gpu: FakeGpu) -> ModuleType:
                     # A broken GPU refuses everything, even to take memory back.
                     if gpu.broken is not None:
                         raise Failure(gpu.broken)
-                    result = function(*given)
+                    result = function(*numbers)
                     if gpu.broken is not None:
                         raise Failure(gpu.broken)
                 except Failure as error:
-                    return error.status, None
-                if result is None:
-                    return (Status.cudaSuccess,)
-                return (Status.cudaSuccess, *(result if isinstance(result, tuple) else (result,)))
+                    thread.last = error.status
+                    return (error.status, *nothing)
+                return (Status.cudaSuccess, *(() if result is None else (result,)))
 
         call.function = function  # type: ignore[attr-defined]
         return call
 
-    names = [name for name in vars(Runtime) if name.startswith("cuda")]
-    kinds = {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2}
-    module = _module(
-        "cuda.bindings.runtime",
-        {
-            **{name: wrap(name) for name in names},
-            "cudaGetErrorString": lambda status: (Status.cudaSuccess, Status(status).name.encode()),
-            "cudaError_t": Status,
-            "cudaMemcpyKind": enum.IntEnum("cudaMemcpyKind", kinds),
-            "cudaStreamCaptureMode": enum.IntEnum("Mode", {"cudaStreamCaptureModeThreadLocal": 1}),
-            "cudaHostAllocDefault": 0,
-            "cudaHostAllocMapped": 2,
-            "cudaStreamNonBlocking": 1,
-            "cudaEventDefault": 0,
-            "cudaEventDisableTiming": 2,
-        },
+    def last_error() -> tuple[Status]:
+        """This thread's last error, which is forgotten; that of a broken GPU stays."""
+        gpu.calls.append("cudaGetLastError")
+        last, thread.last = getattr(thread, "last", Status.cudaSuccess), gpu.broken or Status.cudaSuccess
+        return (last,)
+
+    module = ModuleType("cuda.bindings.runtime")
+    module.__spec__ = ModuleSpec(module.__name__, None)
+    module.__dict__.update(_CONSTANTS)
+    module.__dict__.update({name: wrap(name) for name in vars(_Runtime) if name.startswith("cuda")})
+    module.__dict__.update(
+        cudaGetLastError=last_error,
+        cudaPeekAtLastError=lambda: (getattr(thread, "last", Status.cudaSuccess),),
+        cudaGetErrorString=lambda error: (Status.cudaSuccess, Status(error).name.encode()),
+        cudaGetErrorName=lambda error: (Status.cudaSuccess, Status(error).name.encode()),
     )
     return module
-
-
-def pycuda(gpu: FakeGpu) -> ModuleType:
-    """`pycuda.driver`. Names and parameters are as in pycuda's `src/wrapper/wrap_cudadrv.cpp`.
-
-    A call outside a pushed context fails.
-    """
-    pushed = threading.local()
-
-    class Error(Exception): ...
-
-    class OutOfMemory(Error): ...
-
-    def inside() -> None:
-        if not getattr(pushed, "depth", 0):
-            raise Error("no context is current")
-
-    def checked(function: Callable[..., Any], *given: Any, name: str = "") -> Any:
-        inside()
-        with gpu.lock:
-            gpu.calls.append(name or function.__name__)
-            try:
-                result = function(*given)
-                if gpu.broken is not None:
-                    raise Failure(gpu.broken)
-                return result
-            except Failure as error:
-                kind = OutOfMemory if error.status == Status.cudaErrorMemoryAllocation else Error
-                raise kind(error.status.name) from error
-
-    class Context:
-        def push(self) -> None:
-            pushed.depth = getattr(pushed, "depth", 0) + 1
-
-        @staticmethod
-        def pop() -> None:
-            inside()
-            pushed.depth -= 1
-
-        @staticmethod
-        def synchronize() -> None:
-            checked(gpu.wait_for_all)
-
-    class Device:
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def retain_primary_context(self) -> Context:
-            return Context()
-
-    class Stream:
-        def __init__(self, flags: int = 0) -> None:
-            self.handle = checked(gpu.new_stream)
-
-        def synchronize(self) -> None:
-            checked(gpu.drain, self.handle)
-
-        def __del__(self) -> None:
-            gpu.free_stream(self.handle)
-
-    class DeviceAllocation:
-        def __init__(self, address: int) -> None:
-            self._address = address
-
-        def __int__(self) -> int:
-            return self._address
-
-        def free(self) -> None:
-            checked(gpu.free, self._address)
-
-    class HostAllocation:
-        def __init__(self, address: int) -> None:
-            self._address = address
-
-        def get_device_pointer(self) -> int:
-            return checked(gpu.map, self._address)
-
-        def free(self) -> None:
-            checked(gpu.free_host, self._address)
-
-    class HostArray(np.ndarray[Any, Any]):
-        """pycuda's arrays have their allocation as base."""
-
-        base: Any = None
-
-    def pagelocked_empty(shape: int, dtype: Any, order: str = "C", mem_flags: int = 0) -> Any:
-        address = checked(gpu.allocate_host, shape * np.dtype(dtype).itemsize)
-        array = np.ctypeslib.as_array((ctypes.c_uint8 * shape).from_address(address)).view(HostArray)
-        array.base = HostAllocation(address)
-        return array
-
-    class CudaEvent:
-        def __init__(self, flags: int = 0) -> None:
-            inside()
-            self.event = Event()
-
-        def record(self, stream: Stream) -> CudaEvent:
-            checked(gpu.record, self.event, stream.handle)
-            return self
-
-        def time_till(self, end: CudaEvent) -> float:
-            assert self.event.token and end.event.token and end.event.token.passed
-            return float(end.event.token.order - self.event.token.order)
-
-    def memcpy_htod_async(dest: int, src: Any, stream: Stream) -> None:
-        assert src.ctypes.data in gpu.host, "not pinned"
-        copy = (stream.handle, lambda: gpu.bytes_at(dest, src.nbytes), lambda: src)
-        checked(lambda: gpu.copy(*copy, to_host=False), name="memcpy_htod_async")
-
-    def memcpy_dtoh_async(dest: Any, src: int, stream: Stream) -> None:
-        assert dest.ctypes.data in gpu.host, "not pinned"
-        copy = (stream.handle, lambda: dest, lambda: gpu.bytes_at(src, dest.nbytes))
-        checked(lambda: gpu.copy(*copy, to_host=True), name="memcpy_dtoh_async")
-
-    return _module(
-        "pycuda.driver",
-        {
-            "init": lambda flags=0: None,
-            "Device": Device,
-            "Context": Context,
-            "Stream": Stream,
-            "Event": CudaEvent,
-            "Error": Error,
-            "MemoryError": OutOfMemory,
-            "host_alloc_flags": SimpleNamespace(PORTABLE=1, DEVICEMAP=2, WRITECOMBINED=4),
-            "mem_alloc": lambda size: DeviceAllocation(checked(gpu.allocate, size)),
-            "pagelocked_empty": pagelocked_empty,
-            "memcpy_htod_async": memcpy_htod_async,
-            "memcpy_dtoh_async": memcpy_dtoh_async,
-        },
-    )

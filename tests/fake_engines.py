@@ -19,12 +19,16 @@ from fake_tensorrt import fake_module
 MAGIC = b"fake engine\n"
 DTYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 NUMPY = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
+ALIGNMENT = 256  # "must have at least 256-byte alignment": C++ API, IExecutionContext::setTensorAddress
 LAYERS = ("copy", "_gemm_mha_v2", "argmax")
 
 
 @dataclass
 class Faults:
-    """What goes wrong: deserializing, making contexts after so many, so many enqueues to come, capturing."""
+    """What goes wrong: deserializing, making contexts after so many, so many enqueues to come, capturing.
+
+    raises: methods that raise RuntimeError where they would report failure, as the bindings of some versions do.
+    """
 
     loads: bool = True
     contexts: int | None = None
@@ -34,6 +38,7 @@ class Faults:
     shapes: bool = True
     validity: tuple[str, int] = ("VALID", 0)
     cache: bool = True
+    raises: frozenset[str] = frozenset()
     contexts_made: int = field(default=0, init=False)
 
 
@@ -49,9 +54,11 @@ def runtime_module(version: str, gpu: FakeGpu, faults: Faults | None = None) -> 
     return module
 
 
-def _fail(fake: Any, text: str) -> None:
+def _fail(fake: Any, text: str, method: str = "") -> None:
     module = fake._module
     module.Runtime.logger.log(module.ILogger.Severity.ERROR, text)
+    if method in module.faults.raises:
+        raise RuntimeError(text)
 
 
 def _deserialize(self: Any, content: Any) -> Any:
@@ -76,6 +83,7 @@ def _deserialize(self: Any, content: Any) -> Any:
     engine._outputs = {node.name: node for node in engine._session.get_outputs()}
     engine._nodes = {**engine._inputs, **engine._outputs}
     engine._profile = fields["profile"]
+    engine._device = module.gpu.current
     return engine
 
 
@@ -110,7 +118,7 @@ def _set_input_shape(self: Any, name: str, shape: Any) -> bool:
         low <= dim <= high for low, dim, high in zip(limits[0], shape, limits[2], strict=True)
     )
     if not fits or not self._module.faults.shapes:
-        _fail(self, f"set input shape {tuple(shape)} out of the profile")
+        _fail(self, f"set input shape {tuple(shape)} out of the profile", "set_input_shape")
         return False
     self._shapes[name] = tuple(shape)
     self._state = object()
@@ -128,7 +136,10 @@ def _tensor_shape(self: Any, name: str) -> tuple[int, ...]:
 
 def _set_address(self: Any, name: str, address: int) -> bool:
     if name not in self._engine._nodes or not self._module.faults.binds:
-        _fail(self, f"no tensor {name}")
+        _fail(self, f"no tensor {name}", "set_tensor_address")
+        return False
+    if address % ALIGNMENT:
+        _fail(self, f"the address {address:#x} of {name} is not aligned", "set_tensor_address")
         return False
     self._addresses[name] = address
     self._state = object()
@@ -139,16 +150,21 @@ def _execute(self: Any, stream: int) -> bool:
     module, gpu, engine = self._module, self._module.gpu, self._engine
     if module.faults.enqueues:
         module.faults.enqueues -= 1
-        _fail(self, "enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access was encountered)")
+        _fail(
+            self, "enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access was encountered)", "execute_async_v3"
+        )
         return False
     if absent := [name for name in engine._nodes if name not in self._addresses]:
-        _fail(self, f"address of {absent[0]} is not set")
+        _fail(self, f"address of {absent[0]} is not set", "execute_async_v3")
         return False
     if self._stream is not None and self._stream != stream:
         raise AssertionError("a context in two streams")
-    capturing = stream in gpu.captures
+    if len({engine._device, gpu.current, gpu.find_stream(stream).device}) > 1:
+        _fail(self, "enqueueV3: the stream, the engine and the current device differ", "execute_async_v3")
+        return False
+    capturing = gpu.capturing(stream)
     if capturing and (self._flushed != self._shapes or not module.faults.captures):
-        _fail(self, "operation not permitted when stream is capturing")
+        _fail(self, "operation not permitted when stream is capturing", "execute_async_v3")
         return False
     self._flushed = dict(self._shapes)
     shapes, addresses, state, profiler = dict(self._shapes), dict(self._addresses), self._state, self.profiler
@@ -157,7 +173,7 @@ def _execute(self: Any, stream: int) -> bool:
 
     def memory(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return gpu.bytes_at(addresses[name], size).view(dtype).reshape(shape)
+        return gpu.bytes_at(addresses[name], size, device=engine._device).view(dtype).reshape(shape)
 
     def run() -> None:
         assert not capturing or state is self._state, "a graph was replayed after its context had changed"
