@@ -48,7 +48,7 @@ def install_machine(
         modules += [_package(".".join(parents[: end + 1])) for end in range(len(parents))] + [made]
     for module in modules:
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    install_driver(monkeypatch, device)
+    install_driver(monkeypatch, device, gpu=gpu)
 
 
 def _package(name: str) -> ModuleType:

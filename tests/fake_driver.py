@@ -6,6 +6,7 @@ import ctypes
 from typing import Any
 
 import pytest
+from fake_gpu import FakeGpu
 
 from twins_trt.device import Device
 
@@ -13,10 +14,11 @@ _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
 
 class FakeDriver:
-    """The functions of libcuda that `twins_trt.device` calls. fails_at: the one that returns an error."""
+    """The functions of libcuda that the package calls. fails_at: the one that returns an error. gpu: whose capture
+    modes they exchange."""
 
-    def __init__(self, device: Device, *, fails_at: str | None = None) -> None:
-        self._device, self._fails_at = device, fails_at
+    def __init__(self, device: Device, *, fails_at: str | None = None, gpu: FakeGpu | None = None) -> None:
+        self._device, self._fails_at, self._gpu = device, fails_at, gpu
 
     def __getattr__(self, name: str) -> Any:
         def call(*given: Any) -> int:
@@ -28,12 +30,16 @@ class FakeDriver:
                 digits = self._device.target.removeprefix("sm_")
                 attributes = {18: int(self._device.integrated), 75: int(digits[:-1]), 76: int(digits[-1])}
                 given[0]._obj.value = attributes[given[1]]
+            if name == "cuThreadExchangeStreamCaptureMode" and self._gpu is not None:
+                given[0]._obj.value = self._gpu.rules.exchange(given[0]._obj.value)
             return 100 if name == self._fails_at else 0
 
         return call
 
 
-def install_driver(monkeypatch: pytest.MonkeyPatch, device: Device | None, *, fails_at: str | None = None) -> None:
+def install_driver(
+    monkeypatch: pytest.MonkeyPatch, device: Device | None, *, fails_at: str | None = None, gpu: FakeGpu | None = None
+) -> None:
     """From now on this machine has the driver of `device`; with None, no driver."""
     load = ctypes.CDLL
 
@@ -42,6 +48,6 @@ def install_driver(monkeypatch: pytest.MonkeyPatch, device: Device | None, *, fa
             return load(name, *given, **named)
         if device is None:
             raise OSError(f"{name}: cannot open shared object file")
-        return FakeDriver(device, fails_at=fails_at)
+        return FakeDriver(device, fails_at=fails_at, gpu=gpu)
 
     monkeypatch.setattr(ctypes, "CDLL", load_library)

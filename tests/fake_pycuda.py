@@ -123,7 +123,7 @@ def pycuda(gpu: FakeGpu) -> ModuleType:
             return float(checked(gpu.milliseconds, self.event, end.event))
 
     def memcpy_htod_async(dest: int, src: Any, stream: Stream) -> None:
-        assert src.ctypes.data in gpu.host, "not pinned"
+        gpu.host_bytes(src.ctypes.data, src.nbytes)  # Failure: not pinned
         copy = (stream.handle, lambda: gpu.bytes_at(dest, src.nbytes), lambda: src)
         checked(lambda: gpu.copy(*copy), name="memcpy_htod_async")
 
@@ -131,6 +131,10 @@ def pycuda(gpu: FakeGpu) -> ModuleType:
         assert dest.ctypes.data in gpu.host, "not pinned"
         copy = (stream.handle, lambda: dest, lambda: gpu.bytes_at(src, dest.nbytes))
         checked(lambda: gpu.copy(*copy), name="memcpy_dtoh_async")
+
+    def memcpy_dtod_async(dest: int, src: int, size: int, stream: Stream) -> None:
+        copy = (stream.handle, lambda: gpu.bytes_at(dest, size), lambda: gpu.bytes_at(src, size))
+        checked(lambda: gpu.copy(*copy), name="memcpy_dtod_async")
 
     module = ModuleType("pycuda.driver")
     module.__spec__ = ModuleSpec(module.__name__, None)
@@ -148,6 +152,7 @@ def pycuda(gpu: FakeGpu) -> ModuleType:
             "pagelocked_empty": pagelocked_empty,
             "memcpy_htod_async": memcpy_htod_async,
             "memcpy_dtoh_async": memcpy_dtoh_async,
+            "memcpy_dtod_async": memcpy_dtod_async,
         }
     )
     return module

@@ -23,7 +23,7 @@ class Device:
 
 def current_device() -> Device | None:
     """The first CUDA device of this process; None without a driver or a device."""
-    driver = _driver()
+    driver = load_driver()
     if driver is None:
         return None
     device, major, minor, integrated = (ctypes.c_int() for _ in range(4))
@@ -46,7 +46,7 @@ def pci_bus_id() -> str | None:
 
     It names the device outside CUDA, whose own order of devices depends on CUDA_VISIBLE_DEVICES.
     """
-    driver = _driver()
+    driver = load_driver()
     if driver is None:
         return None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(32)
@@ -58,7 +58,8 @@ def pci_bus_id() -> str | None:
     return None if any(call() != 0 for call in calls) else name.value.decode()
 
 
-def _driver() -> ctypes.CDLL | None:
+def load_driver() -> ctypes.CDLL | None:
+    """The library of the CUDA driver; None where there is none."""
     try:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

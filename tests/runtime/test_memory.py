@@ -55,9 +55,11 @@ def test_the_real_package_takes_our_arguments() -> None:
         lambda: gpu.free_stream(4096),
         lambda: gpu.copy_in(4096, block, 16, 4096),
         lambda: gpu.copy_out(block, 4096, 16, 4096),
+        lambda: gpu.copy(4096, 8192, 16, 4096),
         lambda: gpu.synchronize(4096),
         lambda: gpu.wait(4096, 1),
-        gpu.new_event,
+        lambda: gpu.new_event(timing=False),
+        lambda: gpu.entered().__enter__(),
         lambda: gpu.capture(4096, lambda: None),
         cuda_bindings.open_memory,
     ):

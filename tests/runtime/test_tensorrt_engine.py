@@ -49,7 +49,7 @@ def test_masks_are_right_with_every_version_package_and_kind_of_memory(
 
 
 def test_a_call_is_captured_the_second_time_and_replayed_from_then_on(machine: Machine, picture: Draw) -> None:
-    engine = machine.engine()
+    engine = machine.engine(contexts=1)
     assert (machine.gpu.captured, machine.gpu.launched) == (1, 1)  # by the warm-up's two calls
     enqueued = len(calls(machine.module, "execute_async_v3"))
     for _ in range(5):
@@ -85,24 +85,25 @@ def test_an_address_that_changes_is_captured_anew(machine: Machine, picture: Dra
 
 def test_two_shapes_keep_a_graph_each_where_there_are_two_contexts(machine: Machine, picture: Draw) -> None:
     engine = machine.engine(machine.bundle(RANGE, RANGE), contexts=2)
+    captured = machine.gpu.captured
     for _ in range(4):
         for size in ((24, 32), (64, 64)):
             image = batch(picture, size)
             assert np.array_equal(engine(image)["mask"], nearest_class(image))
     assert machine.gpu.held()["graphs"] == 2
-    assert machine.gpu.captured == 3  # the warm-up's own shape, and these two
+    assert machine.gpu.captured == captured + 2
 
 
 def test_without_graphs_every_call_is_enqueued(
     machine: Machine, picture: Draw, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = batch(picture, (24, 32))
-    machine.engine(cuda_graph=False)(image)
+    machine.engine(cuda_graph=False, contexts=1)(image)
     assert machine.gpu.captured == 0 and len(calls(machine.module, "execute_async_v3")) == 3
     machine.made.pop().close()
     machine.install(package="pycuda")
     with caplog.at_level(logging.INFO, "twins_trt"):
-        machine.engine()(image)
+        machine.engine(contexts=1)(image)
     assert "pycuda has no CUDA graphs" in caplog.text and len(calls(machine.module, "execute_async_v3")) == 3
 
 
@@ -120,7 +121,7 @@ def test_an_engine_that_cannot_be_captured_runs_without(
 
 
 def test_buffers_are_bound_once(machine: Machine, picture: Draw) -> None:
-    engine = machine.engine()
+    engine = machine.engine(contexts=1)
     engine(batch(picture, (24, 32)))
     held, bound = machine.gpu.held(), len(calls(machine.module, "set_tensor_address"))
     for _ in range(20):
@@ -207,7 +208,7 @@ def test_a_gpu_that_breaks_is_an_error_and_closing_still_works(machine: Machine,
 
 def test_memory_that_was_freed_too_early_is_noticed(machine: Machine, picture: Draw) -> None:
     """The simulation's own test: work on memory that is gone is an illegal address."""
-    engine = machine.engine()
+    engine = machine.engine(contexts=1)
     call = engine.submit(batch(picture, (24, 32)))
     machine.gpu.device.popitem()
     with pytest.raises(EngineError, match="cudaErrorIllegalAddress"):
@@ -343,17 +344,13 @@ def test_a_compiler_that_describes_no_layers_is_an_error(
         engine.inspect_layers()
 
 
-def test_device_memory_is_counted(machine: Machine, picture: Draw) -> None:
+def test_device_memory_is_counted(machine: Machine) -> None:
     bundle = machine.bundle()
-    engine = machine.engine(bundle)
-    held = engine.device_memory()
     pixels = 24 * 32
-    assert held.scratch == 4096 and held.buffers == pixels * 3 + pixels
-    assert held.weights == bundle.file("engines/tensorrt.engine").stat().st_size
-    first, second = engine.submit(batch(picture, (24, 32))), engine.submit(batch(picture, (24, 32)))
-    assert engine.device_memory().scratch == 2 * 4096
-    first.discard()
-    second.discard()
+    for contexts in (1, 2):
+        held = machine.engine(bundle, contexts=contexts).device_memory()
+        assert held.scratch == contexts * 4096 and held.buffers == contexts * (pixels * 3 + pixels)
+        assert held.weights == bundle.file("engines/tensorrt.engine").stat().st_size
     machine.install("11.4.0")
     assert machine.engine().device_memory().weights == 1000  # as the engine itself says
 

@@ -175,7 +175,7 @@ class BatchRunner:
     def _batch(self, chunk: Sequence[Prepared]) -> npt.NDArray[Any]:
         tensors = [prepared.tensor for prepared in chunk]
         tensors += tensors[-1:] * (self.interface.batch_limits[0] - len(tensors))  # a fixed batch has to be full
-        return tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
+        return tensors[0][None] if len(tensors) == 1 else _side_by_side(tensors)
 
     def _output(self, chunk: Sequence[Prepared]) -> str:
         """The output to compute: logits if a resize follows and the graph gives them, else the mask if it gives one.
@@ -185,6 +185,21 @@ class BatchRunner:
         has_mask, has_logits = (self.interface.output(name) is not None for name in ("mask", "logits"))
         resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
         return "logits" if not has_mask or (has_logits and resized) else "mask"
+
+
+def _side_by_side(tensors: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The tensors as one batch: where they lie, if that is one after another in one array, otherwise copied."""
+    first = tensors[0]
+    whole = first.base
+    if isinstance(whole, np.ndarray) and whole.flags.c_contiguous:
+        start = first.__array_interface__["data"][0]
+        places = [tensor.__array_interface__["data"][0] for tensor in tensors]
+        wanted = [start + i * first.nbytes for i in range(len(tensors))]
+        if places == wanted and all(tensor.base is whole and tensor.flags.c_contiguous for tensor in tensors):
+            offset = start - whole.__array_interface__["data"][0]
+            flat = whole.reshape(-1).view(np.uint8)[offset : offset + len(tensors) * first.nbytes]
+            return flat.view(first.dtype).reshape(len(tensors), *first.shape)
+    return np.stack(tensors)
 
 
 def _pixels(item: Any) -> UInt8Array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
 import numpy as np
 
 from twins_trt.data.images import UInt8Array
+from twins_trt.data.preprocessing import Size
 from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import FitMode, fit_mode
 from twins_trt.inference.interface import GraphInterface
@@ -19,7 +20,7 @@ from twins_trt.models.source import warn_of_random_weights
 from twins_trt.runtime.batches import BatchRunner
 from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
 from twins_trt.runtime.engines import Engine, OnStage, RuntimeOptions, open_current_engine
-from twins_trt.runtime.engines.protocol import RunsOnDevice
+from twins_trt.runtime.engines.protocol import GivesInputBuffers, RunsOnDevice
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
 from twins_trt.spelling import spelled
@@ -161,12 +162,49 @@ class Segmenter:
             raise UsageError(f"depth is {depth}", "give 1 or more")
         return stream_frames(images, self._batches.prepare, self._batches.start, batch=size, depth=depth)
 
+    def input_buffer(self, size: Size | None = None, *, batch: int | None = None) -> UInt8Array:
+        """Memory into which a camera or a decoder writes pictures, uint8 [batch, H, W, 3] RGB, of undefined content.
+
+            >>> def pictures():                                   # doctest: +SKIP
+            ...     while True:
+            ...         picture = segmenter.input_buffer()[0]
+            ...         camera.read_into(picture)
+            ...         yield picture
+            >>> for frame in segmenter.stream(pictures()):        # doctest: +SKIP
+            ...     show(frame.result().mask)
+
+        An engine on a GPU reads a picture of the graph's own size directly from this memory, without a copy by the
+        processor. Other engines, and graphs that take normalized planes, give plain memory, so that the same loop works
+        with every engine.
+        size: (height, width); by default the graph's, of a dynamic graph the one that it is tuned for. batch: by
+        default the smallest that the graph takes.
+        Every call gives memory that is not in use. It may be written until it is segmented, and again when its
+        segmentation is there; a segmentation shows the picture in this memory, so take a new buffer for every picture
+        that you keep. The memory comes back when nothing refers to it, neither a view nor a segmentation.
+        Raises UsageError for a size or batch that the graph does not take, EngineError without room for it.
+        """
+        image = self.interface.image
+        axis = 1 if self.interface.layout == "NHWC" else 2
+        tuned = image.opt or tuple(dim if isinstance(dim, int) else 0 for dim in image.shape)
+        height, width = size or tuned[axis : axis + 2]
+        count = self.interface.batch_limits[0] if batch is None else batch
+        wanted = (count, height, width, 3) if axis == 1 else (count, 3, height, width)
+        if not image.fits(wanted):
+            raise UsageError(
+                f"{count} pictures of {height}×{width} do not fit {self._name}, which accepts {image}",
+                "give a size and a batch that it accepts",
+            )
+        if axis == 1 and isinstance(self.engine, GivesInputBuffers):
+            return self.engine.input_buffer(wanted).view(np.uint8)
+        return np.empty((count, height, width, 3), np.uint8)
+
     def on_device(self, images: Any, *, out: Any = None, stream: Any = None) -> Any:
-        """Segments images on the GPU and leaves the masks there; nothing is resized or copied.
+        """Segments images on the GPU and leaves the masks there; nothing is resized or goes through the host.
 
         images: the graph's input, in most graphs uint8 [N, H, W, 3] RGB of the graph's size, with `__dlpack__` or
-        `__cuda_array_interface__`: a tensor of PyTorch, CuPy or Numba. out: likewise, uint8 [N, H, W]; by default a new
-        `DeviceArray`. stream: the caller's CUDA stream, a handle or an object; see `RunsOnDevice.run_on_device`.
+        `__cuda_array_interface__`: a tensor of PyTorch, CuPy or Numba. out: likewise, uint8 [N, H, W]; by default a
+        `DeviceArray`, whose memory a later mask takes when it is gone. stream: the caller's CUDA stream, a handle or an
+        object; see `RunsOnDevice.run_on_device`.
         Returns the masks: `out` if it was given. Raises UsageError if the engine or the bundle cannot do that,
         EngineError as an engine does.
         """

@@ -143,10 +143,25 @@ class Pipelined(Protocol):
     """An engine whose caller can do something else while a call is under way."""
 
     def submit(self, image: Array, *, outputs: Sequence[str] | None = None, wait: bool = True) -> Pending | None:
-        """Starts a call; `image` may be reused at once. Raises as `Engine.__call__` does.
+        """Starts a call; `image` may be reused at once unless it is an `input_buffer`. Raises as `__call__` does.
 
         wait: wait until there is room for one more call (`RuntimeOptions.contexts`); otherwise return None if there is
         no room. A thread with a pending call must not wait: two such threads would wait for each other.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesInputBuffers(Protocol):
+    """An engine with memory for images that the GPU reads without a copy by the processor."""
+
+    def input_buffer(self, shape: Sequence[int] | None = None) -> Array:
+        """An array for an image, of the dtype of `inputs[0]` and of undefined content, that is not in use.
+
+        shape: by default the graph's own, of a dynamic graph the one that it is tuned for. A call reads the array, or a
+        C-contiguous view of it, where it lies: write it again when the call's result is there. The call keeps it
+        alive. Its memory comes back to the engine when the last reference to it or to a view is gone.
+        Raises UsageError for a shape that does not fit, EngineError without room for it.
         """
         ...
 
@@ -163,15 +178,18 @@ class RunsOnDevice(Protocol):
         out: Mapping[str, Any] | None = None,
         stream: Any = None,
     ) -> dict[str, Any]:
-        """Runs on an array on the GPU and leaves the outputs there; nothing is copied.
+        """Runs on an array on the GPU and leaves the outputs there; nothing goes through the host.
 
         image, out: anything with `__dlpack__` or `__cuda_array_interface__`, C-contiguous, of the graph's dtype and
-        shape. An output that is not in `out` is a new `DeviceArray`. stream: the caller's, a handle or an object of
-        PyTorch, CuPy, Numba or cuda.core. The run waits for the work that the stream already has, later work on the
-        stream waits for the run, and this method returns at once. Without a stream, those that the arrays name are
-        used in the same way; if an array names none, this returns when the run is over.
-        With the same buffers every time, the run is replayed as a CUDA graph. Raises UsageError for arrays that cannot
-        be used, EngineError as `__call__` does.
+        shape. An output that is not in `out` is a `DeviceArray`, in memory that an earlier result has left; its class
+        says when that is. Inside a stream capture of your own, give `out`.
+        stream: the caller's, a handle or an object of PyTorch, CuPy, Numba or cuda.core. The run waits for the work
+        that the stream already has, later work on the stream waits for the run, and this method returns at once.
+        Without a stream, those that the arrays name are used in the same way; if an array names none, this returns when
+        the run is over.
+        The run is replayed as a CUDA graph. Arrays that stay the same, and whose addresses the engine can use, are read
+        and written in place; others are copied on the GPU. Raises UsageError for arrays that cannot be used,
+        EngineError as `__call__` does.
         """
         ...
 

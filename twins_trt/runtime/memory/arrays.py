@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,14 +58,19 @@ class DeviceArray:
     `cupy.asarray(x)`, `numba.cuda.as_cuda_array(x)`.
 
     address, shape, dtype: of its C-contiguous memory. stream: the stream whose work fills it; None if it is complete.
-    The memory is freed with the object, so the object must not outlive its engine's process.
+    The memory goes back to the engine with the object. A later result may lie there, written after the work that
+    `stream` has at that moment: other streams that read the array must be waited for by then. A stream that was given
+    as a number must live as long as the array. Without a stream, the memory is not used again before all readers are
+    done. An array that outlives its engine stays valid.
+
+    free: called when the object goes.
     """
 
     def __init__(
-        self, address: int, shape: tuple[int, ...], dtype: str, *, stream: int | None, free: Callable[[int], None]
+        self, address: int, shape: tuple[int, ...], dtype: str, *, stream: int | None, free: Callable[[], None]
     ) -> None:
         self.address, self.shape, self.dtype, self.stream = address, shape, dtype, stream
-        self._free: Callable[[int], None] | None = free
+        self._free: Callable[[], None] | None = free
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -80,8 +86,8 @@ class DeviceArray:
 
     def __del__(self) -> None:
         free, self._free = self._free, None
-        if free is not None:
-            free(self.address)
+        if free is not None and not sys.is_finalizing():  # a process that ends gives everything back
+            free()
 
 
 def size_of(shape: tuple[int, ...], dtype: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 from twins_trt.errors import EngineError
 from twins_trt.runtime.memory.protocol import HostBlock, OutOfMemory
+
+log = logging.getLogger("twins_trt")
 
 
 def open_memory() -> CudaBindings:
@@ -33,8 +36,17 @@ class CudaBindings:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        self._call("cudaSetDevice", 0)  # per thread, and nearly free if it is set already
-        yield
+        # Both are states of the thread, which belongs to the caller. All four calls take less than a microsecond.
+        device = self._call("cudaGetDevice")
+        relaxed = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        mode = self._call("cudaThreadExchangeStreamCaptureMode", relaxed)
+        try:
+            self._call("cudaSetDevice", 0)
+            yield
+        finally:
+            self._restore("cudaThreadExchangeStreamCaptureMode", mode)
+            if device != 0:
+                self._restore("cudaSetDevice", device)
 
     def allocate(self, size: int) -> int:
         return int(self._call("cudaMalloc", size))
@@ -58,30 +70,44 @@ class CudaBindings:
     def free_stream(self, stream: int) -> None:
         self._call("cudaStreamDestroy", stream)
 
-    def copy_in(self, address: int, block: HostBlock, size: int, stream: int) -> None:
+    def copy_in(self, address: int, block: HostBlock, size: int, stream: int, *, offset: int = 0) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", address, block.handle, size, kind, stream)
+        self._call("cudaMemcpyAsync", address, block.handle + offset, size, kind, stream)
 
     def copy_out(self, block: HostBlock, address: int, size: int, stream: int) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", block.handle, address, size, kind, stream)
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        # On an integrated GPU one of the two may be mapped host memory, so CUDA looks for itself.
+        self._call("cudaMemcpyAsync", target, source, size, self._cuda.cudaMemcpyKind.cudaMemcpyDefault, stream)
+
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
     def wait(self, stream: int, other: int) -> None:
-        event = self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming)
+        event = self.new_event(timing=False)
         try:
-            self._call("cudaEventRecord", event, other)
-            self._call("cudaStreamWaitEvent", stream, event, 0)
+            self.record(event, other)
+            self.wait_event(stream, event)
         finally:
-            self._call("cudaEventDestroy", event)  # CUDA keeps it as long as work waits for it
+            self.free_event(event)  # CUDA keeps it as long as work waits for it
 
-    def new_event(self) -> Any:
-        return self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDefault)
+    def new_event(self, *, timing: bool) -> Any:
+        flags = self._cuda.cudaEventDefault if timing else self._cuda.cudaEventDisableTiming
+        return self._call("cudaEventCreateWithFlags", flags)
 
     def record(self, event: Any, stream: int) -> None:
         self._call("cudaEventRecord", event, stream)
+
+    def try_record(self, event: Any, stream: int) -> bool:
+        if self.captured(stream):  # the event would become a part of the capture, and of no use outside
+            return False
+        self.record(event, stream)
+        return True
+
+    def wait_event(self, stream: int, event: Any) -> None:
+        self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def seconds(self, start: Any, end: Any) -> float:
         return float(self._call("cudaEventElapsedTime", start, end)) / 1e3
@@ -89,9 +115,17 @@ class CudaBindings:
     def free_event(self, event: Any) -> None:
         self._call("cudaEventDestroy", event)
 
+    def captured(self, stream: int) -> bool:
+        none = self._cuda.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone
+        try:
+            return bool(self._call("cudaStreamIsCapturing", stream) != none)
+        except EngineError:  # the legacy default stream, while one that waits for it is captured
+            return True
+
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        # Thread-local: allocations of other threads neither fail nor become part of the graph.
-        self._call("cudaStreamBeginCapture", stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        # Relaxed: what other threads allocate and free neither fails nor breaks the capture, and no more does what this
+        # thread frees because Python collects an array meanwhile. None of it becomes a part of the graph.
+        self._call("cudaStreamBeginCapture", stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
         try:
             work()
         except BaseException:
@@ -112,6 +146,13 @@ class CudaBindings:
 
     def free_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
+
+    def _restore(self, function: str, value: Any) -> None:
+        """Sets a state of the thread back. It raises nothing, because it runs after errors too."""
+        status, *_ = getattr(self._cuda, function)(value)
+        if status != self._cuda.cudaError_t.cudaSuccess:
+            self._cuda.cudaGetLastError()
+            log.debug("%s(%s) failed", function, value)
 
     def _call(self, function: str, *given: Any) -> Any:
         """The results after the error code; a single result alone. Raises EngineError unless the call succeeded."""

@@ -42,7 +42,11 @@ class Memory(Protocol):
     graphs: bool
 
     def entered(self) -> AbstractContextManager[None]:
-        """Makes the GPU the current one of this thread, inside a `with` block."""
+        """Makes the GPU the current one of this thread, inside a `with` block. Afterwards the thread's own is back.
+
+        Inside, this thread may allocate and free although somebody captures a stream: without that, CUDA refuses, and
+        the capture is lost too.
+        """
         ...
 
     def allocate(self, size: int) -> int:
@@ -63,12 +67,16 @@ class Memory(Protocol):
 
     def free_stream(self, stream: int) -> None: ...
 
-    def copy_in(self, address: int, block: HostBlock, size: int, stream: int) -> None:
-        """Copies the block's first `size` bytes to the device."""
+    def copy_in(self, address: int, block: HostBlock, size: int, stream: int, *, offset: int = 0) -> None:
+        """Copies `size` bytes of the block, from `offset` on, to the device."""
         ...
 
     def copy_out(self, block: HostBlock, address: int, size: int, stream: int) -> None:
         """Copies `size` bytes from the device into the block, which has them after `synchronize`."""
+        ...
+
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """Copies `size` bytes from one address on the device to another."""
         ...
 
     def synchronize(self, stream: int) -> None:
@@ -79,15 +87,30 @@ class Memory(Protocol):
         """Makes later work of `stream` run after the work that `other` has so far."""
         ...
 
-    def new_event(self) -> Any: ...
+    def new_event(self, *, timing: bool) -> Any:
+        """A new event. timing: for `seconds`; without, it costs less."""
+        ...
 
     def record(self, event: Any, stream: int) -> None: ...
+
+    def try_record(self, event: Any, stream: int) -> bool:
+        """Records an event in somebody's stream. Returns False, and does nothing, if that is impossible: the stream is
+        being captured, or the package cannot use it."""
+        ...
+
+    def wait_event(self, stream: int, event: Any) -> None:
+        """Makes later work of `stream` run after what the event was recorded behind."""
+        ...
 
     def seconds(self, start: Any, end: Any) -> float:
         """Seconds on the GPU between two events that have happened."""
         ...
 
     def free_event(self, event: Any) -> None: ...
+
+    def captured(self, stream: int) -> bool:
+        """Whether somebody is capturing the stream."""
+        ...
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Captures what `work` enqueues as a graph, without running it. Raises the errors of `work`."""

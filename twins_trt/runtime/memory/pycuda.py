@@ -5,6 +5,7 @@ Written from pycuda's reference (documen.tician.de/pycuda/driver.html); not run 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from twins_trt.device import load_driver
 from twins_trt.errors import EngineError
 from twins_trt.runtime.memory.protocol import HostBlock, OutOfMemory
 
 log = logging.getLogger("twins_trt")
+
+_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 def open_memory() -> PyCuda:
@@ -36,6 +41,7 @@ class PyCuda:
         self._cuda = cuda
         self._allocations: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
+        self._driver = load_driver()
         with self._errors("starting CUDA"):
             cuda.init()
             # The primary context is the one that TensorRT and PyTorch use.
@@ -45,7 +51,11 @@ class PyCuda:
     def entered(self) -> Iterator[None]:
         self._context.push()
         try:
-            yield
+            mode = _exchange_capture_mode(self._driver, _RELAXED)
+            try:
+                yield
+            finally:
+                _exchange_capture_mode(self._driver, mode)
         finally:
             self._cuda.Context.pop()
 
@@ -79,13 +89,17 @@ class PyCuda:
     def free_stream(self, stream: int) -> None:
         del self._streams[stream]  # destroyed with its object
 
-    def copy_in(self, address: int, block: HostBlock, size: int, stream: int) -> None:
+    def copy_in(self, address: int, block: HostBlock, size: int, stream: int, *, offset: int = 0) -> None:
         with self._errors("memcpy_htod_async"):
-            self._cuda.memcpy_htod_async(address, block.array[:size], self._streams[stream])
+            self._cuda.memcpy_htod_async(address, block.array[offset : offset + size], self._streams[stream])
 
     def copy_out(self, block: HostBlock, address: int, size: int, stream: int) -> None:
         with self._errors("memcpy_dtoh_async"):
             self._cuda.memcpy_dtoh_async(block.array[:size], address, self._streams[stream])
+
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        with self._errors("memcpy_dtod_async"):
+            self._cuda.memcpy_dtod_async(target, source, size, self._streams[stream])
 
     def synchronize(self, stream: int) -> None:
         with self._errors("Stream.synchronize"):
@@ -96,13 +110,20 @@ class PyCuda:
         with self._errors("Context.synchronize"):
             self._cuda.Context.synchronize()
 
-    def new_event(self) -> Any:
+    def new_event(self, *, timing: bool) -> Any:
         with self._errors("Event"):
-            return self._cuda.Event()
+            return self._cuda.Event(0 if timing else _DISABLE_TIMING)
 
     def record(self, event: Any, stream: int) -> None:
         with self._errors("Event.record"):
             event.record(self._streams[stream])
+
+    def try_record(self, event: Any, stream: int) -> bool:
+        return False  # it is another library's stream
+
+    def wait_event(self, stream: int, event: Any) -> None:
+        with self._errors("Stream.wait_for_event"):
+            self._streams[stream].wait_for_event(event)
 
     def seconds(self, start: Any, end: Any) -> float:
         with self._errors("Event.time_till"):
@@ -110,6 +131,9 @@ class PyCuda:
 
     def free_event(self, event: Any) -> None:
         """Destroyed with its object."""
+
+    def captured(self, stream: int) -> bool:
+        return False  # a stream joins a capture by waiting for one, and pycuda's never wait for another's
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         raise EngineError("pycuda has no CUDA graphs", "pip install cuda-bindings")
@@ -128,3 +152,12 @@ class PyCuda:
             raise OutOfMemory(f"{what} found no room: {error}") from error
         except self._cuda.Error as error:
             raise EngineError(f"{what} failed: {error}") from error
+
+
+def _exchange_capture_mode(driver: ctypes.CDLL | None, mode: int) -> int:
+    """Sets how this thread heeds stream captures, and returns how it did. pycuda has no such function."""
+    before = ctypes.c_int(mode)
+    function = getattr(driver, "cuThreadExchangeStreamCaptureMode", None)  # None: a driver before CUDA 10.1
+    if function is not None:
+        function(ctypes.byref(before))
+    return before.value

@@ -18,7 +18,7 @@ __all__ = ["open_engine", "why_not"]
 
 
 def open_engine(source: EngineSource, flavour: str, options: RuntimeOptions) -> TensorRTEngine:
-    """See `twins_trt.runtime.tensorrt.engine.open_engine`, which is imported when an engine is opened."""
-    from twins_trt.runtime.tensorrt.engine import open_engine
+    """See `twins_trt.runtime.tensorrt.opening.open_engine`, which is imported when an engine is opened."""
+    from twins_trt.runtime.tensorrt.opening import open_engine
 
     return open_engine(source, flavour, options)

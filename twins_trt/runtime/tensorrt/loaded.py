@@ -7,12 +7,14 @@ error quotes the log. Names that some version lacks are looked up, never assumed
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, get_args
 
 from twins_trt.bindings import NAMES, logged, members, process_logger
 from twins_trt.compiler_cache import CompilerCache
-from twins_trt.errors import EngineError
+from twins_trt.errors import EngineError, UsageError, first_line
 from twins_trt.inference.tensors import DType, TensorSpec
 from twins_trt.spelling import spelled
 
@@ -25,7 +27,10 @@ _DTYPES: dict[str, DType] = {
     "HALF": "float16",
     "FLOAT": "float32",
 }
+_RAISED = (RuntimeError, TypeError, ValueError, MemoryError)
 assert set(_DTYPES.values()) == set(get_args(DType))
+
+ALIGNMENT = 256  # bytes, of every address that a context is bound to (IExecutionContext::setTensorAddress)
 
 Shape = tuple[int, ...]
 
@@ -45,6 +50,7 @@ class LoadedEngine:
         self._config: Any = None
         self._cache: Any = None
         self._stored: CompilerCache | None = None
+        self.refused_capture = False  # set by the first context that could not be captured
         try:
             self._runtime: Any = module.Runtime(process_logger(module))
         except (TypeError, RuntimeError) as error:  # the bindings raise these when the library returns null
@@ -53,17 +59,18 @@ class LoadedEngine:
                 "check that the GPU driver matches its CUDA version (nvidia-smi)",
             ) from error
         self._runtime.engine_host_code_allowed = False  # an engine from a bundle must not run code on the CPU
-        self._check_validity(content)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise EngineError(f"{self.name} refuses {owner}: {logged(module)}", self._fix)
-        self.inputs, self.outputs = self._specs()
-        if len(self.inputs) != 1:
-            raise EngineError(f"{owner} has {len(self.inputs)} inputs, not one image", self._fix)
-        # Only some versions tell the size of the weights. The engine's own size is close: it is nearly all weights.
-        self.weights = len(content)
-        if "TOTAL_WEIGHTS_SIZE" in members(module, "EngineStat") and hasattr(self._engine, "get_engine_stat"):
-            self.weights = int(self._engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
+        with refusals(module, f"{self.name} refuses {owner}", self._fix):
+            self._check_validity(content)
+            self._engine: Any = self._runtime.deserialize_cuda_engine(content)
+            if self._engine is None:
+                raise EngineError(f"{self.name} refuses {owner}: {logged(module)}", self._fix)
+            self.inputs, self.outputs = self._specs()
+            if len(self.inputs) != 1:
+                raise EngineError(f"{owner} has {len(self.inputs)} inputs, not one image", self._fix)
+            # Only some versions tell the size of the weights. The engine's own size is close: it is nearly all weights.
+            self.weights = len(content)
+            if "TOTAL_WEIGHTS_SIZE" in members(module, "EngineStat") and hasattr(self._engine, "get_engine_stat"):
+                self.weights = int(self._engine.get_engine_stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
 
     @property
     def scratch(self) -> int:
@@ -85,11 +92,16 @@ class LoadedEngine:
     def specialize(self, *, cuda_graph: bool, stored: CompilerCache | None) -> None:
         """Sets up what only RTX has: its own CUDA graphs, and the kernels compiled in an earlier process.
 
-        Call it before the first context. A version without runtime configuration is left as it is.
+        Call it before the first context. A version without runtime configuration is left as it is. Raises EngineError
+        if the runtime makes no configuration.
         """
-        module = self._module
-        if not members(module, "CudaGraphStrategy"):
+        if not members(self._module, "CudaGraphStrategy"):
             return
+        with refusals(self._module, f"{self.name} takes no runtime configuration for {self._owner}"):
+            self._configure(cuda_graph=cuda_graph, stored=stored)
+
+    def _configure(self, *, cuda_graph: bool, stored: CompilerCache | None) -> None:
+        module = self._module
         self._config = self._engine.create_runtime_config()
         if self._config is None:
             raise EngineError(f"{self.name} makes no runtime configuration for {self._owner}: {logged(module)}")
@@ -113,21 +125,24 @@ class LoadedEngine:
         """Keeps the kernels that RTX has compiled for the next process. A failure is only logged."""
         if self._cache is None or self._stored is None:
             return
-        serialized = self._cache.serialize()
+        try:
+            serialized = self._cache.serialize()
+        except _RAISED as error:
+            log.warning("%s does not keep its compiled kernels: %s", self.name, first_line(error))
+            return
         if serialized is not None:
             blob = bytes(serialized)  # it contains what was read, so there is nothing to merge
             self._stored.write(lambda present: blob)
 
     def new_context(self) -> Context:
         """Scratch memory and state for one call at a time. Raises EngineError if there is no room for it."""
-        # By position: up to 10.3 there is no configuration, and so no keyword.
-        context = self._engine.create_execution_context(*(() if self._config is None else (self._config,)))
+        cause = f"{self.name} makes no context for {self._owner}, which needs {self.scratch >> 20} MiB"
+        fix = f"close other programs on the GPU, or build with a smaller {spelled('size')} or {spelled('batch')}"
+        with refusals(self._module, cause, fix):
+            # By position: up to 10.3 there is no configuration, and so no keyword.
+            context = self._engine.create_execution_context(*(() if self._config is None else (self._config,)))
         if context is None:
-            raise EngineError(
-                f"{self.name} makes no context for {self._owner}, which needs {self.scratch >> 20} MiB: "
-                f"{logged(self._module)}",
-                f"close other programs on the GPU, or build with a smaller {spelled('size')} or {spelled('batch')}",
-            )
+            raise EngineError(f"{cause}: {logged(self._module)}", fix)
         return Context(context, self._module, self._owner, tuple(spec.name for spec in self.outputs))
 
     def new_profiler(self, times: dict[str, float]) -> Any:
@@ -148,10 +163,12 @@ class LoadedEngine:
 
         Raises EngineError if there is no description.
         """
-        inspector = self._engine.create_engine_inspector()
-        layers = inspector and inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
+        cause = f"{self.name} tells nothing of the layers of {self._owner}"
+        with refusals(self._module, cause):
+            inspector = self._engine.create_engine_inspector()
+            layers = inspector and inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
         if not layers:
-            raise EngineError(f"{self.name} tells nothing of the layers of {self._owner}: {logged(self._module)}")
+            raise EngineError(f"{cause}: {logged(self._module)}")
         return str(layers)
 
     def close(self) -> None:
@@ -200,26 +217,47 @@ class Context:
 
     def set_shape(self, name: str, shape: Shape) -> dict[str, Shape]:
         """Sets the input's shape and returns the outputs' shapes. Raises EngineError for one outside the profile."""
-        if not self._context.set_input_shape(name, shape):
-            raise EngineError(f"{self._owner} refuses {name} {list(shape)}: {logged(self._module)}")
-        if unset := self._context.infer_shapes():
-            raise EngineError(f"{self._owner} cannot tell the shape of {', '.join(unset)}: {logged(self._module)}")
-        return {output: tuple(self._context.get_tensor_shape(output)) for output in self._outputs}
+        refused = f"{self._owner} refuses {name} {list(shape)}"
+        with refusals(self._module, refused):
+            if not self._context.set_input_shape(name, shape):
+                raise EngineError(f"{refused}: {logged(self._module)}")
+            if unset := self._context.infer_shapes():
+                raise EngineError(f"{self._owner} cannot tell the shape of {', '.join(unset)}: {logged(self._module)}")
+            return {output: tuple(self._context.get_tensor_shape(output)) for output in self._outputs}
 
     def bind(self, name: str, address: int) -> None:
         """Sets the device address of a tensor. Raises EngineError."""
-        if not self._context.set_tensor_address(name, address):
-            raise EngineError(f"{self._owner} refuses the address {address:#x} for {name}: {logged(self._module)}")
+        refused = f"{self._owner} refuses the address {address:#x} for {name}"
+        with refusals(self._module, refused):
+            if not self._context.set_tensor_address(name, address):
+                raise EngineError(f"{refused}: {logged(self._module)}")
 
     def enqueue(self, stream: int) -> None:
         """Gives one run to the stream. Raises EngineError if TensorRT refuses. A later failure on the GPU is raised
         when the stream is synchronized."""
-        if not self._context.execute_async_v3(stream):
-            raise EngineError(f"{self._owner} failed to start on the GPU: {logged(self._module)}")
+        refused = f"{self._owner} failed to start on the GPU"
+        with refusals(self._module, refused):
+            if not self._context.execute_async_v3(stream):
+                raise EngineError(f"{refused}: {logged(self._module)}")
 
     def profile(self, profiler: Any) -> None:
-        """Reports the layer times of every run to `profiler`; None stops that."""
-        self._context.profiler = profiler
+        """Reports the layer times of every run to `profiler`; None stops that. Raises EngineError."""
+        with refusals(self._module, f"{self._owner} takes no profiler"):
+            self._context.profiler = profiler
 
     def close(self) -> None:
         self._context = None
+
+
+@contextmanager
+def refusals(module: ModuleType, cause: str, fix: str | None = None) -> Iterator[None]:
+    """Raises EngineError for what the bindings raise instead of returning None or False.
+
+    pybind11 also raises for a value that does not fit the C++ type: TypeError, or ValueError.
+    """
+    try:
+        yield
+    except UsageError:  # ours, and a ValueError
+        raise
+    except _RAISED as error:
+        raise EngineError(f"{cause}: {logged(module)} ({first_line(error)})", fix) from error

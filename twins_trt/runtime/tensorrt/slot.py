@@ -13,8 +13,10 @@ import numpy as np
 from twins_trt.errors import EngineError
 from twins_trt.runtime.engines.checks import check_input
 from twins_trt.runtime.engines.protocol import OnStage
-from twins_trt.runtime.memory import HostBlock, Memory
+from twins_trt.runtime.memory import Memory
 from twins_trt.runtime.memory.arrays import DeviceView, size_of
+from twins_trt.runtime.memory.ring import PinnedView
+from twins_trt.runtime.tensorrt.buffers import Borrowing, Buffer
 from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
 
 if TYPE_CHECKING:
@@ -23,66 +25,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("twins_trt")
 
 Key = tuple[Shape, tuple[int, ...]]  # shape of the input, addresses of all tensors
-
-
-class Buffer:
-    """The memory of one tensor between caller and engine. It grows when it must and never shrinks.
-
-    On a GPU with its own memory it is device memory, with pinned host memory beside it if the caller wants a copy. On
-    a GPU that shares the host's memory it is one block that both use in place.
-    """
-
-    def __init__(self, memory: Memory, *, mapped: bool) -> None:
-        self._memory, self.mapped = memory, mapped
-        self.address = self.size = 0
-        self.block: HostBlock | None = None
-
-    def reserve(self, size: int, *, host: bool) -> None:
-        """Makes room for `size` bytes. Raises OutOfMemory, and then keeps what it had."""
-        memory = self._memory
-        if self.mapped:
-            if self.block is None or self.block.array.size < size:
-                block = memory.allocate_host(size, mapped=True)
-                self.free()
-                assert block.device is not None  # it was asked to be mapped
-                self.block, self.address, self.size = block, block.device, size
-            return
-        if self.size < size:
-            address = memory.allocate(size)
-            if self.address:
-                memory.free(self.address)
-            self.address, self.size = address, size
-        if host and (self.block is None or self.block.array.size < size):
-            block = memory.allocate_host(size, mapped=False)
-            if self.block is not None:
-                memory.free_host(self.block)
-            self.block = block
-
-    def array(self, shape: Shape, dtype: str) -> Array:
-        """The host memory as an array."""
-        assert self.block is not None  # reserve(host=True) came before
-        return self.block.array[: size_of(shape, dtype)].view(dtype).reshape(shape)
-
-    def free(self) -> None:
-        if self.block is not None:
-            self._memory.free_host(self.block)
-        if self.address and not self.mapped:
-            self._memory.free(self.address)
-        self.block, self.address, self.size = None, 0, 0
+_EVENTS = 4  # before and after the three stages
 
 
 class ExecutionSlot:
     """Runs an engine, one call at a time: `start`, then `finish` or `settle`, all inside `memory.entered()`.
 
-    mapped: the GPU shares the host's memory. graphs: replay calls as CUDA graphs. observe: called with the times of the
-    copies and of the engine, by the GPU's own clock. Raises EngineError if there is no room for the slot.
+    mapped: the GPU shares the host's memory. graphs: replay calls as CUDA graphs, unless the runtime does that itself.
+    Raises EngineError if there is no room for the slot.
     """
 
-    def __init__(
-        self, loaded: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool, observe: OnStage | None
-    ) -> None:
-        self._loaded, self._memory, self._observe = loaded, memory, observe
-        self._graphs = graphs
+    def __init__(self, loaded: LoadedEngine, memory: Memory, *, mapped: bool, graphs: bool) -> None:
+        self._loaded, self._memory = loaded, memory
+        self._observe: OnStage | None = None
+        self._graphs = graphs and memory.graphs and not loaded.captures
+        replayed = graphs and (memory.graphs or loaded.captures)
         self._shape: Shape | None = None
         self._shapes: dict[str, Shape] = {}
         self._bound: dict[str, int] = {}
@@ -91,13 +48,14 @@ class ExecutionSlot:
         self._last: Key | None = None
         self._events: list[Any] = []
         self._staging = 0.0  # seconds of copying the image on the processor, before the GPU's clock starts
-        self._buffers = {spec.name: Buffer(memory, mapped=mapped) for spec in (*loaded.inputs, *loaded.outputs)}
+        self._pinned: PinnedView | None = None  # lives until the call is over
+        names = [spec.name for spec in (*loaded.inputs, *loaded.outputs)]
+        self._buffers = {name: Buffer(memory, mapped=mapped) for name in names}
+        self._borrowing = {name: Borrowing(graphs=replayed) for name in names}
         self._context = loaded.new_context()
         self.stream = 0
         try:
             self.stream = memory.new_stream()
-            for _ in range(0 if observe is None else 4):
-                self._events.append(memory.new_event())
         except BaseException:
             self.close()
             raise
@@ -121,38 +79,44 @@ class ExecutionSlot:
             self._shape = shape
         return self._shapes
 
-    def start(self, image: Array | DeviceView, *, host: Sequence[str], device: Mapping[str, DeviceView]) -> None:
+    def start(
+        self,
+        image: Array | PinnedView | DeviceView,
+        *,
+        host: Sequence[str],
+        device: Mapping[str, DeviceView],
+        observe: OnStage | None = None,
+    ) -> None:
         """Gives one call to the stream. host: outputs to copy to the host. device: where to write outputs on the GPU.
 
-        A host image may be reused when this returns. Raises EngineError; call `settle` then too.
+        A host image may be reused when this returns; pinned memory and memory on the GPU must wait for the call's end.
+        observe: `finish` calls it with the times of the copies and of the engine, by the GPU's own clock.
+        Raises EngineError; call `settle` then too.
         """
-        memory, spec = self._memory, self._loaded.inputs[0]
-        staged = self._buffers[spec.name]
+        memory = self._memory
         shapes = self.output_shapes(tuple(image.shape))
-        if isinstance(image, DeviceView):
-            addresses = {spec.name: image.address}
-            self._staging = 0.0
-            self._mark(0)
-        else:
-            staged.reserve(image.nbytes, host=True)
-            start = time.perf_counter()
-            np.copyto(staged.array(image.shape, spec.dtype), image)
-            self._staging = time.perf_counter() - start
-            addresses = {spec.name: staged.address}
-            self._mark(0)
-            if not staged.mapped:
-                assert staged.block is not None
-                memory.copy_in(staged.address, staged.block, image.nbytes, self.stream)
+        self._observe = observe
+        self._pinned = image if isinstance(image, PinnedView) else None
+        while observe is not None and len(self._events) < _EVENTS:
+            self._events.append(memory.new_event(timing=True))
+        addresses = {self._loaded.inputs[0].name: self._load(image)}
+        copied: list[tuple[str, DeviceView]] = []
         for output in self._loaded.outputs:
-            if output.name in device:
-                addresses[output.name] = device[output.name].address
+            target = device.get(output.name)
+            if self._borrowing[output.name].in_place(None if target is None else target.address):
+                assert target is not None
+                addresses[output.name] = target.address
                 continue
             buffer = self._buffers[output.name]
             buffer.reserve(size_of(shapes[output.name], output.dtype), host=output.name in host)
             addresses[output.name] = buffer.address
+            if target is not None:
+                copied.append((output.name, target))
         self._mark(1)
         self._run(addresses)
         self._mark(2)
+        for name, target in copied:
+            memory.copy(target.address, addresses[name], size_of(target.shape, target.dtype), self.stream)
         for output in self._loaded.outputs:
             buffer = self._buffers[output.name]
             if output.name in host and not buffer.mapped:
@@ -175,6 +139,7 @@ class ExecutionSlot:
                 results[spec.name] = out[spec.name]
             else:
                 results[spec.name] = staged.copy()
+        self._pinned = None
         self._tell_stages(time.perf_counter() - start)
         return {name: results[name] for name in host}
 
@@ -183,6 +148,7 @@ class ExecutionSlot:
         _quietly(self._drop_graph)
         if self.stream:
             _quietly(self._memory.synchronize, self.stream)
+        self._pinned = None
 
     def profile(self, image: Array, times: dict[str, float], *, runs: int) -> None:
         """Adds the time of every layer over `runs` runs to `times`, milliseconds."""
@@ -213,6 +179,36 @@ class ExecutionSlot:
             _quietly(self._memory.free_stream, self.stream)
         self._events, self.stream = [], 0
 
+    def _load(self, image: Array | PinnedView | DeviceView) -> int:
+        """Brings the image to the GPU, in the order of the stream, and returns its address there."""
+        memory, spec = self._memory, self._loaded.inputs[0]
+        buffer, borrowing = self._buffers[spec.name], self._borrowing[spec.name]
+        size = size_of(tuple(image.shape), spec.dtype)
+        self._staging = 0.0
+        if isinstance(image, DeviceView) or (isinstance(image, PinnedView) and buffer.mapped):
+            self._mark(0)
+            if borrowing.in_place(image.address):
+                return image.address
+            buffer.reserve(size, host=False)
+            memory.copy(buffer.address, image.address, size, self.stream)
+            return buffer.address
+        borrowing.in_place(None)
+        if isinstance(image, PinnedView):
+            buffer.reserve(size, host=False)
+            self._mark(0)
+            memory.copy_in(buffer.address, image.block, size, self.stream, offset=image.offset)
+            return buffer.address
+        buffer.reserve(size, host=True)
+        if buffer.mapped:  # a run on the GPU's own arrays may be under way, and may read this buffer
+            memory.synchronize(self.stream)
+        start = time.perf_counter()
+        np.copyto(buffer.array(image.shape, spec.dtype), image)
+        self._staging = time.perf_counter() - start
+        self._mark(0)
+        if buffer.block is not None and not buffer.mapped:
+            memory.copy_in(buffer.address, buffer.block, size, self.stream)
+        return buffer.address
+
     def _run(self, addresses: Mapping[str, int]) -> None:
         """Enqueues a run. The second with the same shape and addresses is captured, and later ones replay the graph."""
         assert self._shape is not None
@@ -224,7 +220,8 @@ class ExecutionSlot:
                 self._context.bind(name, address)
                 self._bound[name] = address
         # The first enqueue after a change of shape does work that must not be captured.
-        if self._graph is None and self._graphs and key == self._last:
+        capture = self._graph is None and self._graphs and key == self._last
+        if capture and not self._memory.captured(self.stream):  # by a caller whose own capture this call is a part of
             self._capture(key)
         self._last = key
         if self._graph is not None:
@@ -238,7 +235,11 @@ class ExecutionSlot:
             self._graph_key = key
         except EngineError as error:
             self._graphs = False
-            log.warning("no CUDA graph, so calls are launched one by one: %s", error.cause)
+            for borrowing in self._borrowing.values():
+                borrowing.graphs = False
+            tell = log.debug if self._loaded.refused_capture else log.warning  # once, not once a slot
+            self._loaded.refused_capture = True
+            tell("no CUDA graph, so calls are launched one by one: %s", error.cause)
 
     def _drop_graph(self) -> None:
         graph, self._graph, self._graph_key = self._graph, None, None
@@ -246,7 +247,7 @@ class ExecutionSlot:
             self._memory.free_graph(graph)
 
     def _mark(self, index: int) -> None:
-        if self._events:
+        if self._observe is not None:
             self._memory.record(self._events[index], self.stream)
 
     def _tell_stages(self, unloading: float) -> None:
