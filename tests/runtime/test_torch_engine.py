@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fake_driver import install_driver
+from fake_torch_cuda import DEVICE, FakeTorchCuda
 
 from twins_trt.data.preprocessing import normalized_planes
 from twins_trt.device import Device
@@ -29,6 +31,7 @@ from twins_trt.runtime import (
     TensorSpec,
     write_bundle,
 )
+from twins_trt.runtime.engines.captures import CudaGraphs
 from twins_trt.runtime.engines.torch import TorchEngine, load_model, open_engine, why_not
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 from twins_trt.verbs.command_line import on_command_line
@@ -177,14 +180,166 @@ def test_what_torch_raises_fails_one_call(error: RuntimeError) -> None:
     assert engine(image)["mask"].shape == (1, *SIZE)
 
 
-def test_a_capture_that_fails_names_the_setting(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "stream", raises(RuntimeError("operation not permitted")))
-    with pytest.raises(EngineError, match="CUDA graph: operation not permitted") as caught:
-        engine._capture(((1, *SIZE, 3), ("mask",)))
-    assert caught.value.fix == "RuntimeOptions(cuda_graph=False)"
-    monkeypatch.setattr(torch.cuda, "stream", raises(torch.OutOfMemoryError("no room")))
-    with pytest.raises(torch.OutOfMemoryError):
-        engine._capture(((1, *SIZE, 3), ("mask",)))
+class KernelError(Exception):
+    """Like Triton's errors, it is no RuntimeError."""
+
+
+def test_what_a_kernel_raises_is_typed_too() -> None:
+    model = model_of()
+    engine = TorchEngine(model, interface_of(), device="cpu")
+    with (
+        model.decode_head.register_forward_pre_hook(raises(KernelError("out of resource: shared memory"))),
+        pytest.raises(EngineError, match=r"failed on .*: out of resource: shared memory"),
+    ):
+        engine(pictures(1, *SIZE))
+
+
+def test_the_callers_settings_of_cudnn_stay_and_do_no_harm(engine: TorchEngine) -> None:
+    cudnn = torch.backends.cudnn
+    before, precision = (cudnn.benchmark, cudnn.deterministic), cudnn.conv.fp32_precision
+    seen: list[tuple[bool, bool, str]] = []
+    network = engine._network
+    assert network is not None
+
+    def look(*_: object) -> None:
+        seen.append((cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision))
+
+    try:
+        cudnn.benchmark, cudnn.deterministic = True, False
+        cudnn.conv.fp32_precision = "ieee"  # with it, torch can no longer say whether cuDNN may use TF32
+        with network.register_forward_pre_hook(look):
+            engine(pictures(1, 64, 96))
+        assert seen == [(False, True, "ieee")]
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
+    finally:
+        (cudnn.benchmark, cudnn.deterministic), cudnn.conv.fp32_precision = before, precision
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeTorchCuda:
+    return FakeTorchCuda(monkeypatch)
+
+
+def capturing(cuda: FakeTorchCuda, model: Segmentor | None = None, **options: Any) -> TorchEngine:
+    """An engine that captures on a stand-in for torch.cuda."""
+    return TorchEngine(
+        model or model_of(),
+        interface_of(dynamic=True),
+        device="cpu",
+        graphs=CudaGraphs(DEVICE),
+        options=RuntimeOptions(**options),
+        owner="x.bundle",
+    )
+
+
+def replays(cuda: FakeTorchCuda) -> int:
+    return sum(graph.replays for graph in cuda.graphs)
+
+
+def test_a_shape_that_comes_back_is_replayed_with_the_same_masks(engine: TorchEngine, cuda: FakeTorchCuda) -> None:
+    captured = capturing(cuda)
+    first = pictures(1, 64, 96)
+    for number, images in enumerate((first, first, first[:, ::-1], first[:, :, ::-1])):
+        found, expected = captured(images), engine(images)
+        assert replays(cuda) == number  # the second is captured and replayed
+        assert np.array_equal(found["mask"], expected["mask"])
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=0, atol=1e-5)
+    captured(pictures(2, 64, 96), outputs=["mask"])
+    assert len(cuda.graphs) == 1
+    captured.close()
+    assert set(cuda.users.values()) == {0}
+
+
+def test_without_cuda_graphs_nothing_is_captured(cuda: FakeTorchCuda) -> None:
+    plain = capturing(cuda, cuda_graph=False)
+    for _ in range(3):
+        plain(pictures(1, 64, 96), outputs=["mask"])
+    assert cuda.graphs == [] and len(cuda.streams) == 1
+
+
+def test_a_shape_whose_capture_fails_runs_without_one(
+    engine: TorchEngine, cuda: FakeTorchCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of()
+    captured = capturing(cuda, model)
+    wide, narrow = pictures(1, 64, 96), pictures(1, 64, 64)
+
+    def wait(module: object, inputs: Any) -> None:
+        """What a wide picture's program does, and a capture does not allow."""
+        if inputs[0][0].shape[3] > 16:
+            cuda.current.synchronize()
+
+    with model.decode_head.register_forward_pre_hook(wait), caplog.at_level(logging.WARNING, logger="twins_trt"):
+        for images in (narrow, narrow, wide, wide, wide, wide, narrow, narrow, narrow):
+            found = captured(images, outputs=["mask"])["mask"]
+            assert np.array_equal(found, engine(images, outputs=["mask"])["mask"])
+    (record,) = caplog.records
+    reason = "CUDA error: operation not permitted when stream is capturing"
+    assert record.getMessage() == (
+        f"x.bundle: [1, 64, 96, 3] runs without a CUDA graph, since capturing it failed: {reason}"
+    )
+    shapes = [tuple(graph.stream is stream for stream in cuda.streams) for graph in cuda.graphs]
+    assert shapes == [(True, False), (True, False), (False, True)]  # narrow, wide, and narrow on the new stream
+    assert list(cuda.users.values()) == [0, 1]
+    assert cuda.in_order and replays(cuda) == 1 + 2
+
+
+@pytest.mark.parametrize("in_capture", [True, False])
+def test_captures_of_other_shapes_go_where_memory_does_not_suffice(
+    engine: TorchEngine, cuda: FakeTorchCuda, caplog: pytest.LogCaptureFixture, in_capture: bool
+) -> None:
+    model = model_of()
+    captured = capturing(cuda, model)
+    small, large = pictures(1, 64, 64), pictures(1, 64, 96)
+
+    def allocate(module: object, inputs: Any) -> None:
+        held = sum(graph.ended for graph in cuda.graphs)
+        if inputs[0][0].shape[3] > 16 and held and (cuda.capturing or not in_capture):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with model.decode_head.register_forward_pre_hook(allocate), caplog.at_level(logging.WARNING, logger="twins_trt"):
+        for images in (small, small, large, large, large, large, small, small, large):
+            found = captured(images, outputs=["mask"])["mask"]
+            assert np.array_equal(found, engine(images, outputs=["mask"])["mask"])
+    assert caplog.records == [] and cuda.in_order
+    assert [graph.replays for graph in cuda.graphs if graph.ended] == [1]  # one fits at a time
+    assert cuda.emptied >= 1
+
+
+def test_too_little_memory_for_a_capture_is_no_error(cuda: FakeTorchCuda, caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of()
+    captured = capturing(cuda, model)
+
+    def allocate(*_: object) -> None:
+        if cuda.capturing:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with model.decode_head.register_forward_pre_hook(allocate), caplog.at_level(logging.WARNING, logger="twins_trt"):
+        for _ in range(4):
+            assert captured(pictures(1, 64, 96), outputs=["mask"])["mask"].shape == (1, 64, 96)
+    assert len(caplog.records) == len(cuda.graphs) == 1 and cuda.in_order
+
+
+def test_too_little_memory_without_captures_is_a_typed_error() -> None:
+    model = model_of()
+    engine = TorchEngine(model, interface_of(), device="cpu")
+    said = "memory does not suffice for"
+    with (
+        model.decode_head.register_forward_pre_hook(raises(torch.cuda.OutOfMemoryError("no room"))),
+        pytest.raises(EngineError, match=said) as caught,
+    ):
+        engine(pictures(1, *SIZE))
+    assert caught.value.fix is not None and "smaller batch" in caught.value.fix
+
+
+def test_observing_can_begin_and_end_between_calls_and_only_then_stages_are_waited_for(cuda: FakeTorchCuda) -> None:
+    watched = capturing(cuda, cuda_graph=False)
+    (stream,) = cuda.streams
+    told: list[str] = []
+    for observe, stages, waits in ((None, 0, 0), (lambda stage, seconds: told.append(stage), 3, 2), (None, 3, 2)):
+        watched.observe = observe
+        watched(pictures(1, 64, 96), outputs=["mask"])
+        assert (len(told), stream.waits) == (stages, waits)
 
 
 def test_stages_are_reported_and_a_closed_engine_says_so() -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from twins_trt.device import current_device
-from twins_trt.errors import BundleError, EngineError, first_line, missing
+from twins_trt.errors import BundleError, EngineError, TwinsError, first_line, missing
 from twins_trt.runtime.bundle import Bundle
-from twins_trt.runtime.engines.captures import Captures, CudaCapture, Staging
+from twins_trt.runtime.engines.captures import CaptureFailed, Captures, CudaCapture, CudaGraphs, Staging, settle
 from twins_trt.runtime.engines.checks import check_buffer, check_input, wanted_outputs
 from twins_trt.runtime.engines.protocol import OnStage, RuntimeOptions, observed
 from twins_trt.runtime.manifest import WEIGHTS
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from twins_trt.inference.interface import GraphInterface
     from twins_trt.models.segmentor import Segmentor
     from twins_trt.runtime.engines.protocol import Array, EngineSource
+
+log = logging.getLogger("twins_trt")
 
 NAME = "torch"
 MAX_CAPTURES = 8  # shapes; each holds the activations of one call
@@ -83,7 +86,11 @@ class TorchEngine:
 
     model: is changed, and must not be used elsewhere (see `FoldedModel`). interface: of the engine.
     device: `cuda`, or `cpu`, which has neither kernels nor CUDA graphs. dtype: of weights and activations; by default
-    float16 on a GPU and float32 on a CPU. Calls must not overlap; a Segmenter makes sure of that.
+    float16 on a GPU and float32 on a CPU. graphs: where it runs and captures; by default a stream of the GPU's own.
+    Calls must not overlap; a Segmenter makes sure of that.
+
+    A shape that cannot be captured runs without a CUDA graph, as `RuntimeOptions(cuda_graph=False)` runs all, and the
+    log says why once. Where memory does not suffice, the captures of other shapes go first.
     """
 
     name = NAME
@@ -98,6 +105,7 @@ class TorchEngine:
         owner: str = "the model",
         device: str = "cuda",
         dtype: torch.dtype | None = None,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         import torch
 
@@ -109,17 +117,18 @@ class TorchEngine:
         self._interface = interface
         self.inputs, self.outputs = interface.inputs, interface.outputs
         self._device = torch.device(device)
-        self._dtype = dtype or (torch.float16 if self._device.type == "cuda" else torch.float32)
+        on_gpu = self._device.type == "cuda"
+        if on_gpu and self._device.index is None:  # a call may come from a thread whose current device is another one
+            self._device = torch.device("cuda", torch.cuda.current_device())
+        self._dtype = dtype or (torch.float16 if on_gpu else torch.float32)
         self._image_dtype: torch.dtype = getattr(torch, interface.image.dtype)
         self._network: FoldedModel | None = FoldedModel(model, device=self._device, dtype=self._dtype)
-        self._stream: Any = None
-        self._pool: Any = None
+        if on_gpu:
+            torch.cuda.synchronize(self._device)  # calls run on another stream than the one that converts the weights
+        self._graphs = CudaGraphs(self._device) if graphs is None and on_gpu else graphs
         self._captures: Captures[tuple[tuple[int, ...], tuple[str, ...]], CudaCapture] | None = None
-        if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)
-            if self._options.cuda_graph:
-                self._pool = torch.cuda.graph_pool_handle()
-                self._captures = Captures(self._capture, capacity=MAX_CAPTURES)
+        if self._graphs is not None and self._options.cuda_graph:
+            self._captures = Captures(self._capture, capacity=MAX_CAPTURES)
 
     def __call__(
         self, image: Array, *, outputs: Sequence[str] | None = None, out: Mapping[str, Array] | None = None
@@ -137,13 +146,15 @@ class TorchEngine:
                 check_buffer(spec, buffers[spec.name])
         try:
             with torch.inference_mode(), self._numerics():
-                results = self._run(image, names)
-        except torch.OutOfMemoryError as error:
+                results = self._run_with_room(image, names, self.observe)
+        except TwinsError:
+            raise
+        except torch.cuda.OutOfMemoryError as error:
             fix = "use a smaller batch or size, or close what else runs there"
             raise EngineError(
                 f"{self._owner}: the GPU's memory does not suffice for {list(image.shape)}", fix
             ) from error
-        except RuntimeError as error:  # what torch, cuDNN and CUDA raise
+        except Exception as error:  # torch, cuDNN and CUDA raise RuntimeError, but Triton's errors have another base
             raise EngineError(f"{self._owner} failed on {list(image.shape)}: {first_line(error)}") from error
         return {name: _deliver(results[name], buffers.get(name)) for name in names}
 
@@ -153,22 +164,36 @@ class TorchEngine:
             self._captures.clear()
         self._network = None
 
-    def _run(self, image: Array, names: tuple[str, ...]) -> Mapping[str, Array]:
+    def _run_with_room(self, image: Array, names: tuple[str, ...], observe: OnStage | None) -> Mapping[str, Array]:
+        """Runs once more without the captures of other shapes if memory does not suffice beside them."""
         import torch
 
-        observe = self.observe
+        try:
+            return self._run(image, names, observe)
+        except torch.cuda.OutOfMemoryError:
+            if not self._captures:
+                raise
+        # Here the error is gone, and with it what the frames of its traceback held.
+        self._captures.shrink()
+        self._start_afresh()
+        torch.cuda.empty_cache()
+        return self._run(image, names, observe)
+
+    def _run(self, image: Array, names: tuple[str, ...], observe: OnStage | None) -> Mapping[str, Array]:
+        import torch
+
         captured = None if self._captures is None else self._captures.get((image.shape, names))
         if captured is not None:
             return captured(image, observe)
-        on_stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-        with on_stream:
+        stream = None if self._graphs is None else self._graphs.stream
+        with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
             with observed(observe, "copy_in"):
                 staging = Staging(image.shape, self._image_dtype, self._device)
                 staging.fill(image)
+                settle(stream, observe)
             with observed(observe, "engine"):
                 results = self._program(staging.device, names=names)
-                if self._stream is not None:
-                    self._stream.synchronize()
+                settle(stream, observe)
             with observed(observe, "copy_out"):
                 return {name: x.cpu().numpy() for name, x in results.items()}
 
@@ -199,27 +224,45 @@ class TorchEngine:
                 )
         return results
 
-    def _capture(self, key: tuple[tuple[int, ...], tuple[str, ...]]) -> CudaCapture:
+    def _capture(self, key: tuple[tuple[int, ...], tuple[str, ...]]) -> CudaCapture | None:
+        """See `Captures`. Raises what the model raises when it merely runs, and OutOfMemoryError if giving up other
+        captures may help."""
         import torch
 
+        assert self._graphs is not None  # otherwise there are no captures
         shape, names = key
-        program = functools.partial(self._program, names=names)
         try:
-            return CudaCapture(program, shape, self._image_dtype, stream=self._stream, pool=self._pool)
-        except torch.OutOfMemoryError:
-            raise  # tells more than that the capture failed
-        except RuntimeError as error:
-            raise EngineError(
-                f"{self._owner}: {list(shape)} cannot be captured as a CUDA graph: {first_line(error)}",
-                "RuntimeOptions(cuda_graph=False)",
-            ) from error
+            return self._graphs.capture(functools.partial(self._program, names=names), shape, self._image_dtype)
+        except CaptureFailed as failed:
+            reason = str(failed)
+            if failed.out_of_memory and self._captures:
+                raise torch.cuda.OutOfMemoryError(reason) from failed
+        self._start_afresh()
+        log.warning("%s: %s runs without a CUDA graph, since capturing it failed: %s", self._owner, list(shape), reason)
+        return None
 
-    def _numerics(self) -> contextlib.AbstractContextManager[Any]:
-        """Lets cuDNN try its algorithms and keep the fastest, unless results have to be the same every time."""
-        import torch
+    def _start_afresh(self) -> None:
+        """Leaves the stream and the pool of a capture that failed, and the captures that were made with them. These
+        are captured again when they come back."""
+        assert self._graphs is not None and self._captures is not None
+        self._captures.clear()
+        self._graphs.start_afresh()
 
-        free = not self._options.deterministic
-        return torch.backends.cudnn.flags(enabled=True, benchmark=free, deterministic=not free)
+    @contextlib.contextmanager
+    def _numerics(self) -> Iterator[None]:
+        """Lets cuDNN try its algorithms and keep the fastest, unless results have to be the same every time.
+
+        `torch.backends.cudnn.flags` would set the precision of float32 too, and raises where the user has set it for
+        convolutions alone.
+        """
+        from torch.backends import cudnn
+
+        before = cudnn.benchmark, cudnn.deterministic
+        cudnn.benchmark, cudnn.deterministic = not self._options.deterministic, self._options.deterministic
+        try:
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic = before
 
 
 def _deliver(array: Array, buffer: Array | None) -> Array:
