@@ -1,4 +1,4 @@
-"""The most that the machine does, measured in the same run: copying, multiplying, exponentials."""
+"""The most that the machine does, measured in the same run: copying, multiplying, exponentials; and an empty kernel."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.timing import time_call
 from benchmarks.gpu.workload import Workload
 
 Row = dict[str, Any]
 
 
-def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """The name of each ceiling, and the function that measures it."""
-    yield "copy", lambda: _row("B/s", *_copy(workload), workload)
-    yield "matmul", lambda: _row("FLOP/s", *_matmul(workload), workload)
-    yield "exp2", lambda: _row("1/s", *_exp2(workload), workload)
+def jobs(workload: Workload) -> Iterator[Job]:
+    """Each ceiling, and the function that measures it."""
+    yield Job("copy", lambda: _row("B/s", *_copy(workload), workload))
+    yield Job("matmul", lambda: _row("FLOP/s", *_matmul(workload), workload))
+    yield Job("exp2", lambda: _row("1/s", *_exp2(workload), workload))
+    yield Job("empty kernel", lambda: time_call(_empty(workload), workload.pace(), graph=True, in_row=True).to_json())
 
 
 def _row(unit: str, call: Callable[[], object], amount: int, workload: Workload) -> Row:
@@ -47,3 +49,12 @@ def _exp2(workload: Workload) -> tuple[Callable[[], object], int]:
     programs = 64 * torch.cuda.get_device_properties(workload.device).multi_processor_count
     out = torch.empty(programs, BLOCK, device=workload.device)
     return lambda: exp2_kernel[(programs,)](out, BLOCK=BLOCK, REPEATS=REPEATS), programs * BLOCK * REPEATS
+
+
+def _empty(workload: Workload) -> Callable[[], object]:
+    if workload.device.type != "cuda":
+        return lambda: None
+    from benchmarks.gpu.empty_kernel import empty_kernel
+
+    out = torch.empty(1, device=workload.device)
+    return lambda: empty_kernel[(1,)](out)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.forms import Form, forms
+from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.timing import time_call
 from benchmarks.gpu.workload import Core, Workload, cores
 from twins_trt.data.preprocessing import Preprocessing
@@ -18,16 +19,29 @@ Row = dict[str, Any]
 CLASSES = 150
 
 
-def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """The name of each figure, and the function that measures it."""
+def jobs(workload: Workload) -> Iterator[Job]:
+    """Each figure, and the function that measures it."""
     for batch in workload.batches:
         for name in ("ours", "torch"):
-            yield f"resize_argmax batch {batch} {name}", _postprocess(batch, name, workload)
-            yield f"resize_normalize batch {batch} {name}", _preprocess(batch, name, workload)
+            for what, measure, part in (
+                ("resize_argmax", _postprocess, "postprocess"),
+                ("resize_normalize", _preprocess, "preprocess"),
+            ):
+                rests_on = (part,) if name == "ours" else ()
+                label = f"{what} batch {batch} {name}"
+                yield Job(label, measure(batch, name, workload), form=name, batch=batch, rests_on=rests_on)
     for name in forms("lsa", kernels=workload.kernels, compiler=workload.compiler):  # gsa has the same
         for core in cores(workload):
             for direction in ("forward", "backward"):
-                yield f"{core.name} {direction} {name}", _attention(core, name, direction, workload)
+                label = f"{core.name} {direction}"
+                yield Job(
+                    f"{label} {name}",
+                    _attention(core, name, direction, workload),
+                    form=name,
+                    model=core.model,
+                    batch=core.batch,
+                    rests_on=(core.attention, label) if name.startswith("ours") else (),
+                )
 
 
 def inputs(core: Core, workload: Workload) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +68,7 @@ def _attention(core: Core, name: str, direction: str, workload: Workload) -> Cal
                 call = _forward(form, x, y, core.heads)
             else:
                 call = _backward(form, x, y, core.heads, grad)
-            times = time_call(call, workload.pace(), graph=True)
+            times = time_call(call, workload.pace(), graph=True, in_row=True)
         return {
             "what": core.attention,
             "model": core.model,
@@ -105,7 +119,7 @@ def _postprocess(batch: int, name: str, workload: Workload) -> Callable[[], Row]
                 return resize_argmax(logits, workload.size, backend=workload.kernels)
             return resize_argmax_reference(logits, workload.size)
 
-        times = time_call(call, workload.pace(), graph=True)
+        times = time_call(call, workload.pace(), graph=True, in_row=True)
         traffic = logits.numel() * logits.element_size() + batch * height * width
         return {"what": "resize_argmax", "batch": batch, "form": name, "bytes": traffic, **times.to_json()}
 
@@ -136,7 +150,7 @@ def _preprocess(batch: int, name: str, workload: Workload) -> Callable[[], Row]:
                 image, workload.size, mean=facts.mean, std=facts.std, dtype=workload.dtype, channels_last=True
             )
 
-        times = time_call(call, workload.pace(), graph=True)
+        times = time_call(call, workload.pace(), graph=True, in_row=True)
         traffic = image.numel() + 3 * batch * height * width * (2 if workload.dtype == torch.float16 else 4)
         return {"what": "resize_normalize", "batch": batch, "form": name, "bytes": traffic, **times.to_json()}
 

@@ -2,127 +2,124 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.timing import peak_memory, time_call, time_wall
-from benchmarks.gpu.workload import Workload
-from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.models.folded import FoldedModel
-from twins_trt.models.seeded import seed_weights
-from twins_trt.models.segmentor import Segmentor
+from benchmarks.gpu import networks
+from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.networks import CLASSES, Form, graphs_skipped, network_of, seeded_model
+from benchmarks.gpu.timing import Times, peak_memory, time_call, time_wall
+from benchmarks.gpu.workload import Workload, model_rests_on
 
 Row = dict[str, Any]
 
-FORMS = ("eager fp32", "eager amp", "compiled amp", "ours", "ours compiled", "ours, host to host")
-CLASSES = 150
+HOST = "ours, host to host"
+FORMS = (*networks.FORMS, HOST)
+AROUND = ("preprocess", "postprocess")
+"""What our forms rest on beside their attentions."""
 
 
-def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """The name of each figure, and the function that measures it."""
+def jobs(workload: Workload) -> Iterator[Job]:
+    """Each figure, and the function that measures it."""
     for model in workload.models:
         for batch in workload.batches:
             for form in FORMS:
-                yield f"{model} batch {batch} {form}", _job(model, batch, form, workload)
-
-
-def seeded_model(name: str, workload: Workload, *, attention: str) -> Segmentor:
-    """A model with weights that keep activations in range."""
-    model = Segmentor(workload.spec(name), CLASSES, attention=attention).eval()
-    seed_weights(model)
-    return model
+                ours = form.startswith("ours")
+                yield Job(
+                    f"{model} batch {batch} {form}",
+                    _job(model, batch, form, workload),
+                    form=form,
+                    model=model,
+                    batch=batch,
+                    rests_on=(*model_rests_on(model, batch, workload), *AROUND) if ours else (),
+                )
 
 
 def _job(name: str, batch: int, form: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
-        image = torch.randint(0, 256, (batch, *workload.size, 3), dtype=torch.uint8)
-        memory = None  # only eager forms have it: the others replay CUDA graphs, whose memory torch does not count
-        if form == "ours, host to host":
-            engine = _engine(name, batch, workload)
-            array: np.ndarray[Any, Any] = image.numpy()
-
-            def run() -> object:
-                return engine(array, outputs=["mask"])
-
-            for _ in range(3):  # the second call of a shape captures it
-                run()
-            times = time_wall(run, workload.pace(4))
-            engine.close()
-        else:
-            on_device = image.to(workload.device)
-            network = _network(name, form, workload)
-
-            def call() -> object:
-                with torch.inference_mode():
-                    return network(on_device)
-
-            ours = form.startswith("ours")  # ours runs as a CUDA graph, the others as they are
-            times = time_call(call, workload.pace(4), graph=ours)
-            if form.startswith("eager"):
-                memory = peak_memory(call, device=workload.device)
+        expected = plain_mask_of(name, batch, workload)
+        measured = _host_to_host if form == HOST else functools.partial(_on_device, networks.FORMS[form])
+        with free_numerics():
+            mask, times, facts = measured(name, batch, workload)
         return {
             "model": name,
             "batch": batch,
             "form": form,
             "images_per_second": 1e3 * batch / times.median,
-            "peak_bytes": memory,
+            "same_pixels": float((mask == expected).double().mean()),
             **times.to_json(),
+            **facts,
         }
 
     return measure
 
 
-def _network(name: str, form: str, workload: Workload) -> Callable[[Tensor], Tensor]:
-    """From uint8 [B, H, W, 3] to uint8 [B, H, W]."""
-    facts = Preprocessing()
-    if form.startswith("ours"):
-        from twins_trt.kernels.postprocess import resize_argmax
-        from twins_trt.kernels.preprocess import resize_normalize
-
-        model = FoldedModel(
-            seeded_model(name, workload, attention=workload.kernels),
-            device=workload.device,
-            dtype=workload.dtype,
-            compiler=workload.compiler if form == "ours compiled" else None,
-        )
-
-        def ours(image: Tensor) -> Tensor:
-            size = workload.size
-            x = resize_normalize(
-                image,
-                size,
-                mean=facts.mean,
-                std=facts.std,
-                dtype=workload.dtype,
-                channels_last=True,
-                backend=workload.kernels,
-            )
-            return resize_argmax(model(x), size, backend=workload.kernels)[0]
-
-        return ours
-    plain = seeded_model(name, workload, attention="reference").to(workload.device).requires_grad_(False)
-    mean, std = (torch.tensor(v, device=workload.device)[:, None, None] for v in (facts.mean, facts.std))
-
-    def theirs(image: Tensor) -> Tensor:
-        x = (image.permute(0, 3, 1, 2).float() - mean) / std
-        half = torch.float16 if workload.device.type == "cuda" else torch.bfloat16
-        with torch.autocast(workload.device.type, dtype=half, enabled=form != "eager fp32"):
-            logits = plain(x)
-        return F.interpolate(logits, workload.size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
-
-    if form != "compiled amp":
-        return theirs
-    mode = None if workload.smoke else "max-autotune"
-    compiled: Callable[[Tensor], Tensor] = torch.compile(theirs, dynamic=False, backend=workload.compiler, mode=mode)
-    return compiled
+def picture(batch: int, workload: Workload) -> Tensor:
+    """uint8 [B, H, W, 3] on the CPU, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, *workload.size, 3), dtype=torch.uint8, generator=generator)
 
 
-def _engine(name: str, batch: int, workload: Workload) -> Any:
+@functools.cache
+def plain_mask_of(name: str, batch: int, workload: Workload) -> Tensor:
+    """What every form's mask is held against: the plain model's in fp32, uint8 [B, H, W] on the CPU."""
+    network = network_of(name, networks.FORMS["eager fp32"], workload)
+    return network(picture(batch, workload).to(workload.device)).cpu()
+
+
+@contextlib.contextmanager
+def free_numerics() -> Iterator[None]:
+    """Lets cuDNN try its algorithms and keep the fastest, in every form alike."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[Tensor, Times, Row]:
+    with _stream_of(form, workload):
+        image = picture(batch, workload).to(workload.device)
+        skipped = graphs_skipped() if form.graph == "torch" else 0
+        start = time.perf_counter()
+        network = network_of(name, form, workload)
+        mask = network(image).cpu()  # the next call may overwrite it
+        first = time.perf_counter() - start
+
+        def call() -> object:
+            return network(image)
+
+        # ours is captured here; what has torch's own graphs never is, because captures do not nest
+        times = time_call(call, workload.pace(4), graph=form.graph == "ours")
+        # only eager forms have it: the others replay CUDA graphs, whose memory torch does not count
+        memory = peak_memory(call, device=workload.device) if not form.graph else None
+        facts: Row = {"peak_bytes": memory, "first_s": round(first, 3)}
+        if times.how == "events" and form.graph == "torch" and graphs_skipped() == skipped:
+            facts["timed"] = "torch graph"
+        return mask, times, facts
+
+
+def _host_to_host(name: str, batch: int, workload: Workload) -> tuple[Tensor, Times, Row]:
+    array = picture(batch, workload).numpy()
+    start = time.perf_counter()
+    with contextlib.closing(engine_of(name, batch, workload)) as engine:
+        mask = torch.from_numpy(engine(array, outputs=["mask"])["mask"])
+        first = time.perf_counter() - start
+        for _ in range(2):  # the second call of a shape captures it
+            engine(array, outputs=["mask"])
+        times = time_wall(lambda: engine(array, outputs=["mask"]), workload.pace(4))
+    return mask, times, {"peak_bytes": None, "first_s": round(first, 3)}
+
+
+def engine_of(name: str, batch: int, workload: Workload) -> Any:
+    """The torch engine with our kernels, for uint8 [B, H, W, 3] arrays of the host."""
     from twins_trt.inference.interface import GraphInterface
     from twins_trt.inference.tensors import TensorSpec
     from twins_trt.runtime.engines import RuntimeOptions
@@ -130,6 +127,14 @@ def _engine(name: str, batch: int, workload: Workload) -> Any:
 
     image, mask = (kind(*workload.size, batch=batch) for kind in (TensorSpec.image, TensorSpec.mask))
     interface = GraphInterface.unnamed(image, (mask,), CLASSES)
-    model = seeded_model(name, workload, attention=workload.kernels)
+    model = seeded_model(name, workload, attention="kernels")
     options = RuntimeOptions(deterministic=False)
     return TorchEngine(model, interface, options=options, device=workload.device.type, dtype=workload.dtype)
+
+
+def _stream_of(form: Form, workload: Workload) -> contextlib.AbstractContextManager[object]:
+    """The default stream for torch's own graphs, which are recorded on a stream of their own and tested from it; the
+    current one for ours, because the default one cannot be captured."""
+    if workload.device.type != "cuda" or form.graph != "torch":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.default_stream(workload.device))

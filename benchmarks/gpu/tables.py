@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.gpu.store import red_checks
 from benchmarks.markdown import table
 
 Row = Mapping[str, Any]
@@ -17,11 +18,21 @@ NONE = (
     "that has one."
 )
 
+MODEL_HEAD = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
+ENGINE_FORMS = ("ours", "ours compiled", "ours autotuned")
+"""What the torch engine could run. The first is what it runs."""
+
+SHARES = ("of copying", "of matmul", "of exp2")
+TRACED_KERNELS = 20
+LONG_NAME = 100
+EMPTY = "empty kernel"
+UNTRACED = "No replay was traced."
+
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """The results files in `folder` of GPUs in which no check is red."""
+    """The results files in `folder`, each with the rows that were measured and rest on no red check."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
-    return [file for file in files if all(row["passed"] for row in file["rows"] if row["section"] == "checks")]
+    return [{**file, "rows": _trusted(file["rows"])} for file in files]
 
 
 def attentions(*, folder: Path = results.RESULTS) -> str:
@@ -29,23 +40,40 @@ def attentions(*, folder: Path = results.RESULTS) -> str:
     return _for_each(folder, _attentions)
 
 
+def small_kernels(*, folder: Path = results.RESULTS) -> str:
+    """The kernels before and after the network beside an empty one: once with a cold cache, and many in a row."""
+    return _for_each(folder, _small_kernels)
+
+
 def models(*, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
-    head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
-    note = "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold."
-    return _for_each(
-        folder, lambda file: f"{table(head, [_model_row(row) for row in _rows(file, 'models')])}\n\n{note}"
+    head = (*MODEL_HEAD, "first call, s", "equal pixels")
+    note = (
+        "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold. Equal "
+        "pixels are those of `eager fp32`; where they are few, a form does not do the same work."
     )
+    return _for_each(
+        folder, lambda file: f"{table(head, [_whole_model_row(row) for row in _rows(file, 'models')])}\n\n{note}"
+    )
+
+
+def engine_default(*, folder: Path = results.RESULTS) -> str:
+    """What the torch engine could run, and the best of the others, of every model and batch."""
+    return _for_each(folder, _engine_default)
+
+
+def traces(*, folder: Path = results.RESULTS) -> str:
+    """The kernels of one replay of the torch engine."""
+    return _for_each(folder, lambda file: "\n\n".join(map(_trace, _rows(file, "traces"))) or UNTRACED)
 
 
 def training(*, folder: Path = results.RESULTS) -> str:
     """A training step."""
-    head = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
-    return _for_each(folder, lambda file: table(head, [_model_row(row) for row in _rows(file, "training")]))
+    return _for_each(folder, lambda file: table(MODEL_HEAD, [_model_row(row) for row in _rows(file, "training")]))
 
 
 def _attentions(file: Row) -> str:
-    ceilings = {row["name"]: row["rate"] for row in _rows(file, "ceilings")}
+    ceilings = {row["name"]: row["rate"] for row in _rows(file, "ceilings") if "rate" in row}
     cells: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in _rows(file, "kernels"):
         if row["what"] in ("lsa", "gsa"):
@@ -62,22 +90,110 @@ def _attentions(file: Row) -> str:
             (
                 *key,
                 f"{1e3 * ours['ms']:.1f}",
+                _in_row(ours),
                 _share(ours["bytes"] / seconds, ceilings.get("copy")),
                 _share(ours["flops"] / seconds, ceilings.get("matmul")),
                 _share(ours["exponentials"] / seconds, ceilings.get("exp2")) if key[-1] == "forward" else "",
                 *(f"{forms[name]['ms'] / ours['ms']:.1f}" if name in forms else "" for name in others),
             )
         )
-    head = ("", "model", "stage", "batch", "direction", "ours, µs", "of copying", "of matmul", "of exp2", *others)
+    head = (
+        "",
+        "model",
+        "stage",
+        "batch",
+        "direction",
+        "ours, µs",
+        "in a row, µs",
+        "of copying",
+        "of matmul",
+        "of exp2",
+        *others,
+    )
     note = (
         "Shares are of what copying, a large matrix product and exponentials alone reached in the same run; the other "
-        "columns say how many times as long a form takes, with the copies it needs. Empty: it does not exist there."
+        "columns say how many times as long a form takes, with the copies it needs. Empty: it does not exist there. "
+        "In a row: each of many in one graph, with a warm cache and without a launch of its own."
     )
-    return f"{table(head, lines)}\n\n{note}"
+    return f"{table(head, lines)}\n\n{note} {_empty_kernel(file)}".rstrip()
+
+
+def _small_kernels(file: Row) -> str:
+    lines = []
+    for row in _rows(file, "kernels"):
+        if row["what"] not in ("lsa", "gsa"):
+            rate = f"{row['bytes'] / (1e-3 * row['ms']) / 1e9:.0f}"
+            lines.append((f"`{row['what']}`", row["batch"], row["form"], *_microseconds(row), rate))
+    for row in _rows(file, "ceilings"):
+        if row["name"] == EMPTY:
+            lines.append((EMPTY, "", "", *_microseconds(row), ""))
+    head = ("", "batch", "form", "once, µs", "90 %", "99 %", "in a row, µs", "GB/s")
+    return f"{table(head, lines)}\n\n{_empty_kernel(file)}".rstrip()
+
+
+def _empty_kernel(file: Row) -> str:
+    """A sentence with the empty kernel's times; empty where it was not measured."""
+    for row in _rows(file, "ceilings"):
+        if row["name"] == EMPTY:
+            return (
+                f"An empty kernel takes {1e3 * row['ms']:.1f} µs once and {_in_row(row)} µs in a row: so much of every "
+                "kernel's time is its launch."
+            )
+    return ""
+
+
+def _engine_default(file: Row) -> str:
+    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in _rows(file, "models"):
+        cells.setdefault((row["model"], row["batch"]), {})[row["form"]] = row
+    lines = []
+    for (model, batch), forms in cells.items():
+        others = [row for name, row in forms.items() if not name.startswith("ours")]
+        best = min(others, key=lambda row: float(row["ms"]), default=None)
+        candidates = [forms[name] for name in ENGINE_FORMS if name in forms]
+        if not candidates:
+            continue
+        lines.append(
+            (
+                f"`{model}`",
+                batch,
+                *(f"{forms[name]['ms']:.3f}" if name in forms else "" for name in ENGINE_FORMS),
+                min(candidates, key=lambda row: float(row["ms"]))["form"],
+                "" if best is None else f"{best['ms']:.3f} ({best['form']})",
+            )
+        )
+    return table(
+        ("model", "batch", *(f"{name}, ms" for name in ENGINE_FORMS), "fastest", "best of the others, ms"), lines
+    )
+
+
+def _trace(row: Row) -> str:
+    shown = row["kernels"][:TRACED_KERNELS]
+    lines = [_traced(kernel, kernel["name"]) for kernel in shown]
+    rest = row["kernels"][TRACED_KERNELS:]
+    if rest:
+        sums = {key: sum(kernel[key] for kernel in rest) for key in ("count", "us", "share")}
+        lines.append(_traced(sums, f"{len(rest)} others"))
+    said = (
+        f"`{row['model']}`, batch {row['batch']}: {row['launches']} kernels run for {row['busy_us']:.0f} µs, and "
+        f"between them nothing runs for {row['idle_us']:.0f} µs. Without the profiler a replay takes "
+        f"{1e3 * row['ms']:.0f} µs by the host's clock."
+    )
+    return f"{said}\n\n{table(('kernel', 'count', 'µs', 'share'), lines)}"
+
+
+def _traced(kernel: Row, name: str) -> tuple[object, ...]:
+    short = name if len(name) <= LONG_NAME else f"{name[: LONG_NAME - 1]}…"
+    return (f"`{short.replace('|', '/')}`", kernel["count"], f"{kernel['us']:.1f}", f"{100 * kernel['share']:.1f} %")
+
+
+def _trusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    wrong = {part for covers in red_checks(rows).values() for part in covers}
+    return [row for row in rows if "ms" in row and wrong.isdisjoint(row.get("rests_on", ()))]
 
 
 def _rows(file: Row, section: str) -> list[Row]:
-    return [row for row in file["rows"] if row["section"] == section and "error" not in row]
+    return [row for row in file["rows"] if row["section"] == section]
 
 
 def _model_row(row: Row) -> tuple[object, ...]:
@@ -87,10 +203,24 @@ def _model_row(row: Row) -> tuple[object, ...]:
     return (name, row["batch"], row["form"], *times, f"{row['images_per_second']:.0f}", memory, row["timed"])
 
 
+def _whole_model_row(row: Row) -> tuple[object, ...]:
+    first = f"{row['first_s']:.1f}" if "first_s" in row else ""
+    equal = f"{100 * row['same_pixels']:.2f} %" if "same_pixels" in row else ""
+    return (*_model_row(row), first, equal)
+
+
+def _microseconds(row: Row) -> tuple[str, ...]:
+    return (*(f"{1e3 * row[key]:.1f}" for key in ("ms", "ms_p90", "ms_p99")), _in_row(row))
+
+
+def _in_row(row: Row) -> str:
+    return f"{1e3 * row['ms_in_row']:.2f}" if "ms_in_row" in row else ""
+
+
 def _share(rate: float, ceiling: float | None) -> str:
     return "" if not ceiling else f"{100 * rate / ceiling:.0f} %"
 
 
 def _for_each(folder: Path, render: Callable[[Row], str]) -> str:
-    parts = [f"{render(file)}\n\n<sub>{results.describe_run(file)}.</sub>" for file in measured(folder)]
+    parts = [f"{render(file)}\n\n<sub>{results.describe_run(file)}.</sub>" for file in measured(folder) if file["rows"]]
     return "\n\n".join(parts) or NONE

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.models import CLASSES, seeded_model
+from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.models import free_numerics
+from benchmarks.gpu.networks import CLASSES, seeded_model
 from benchmarks.gpu.timing import peak_memory, time_call
-from benchmarks.gpu.workload import Workload
+from benchmarks.gpu.workload import Workload, model_rests_on
 from twins_trt.training.step.losses import SegmentationLoss
 
 Row = dict[str, Any]
@@ -17,18 +19,26 @@ Row = dict[str, Any]
 FORMS = {"eager amp": "reference", "sdpa amp": "sdpa", "ours amp": "kernels"}
 
 
-def jobs(workload: Workload) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """The name of each figure, and the function that measures it."""
+def jobs(workload: Workload) -> Iterator[Job]:
+    """Each figure, and the function that measures it."""
+    batch = workload.train_batch
     for model in workload.models:
         for form in FORMS:
-            yield f"{model} batch {workload.train_batch} {form}", _job(model, form, workload)
+            ours = form.startswith("ours")
+            yield Job(
+                f"{model} batch {batch} {form}",
+                _job(model, form, workload),
+                form=form,
+                model=model,
+                batch=batch,
+                rests_on=model_rests_on(model, batch, workload, training=True) if ours else (),
+            )
 
 
 def _job(name: str, form: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
         torch.manual_seed(0)
-        attention = workload.kernels if FORMS[form] == "kernels" else FORMS[form]
-        model = seeded_model(name, workload, attention=attention).to(workload.device).train()
+        model = seeded_model(name, workload, attention=FORMS[form]).to(workload.device).train()
         loss = SegmentationLoss(model, aux_weight=0.4)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         images = torch.randn(workload.train_batch, 3, *workload.size, device=workload.device)
@@ -42,13 +52,15 @@ def _job(name: str, form: str, workload: Workload) -> Callable[[], Row]:
             optimizer.step()
             return value
 
-        times = time_call(step, workload.pace(4), graph=False)
+        with free_numerics():
+            times = time_call(step, workload.pace(4), graph=False)
+            memory = peak_memory(step, device=workload.device)
         return {
             "model": name,
             "batch": workload.train_batch,
             "form": form,
             "images_per_second": 1e3 * workload.train_batch / times.median,
-            "peak_bytes": peak_memory(step, device=workload.device),
+            "peak_bytes": memory,
             **times.to_json(),
         }
 

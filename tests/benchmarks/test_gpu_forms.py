@@ -1,0 +1,153 @@
+"""The forms of whole models that are compared: they do equal work, and each runs as its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import models
+from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.networks import FORMS, Form, graphs_skipped, network_of
+from benchmarks.gpu.timing import Pace, Times
+from benchmarks.gpu.workload import Workload, smoke
+
+MODEL = "twins_svt-demo_fpn"
+BATCH = 2
+AUTOTUNED = [name for name in FORMS if name.endswith("autotuned")]
+TIMES = Times(0.5, 0.5, 0.5, 0.5, 20, "events")
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_compiled() -> None:
+    torch.compiler.reset()
+
+
+def job_of(form: str, workload: Workload) -> Job:
+    (job,) = [job for job in models.jobs(workload) if job.form == form and job.model == MODEL]
+    return job
+
+
+@pytest.mark.parametrize("form", models.FORMS)
+def test_every_form_gives_the_plain_models_mask(form: str) -> None:
+    row = job_of(form, smoke()).measure()
+    # a rounding of bfloat16 decides between classes that are nearly equal: weights are random
+    assert row["same_pixels"] >= (0.95 if form.endswith("amp") else 0.9999)
+    assert row["images_per_second"] == pytest.approx(1e3 * BATCH / row["ms"], rel=1e-3)
+    assert row["first_s"] > 0
+
+
+def test_a_form_that_does_other_work_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = models.plain_mask_of(MODEL, BATCH, smoke())
+    assert len(expected.unique()) > 10  # the picture has many classes, so that equal pixels say something
+    right = torch.arange(expected.numel()).reshape(expected.shape) % 4 > 0
+    wrong = torch.where(right, expected, expected + 1)
+    monkeypatch.setattr(models, "network_of", lambda *_: lambda image: wrong)
+    assert job_of("ours autotuned", smoke()).measure()["same_pixels"] == 0.75
+
+
+def test_the_strongest_competitor_is_there_with_plain_attention_and_with_ours() -> None:
+    assert {FORMS[name].attention for name in AUTOTUNED} == {"reference", "sdpa", "kernels"}
+    for name in AUTOTUNED:
+        assert FORMS[name] == Form(FORMS[name].attention, "half", compiled="all", graph="torch", frozen=True)
+
+
+@pytest.mark.parametrize("form", AUTOTUNED)
+def test_an_autotuned_form_is_one_graph_with_its_weights_frozen(form: str) -> None:
+    inputs: list[list[str]] = []
+
+    def compiler(module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        inputs.append([str(node.target) for node in module.graph.nodes if node.op == "placeholder"])
+        return module.forward
+
+    workload = replace(smoke(), compiler=compiler)  # type: ignore[arg-type]
+    network = network_of(MODEL, FORMS[form], workload)
+    image = models.picture(BATCH, workload)
+    masks = [network(image), network(255 - image), network(image)]
+    assert len(inputs) == 1 and len(inputs[0]) == 1  # the image alone: neither weights nor statistics
+    # and the image is not frozen: another one gets its own mask
+    plain = network_of(MODEL, FORMS["eager fp32"], workload)
+    for mask, shown in zip(masks, (image, 255 - image, image), strict=True):
+        assert (mask == plain(shown)).double().mean() >= 0.9999
+    assert (masks[0] != masks[1]).any()
+
+
+@pytest.mark.parametrize("form", AUTOTUNED)
+def test_max_autotune_gets_the_whole_function_and_every_call_begins_a_step(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config, select_algorithm
+
+    said: list[str] = []
+    asked: list[dict[str, Any]] = []
+
+    def compile_(network: Callable[[Tensor], Tensor], **options: Any) -> Callable[[Tensor], Tensor]:
+        asked.append(options)
+
+        def run(image: Tensor) -> Tensor:
+            frozen = config.freezing and not torch.is_grad_enabled()
+            said.append(f"frozen={frozen} table={select_algorithm.PRINT_AUTOTUNE}")
+            assert not torch.is_inference_mode_enabled()
+            return network(image)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: said.append("step"))
+    workload = replace(smoke(), compiler="inductor")
+    network = network_of(MODEL, FORMS[form], workload)
+    for _ in range(3):
+        network(models.picture(BATCH, workload))
+    assert asked == [{"fullgraph": True, "dynamic": False, "backend": "inductor", "mode": "max-autotune"}]
+    # only the first call compiles; then freezing is as it was
+    later = ["step", "frozen=False table=True"]
+    assert said == ["step", "frozen=True table=False", *later, *later]
+    assert not config.freezing and select_algorithm.PRINT_AUTOTUNE
+
+
+def test_what_has_graphs_of_torchs_own_is_never_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captures do not nest, and a failed one ends the process."""
+    captured: dict[str, bool] = {}
+
+    for form in FORMS:
+
+        def time_call(call: Callable[[], object], pace: Pace, *, graph: bool, form: str = form) -> Times:
+            captured[form] = graph
+            assert torch.backends.cudnn.benchmark  # cuDNN may try its algorithms, in every form alike
+            return TIMES
+
+        monkeypatch.setattr(models, "time_call", time_call)
+        monkeypatch.setattr(models, "network_of", lambda *_: lambda image: image[..., 0])
+        job_of(form, smoke()).measure()
+    assert [form for form, graph in captured.items() if graph] == ["ours", "ours compiled"]
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_a_row_says_whether_torch_made_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(models, "time_call", lambda *_, graph: TIMES)
+    monkeypatch.setattr(models, "network_of", lambda *_: lambda image: image[..., 0])
+    assert job_of("sdpa autotuned", smoke()).measure()["timed"] == "torch graph"
+    assert job_of("eager amp", smoke()).measure()["timed"] == "events"
+
+    def skipping(image: Tensor) -> Tensor:
+        counters["inductor"]["cudagraph_skips"] += 1  # as torch counts what it runs without a graph
+        return image[..., 0]
+
+    monkeypatch.setattr(models, "network_of", lambda *_: skipping)
+    before = graphs_skipped()
+    try:
+        assert job_of("sdpa autotuned", smoke()).measure()["timed"] == "events"
+    finally:
+        counters["inductor"]["cudagraph_skips"] = before
+
+
+def test_only_our_forms_rest_on_the_checks_of_our_kernels() -> None:
+    resting = {job.form for job in models.jobs(smoke()) if job.rests_on}
+    assert resting == {form for form in models.FORMS if form.startswith("ours")}
+    assert set(models.AROUND) <= set(job_of("ours autotuned", smoke()).rests_on)
