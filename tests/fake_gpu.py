@@ -295,7 +295,8 @@ class FakeGpu:
             return
         if address not in self.device:
             raise Failure(Status.cudaErrorInvalidValue)
-        self.wait_for_all(self.device_of.pop(address))
+        self.wait_for_all(self.device_of[address])
+        del self.device_of[address]
         del self.device[address]
 
     def allocate_host(self, size: int, *, mapped: bool = True) -> int:

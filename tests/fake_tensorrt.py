@@ -171,6 +171,7 @@ def _method(module: Any, owner: str, name: str, signature: str, behaviour: Calla
                 refused.append(error)
         if overloads and len(refused) == len(overloads):
             raise refused[0]
+        refused.clear()  # they hold this frame, and so what all its callers hold
         module.calls.append((owner, name, given))
         if behaviour is not None:
             return behaviour(self, *given)

@@ -88,6 +88,10 @@ class OnGpu:
             "stream": self.stream,
         }
 
+    def part(self, start: int, stop: int) -> Part:
+        """`array[start:stop]`, which shares the memory."""
+        return Part(self, start, stop)
+
     def __del__(self) -> None:
         if self.address in self.gpu.device:
             self.gpu.free(self.address)
@@ -96,3 +100,16 @@ class OnGpu:
         """What is in the memory now."""
         size = int(np.prod(self.shape)) * self.dtype.itemsize
         return self.gpu.bytes_at(self.address, size).view(self.dtype).reshape(self.shape).copy()
+
+
+class Part(OnGpu):
+    """A view of some rows of another array."""
+
+    def __init__(self, whole: OnGpu, start: int, stop: int) -> None:
+        self.gpu, self.dtype, self.stream, self.strides = whole.gpu, whole.dtype, whole.stream, None
+        self.shape = (stop - start, *whole.shape[1:])
+        self.address = whole.address + start * int(np.prod(whole.shape[1:])) * whole.dtype.itemsize
+        self._whole = whole  # lives as long as this
+
+    def __del__(self) -> None:
+        """The memory is the whole array's."""

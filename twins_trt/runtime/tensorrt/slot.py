@@ -243,7 +243,13 @@ class ExecutionSlot:
 
     def _drop_graph(self) -> None:
         graph, self._graph, self._graph_key = self._graph, None, None
-        if graph is not None:
+        if graph is None:
+            return
+        try:
+            # It may be under way, for a run on the GPU returns at once. Its context must not change before it ends.
+            if not self._memory.captured(self.stream):
+                self._memory.synchronize(self.stream)
+        finally:
             self._memory.free_graph(graph)
 
     def _mark(self, index: int) -> None:
