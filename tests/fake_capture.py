@@ -17,13 +17,24 @@ import enum
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fake_gpu import Event, Graph, Stream
 
 
-class Status(enum.IntEnum):
+class _EnumType(enum.EnumMeta):
+    """Enums of cuda-bindings 13 have no subscripts; those of earlier releases had."""
+
+    def __getitem__(cls, name: str) -> Any:
+        raise TypeError(f"type {cls.__name__!r} is not subscriptable")
+
+
+class Enum(enum.IntEnum, metaclass=_EnumType):
+    """Base of the simulated enums."""
+
+
+class Status(Enum):
     """The members of cudaError_t that occur."""
 
     cudaSuccess = 0
@@ -53,7 +64,7 @@ class Failure(Exception):
         super().__init__(status.name)
 
 
-class Mode(enum.IntEnum):
+class Mode(Enum):
     """cudaStreamCaptureMode."""
 
     cudaStreamCaptureModeGlobal = 0

@@ -6,7 +6,6 @@ install_machine(monkeypatch, gpu, runtime_module("10.13.3.9", gpu), ADA)
 
 from __future__ import annotations
 
-import enum
 import inspect
 import operator
 import sys
@@ -17,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fake_capture import Failure, Mode, Status
+from fake_capture import Enum, Failure, Mode, Status
 from fake_driver import install_driver
 from fake_gpu import Event, Executable, FakeGpu, Graph
 from fake_pycuda import pycuda
@@ -90,7 +89,7 @@ class cudaGraph_t(_Handle): ...
 class cudaGraphExec_t(_Handle): ...
 
 
-class cudaMemcpyKind(enum.IntEnum):
+class cudaMemcpyKind(Enum):
     cudaMemcpyHostToHost = 0
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
@@ -98,7 +97,7 @@ class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyDefault = 4
 
 
-class cudaStreamCaptureStatus(enum.IntEnum):
+class cudaStreamCaptureStatus(Enum):
     cudaStreamCaptureStatusNone = 0
     cudaStreamCaptureStatusActive = 1
     cudaStreamCaptureStatusInvalidated = 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,9 +210,11 @@ class FakeGpu:
             after += [self._end_of(legacy)] if legacy is not None and legacy.works else []
         self.overlaps += any(each.works for each in self._all_streams() if each is not stream)
         given = Work(work.run, work.writes, tuple(after))
-        self._reveal()
-        self._hidden += [_Hidden(given, memory) for memory in given.writes()]
-        self._hide()
+        with suppress(Failure):  # memory that is gone: an error when it runs, not now
+            written = given.writes()
+            self._reveal()
+            self._hidden += [_Hidden(given, memory) for memory in written]
+            self._hide()
         stream.works.append(given)
 
     def drain(self, handle: Any, until: Token | None = None) -> None:
