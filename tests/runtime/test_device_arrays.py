@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_gpu import Work
-from machine import Machine, OnGpu
+from fake_tensorrt import calls
+from machine import ADA, ORIN, Machine, OnGpu
 from tiny_graphs import UInt8Array, nearest_class
 
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.runtime import Segmenter
 from twins_trt.runtime.memory.arrays import DeviceArray, on_device, stream_handle, view
+from twins_trt.runtime.tensorrt.buffers import Borrowing
 
 Draw = Callable[[int, int], UInt8Array]
 
@@ -137,6 +140,85 @@ def test_the_same_buffers_are_replayed_as_a_graph(machine: Machine, images: Any)
     assert (machine.gpu.captured, machine.gpu.launched) == (captured + 1, launched + 3)
     assert np.array_equal(target.read(), nearest_class(images))
     assert np.array_equal(engine(images)["mask"], nearest_class(images))
+
+
+def test_arrays_that_take_turns_are_replayed_too(machine: Machine, picture: Draw) -> None:
+    """A graph knows one set of addresses, and TensorRT allows no second graph: the others go through the slot's."""
+    engine = machine.engine()
+    images = [picture(24, 32)[None] for _ in range(2)]
+    sources = [OnGpu(machine.gpu, image) for image in images]
+    targets = [OnGpu(machine.gpu, np.zeros((1, 24, 32), np.uint8)) for _ in range(3)]
+    for at in range(24):
+        if at == 4:
+            launched, enqueued = machine.gpu.launched, len(calls(machine.module, "execute_async_v3"))
+        engine.run_on_device(sources[at % 2], out={"mask": targets[at % 3]}, stream=1)
+        machine.gpu.drain(1)
+        assert np.array_equal(targets[at % 3].read(), nearest_class(images[at % 2]))
+    assert machine.gpu.launched == launched + 20
+    assert len(calls(machine.module, "execute_async_v3")) == enqueued
+
+
+def test_an_address_that_keeps_changing_is_used_in_place_more_and_more_rarely() -> None:
+    """Every change of what the graph was captured with costs a capture."""
+    borrowing = Borrowing(graphs=True)
+    addresses = [256 * (1 + at // 5 % 2) for at in range(1000)]  # five calls with one buffer, five with the other
+    answers = [borrowing.in_place(address) for address in addresses]
+    assert answers[:5] == [True] * 5
+    changes = sum(before != after for before, after in pairwise(answers))
+    assert changes <= 10 and not any(answers[-500:])
+    assert [borrowing.in_place(256) for _ in range(200)][-1]  # it stays now
+    assert not borrowing.in_place(256 + 128)
+
+
+@pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
+@pytest.mark.parametrize("device", [ADA, ORIN], ids=["desktop", "jetson"])
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_arrays_that_begin_anywhere_are_used(
+    machine: Machine, picture: Draw, package: str, device: Any, contexts: int
+) -> None:
+    """`batch[1:2]` of frames whose size is no multiple of 256 bytes, the alignment that TensorRT demands."""
+    machine.install(package=package, device=device)
+    engine = machine.engine(machine.bundle(12, 20), contexts=contexts)
+    images = np.stack([picture(12, 20) for _ in range(4)])
+    batch, masks = OnGpu(machine.gpu, images), OnGpu(machine.gpu, np.full((4, 12, 20), 99, np.uint8))
+    assert batch.part(1, 2).address % 256 and masks.part(2, 3).address % 256
+    wanted = masks.read()
+    for source, target in ((1, 2), (1, 2), (1, 2), (3, 1), (0, 0), (2, 3)):
+        engine.run_on_device(batch.part(source, source + 1), out={"mask": masks.part(target, target + 1)})
+        wanted[target] = nearest_class(images[source])
+        assert np.array_equal(masks.read(), wanted)
+    assert np.array_equal(engine(batch.part(1, 2))["mask"][0], nearest_class(images[1]))
+    assert np.array_equal(engine.submit(batch.part(3, 4)).result()["mask"][0], nearest_class(images[3]))
+    assert np.array_equal(engine(images[:1])["mask"][0], nearest_class(images[0]))
+
+
+def test_arrays_that_begin_anywhere_are_copied_in_the_order_of_the_stream(machine: Machine, picture: Draw) -> None:
+    engine, theirs = machine.engine(machine.bundle(12, 20)), machine.gpu.new_stream()
+    image = picture(12, 20)
+    batch = OnGpu(machine.gpu, np.zeros((2, 12, 20, 3), np.uint8), stream=theirs)
+    masks = OnGpu(machine.gpu, np.zeros((2, 12, 20), np.uint8), stream=theirs)
+    pixels = machine.gpu.bytes_at(batch.part(1, 2).address, image.nbytes)
+    seen: list[Any] = []
+    machine.gpu.give(theirs, Work(lambda: np.copyto(pixels, image.ravel())))
+    engine.run_on_device(batch.part(1, 2), out={"mask": masks.part(1, 2)})
+    machine.gpu.give(theirs, Work(lambda: seen.append(masks.read())))
+    assert seen == []
+    machine.gpu.drain(theirs)
+    assert np.array_equal(seen[0][1], nearest_class(image)) and not seen[0][0].any()
+    machine.gpu.free_stream(theirs)
+
+
+def test_a_host_image_waits_for_a_run_that_still_reads_the_shared_buffer(machine: Machine, picture: Draw) -> None:
+    """On a Jetson the processor writes where the GPU reads."""
+    machine.install(device=ORIN)
+    engine = machine.engine(machine.bundle(12, 20), contexts=1)
+    images = np.stack([picture(12, 20) for _ in range(2)])
+    batch, mask = OnGpu(machine.gpu, images), OnGpu(machine.gpu, np.zeros((1, 12, 20), np.uint8))
+    other = picture(12, 20)[None]
+    engine.run_on_device(batch.part(1, 2), out={"mask": mask}, stream=1)
+    assert np.array_equal(engine(other)["mask"], nearest_class(other))
+    machine.gpu.drain(1)
+    assert np.array_equal(mask.read()[0], nearest_class(images[1]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_capture import Mode
 from fake_cuda import cuda_bindings
-from fake_gpu import FakeGpu, Work
+from fake_gpu import PER_THREAD, FakeGpu, Work
 from fake_tensorrt import calls
 from machine import Machine, OnGpu
 from tiny_graphs import UInt8Array, nearest_class
@@ -87,14 +87,13 @@ def test_the_next_writer_waits_for_the_stream_that_the_result_named(machine: Mac
         machine.gpu.free_stream(stream)
 
 
-@pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
-@pytest.mark.parametrize("device_stream", [None, 2], ids=["unknown", "per thread"])
+@pytest.mark.parametrize(
+    ("package", "device_stream"), [("cuda-bindings", None), ("cuda-bindings", PER_THREAD), ("pycuda", None)]
+)
 def test_readers_that_nobody_knows_are_waited_for(
     machine: Machine, picture: Draw, package: str, device_stream: int | None
 ) -> None:
     """The result is read on a stream that the engine never hears of."""
-    if package == "pycuda" and device_stream is not None:
-        pytest.skip("pycuda waits for the whole device at every call with a stream")
     machine.install(package=package)
     engine, hidden = machine.engine(), machine.gpu.new_stream()
     images = [picture(24, 32)[None] for _ in range(40)]

@@ -109,6 +109,9 @@ class CudaBindings:
     def wait_event(self, stream: int, event: Any) -> None:
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
+    def synchronize_event(self, event: Any) -> None:
+        self._call("cudaEventSynchronize", event)
+
     def seconds(self, start: Any, end: Any) -> float:
         return float(self._call("cudaEventElapsedTime", start, end)) / 1e3
 

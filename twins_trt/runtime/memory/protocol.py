@@ -102,6 +102,10 @@ class Memory(Protocol):
         """Makes later work of `stream` run after what the event was recorded behind."""
         ...
 
+    def synchronize_event(self, event: Any) -> None:
+        """Waits for what the event was recorded behind."""
+        ...
+
     def seconds(self, start: Any, end: Any) -> float:
         """Seconds on the GPU between two events that have happened."""
         ...

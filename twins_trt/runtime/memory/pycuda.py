@@ -125,6 +125,10 @@ class PyCuda:
         with self._errors("Stream.wait_for_event"):
             self._streams[stream].wait_for_event(event)
 
+    def synchronize_event(self, event: Any) -> None:
+        with self._errors("Event.synchronize"):
+            event.synchronize()
+
     def seconds(self, start: Any, end: Any) -> float:
         with self._errors("Event.time_till"):
             return float(start.time_till(end)) / 1e3

@@ -127,8 +127,10 @@ class TensorRTEngine:
             slot.start(source, host=(), device={**given, **fresh})
             for other in streams:
                 memory.wait(other, slot.stream)
-            if not overlaps:
-                memory.synchronize(slot.stream)
+            if overlaps:
+                slot.leave()
+            else:
+                slot.finish((), None)
         results = {**made, **(out or {})}
         return {name: results[name] for name in names}
 

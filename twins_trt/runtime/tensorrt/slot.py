@@ -29,7 +29,7 @@ _EVENTS = 4  # before and after the three stages
 
 
 class ExecutionSlot:
-    """Runs an engine, one call at a time: `start`, then `finish` or `settle`, all inside `memory.entered()`.
+    """Runs an engine, one call at a time: `start`, then `finish`, `leave` or `settle`, all inside `memory.entered()`.
 
     mapped: the GPU shares the host's memory. graphs: replay calls as CUDA graphs, unless the runtime does that itself.
     Raises EngineError if there is no room for the slot.
@@ -46,6 +46,8 @@ class ExecutionSlot:
         self._graph: Any = None
         self._graph_key: Key | None = None
         self._last: Key | None = None
+        self._end: Any = None  # event behind the last call that was left to run on
+        self._left = False  # it may be under way
         self._events: list[Any] = []
         self._staging = 0.0  # seconds of copying the image on the processor, before the GPU's clock starts
         self._pinned: PinnedView | None = None  # lives until the call is over
@@ -125,9 +127,18 @@ class ExecutionSlot:
                 memory.copy_out(buffer.block, buffer.address, size, self.stream)
         self._mark(3)
 
+    def leave(self) -> None:
+        """Lets the call run on without `finish`, for one whose results stay on the GPU."""
+        if self._graph is None:
+            return
+        if self._end is None:
+            self._end = self._memory.new_event(timing=False)
+        self._left = self._memory.try_record(self._end, self.stream)
+
     def finish(self, host: Sequence[str], out: Mapping[str, Array] | None) -> dict[str, Array]:
         """Waits, and copies the outputs on the host into the caller's arrays. Raises EngineError if the call failed."""
         self._memory.synchronize(self.stream)
+        self._left = False
         start = time.perf_counter()
         results: dict[str, Array] = {}
         for spec in self._loaded.outputs:
@@ -171,13 +182,13 @@ class ExecutionSlot:
         """Waits for the call under way and frees everything, even if a broken GPU raises errors meanwhile."""
         self.settle()
         self._context.close()
-        for event in self._events:
+        for event in (*self._events, *([] if self._end is None else [self._end])):
             _quietly(self._memory.free_event, event)
         for buffer in self._buffers.values():
             _quietly(buffer.free)
         if self.stream:
             _quietly(self._memory.free_stream, self.stream)
-        self._events, self.stream = [], 0
+        self._events, self._end, self.stream = [], None, 0
 
     def _load(self, image: Array | PinnedView | DeviceView) -> int:
         """Brings the image to the GPU, in the order of the stream, and returns its address there."""
@@ -246,10 +257,11 @@ class ExecutionSlot:
         if graph is None:
             return
         try:
-            # It may be under way, for a run on the GPU returns at once. Its context must not change before it ends.
-            if not self._memory.captured(self.stream):
-                self._memory.synchronize(self.stream)
+            # A run on the GPU returns at once, and what a graph does whose context changes is undefined.
+            if self._left:
+                self._memory.synchronize_event(self._end)
         finally:
+            self._left = False
             self._memory.free_graph(graph)
 
     def _mark(self, index: int) -> None:
