@@ -250,21 +250,99 @@ def test_no_room_for_the_first_context_is_an_error(machine: Machine) -> None:
     assert str(caught.value.fix).endswith("build with a smaller --size or --batch")
 
 
-def test_no_room_for_a_second_context_makes_one_do(
-    machine: Machine, picture: Draw, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("what", ["context", "buffers"])
+def test_no_room_for_a_second_slot_makes_one_do(
+    machine: Machine, picture: Draw, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    machine.install(faults=Faults(contexts=1))
-    engine = machine.engine()
+    if what == "context":
+        machine.install(faults=Faults(contexts=1))
+    else:
+        machine.install(capacity=5000)  # one image and one mask take 3072
+    with caplog.at_level(logging.WARNING, "twins_trt"):
+        engine = machine.engine()
+    assert caplog.text.count("runs 1 calls at once, because memory has no room for more") == 1
     image = batch(picture, (24, 32))
     first = engine.submit(image)
-    with caplog.at_level(logging.WARNING, "twins_trt"):
-        assert engine.submit(image, wait=False) is None
-    assert "runs 1 calls at once, because memory has no room for more" in caplog.text
+    assert engine.submit(image, wait=False) is None
     assert np.array_equal(first.result()["mask"], nearest_class(image))
     assert np.array_equal(engine(image)["mask"], nearest_class(image))
+    assert machine.gpu.held()["streams"] == 1
+
+
+@pytest.mark.parametrize("contexts", [1, 2, 3])
+def test_every_slot_is_warm_when_the_engine_is_open(machine: Machine, picture: Draw, contexts: int) -> None:
+    """The first frames of a stream come at once, and must not wait for what the warm-up is there to do."""
+    engine = machine.engine(contexts=contexts)
+    assert machine.gpu.captured == contexts == machine.faults.contexts_made
+    machine.gpu.calls.clear()
+    enqueued = len(calls(machine.module, "execute_async_v3"))
+    images = [batch(picture, (24, 32)) for _ in range(contexts)]
+    under_way = [engine.submit(image, wait=False) for image in images]
+    assert engine.submit(images[0], wait=False) is None
+    for image, call in zip(images, under_way, strict=True):
+        assert np.array_equal(call.result()["mask"], nearest_class(image))
+    assert len(calls(machine.module, "execute_async_v3")) == enqueued
+    assert machine.gpu.calls.count("cudaGraphLaunch") == contexts
+    assert not {"cudaMalloc", "cudaFree", "cudaStreamCreateWithFlags", "cudaGraphInstantiate"} & set(machine.gpu.calls)
 
 
 def test_every_refusal_of_tensorrt_is_an_error(machine: Machine, picture: Draw) -> None:
+    engine = machine.engine(machine.bundle(RANGE, RANGE))
+    machine.faults.shapes = False
+    with pytest.raises(EngineError, match=r"refuses image \[1, 24, 32, 3\]: set input shape"):
+        engine(batch(picture, (24, 32)))
+    machine.faults.shapes, machine.faults.binds = True, False
+    with pytest.raises(EngineError, match="refuses the address 0x7f"):
+        engine(batch(picture, (64, 64)))
+
+
+BINDINGS = [
+    ("Runtime", "deserialize_cuda_engine", "refuses"),
+    ("ICudaEngine", "get_tensor_profile_shape", "refuses"),
+    ("ICudaEngine", "create_execution_context", "makes no context"),
+    ("IExecutionContext", "set_input_shape", r"refuses image \[1, 16, 16, 3\]"),
+    ("IExecutionContext", "infer_shapes", r"refuses image \[1, 16, 16, 3\]"),
+    ("IExecutionContext", "get_tensor_shape", r"refuses image \[1, 16, 16, 3\]"),
+    ("IExecutionContext", "set_tensor_address", "refuses the address 0x7f"),
+    ("IExecutionContext", "execute_async_v3", "failed to start on the GPU"),
+    ("ICudaEngine", "create_engine_inspector", "tells nothing of the layers"),
+    ("EngineInspector", "get_engine_information", "tells nothing of the layers"),
+]
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, TypeError, ValueError])
+@pytest.mark.parametrize(("owner", "method", "said"), BINDINGS, ids=[method for _, method, _ in BINDINGS])
+def test_what_the_bindings_raise_is_an_error(
+    machine: Machine,
+    picture: Draw,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: str,
+    method: str,
+    said: str,
+    raised: type[Exception],
+) -> None:
+    """TensorRT's C++ returns false. Its Python sometimes raises instead, and pybind11 where a value does not fit."""
+    bundle = machine.bundle(RANGE, RANGE)
+    engine = machine.engine(bundle, cuda_graph=False)
+    image = batch(picture, (16, 16))
+
+    def refuse(self: Any, *given: Any) -> None:
+        raise raised("nbDims out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(machine.module, owner), method, refuse)
+        with pytest.raises(EngineError, match=rf"{said}.*\(nbDims out of range\)"):
+            if owner in ("Runtime", "ICudaEngine") and "inspector" not in method:
+                machine.engine(bundle)
+            elif owner == "IExecutionContext":
+                engine(batch(picture, (64, 64)) if method == "set_tensor_address" else image)
+            else:
+                engine.inspect_layers()
+    assert np.array_equal(engine(image)["mask"], nearest_class(image))
+
+
+def test_what_the_simulated_bindings_raise_is_an_error(machine: Machine, picture: Draw) -> None:
+    machine.faults.raises = frozenset({"set_input_shape", "set_tensor_address"})
     engine = machine.engine(machine.bundle(RANGE, RANGE))
     machine.faults.shapes = False
     with pytest.raises(EngineError, match=r"refuses image \[1, 24, 32, 3\]: set input shape"):
@@ -292,6 +370,54 @@ def test_a_closed_engine_says_so(machine: Machine, picture: Draw) -> None:
     for use in (engine, engine.submit, engine.profile_layers, engine.run_on_device):
         with pytest.raises(EngineError, match="is closed"):
             use(image)
+
+
+def test_a_call_that_outlives_its_engine_is_an_error_and_may_be_dropped(machine: Machine, picture: Draw) -> None:
+    engine = machine.engine()
+    image = batch(picture, (24, 32))
+    asked, dropped = engine.submit(image), engine.submit(image)
+    engine.close()
+    with pytest.raises(EngineError, match="is closed"):
+        asked.result()
+    dropped.discard()
+    asked.discard()
+    assert machine.gpu.held() == dict.fromkeys(machine.gpu.held(), 0)
+
+
+@pytest.mark.parametrize("first", ["result", "discard"])
+def test_a_call_is_over_once(machine: Machine, picture: Draw, first: str) -> None:
+    """A slot that was given back twice would serve two calls at once."""
+    engine = machine.engine(contexts=2)
+    images = [batch(picture, (24, 32)) for _ in range(3)]
+    call = engine.submit(images[0])
+    getattr(call, first)()
+    with pytest.raises(UsageError, match="this call is over already"):
+        call.result()
+    call.discard()
+    under_way = [engine.submit(image, wait=False) for image in images]
+    assert under_way[2] is None
+    for image, each in zip(images[:2], under_way[:2], strict=True):
+        assert np.array_equal(each.result()["mask"], nearest_class(image))
+
+
+def test_an_observer_comes_and_goes_between_calls(machine: Machine, picture: Draw) -> None:
+    """Without one nothing is recorded. A call keeps the one that it began with."""
+    seen: list[str] = []
+    engine, image = machine.engine(), batch(picture, (24, 32))
+    machine.gpu.calls.clear()
+    engine(image)
+    assert not {"cudaEventRecord", "cudaEventCreateWithFlags", "cudaEventElapsedTime"} & set(machine.gpu.calls)
+    engine.observe = lambda stage, seconds: seen.append(stage)
+    call = engine.submit(image)
+    engine.observe = None
+    engine(image)
+    assert seen == []
+    call.result()
+    assert seen == ["copy_in", "engine", "copy_out"]
+    machine.gpu.calls.clear()
+    for _ in range(2):
+        engine(image)
+    assert len(seen) == 3 and "cudaEventRecord" not in machine.gpu.calls
 
 
 def test_stages_are_timed_by_the_gpus_clock(machine: Machine, picture: Draw) -> None:
