@@ -25,20 +25,33 @@ from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import DeviceMemory, LayerTime
 
 QUICK = ProfileOptions(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=False, power_s=0.0)
+# The first call, one window of warm-up and an observed call; in each round one that is not kept, the timed calls and as
+# many observed ones.
+CALLS = 1 + measure.WINDOW + 1 + 3 * (1 + 2 + 2)
 
 
 class Sleeper:
-    """An engine that takes `milliseconds(number of the call)`, of which it says that a tenth each way is copying."""
+    """An engine that takes `milliseconds(number of the call)`, of which it says that a tenth each way is copying.
+
+    observing: milliseconds by which a call is longer if it is observed. observed: of every call, whether it was.
+    """
 
     name, concurrent = "sleeper", True
 
     def __init__(
-        self, bundle: Bundle, milliseconds: Callable[[int], float], options: RuntimeOptions, *, largest_batch: int
+        self,
+        bundle: Bundle,
+        milliseconds: Callable[[int], float],
+        options: RuntimeOptions,
+        *,
+        largest_batch: int,
+        observing: float,
     ) -> None:
         self.inputs, self.outputs = bundle.interface.inputs, bundle.interface.outputs
-        self.milliseconds, self.options = milliseconds, options
-        self.largest_batch = largest_batch
+        self.milliseconds, self.observe = milliseconds, options.observe
+        self.largest_batch, self.observing = largest_batch, observing
         self.sizes: list[int] = []
+        self.observed: list[bool] = []
         self.closed = 0
 
     def __call__(
@@ -47,12 +60,15 @@ class Sleeper:
         if len(image) > self.largest_batch:
             raise EngineError("out of memory")
         self.sizes.append(len(image))
+        observe = self.observe
+        self.observed.append(observe is not None)
         seconds = self.milliseconds(len(self.sizes)) / 1e3
         time.sleep(seconds)
-        assert self.options.observe is not None
-        self.options.observe("copy_in", 0.1 * seconds)
-        self.options.observe("engine", 0.8 * seconds)
-        self.options.observe("copy_out", 0.1 * seconds)
+        if observe is not None:
+            time.sleep(self.observing / 1e3)
+            observe("copy_in", 0.1 * seconds)
+            observe("engine", 0.8 * seconds)
+            observe("copy_out", 0.1 * seconds)
         return {"mask": np.zeros(image.shape[:3], np.uint8)}
 
     def device_memory(self) -> DeviceMemory:
@@ -65,13 +81,26 @@ class Sleeper:
         self.closed += 1
 
 
+class Meter:
+    source = "a test"
+
+    def watts(self) -> float:
+        return 12.0
+
+    def millijoules(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture
 def sleeper(make_bundle: MakeBundle) -> Callable[..., tuple[Candidate, list[Sleeper]]]:
-    """`sleeper(label, milliseconds, largest_batch=100, **arguments of make_bundle)`: a candidate, and the engines that
-    it has opened so far."""
+    """`sleeper(label, milliseconds, largest_batch=100, observing=0.0, **arguments of make_bundle)`: a candidate, and
+    the engines that it has opened so far."""
 
     def make(
-        label: str, milliseconds: Any, *, largest_batch: int = 100, **made: Any
+        label: str, milliseconds: Any, *, largest_batch: int = 100, observing: float = 0.0, **made: Any
     ) -> tuple[Candidate, list[Sleeper]]:
         bundle = make_bundle(**made)
         candidate = bundle_candidate(bundle.path, label=label)
@@ -79,7 +108,7 @@ def sleeper(make_bundle: MakeBundle) -> Callable[..., tuple[Candidate, list[Slee
         takes = milliseconds if callable(milliseconds) else lambda number: milliseconds
 
         def open_sleeper(options: RuntimeOptions) -> Any:
-            engines.append(Sleeper(bundle, takes, options, largest_batch=largest_batch))
+            engines.append(Sleeper(bundle, takes, options, largest_batch=largest_batch, observing=observing))
             segmenter = Segmenter(bundle, engines[-1], options=options)
             real, subject = candidate.open(options)
             real.close()
@@ -96,8 +125,7 @@ def test_two_candidates_in_turn_with_their_ratio(sleeper: Any) -> None:
     assert [m.subject.label for m in found.measurements] == ["slow", "fast"]
     for measurement, engines in zip(found.measurements, (slow_engines, fast_engines), strict=True):
         assert len(measurement.end_to_end.samples) == 3 * 2 and measurement.calls_per_round == 2
-        # the first call, one window of warm-up, and of each round one more than is kept
-        assert engines[0].sizes == [1] * (1 + measure.WINDOW + 3 * (1 + 2))
+        assert engines[0].sizes == [1] * CALLS
         assert engines[0].closed == 1
         assert set(measurement.stages) == {"decode", "preprocess", "copy", "engine", "postprocess"}
         assert measurement.call.p50 < measurement.end_to_end.p50
@@ -117,12 +145,34 @@ def test_two_candidates_in_turn_with_their_ratio(sleeper: Any) -> None:
     assert (found.command, found.interrupted) == ("twins-trt profile a b", False)
 
 
+def test_end_to_end_is_not_observed_and_stages_come_from_calls_of_their_own(sleeper: Any) -> None:
+    candidate, engines = sleeper("x", 4.0, observing=40.0)
+    found = profile([candidate], QUICK).measurements[0]
+    warm, turn = [False] * (1 + measure.WINDOW) + [True], [False] * (1 + 2) + [True] * 2
+    assert engines[0].observed == warm + 3 * turn
+    assert engines[0].observe is None
+    for latency in (found.end_to_end, found.call):
+        assert len(latency.samples) == 3 * 2 and min(latency.samples) < 40
+    assert found.observed_call is not None
+    assert len(found.observed_call.samples) == 3 * 2 and min(found.observed_call.samples) >= 44
+    for name, stage in found.stages.items():
+        assert len(stage.samples) == 3 * 2, name
+    assert found.stages["engine"].p50 == pytest.approx(3.2)
+    assert found.overhead == pytest.approx(found.observed_call.p50 / 4.0 - 1, rel=0.01)
+
+
+def test_the_sweep_and_energy_are_not_observed(sleeper: Any) -> None:
+    candidate, engines = sleeper("x", 1.0, batch=(1, 2, 4))
+    profile([candidate], replace(QUICK, batches=(1, 4), power_s=0.05), meter=Meter())
+    assert len(engines[0].observed) > CALLS and not any(engines[0].observed[CALLS:])
+
+
 def test_turns_rotate_and_the_baseline_can_be_chosen(sleeper: Any) -> None:
     order: list[str] = []
     (a, _), (b, _) = sleeper("a", lambda n: order.append("a") or 1.0), sleeper("b", lambda n: order.append("b") or 1.0)
     found = profile([a, b], QUICK, baseline="b")
-    rounds = order[-18:]
-    assert [rounds[i] for i in (0, 3, 6, 9, 12, 15)] == ["a", "b", "b", "a", "a", "b"]
+    turns = [(name, len(list(calls))) for name, calls in itertools.groupby(order[-30:])]
+    assert turns == [("a", 5), ("b", 10), ("a", 10), ("b", 5)]  # a and b, b and a, a and b
     assert {(ratio.label, ratio.baseline) for ratio in found.ratios} == {("a", "b")}
 
 
@@ -170,18 +220,6 @@ def test_a_batch_that_fails_ends_its_sweep_only(sleeper: Any, caplog: pytest.Log
 
 
 def test_layers_and_energy(sleeper: Any) -> None:
-    class Meter:
-        source = "a test"
-
-        def watts(self) -> float:
-            return 12.0
-
-        def millijoules(self) -> int | None:
-            return None
-
-        def close(self) -> None:
-            pass
-
     candidate, _ = sleeper("x", 5.0)
     monitored = replace(QUICK, layers=True, power_s=0.1)
     found = profile([candidate], monitored, meter=Meter()).measurements[0]
@@ -214,12 +252,14 @@ def stopped_at(call: int, milliseconds: float = 1.0) -> Callable[[int], float]:
     return takes
 
 
-def test_an_interrupt_keeps_whole_rounds(sleeper: Any) -> None:
-    before_rounds = 1 + measure.WINDOW
-    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(before_rounds + 3 + 3 + 2))
+@pytest.mark.parametrize("late", [2, 4])  # in a timed call, and in an observed one
+def test_an_interrupt_keeps_whole_rounds(sleeper: Any, late: int) -> None:
+    before_rounds, turn = 1 + measure.WINDOW + 1, 1 + 2 + 2
+    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(before_rounds + 2 * turn + late))
     found = profile([a, b], replace(QUICK, layers=True, batches=(1,)))
     assert found.interrupted
     assert [len(m.end_to_end.samples) for m in found.measurements] == [4, 4]
+    assert [len(m.stages["engine"].samples) for m in found.measurements] == [4, 4]
     assert [m.layers for m in found.measurements] == [(), ()]
     assert found.ratios[0].rounds == 2
     assert any("interrupted" in warning for warning in found.warnings)

@@ -82,8 +82,19 @@ def test_jitter_is_between_neighbours() -> None:
 def test_blocks_overhead_and_throughput_follow_from_what_is_stored() -> None:
     found = measurement("x")
     assert found.blocks() == {"head": 4.0, "other": 0.5}
-    assert found.overhead == pytest.approx(9 / 8 - 1)
+    assert found.overhead == pytest.approx(10 / 8 - 1)  # both of observed calls
     assert found.batches[0].images_per_second == 200.0
+
+
+def test_a_file_from_before_observed_calls_were_apart_can_be_read(tmp_path: Path) -> None:
+    values = profile(measurement("x")).to_json()
+    del values["measurements"][0]["observed_call"]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(values))
+    (found,) = read_profile(path).measurements
+    assert found.observed_call is None
+    assert found.overhead == pytest.approx(9 / 8 - 1)
+    assert found.rounds("engine") == [[7.0], [8.0], [9.0]]
 
 
 def test_measurements_are_found_by_label() -> None:

@@ -25,6 +25,14 @@ def test_latencies_have_a_row_a_candidate_and_no_empty_columns() -> None:
 
 def test_stages_say_what_is_not_engine() -> None:
     assert tables.stages(profile(measurement("x"))) == [
+        ("", "decode", "engine", "observed call", "call", "beside the engine"),
+        ("x", "2.00", "8.00", "10.0", "9.00", "25.0 %"),
+    ]
+
+
+def test_stages_of_a_file_whose_calls_were_all_observed_have_one_call() -> None:
+    old = replace(measurement("x"), observed_call=None)
+    assert tables.stages(profile(old)) == [
         ("", "decode", "engine", "call", "beside the engine"),
         ("x", "2.00", "8.00", "9.00", "12.5 %"),
     ]

@@ -224,15 +224,18 @@ def test_only_an_observed_call_waits_for_its_stages(cuda: FakeTorchCuda) -> None
 
 def test_a_lost_capture_leaves_torch_in_order_and_the_next_one_succeeds(cuda: FakeTorchCuda) -> None:
     graphs = CudaGraphs(DEVICE)
+    earlier = graphs.capture(doubled, SHAPE, torch.float32)
     with pytest.raises(CaptureFailed, match=r"^CUDA error: operation not permitted when stream is capturing$"):
         graphs.capture(fails_captured(cuda), SHAPE, torch.float32)
     assert cuda.in_order
     assert cuda.generator.random() == 7  # of the caller's own program, as before
-    assert list(cuda.users.values()) == [0]  # the allocator may free the pool
     graphs.start_afresh()
+    assert list(cuda.users.values()) == [1]
     call = graphs.capture(doubled, SHAPE, torch.float32)
     assert np.array_equal(call(of(3.0))["twice"], of(6.0))
-    assert len(cuda.streams) == 2 and list(cuda.users.values()) == [0, 1]
+    assert len(cuda.streams) == 2 and list(cuda.users.values()) == [1, 1]
+    earlier.close()
+    assert list(cuda.users.values()) == [0, 1]  # the allocator may free the first pool
 
 
 def test_a_capture_that_ends_without_its_program_is_released_once(cuda: FakeTorchCuda) -> None:

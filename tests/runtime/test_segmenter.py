@@ -314,3 +314,21 @@ def test_an_observer_is_told_every_stage_once_a_picture(make_bundle: MakeBundle,
     with pytest.raises(EngineError):
         segmenter(picture(24, 32))
     assert [stage for stage, _ in seen[4:]] == ["decode", "preprocess"]  # a stage that failed has no time
+
+
+def test_observing_begins_and_ends_between_calls_and_the_engine_is_told(make_bundle: MakeBundle, picture: Draw) -> None:
+    seen: list[str] = []
+    bundle = make_bundle()
+    segmenter = Segmenter(bundle, NumpyEngine(bundle))
+
+    def observe(stage: str, seconds: float) -> None:
+        seen.append(stage)
+
+    counts = []
+    for chosen in (None, observe, None):
+        segmenter.observe = chosen
+        assert segmenter.observe is segmenter.engine.observe is chosen
+        segmenter(picture(24, 32))
+        list(segmenter.stream([picture(24, 32)]))
+        counts.append(len(seen))
+    assert counts == [0, 8, 8]  # four stages of two pictures

@@ -55,7 +55,8 @@ def text_of(profile: Profile) -> str:
 
     picture, rounds = profile.settings.picture, profile.measurements[0].rounds("end_to_end")
     head = f"milliseconds end to end, from file to mask; {len(rounds)} rounds of {len(rounds[0])} calls; {picture}"
-    parts = [f"{head}\n{_table(tables.latencies(profile))}", f"median of each stage\n{_table(tables.stages(profile))}"]
+    parts = [f"{head}\n{_table(tables.latencies(profile))}"]
+    parts.append(f"median of each stage, in observed calls\n{_table(tables.stages(profile))}")
     for rows in (tables.throughput(profile), tables.resources(profile)):
         if rows:
             parts.append(_table(rows))

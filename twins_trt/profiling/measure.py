@@ -2,8 +2,9 @@
 sweep, layers and energy.
 
 A round runs every candidate once, in an order that rotates. The first call of each is not kept: it brings the weights
-back into the caches and lets the threads of the candidate before fall asleep. The timed calls follow. Whatever else the
-machine does in a round affects all candidates, and ratios are taken within rounds.
+back into the caches and lets the threads of the candidate before fall asleep. The timed calls follow, and after them as
+many in which stages are observed: an observed call waits for every stage, so it is not what a user has to wait for.
+Whatever else the machine does in a round affects all candidates, and ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -155,25 +156,45 @@ def draw_picture(path: Path, size: tuple[int, int]) -> None:
 
 @dataclass
 class _Opened:
-    """A candidate that is open, and what has been measured of it so far. spent: seconds of the last call, by stage."""
+    """A candidate that is open, and what has been measured of it so far. calls, observed: of whole rounds."""
 
     subject: Subject
     segmenter: Segmenter
-    spent: dict[str, float]
     memory: Memory
     warm_up: WarmUp = field(default_factory=lambda: WarmUp(0, 0.0, False))
     calls: list[dict[str, float]] = field(default_factory=list)
+    observed: list[dict[str, float]] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     layers: tuple[Layer, ...] = ()
     energy: Energy | None = None
 
     def call(self, pictures: Sequence[Any]) -> dict[str, float]:
-        """Seconds of one call, by stage, with `end_to_end` and `call`."""
-        self.spent.clear()
+        """Seconds of one call that nothing observes: `end_to_end` from pictures or their files, `call` once decoded.
+
+        It decodes as the Segmenter does, and before it: the clock is read between the two, not inside.
+        """
         start = time.perf_counter()
-        self.segmenter(pictures[0] if len(pictures) == 1 else list(pictures))
-        total = time.perf_counter() - start
-        return _by_stage(self.spent, total)
+        images = [picture if isinstance(picture, np.ndarray) else read_image(picture) for picture in pictures]
+        decoded = time.perf_counter()
+        self.segmenter(images[0] if len(images) == 1 else images)
+        end = time.perf_counter()
+        return {"end_to_end": end - start, "call": end - decoded}
+
+    def observed_call(self, pictures: Sequence[Path]) -> dict[str, float]:
+        """Seconds of one call, by name of `STAGES`, and of all but decoding as `call`."""
+        spent: dict[str, float] = {}
+
+        def observe(stage: Stage, seconds: float) -> None:
+            spent[stage] = spent.get(stage, 0.0) + seconds
+
+        self.segmenter.observe = observe
+        try:
+            start = time.perf_counter()
+            self.segmenter(pictures[0] if len(pictures) == 1 else list(pictures))
+            total = time.perf_counter() - start
+        finally:
+            self.segmenter.observe = None
+        return _by_stage(spent, total)
 
 
 class _SideBySide:
@@ -211,29 +232,32 @@ class _SideBySide:
                 return each.call(pictures)["call"]
 
             each.warm_up = warm_up(seconds, limit_s=self.options.warm_up_s)
+            each.observed_call(pictures)  # an engine prepares its clocks in the first
 
     def measure_rounds(self) -> tuple[str, ...]:
-        """Adds whole rounds to `calls`. Returns what held the clocks back between them."""
+        """Adds whole rounds to `calls` and `observed`. Returns what held the clocks back between them."""
         rounds = self.options.rounds
         held_back: dict[str, None] = {}
         for number in range(rounds):
             first = number % len(self.opened)
-            kept: list[tuple[_Opened, list[dict[str, float]]]] = []
+            kept: list[tuple[_Opened, list[dict[str, float]], list[dict[str, float]]]] = []
             for each in (*self.opened[first:], *self.opened[:first]):
                 self._progress("measure", f"round {number + 1} of {rounds}, {each.subject.label}", number / rounds)
                 pictures = self._pictures(each)
                 each.call(pictures)
-                kept.append((each, [each.call(pictures) for _ in range(self.options.calls)]))
-            for each, calls in kept:
+                calls = [each.call(pictures) for _ in range(self.options.calls)]
+                kept.append((each, calls, [each.observed_call(pictures) for _ in range(self.options.calls)]))
+            for each, calls, observed in kept:
                 each.calls += calls
+                each.observed += observed
             held_back.update(dict.fromkeys(machine.throttled()))
         return tuple(held_back)
 
     def drop_unfinished_round(self) -> int:
         """Keeps the calls of the rounds that every candidate has finished. Returns how many calls each has then."""
-        whole = min(len(each.calls) for each in self.opened)
+        whole = min(min(len(each.calls), len(each.observed)) for each in self.opened)
         for each in self.opened:
-            del each.calls[whole:]
+            del each.calls[whole:], each.observed[whole:]
         return whole
 
     def sweep(self) -> None:
@@ -309,15 +333,10 @@ def _reference(labels: Sequence[str], baseline: str | None) -> str:
 
 def _open(candidate: Candidate, threads: int | None) -> _Opened:
     """Opens a candidate and calls it once, since engines allocate at the first call; measures the memory it takes."""
-    spent: dict[str, float] = {}
-
-    def observe(stage: Stage, seconds: float) -> None:
-        spent[stage] = spent.get(stage, 0.0) + seconds
-
     gc.collect()
     machine.forget_peak()
     before = machine.resident_mib()
-    segmenter, subject = candidate.open(RuntimeOptions(threads=threads, observe=observe))
+    segmenter, subject = candidate.open(RuntimeOptions(threads=threads))
     height, width = opt_size(segmenter.interface) or ANY_SIZE
     try:
         segmenter([np.zeros((height, width, 3), np.uint8)] * subject.batch)
@@ -330,29 +349,30 @@ def _open(candidate: Candidate, threads: int | None) -> _Opened:
     engine = segmenter.engine
     if isinstance(engine, HoldsDeviceMemory):
         memory = replace(memory, device_mib=round(engine.device_memory().total / 2**20, 1))
-    return _Opened(subject, segmenter, spent, memory)
+    return _Opened(subject, segmenter, memory)
 
 
 def _by_stage(spent: dict[str, float], total: float) -> dict[str, float]:
-    """Seconds by name of `STAGES`, with `end_to_end` and `call`. spent: as the engine observed them."""
+    """Seconds by name of `STAGES`, with `call`. spent: as engine and Segmenter told them."""
     copies = [spent[name] for name in ("copy_in", "copy_out") if name in spent]
     stages = {name: spent[name] for name in STAGES if name in spent}
     stages.setdefault("engine", spent["run"])
     if copies:
         stages["copy"] = sum(copies)
-    return stages | {"end_to_end": total, "call": total - spent["decode"]}
+    return stages | {"call": total - spent["decode"]}
 
 
 def _measurement(each: _Opened, calls_per_round: int) -> Measurement:
-    def latency(name: str) -> Latency:
-        return Latency.of([call[name] for call in each.calls])
+    def latency(name: str, calls: Sequence[dict[str, float]]) -> Latency:
+        return Latency.of([call[name] for call in calls])
 
     return Measurement(
         subject=each.subject,
         warm_up=each.warm_up,
-        end_to_end=latency("end_to_end"),
-        call=latency("call"),
-        stages={name: latency(name) for name in STAGES if name in each.calls[0]},
+        end_to_end=latency("end_to_end", each.calls),
+        call=latency("call", each.calls),
+        observed_call=latency("call", each.observed),
+        stages={name: latency(name, each.observed) for name in STAGES if name in each.observed[0]},
         calls_per_round=calls_per_round,
         batches=tuple(each.batches),
         layers=each.layers,

@@ -22,7 +22,7 @@ Compared = Literal["end_to_end", "engine"]
 COMPARED: tuple[Compared, ...] = ("end_to_end", "engine")
 
 STAGES = ("decode", "preprocess", "copy", "engine", "postprocess")
-"""The stages of a call, in order. `copy`: between host and device, both ways; absent on a CPU."""
+"""The stages of an observed call, in order. `copy`: between host and device, both ways; absent on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,12 @@ class Subject:
 class Measurement:
     """The figures of one subject.
 
-    end_to_end: from the encoded picture in a file to its mask, at its own size, in host memory. call: the same without
-    decoding: a picture in memory to its mask. stages: by name of `STAGES`, of the same calls; they do not add up to
-    end_to_end, because there is glue between them. calls_per_round: so many samples in a row belong to one round.
+    end_to_end: from the encoded picture in a file to its mask, at its own size, in host memory. call: the same calls
+    without decoding: a picture in memory to its mask. Nothing is observed in them.
+    stages: by name of `STAGES`, of other calls, as many, that are observed and wait for each stage. They do not add up,
+    because there is glue between them. observed_call: `call` of the observed calls. It is None in files from before
+    there were two kinds of calls: there, all were observed.
+    calls_per_round: so many samples in a row belong to one round, of each kind of calls.
     """
 
     subject: Subject
@@ -168,6 +171,7 @@ class Measurement:
     layers: tuple[Layer, ...] = ()
     memory: Memory = field(default_factory=Memory)
     energy: Energy | None = None
+    observed_call: Latency | None = None
 
     def rounds(self, of: Compared) -> list[list[float]]:
         """Milliseconds per picture of every call, by round."""
@@ -177,9 +181,9 @@ class Measurement:
 
     @property
     def overhead(self) -> float:
-        """The share by which a call takes longer than its engine and copies, all at the median."""
+        """The share by which an observed call takes longer than its engine and copies, all at the median."""
         engine = self.stages["engine"].p50 + (self.stages["copy"].p50 if "copy" in self.stages else 0.0)
-        return self.call.p50 / engine - 1
+        return (self.observed_call or self.call).p50 / engine - 1
 
     def blocks(self) -> dict[str, float]:
         """Milliseconds of each model block, slowest first; `other` holds the layers of no block."""
@@ -246,10 +250,10 @@ class Conditions:
 class ProfileOptions:
     """How to measure. Times in seconds.
 
-    rounds: of interleaved measuring. calls: timed calls of a subject in a round. warm_up_s: at most, before the first
-    round. batches: sizes of the throughput sweep. threads: of the CPU, None for one per core. picture: what is
-    segmented, with its size. layers: whether to time layers, in a session of their own. power_s: length of the steady
-    run in which energy is measured, 0 for none.
+    rounds: of interleaved measuring. calls: timed calls of a subject in a round, and as many observed ones.
+    warm_up_s: at most, before the first round. batches: sizes of the throughput sweep. threads: of the CPU, None for
+    one per core. picture: what is segmented, with its size. layers: whether to time layers, in a session of their own.
+    power_s: length of the steady run in which energy is measured, 0 for none.
     """
 
     rounds: int = 20

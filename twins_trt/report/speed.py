@@ -120,7 +120,7 @@ def _stages(profile: Profile) -> list[Table]:
     rows = tuple(
         (text(each.subject.label), *(cell(each.stages.get(name)) for name in names)) for each in profile.measurements
     )
-    return [Table("Where a call spends its time, medians", columns, rows)]
+    return [Table("Where an observed call spends its time, medians", columns, rows)]
 
 
 def _batches(profile: Profile) -> list[Table]:
