@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from threading import Event
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 if TYPE_CHECKING:
     import pytest  # a benchmark reads the names where there may be none
@@ -89,8 +89,23 @@ class _EnumType(enum.EnumMeta):
         raise TypeError(f"object of type {type(cls).__name__!r} has no len()")
 
 
-class _Enum(enum.IntEnum, metaclass=_EnumType):
-    """Base of the simulated enums."""
+class _Enum(enum.Enum, metaclass=_EnumType):
+    """Base of the simulated enums: a member becomes a number where it is asked to, and is equal to none."""
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __index__(self) -> int:
+        return int(self.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __lt__(self, other: Any) -> Any:
+        # Only these members have an order in every version.
+        if type(self) is not type(other) or type(self).__name__ != "Severity":
+            return NotImplemented
+        return int(self) < int(other)
 
 
 class _Parameter:
@@ -145,7 +160,12 @@ def _check(module: Any, owner: str, name: str, parameters: Sequence[_Parameter],
     if not required <= len(given) <= len(parameters):
         raise TypeError(f"{owner}.{name}(): incompatible function arguments: {len(given)} given, {required} wanted")
     for parameter, value in zip(parameters, given, strict=False):
-        kind: Any = {"int": int, "typing.SupportsInt": int, "bool": bool, "str": str}.get(parameter.type)
+        kind: Any = {
+            "int": SupportsIndex,
+            "typing.SupportsInt": SupportsIndex,
+            "bool": bool,
+            "str": str,
+        }.get(parameter.type)
         if kind is None:
             kind = _lookup(module, parameter.type)
             if parameter.type == "Dims":
