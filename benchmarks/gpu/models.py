@@ -90,11 +90,16 @@ def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[T
         skipped = graphs_skipped() if form.graph == "torch" else 0
         start = time.perf_counter()
         network = network_of(name, form, workload)
-        mask = network(image).cpu()  # the next call may overwrite it
+        network(image).cpu()
         first = time.perf_counter() - start
 
+        replayed: list[Tensor] = []
+
         def call() -> object:
-            return network(image)
+            mask = network(image)
+            if form.graph == "ours":  # while it is captured, this is where every replay writes
+                replayed[:] = [mask]
+            return mask
 
         # ours is captured here; what has torch's own graphs never is, because captures do not nest
         times = time_call(call, workload.pace(4), graph=form.graph == "ours")
@@ -103,18 +108,20 @@ def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[T
         facts: Row = {"peak_bytes": memory, "first_s": round(first, 3)}
         if times.how == "events" and form.graph == "torch" and graphs_skipped() == skipped:
             facts["timed"] = "torch graph"
-        return mask, times, facts
+        # the mask is of what was timed: torch, too, replays its graph by now
+        return (replayed[0] if replayed else network(image)).cpu(), times, facts
 
 
 def _host_to_host(name: str, batch: int, workload: Workload) -> tuple[Tensor, Times, Row]:
     array = picture(batch, workload).numpy()
     start = time.perf_counter()
     with contextlib.closing(engine_of(name, batch, workload)) as engine:
-        mask = torch.from_numpy(engine(array, outputs=["mask"])["mask"])
+        engine(array, outputs=["mask"])
         first = time.perf_counter() - start
         for _ in range(2):  # the second call of a shape captures it
             engine(array, outputs=["mask"])
         times = time_wall(lambda: engine(array, outputs=["mask"]), workload.pace(4))
+        mask = torch.from_numpy(engine(array, outputs=["mask"])["mask"])
     return mask, times, {"peak_bytes": None, "first_s": round(first, 3)}
 
 

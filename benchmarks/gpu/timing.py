@@ -18,7 +18,7 @@ import torch
 FLUSH_BYTES = 256 << 20  # larger than any L2
 CAPTURE_WARM_UP = 3
 ROW_CALLS = 100
-ROW_MS = 20.0
+ROW_MS = 10.0
 """A graph of a row takes no longer: where one call takes more than half of it, launching is nothing beside it."""
 
 
@@ -37,6 +37,10 @@ class Pace:
     def wants_more(self, calls: int, deadline: float) -> bool:
         """Whether to go on after so many calls. deadline: by time.perf_counter."""
         return calls < self.min_calls or (time.perf_counter() < deadline and calls < 100 * self.min_calls)
+
+    def of_rows(self) -> Pace:
+        """For rows of calls, each of which is a mean by itself."""
+        return Pace(self.device, self.seconds / 5, max(1, self.min_calls // 5))
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def time_by(clock: Clock, call: Callable[[], object], pace: Pace, *, graph: bool
     if not in_row or calls < 2:
         return times
     # the graph of one call is freed by now, so that the two never hold memory at once
-    rows = _percentiles(_taken(clock, clock.capture(call, calls), pace, cold=False), clock.captured)
+    rows = _percentiles(_taken(clock, clock.capture(call, calls), pace.of_rows(), cold=False), clock.captured)
     return replace(times, in_row=rows.median / calls, row_calls=calls)
 
 

@@ -50,6 +50,20 @@ def test_a_form_that_does_other_work_shows(monkeypatch: pytest.MonkeyPatch) -> N
     assert job_of("ours autotuned", smoke()).measure()["same_pixels"] == 0.75
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_mask_is_of_what_was_timed(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call compiles: torch records its graph later, and a capture later still."""
+    expected = models.plain_mask_of(MODEL, BATCH, smoke())
+    calls: list[int] = []
+
+    def network(image: Tensor) -> Tensor:
+        calls.append(1)
+        return expected if len(calls) == 1 else expected + 1
+
+    monkeypatch.setattr(models, "network_of", lambda *_: network)
+    assert job_of(form, smoke()).measure()["same_pixels"] == 0
+
+
 def test_the_strongest_competitor_is_there_with_plain_attention_and_with_ours() -> None:
     assert {FORMS[name].attention for name in AUTOTUNED} == {"reference", "sdpa", "kernels"}
     for name in AUTOTUNED:
