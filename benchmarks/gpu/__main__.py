@@ -1,47 +1,59 @@
 """Check, then measure, everything that needs a CUDA GPU; write benchmarks/results/gpu-NAME.json.
 
-python -m benchmarks.gpu                     all of it; where it ends with exit code 75, run it again to continue
-python -m benchmarks.gpu --budget 540        stop in time for a machine that is lent for ten minutes (exit code 75)
-python -m benchmarks.gpu --sections kernels  checks first all the same
-python -m benchmarks.gpu --smoke             rehearse every line in miniature on a CPU; nothing is kept
+python -m benchmarks.gpu --plan 30             the commands for 30 minutes: what each yields, and its predicted cost
+python -m benchmarks.gpu.unattended --minutes 30 --copy-to DIR      run these commands, and say what was not measured
+python -m benchmarks.gpu                       all of it; where it ends with exit code 75, run it again to continue
+python -m benchmarks.gpu --budget 540          stop in time for a machine that is lent for ten minutes
+python -m benchmarks.gpu --sections models --models twins_svt-s_fpn --batches 1 --forms ours "eager amp"
+python -m benchmarks.gpu --costs               what each group of rows costs; nothing is measured
+python -m benchmarks.gpu --smoke               rehearse every line in miniature on a CPU; nothing is kept
+
+Exit codes: 0 all green; 1 checks are red, and what rests on them is excluded; 75 rows are left; 76 both.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.checkout import make_importable
-
-make_importable()
+from benchmarks import results
+from benchmarks.gpu import costs, schedule
+from benchmarks.gpu.jobs import SECTIONS, Job, Selection, choose, list_jobs
+from benchmarks.gpu.runner import run
+from benchmarks.gpu.store import Store, file_name, fingerprint, seconds_taken, tests_fingerprint
+from benchmarks.gpu.worker import Worker
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.store import Store
     from benchmarks.gpu.workload import Workload
 
-SECTIONS = ("ceilings", "kernels", "models", "training")
-UNFINISHED = 75  # sysexits' EX_TEMPFAIL: run it again
-
-Job = tuple[str, str, Callable[[], dict[str, Any]]]
-Listing = Callable[["Workload"], Iterable[tuple[str, Callable[[], dict[str, Any]]]]]
-"""The jobs of one section, by name."""
+NO_GPU = 4
+REHEARSAL = "rehearsal-gpu"
+"""Name of a rehearsal's results file, which no table reads."""
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="NAME")
-    options.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this long")
+    options.add_argument("--sections", nargs="+", metavar="NAME", help="and the checks that their rows rest on")
+    options.add_argument("--models", nargs="+", metavar="NAME")
+    options.add_argument("--batches", nargs="+", type=int, metavar="N", help="images at once")
+    options.add_argument("--forms", nargs="+", metavar="NAME", help="ways to compute; quote one that has a space")
+    options.add_argument("--budget", type=float, metavar="SECONDS", help="begin nothing that would take longer")
+    options.add_argument("--copy-to", type=Path, metavar="DIR", help="copy the results file there after each row")
     options.add_argument("--fresh", action="store_true", help="measure everything anew")
-    options.add_argument("--no-tests", action="store_true", help="leave pytest out of the checks; the results say so")
+    options.add_argument("--no-tests", action="store_true", help="leave pytest out; what it found before still counts")
+    options.add_argument("--costs", action="store_true", help="print what the chosen rows cost, and measure nothing")
+    options.add_argument("--plan", type=float, metavar="MINUTES", help="print the commands that are worth most")
     options.add_argument(
-        "--smoke", action="store_true", help="in miniature on a CPU, by the reference; nothing is kept"
+        "--per-command", type=float, default=10.0, metavar="MINUTES", help="the most that one command takes (10)"
+    )
+    options.add_argument(
+        "--smoke", action="store_true", help="in miniature on a CPU, by the reference; kept in --copy-to alone"
     )
     return options
 
@@ -49,125 +61,111 @@ def parser() -> argparse.ArgumentParser:
 def main(
     argv: list[str] | None = None,
     *,
-    listings: Mapping[str, Listing] | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    sections: Mapping[str, str] = SECTIONS,
+    now: Callable[[], float] = time.monotonic,
 ) -> int:
-    """The program. listings: by section, `checks` first; by default what this package measures."""
+    """The program. sections: name and module of each, see `list_jobs`. now: seconds, from any start."""
     options = parser().parse_args(argv)
-    import torch
-
     from benchmarks.gpu.workload import full, smoke
 
-    listings = listings or all_listings(tests=not options.no_tests)
+    # What can be chosen is said by what a GPU measures, also in a rehearsal: it takes the same commands.
+    jobs = list_jobs(full(), sections)
+    wanted = selection(options, jobs, sections, rehearsed=smoke().models if options.smoke else ())
+    if options.plan is not None or options.costs:
+        print(told(options, jobs, wanted))
+        return 0
+    workload = smoke(wanted.models, wanted.batches) if options.smoke else full()
     if options.smoke:
-        return run(list_jobs(smoke(), options.sections, listings), None, budget_s=options.budget, clock=clock)
-    if not torch.cuda.is_available():
+        jobs = list_jobs(workload, sections)
+    elif gpu_name() is None:
         print("there is no CUDA GPU that torch can use; --smoke rehearses on a CPU", file=sys.stderr)
-        return 4
-    from benchmarks.gpu.store import Store, file_name, fingerprint
+        return NO_GPU
+    store = open_store(options, workload)
+    taken = {} if store is None or options.smoke else store.seconds()
+    with Worker(workload, sections) as worker:
+        return run(
+            choose(jobs, wanted),
+            store,
+            do=worker.do,
+            budget_s=options.budget,
+            now=now,
+            seconds=costs.seconds_of(taken),
+        )
 
-    workload = full()
+
+def selection(
+    options: argparse.Namespace, jobs: Sequence[Job], sections: Mapping[str, str], *, rehearsed: Sequence[str] = ()
+) -> Selection:
+    """What the options choose. Exits with a usage error that lists the known names where one is unknown.
+
+    rehearsed: models that only a rehearsal has.
+    """
+    known: dict[str, Sequence[Any]] = {
+        "sections": tuple(sections),
+        "models": (*dict.fromkeys(job.model for job in jobs if job.model), *rehearsed),
+        "batches": tuple(dict.fromkeys(job.batch for job in jobs if job.batch)),
+        "forms": tuple(dict.fromkeys(job.form for job in jobs if job.form)),
+    }
+    for name, names in known.items():
+        unknown = [each for each in getattr(options, name) or () if each not in names]
+        if unknown:
+            listed = ", ".join(repr(each) if " " in str(each) else str(each) for each in names)
+            parser().error(f"--{name}: unknown {', '.join(map(repr, unknown))}; known are: {listed}")
+    given = {name: tuple(getattr(options, name)) for name in known if getattr(options, name)}
+    return Selection(**{"sections": tuple(sections), **given}, tests=not options.no_tests)
+
+
+def told(options: argparse.Namespace, jobs: Sequence[Job], wanted: Selection) -> str:
+    """The answer to --plan or --costs: by this GPU's results file, else by those of all GPUs."""
+    gpu = gpu_name()
+    files = sorted(results.RESULTS.glob("gpu-*.json"))
+    store = None
+    if gpu is not None and not options.smoke:
+        files = [path for path in files if path.stem == file_name(gpu)]
+        store = open_store(options, None)
+    taken = seconds_taken(files)
+    done = {job.key for job in jobs if store is not None and store.has(*job.key)}
+    if options.costs:
+        return costs.table(choose(jobs, wanted), taken, done)
+    planned = schedule.make(
+        jobs, minutes=options.plan, per_command=options.per_command, seconds=costs.seconds_of(taken), done=done
+    )
+    return schedule.shown(planned, copy_to=options.copy_to, smoke=options.smoke)
+
+
+def open_store(options: argparse.Namespace, workload: Workload | None) -> Store | None:
+    """The results file of this GPU, or of a rehearsal; None where nothing is kept. workload: by default `full()`."""
+    import torch
+
+    from benchmarks.gpu.workload import full
+
+    if options.smoke and options.copy_to is None:
+        return None
+    workload = workload or full()
     facts = {
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": gpu_name(),
         "cuda": torch.version.cuda,
         "size": list(workload.size),
         "dtype": str(workload.dtype).removeprefix("torch."),
-        "tests": not options.no_tests,
     }
-    name = file_name(torch.cuda.get_device_name())
-    store = Store(name, facts, fingerprint=fingerprint(), fresh=options.fresh)
-    return run(list_jobs(workload, options.sections, listings), store, budget_s=options.budget, clock=clock)
+    name = REHEARSAL if options.smoke else file_name(str(gpu_name()))
+    folder = options.copy_to if options.smoke else results.RESULTS
+    return Store(
+        name,
+        facts,
+        fingerprint=fingerprint(),
+        tests=tests_fingerprint(),
+        fresh=options.fresh,
+        folder=folder,
+        copy_to=options.copy_to,
+    )
 
 
-def all_listings(*, tests: bool) -> dict[str, Listing]:
-    """What lists the jobs of the checks and of each section. tests: run the tests marked gpu as well."""
-    from benchmarks.gpu import ceilings, checks, kernels, models, training
-
-    figures = zip(SECTIONS, (ceilings, kernels, models, training), strict=True)
-    return {
-        "checks": functools.partial(checks.jobs, tests=tests),
-        **{section: module.jobs for section, module in figures},
-    }
-
-
-def list_jobs(workload: Workload, sections: Sequence[str], listings: Mapping[str, Listing]) -> Iterator[Job]:
-    """Every check, then every figure of the sections."""
-    for section, jobs in listings.items():
-        if section == "checks" or section in sections:
-            yield from ((section, *job) for job in jobs(workload))
-
-
-def run(
-    jobs: Iterable[Job],
-    store: Store | None,
-    *,
-    budget_s: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> int:
-    """Does the jobs that the store does not have, checks first, and returns the exit code.
-
-    store: None keeps nothing. budget_s: seconds after which no job is begun; None for no limit.
-    """
-    deadline = None if budget_s is None else clock() + budget_s
-    red: list[str] = []
-    todo = [job for job in jobs if store is None or not store.has(job[0], job[1])]
-    for done, (section, name, measure) in enumerate(todo):
-        if section != "checks" and red:
-            print(f"{len(red)} checks are red: nothing is timed", file=sys.stderr)
-            return 1
-        if deadline is not None and clock() > deadline:
-            print(f"the budget is spent: {done} rows are new, {len(todo) - done} are left; run it again", flush=True)
-            return UNFINISHED
-        row = measured(section, measure)
-        if section == "checks" and not row["passed"]:
-            red.append(name)
-        if store is not None:
-            store.put(section, name, row)
-        print(f"[{done + 1}/{len(todo)}] {section}: {name}: {_shown(row)}", flush=True)
-        if row.get("capture_failed"):
-            print(f"a failed capture spoils the process: {len(todo) - done - 1} are left; run it again", flush=True)
-            return UNFINISHED
-    if red:
-        print(f"{len(red)} checks are red", file=sys.stderr)
-        return 1
-    print("rehearsed: nothing was kept" if store is None else f"{store.name}.json; now python -m benchmarks.render")
-    return 0
-
-
-def measured(section: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row, or one with its error: a form that a GPU or a shape does not have must not end the run."""
+def gpu_name() -> str | None:
+    """The GPU that torch can use."""
     import torch
 
-    from benchmarks.gpu.timing import CaptureError
-
-    on_stream: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if torch.cuda.is_available():
-        on_stream = torch.cuda.stream(torch.cuda.Stream())  # the default stream cannot be captured
-    try:
-        with on_stream:
-            return measure()
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        said = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-        row: dict[str, Any] = {"error": said}
-        if section == "checks":
-            row["passed"] = False
-        if isinstance(error, CaptureError):
-            row["capture_failed"] = True
-        return row
-    finally:
-        torch.compiler.reset()  # so that no form uses what another compiled, or meets the limit of recompiling
-        if torch.cuda.is_available():
-            with contextlib.suppress(RuntimeError):  # it raises after a failed capture, and the row must be kept
-                torch.cuda.empty_cache()
-
-
-def _shown(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return str(row["error"])
-    if "passed" in row:
-        return f"{'green' if row['passed'] else 'RED'} {row.get('said') or row.get('errors', '')}"
-    return f"{row['ms']:.4f} ms ({row['timed']})" + (f", {row['rate']:.3g} {row['unit']}" if "rate" in row else "")
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":

@@ -1,57 +1,60 @@
-"""Checks that must pass before anything is timed: the tests that need a GPU, and our kernels at the timed sizes."""
+"""Checks of what is timed: the tests that need a GPU, and our kernels at the timed sizes.
+
+Each says what it covers. A figure that rests on what a red check covers is excluded; the others are measured.
+"""
 
 from __future__ import annotations
 
 import functools
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import gpu_tests
+from benchmarks.gpu.jobs import TESTS, Job
 from benchmarks.gpu.kernels import inputs
-from benchmarks.gpu.workload import Core, Workload, cores
+from benchmarks.gpu.store import ROOT, gpu_test_files
+from benchmarks.gpu.workload import Core, Workload, all_cores
 from twins_trt.kernels.gsa import gsa, gsa_reference
 from twins_trt.kernels.lsa import lsa, lsa_reference
 
 Row = dict[str, Any]
 
-ROOT = Path(__file__).parents[2]
-TEST_SECONDS = 600
 SOME = 1e-6  # a smaller error passes: beside the reference's own it means nothing
 
 
-def jobs(workload: Workload, *, tests: bool) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """The name of each check, and the function that makes it. Its row has `passed`.
+def jobs(workload: Workload) -> Iterator[Job]:
+    """Each check, and the function that makes it. Its row has `passed`. On a CPU, tests are only collected."""
+    for path in gpu_test_files():
+        file = path.relative_to(ROOT).as_posix()
+        run = functools.partial(gpu_tests.run_file, file, collect_only=workload.device.type != "cuda")
+        yield Job(f"{TESTS}{file}", run, covers=gpu_tests.covered_by_file(file))
+    for core in all_cores(workload):
+        for direction in ("forward", "backward"):
+            name = f"{core.name} {direction}"  # apart, because no backward is needed to infer
+            check = functools.partial(check_core, core, workload, direction=direction)
+            yield Job(name, check, batch=core.batch, covers=(name,))
+    yield Job("resize_argmax", functools.partial(check_postprocess, workload), covers=("postprocess",))
+    yield Job("resize_normalize", functools.partial(check_preprocess, workload), covers=("preprocess",))
 
-    tests: run the tests marked gpu as well.
-    """
-    if tests and workload.device.type == "cuda":
-        yield "tests are there", _tests_are_there
-        for test in gpu_tests():
-            yield f"test {test}", functools.partial(run_tests, test)
-    for core in cores(workload):
-        yield core.name, functools.partial(check_core, core, workload)
-    yield "resize_argmax", lambda: check_postprocess(workload)
-    yield "resize_normalize", lambda: check_preprocess(workload)
 
+def check_core(
+    core: Core, workload: Workload, *, direction: str = "backward", ours: Callable[..., Tensor] | None = None
+) -> Row:
+    """Ours against the reference in fp64: at most twice the error of the reference itself.
 
-def check_core(core: Core, workload: Workload, *, ours: Callable[..., Tensor] | None = None) -> Row:
-    """Ours, forward and backward, against the reference in fp64: at most twice the error of the reference itself.
-
-    ours: by default our operator with the workload's kernels.
+    direction: `forward` checks the result alone, `backward` the gradients as well. ours: by default our operator with
+    the workload's kernels.
     """
     operator, reference = (lsa, lsa_reference) if core.attention == "lsa" else (gsa, gsa_reference)
     ours = ours or functools.partial(operator, backend=workload.kernels)
-    x, y, grad = inputs(core, workload)
-    exact = _run(reference, core, x.detach().double(), y.detach().double(), grad.double())
-    theirs = _run(reference, core, x.detach(), y.detach(), grad)
-    results = _run(ours, core, x.detach(), y.detach(), grad)
+    x, y, grad = (tensor.detach() for tensor in inputs(core, workload))
+    run = _run if direction == "backward" else _forward
+    exact = run(reference, core, x.double(), y.double(), grad.double())
+    theirs = run(reference, core, x, y, grad)
+    results = run(ours, core, x, y, grad)
     errors, limits = [], []
     for mine, other, value in zip(results, theirs, exact, strict=True):
         errors.append(_error(mine, value))
@@ -96,42 +99,10 @@ def check_preprocess(workload: Workload) -> Row:
     return {"passed": differing == 0, "errors": [float(differing)], "limits": [0.0]}
 
 
-def gpu_tests() -> list[str]:
-    """File and function of every test marked gpu; none without pytest."""
-    if find_spec("pytest") is None:
-        return []
-    # only files that have the mark: others may import what this machine lacks
-    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
-    done = _pytest("--collect-only", "-q", *files)
-    names = re.findall(r"^(tests/\S+?\.py::\w+)", done.stdout, re.MULTILINE)
-    return list(dict.fromkeys(names))
-
-
-def run_tests(test: str, *, limit_s: float = TEST_SECONDS) -> Row:
-    """Runs one function of the tests, with all its parameters. limit_s: seconds after which it has failed."""
-    try:
-        done = _pytest("-q", "-x", "--tb=short", test, limit_s=limit_s)
-    except subprocess.TimeoutExpired:
-        return {"passed": False, "said": f"took more than {limit_s} s"}
-    summary = (done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]])[-1]
-    passed = done.returncode == 0 and "passed" in summary and "skipped" not in summary
-    return {"passed": passed, "said": summary, **({} if passed else {"output": done.stdout[-3000:]})}
-
-
-def _tests_are_there() -> Row:
-    there = find_spec("pytest") is not None and bool(gpu_tests())
-    said = "" if there else "pytest is missing, or finds no tests: install it, or give --no-tests"
-    return {"passed": there, "said": said}
-
-
-def _pytest(*words: str, limit_s: float = TEST_SECONDS) -> subprocess.CompletedProcess[str]:
-    """Runs pytest in a process of its own, because a kernel that crashes ruins its process's CUDA context.
-
-    The package need not be installed.
-    """
-    code = "from benchmarks.gpu.checkout import make_importable; make_importable(); import sys, pytest; "
-    command = [sys.executable, "-c", code + "sys.exit(pytest.main(sys.argv[1:]))", "-m", "gpu", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit_s)
+def _forward(form: Callable[..., Tensor], core: Core, x: Tensor, y: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """Result of an attention, alone in a tuple."""
+    with torch.no_grad():
+        return (form(x, y, num_heads=core.heads),)
 
 
 def _run(form: Callable[..., Tensor], core: Core, x: Tensor, y: Tensor, grad: Tensor) -> tuple[Tensor, ...]:

@@ -69,19 +69,23 @@ def full() -> Workload:
     )
 
 
-def smoke() -> Workload:
-    """The same code on a CPU: its figures mean nothing and are not kept."""
+def smoke(models: tuple[str, ...] | None = None, batches: tuple[int, ...] | None = None) -> Workload:
+    """The same code on a CPU: its figures mean nothing and are not kept.
+
+    models, batches: to rehearse a command that names them; then all stages, as on a GPU.
+    """
+    names = ("twins_svt-demo_fpn",) if models is None else models
     return Workload(
         device=torch.device("cpu"),
-        size=(32, 64),
-        batches=(2,),
-        train_batch=2,
+        size=(32, 64) if models is None else (32, 32),
+        batches=batches or (2,),
+        train_batch=full().train_batch if batches else 2,
         seconds=0.0,
         min_calls=1,
         dtype=torch.float32,
-        models=("twins_svt-demo_fpn",),
-        core_models=("twins_svt-demo_fpn",),
-        stages=(0,),
+        models=names,
+        core_models=names if models is None else tuple(name for name in STAGES_OF if name in names),
+        stages=(0,) if models is None else (0, 1, 2, 3),
         compiler="eager",
         smoke=True,
     )
@@ -134,10 +138,34 @@ class Core:
 
 def cores(workload: Workload) -> list[Core]:
     """The attentions of every stage of every model at every batch; equal ones once, named after the first model."""
+    return _distinct(workload, workload.core_models, workload.batches)
+
+
+def all_cores(workload: Workload) -> list[Core]:
+    """These, and what only whole models and training steps run."""
+    names = dict.fromkeys((*workload.core_models, *workload.models))
+    return _distinct(workload, tuple(names), tuple(dict.fromkeys((*workload.batches, workload.train_batch))))
+
+
+def cores_of(model: str, batch: int, workload: Workload) -> list[Core]:
+    """The attentions of one model at a batch, as `all_cores` names them."""
+    named = {_shape(core): core for core in all_cores(workload)}
+    return [named[_shape(core)] for core in _distinct(workload, (model,), (batch,))]
+
+
+def model_rests_on(model: str, batch: int, workload: Workload, *, training: bool = False) -> tuple[str, ...]:
+    """What must be right where our attentions run in a model: their tests, and their cores at this size."""
+    directions = ("forward", "backward") if training else ("forward",)
+    tests = ("lsa bfloat16", "gsa bfloat16") if training else ()
+    cores = (f"{core.name} {direction}" for core in cores_of(model, batch, workload) for direction in directions)
+    return ("lsa", "gsa", *tests, *cores)
+
+
+def _distinct(workload: Workload, models: tuple[str, ...], batches: tuple[int, ...]) -> list[Core]:
     distinct: dict[tuple[object, ...], Core] = {}
-    for model in workload.core_models:
+    for model in models:
         spec = workload.spec(model)
-        for batch in workload.batches:
+        for batch in batches:
             for stage in workload.stages:
                 height, width = (-(-side // (4 << stage)) for side in workload.size)
                 sr = spec.sr_ratios[stage]
@@ -146,5 +174,9 @@ def cores(workload: Workload) -> list[Core]:
                 for attention in ("lsa", "gsa") if spec.family == "svt" else ("gsa",):
                     keys = (height // sr) * (width // sr) if attention == "gsa" else 0
                     core = Core(attention, model, stage + 1, batch, height, width, keys, heads, head_dim)
-                    distinct.setdefault((attention, batch, height, width, keys, heads, head_dim), core)
+                    distinct.setdefault(_shape(core), core)
     return list(distinct.values())
+
+
+def _shape(core: Core) -> tuple[object, ...]:
+    return (core.attention, core.batch, core.height, core.width, core.keys, core.heads, core.head_dim)

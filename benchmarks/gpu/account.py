@@ -1,0 +1,56 @@
+"""What was measured and what was not, and why: the end of an unattended run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.store import Store
+
+SHOWN = 12  # names of a reason; a count stands for the others
+
+
+def of(
+    jobs: Sequence[Job], wanted: Sequence[Job], store: Store, *, begin: str, seconds: Callable[[Job], float]
+) -> tuple[str, list[Job]]:
+    """The account, and the wanted rows of which nothing was tried since `begin`.
+
+    jobs: every row there is. wanted: those that the run meant to measure. begin: UTC, as rows say when they were
+    written. seconds: predicts a row.
+    """
+    meant = {job.key for job in wanted}
+    reasons: dict[str, list[Job]] = {}
+    measured: dict[str, int] = {}
+    left = []
+    for job in jobs:
+        row = store.get(*job.key)
+        reason = why_not(row)
+        if reason is None:
+            measured[job.section] = measured.get(job.section, 0) + 1
+            continue
+        reasons.setdefault(reason, []).append(job)
+        if job.key in meant and (row is None or "given_up" in row or row["at"] < begin):
+            left.append(job)
+    counts = ", ".join(f"{count} {section}" for section, count in measured.items())
+    lines = [f"measured or green: {counts or 'nothing'}"]
+    for reason, group in reasons.items():
+        predicted = f", predicted {sum(map(seconds, group)) / 60:.0f} minutes" if reason == NOT_BEGUN else ""
+        lines.append(f"not measured: {len(group)} rows{predicted}: {reason}")
+        lines += [f"  {job.section}: {job.name}" for job in group[:SHOWN]]
+        lines += [f"  and {len(group) - SHOWN} more"] if len(group) > SHOWN else []
+    return "\n".join(lines), left
+
+
+NOT_BEGUN = "there was no time to begin them"
+
+
+def why_not(row: Mapping[str, Any] | None) -> str | None:
+    """Why the row holds no figure; None where it does, or is a green check."""
+    if row is None:
+        return NOT_BEGUN
+    if "excluded" in row:
+        return str(row["excluded"])
+    if "error" in row:
+        return str(row["error"])
+    return None if row.get("passed", True) else f"red: {row.get('said') or row.get('errors')}"

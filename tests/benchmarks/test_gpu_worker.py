@@ -1,0 +1,131 @@
+"""Rows are measured in a process that can be ended: in time, when it dies, and when the program itself is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu.jobs import Job, list_jobs
+from benchmarks.gpu.worker import Worker
+from benchmarks.gpu.workload import smoke
+
+ROOT = Path(__file__).resolve().parents[2]
+STUBS = {"checks": "stub_checks", "models": "stub_rows"}
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Job]:
+    """The stand-ins' rows by name."""
+    monkeypatch.setenv("STUB_FOLDER", str(tmp_path))
+    return {job.name: job for job in list_jobs(smoke(), STUBS)}
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(smoke(), STUBS) as made:
+        yield made
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until_gone(process: int) -> bool:
+    for _ in range(100):
+        if not is_running(process):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_row_that_takes_too_long_is_given_up_with_all_that_it_started(
+    rows: dict[str, Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Worker(smoke(), STUBS) as worker:
+        assert worker.do(rows["quick 0"])["ms"] == 1.0
+        start = time.monotonic()
+        assert worker.do(rows["slow"], 3.0) == {"error": "given up after 3 s", "given_up": True}
+        assert time.monotonic() - start < 30
+        assert wait_until_gone(int((tmp_path / "child").read_text(encoding="utf-8")))
+        assert worker.do(rows["quick 1"])["ms"] == 1.0  # the next row has a new process
+
+
+def test_a_row_that_kills_its_process_is_one_row_lost(rows: dict[str, Job], worker: Worker) -> None:
+    assert worker.do(rows["dies"]) == {"error": "its process died with exit code 3"}
+    assert worker.do(rows["quick 0"])["ms"] == 1.0
+
+
+def test_an_error_keeps_the_process_and_a_failed_capture_ends_it(rows: dict[str, Job], worker: Worker) -> None:
+    first = worker.do(rows["process"])["process"]
+    assert worker.do(rows["raises"]) == {"error": "RuntimeError: no kernel"}
+    assert worker.do(rows["process"])["process"] == first
+    row = worker.do(rows["captures"])
+    assert row["capture_failed"] and row["error"].startswith("CaptureError: operation not permitted")
+    assert worker.do(rows["process"])["process"] != first
+    assert first != os.getpid()
+
+
+def start_program(folder: Path) -> subprocess.Popen[bytes]:
+    """The program with the stand-ins' quick rows, in a process of its own."""
+    code = (
+        "import sys; from benchmarks.gpu import __main__ as program\n"
+        f"if __name__ == '__main__': sys.exit(program.main(sys.argv[1:], sections={STUBS!r}))"
+    )
+    script = folder / "start.py"
+    script.write_text(code, encoding="utf-8")
+    paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    words = ["--smoke", "--forms", "ours", "--copy-to", str(folder / "out")]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.Popen([sys.executable, str(script), *words], env=environment, stdout=subprocess.DEVNULL)
+
+
+def written(folder: Path) -> list[str]:
+    """Names of the figures in the copy of the results file, which is always whole."""
+    path = folder / "out" / f"{program.REHEARSAL}.json"
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row["name"] for row in rows if row["section"] == "models" and "ms" in row]
+
+
+def test_a_killed_program_loses_one_row_at_most_and_the_next_goes_on(tmp_path: Path) -> None:
+    killed = start_program(tmp_path)
+    while len(written(tmp_path)) < 2 and killed.poll() is None:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = written(tmp_path)
+    assert before == [f"quick {number}" for number in range(len(before))] and 2 <= len(before) < 6
+    path = tmp_path / "out" / f"{program.REHEARSAL}.json"
+    kept = {row["name"]: row["at"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    time.sleep(1.1)  # rows say to the second when they were written
+
+    assert start_program(tmp_path).wait() == 0
+    assert written(tmp_path) == [f"quick {number}" for number in range(6)]
+    after = {row["name"]: row["at"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    assert {name: after[name] for name in kept} == kept  # what there was is not measured again
+    assert after["quick 5"] > max(kept.values())
+
+
+def test_who_is_killed_takes_the_process_that_measures_along(tmp_path: Path) -> None:
+    killed = start_program(tmp_path)
+    while not written(tmp_path) and killed.poll() is None:
+        time.sleep(0.02)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text(encoding="utf-8").split()
+    assert children
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert all(wait_until_gone(int(child)) for child in children)
