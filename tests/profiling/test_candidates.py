@@ -157,3 +157,21 @@ def test_memory_that_runs_out_in_pytorch_is_a_typed_error() -> None:
     engine = EagerEngine(Greedy(), (8, 8))  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"twins_svt-s_fpn failed in PyTorch: CUDA out of memory\.$"):
         engine(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_pytorch_waits_for_its_stages_on_a_gpu_only_if_somebody_observes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from twins_trt.models import build_model
+
+    class OnGpu(EagerEngine):
+        on_gpu = True
+
+    waits: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(True))
+    engine = OnGpu(build_model("twins_svt-demo_fpn", 3), (32, 32))
+    seen: list[Stage] = []
+    for observe, count in ((None, 0), (lambda stage, seconds: seen.append(stage), 3), (None, 3)):
+        engine.observe = observe
+        engine(picture(32, 32)[None])
+        assert len(waits) == len(seen) == count
+    assert seen == ["copy_in", "engine", "copy_out"]

@@ -130,7 +130,7 @@ class FakeTorchCuda:
     """streams, graphs: all that were made. recording: the pools into which the allocator believes to record.
     users: graphs by pool. emptied: how often cached memory was given back."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, older: bool = False) -> None:
         self.default = self.current = FakeStream(self)
         self.streams: list[FakeStream] = []
         self.graphs: list[FakeGraph] = []
@@ -148,7 +148,10 @@ class FakeTorchCuda:
             ("default_generators", (self.generator,)),
         ):
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self._end_allocate, raising=False)
+        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # the second in older versions
+        monkeypatch.setattr(torch._C, names[older], self._end_allocate, raising=False)
+        if older:
+            monkeypatch.delattr(torch._C, names[0], raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", self._release, raising=False)
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
 

@@ -222,7 +222,11 @@ def test_only_an_observed_call_waits_for_its_stages(cuda: FakeTorchCuda) -> None
     assert stages == ["copy_in", "engine", "copy_out"]
 
 
-def test_a_lost_capture_leaves_torch_in_order_and_the_next_one_succeeds(cuda: FakeTorchCuda) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_a_lost_capture_leaves_torch_in_order_and_the_next_one_succeeds(
+    monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    cuda = FakeTorchCuda(monkeypatch, older=older)
     graphs = CudaGraphs(DEVICE)
     earlier = graphs.capture(doubled, SHAPE, torch.float32)
     with pytest.raises(CaptureFailed, match=r"^CUDA error: operation not permitted when stream is capturing$"):

@@ -156,14 +156,14 @@ def draw_picture(path: Path, size: tuple[int, int]) -> None:
 
 @dataclass
 class _Opened:
-    """A candidate that is open, and what has been measured of it so far. calls, observed: of whole rounds."""
+    """A candidate that is open, and what has been measured of it so far. calls: of whole rounds, the seconds of a call
+    that nothing observed, and of an observed one."""
 
     subject: Subject
     segmenter: Segmenter
     memory: Memory
     warm_up: WarmUp = field(default_factory=lambda: WarmUp(0, 0.0, False))
-    calls: list[dict[str, float]] = field(default_factory=list)
-    observed: list[dict[str, float]] = field(default_factory=list)
+    calls: list[tuple[dict[str, float], dict[str, float]]] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     layers: tuple[Layer, ...] = ()
     energy: Energy | None = None
@@ -235,29 +235,29 @@ class _SideBySide:
             each.observed_call(pictures)  # an engine prepares its clocks in the first
 
     def measure_rounds(self) -> tuple[str, ...]:
-        """Adds whole rounds to `calls` and `observed`. Returns what held the clocks back between them."""
+        """Adds whole rounds to `calls`. Returns what held the clocks back between them."""
         rounds = self.options.rounds
         held_back: dict[str, None] = {}
         for number in range(rounds):
             first = number % len(self.opened)
-            kept: list[tuple[_Opened, list[dict[str, float]], list[dict[str, float]]]] = []
+            kept: list[tuple[_Opened, list[tuple[dict[str, float], dict[str, float]]]]] = []
             for each in (*self.opened[first:], *self.opened[:first]):
                 self._progress("measure", f"round {number + 1} of {rounds}, {each.subject.label}", number / rounds)
                 pictures = self._pictures(each)
                 each.call(pictures)
                 calls = [each.call(pictures) for _ in range(self.options.calls)]
-                kept.append((each, calls, [each.observed_call(pictures) for _ in range(self.options.calls)]))
-            for each, calls, observed in kept:
-                each.calls += calls
-                each.observed += observed
+                observed = [each.observed_call(pictures) for _ in range(self.options.calls)]
+                kept.append((each, list(zip(calls, observed, strict=True))))
+            for each, both in kept:
+                each.calls += both
             held_back.update(dict.fromkeys(machine.throttled()))
         return tuple(held_back)
 
     def drop_unfinished_round(self) -> int:
         """Keeps the calls of the rounds that every candidate has finished. Returns how many calls each has then."""
-        whole = min(min(len(each.calls), len(each.observed)) for each in self.opened)
+        whole = min(len(each.calls) for each in self.opened)
         for each in self.opened:
-            del each.calls[whole:], each.observed[whole:]
+            del each.calls[whole:]
         return whole
 
     def sweep(self) -> None:
@@ -363,16 +363,18 @@ def _by_stage(spent: dict[str, float], total: float) -> dict[str, float]:
 
 
 def _measurement(each: _Opened, calls_per_round: int) -> Measurement:
+    calls, observed = zip(*each.calls, strict=True)
+
     def latency(name: str, calls: Sequence[dict[str, float]]) -> Latency:
         return Latency.of([call[name] for call in calls])
 
     return Measurement(
         subject=each.subject,
         warm_up=each.warm_up,
-        end_to_end=latency("end_to_end", each.calls),
-        call=latency("call", each.calls),
-        observed_call=latency("call", each.observed),
-        stages={name: latency(name, each.observed) for name in STAGES if name in each.observed[0]},
+        end_to_end=latency("end_to_end", calls),
+        call=latency("call", calls),
+        observed_call=latency("call", observed),
+        stages={name: latency(name, observed) for name in STAGES if name in observed[0]},
         calls_per_round=calls_per_round,
         batches=tuple(each.batches),
         layers=each.layers,

@@ -254,8 +254,11 @@ def _clean_up(graph: Any, pool: Any, device: torch.device) -> None:
     _FAILED_GRAPHS.append(graph)
     # Otherwise the allocator believes in a capture for good: where memory runs out it does not give back what it
     # caches, and never the pool. It raises where the capture could be ended and only its content failed.
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None) or getattr(
+        torch._C, "_cuda_endAllocateCurrentStreamToPool"
+    )
     with contextlib.suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(device.index, pool)
+        end(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
     # A generator with one state for all captures (2.11, before pytorch#176752) believes in it too, and refuses every
     # random number. A copy of its state does not.
