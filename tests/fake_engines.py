@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from fake_gpu import FakeGpu, Status, Work
-from fake_tensorrt import fake_module
+from fake_tensorrt import fake_module, made
 
 MAGIC = b"fake engine\n"
 DTYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
@@ -75,7 +75,7 @@ def _deserialize(self: Any, content: Any) -> Any:
     if fields["version"] != module.__version__:
         _fail(self, f"expecting library version {module.__version__} got {fields['version']}")
         return None
-    engine = module.ICudaEngine()
+    engine = made(module, "ICudaEngine")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     engine._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -104,7 +104,7 @@ def _create_context(self: Any, config: Any = None) -> Any:
         _fail(self, "OutOfMemory: no room for the context")
         return None
     module.faults.contexts_made += 1
-    context = module.IExecutionContext()
+    context = made(module, "IExecutionContext")
     context._engine, context._config = self, config
     context._shapes, context._addresses = {}, {}
     context._state = context._flushed = context._stream = None
@@ -208,7 +208,7 @@ def _read_cache(self: Any, blob: Any) -> bool:
 
 
 def _write_cache(self: Any) -> Any:
-    memory = self._module.IHostMemory()
+    memory = made(self._module, "IHostMemory")
     memory._content = b"kernels of " + str(self._module.__name__).encode()
     return memory
 
@@ -227,11 +227,11 @@ _BEHAVIOURS: dict[tuple[str, str], Any] = {
     ("ICudaEngine", "get_tensor_shape"): _shape,
     ("ICudaEngine", "get_tensor_profile_shape"): _profile_shape,
     ("ICudaEngine", "create_execution_context"): _create_context,
-    ("ICudaEngine", "create_runtime_config"): lambda self: self._module.IRuntimeConfig(),
+    ("ICudaEngine", "create_runtime_config"): lambda self: made(self._module, "IRuntimeConfig"),
     ("ICudaEngine", "get_engine_stat"): lambda self, stat: 1000,
     ("ICudaEngine", "device_memory_size"): lambda self: 4096,
     ("ICudaEngine", "device_memory_size_v2"): lambda self: 4096,
-    ("IRuntimeConfig", "create_runtime_cache"): lambda self: self._module.IRuntimeCache(),
+    ("IRuntimeConfig", "create_runtime_cache"): lambda self: made(self._module, "IRuntimeCache"),
     ("IRuntimeConfig", "set_runtime_cache"): _set_cache,
     ("IRuntimeCache", "deserialize"): _read_cache,
     ("IRuntimeCache", "serialize"): _write_cache,

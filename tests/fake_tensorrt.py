@@ -174,6 +174,8 @@ def _check(module: Any, owner: str, name: str, parameters: Sequence[_Parameter],
                 kind = {"tuple": tuple, "list": list}[parameter.type]
             elif parameter.type in ("buffer", "typing_extensions.Buffer"):
                 kind = (bytes, bytearray, memoryview, module.IHostMemory)
+        if kind is None and parameter.type.startswith("I") and type(value).__module__ == "builtins":
+            kind = ()  # a class of the bindings that is not recorded: no builtin value is one
         if isinstance(kind, (type, tuple)) and not isinstance(value, kind):
             raise TypeError(f"{owner}.{name}(): {parameter.type} wanted, {type(value).__name__} given")
 
@@ -198,7 +200,7 @@ def _method(module: Any, owner: str, name: str, signature: str, behaviour: Calla
         if returned in ("bool", "int", "str"):
             return {"bool": True, "int": 0, "str": ""}[returned]
         kind = _lookup(module, returned)
-        return kind() if isinstance(kind, type) and issubclass(kind, _Fake) else None
+        return object.__new__(kind) if isinstance(kind, type) and issubclass(kind, _Fake) else None
 
     call.__name__ = name
     return call
@@ -227,7 +229,7 @@ def fake_module(
             setattr(module, name, _Enum(name, values, module=module.__name__))
     severity = _Enum("Severity", description["enums"]["ILogger.Severity"])  # type: ignore[misc]
     for name, members in description["classes"].items():
-        body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_arguments)}
+        body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_constructor)}
         for member, signature in members.items():
             behaviour = behaviours.get((name, member))
             if member in severity.__members__ or member == "Severity":
@@ -267,9 +269,18 @@ def calls(module: Any, name: str) -> list[tuple[Any, ...]]:
     return [given for _, called, given in module.calls if called == name]
 
 
+def made(module: Any, name: str) -> Any:
+    """An object of a class that only the library makes."""
+    return object.__new__(getattr(module, name))
+
+
 def _no_arguments(self: Any, *given: Any) -> None:
     if given:
         raise TypeError(f"{type(self).__name__}(): no constructor takes {len(given)} arguments")
+
+
+def _no_constructor(self: Any, *given: Any) -> None:
+    raise TypeError(f"{type(self).__name__}: No constructor defined!")
 
 
 def _with_logger(self: Any, logger: Any) -> None:
@@ -296,7 +307,7 @@ def _create_network(self: Any, flags: int = 0) -> Any:
     known = {int(flag) for flag in self._module.NetworkDefinitionCreationFlag.__members__.values()}
     if any(flags >> bit & 1 and bit not in known for bit in range(32)):
         raise ValueError(f"unknown network creation flags {flags:#b}")
-    network = self._module.INetworkDefinition()
+    network = made(self._module, "INetworkDefinition")
     network._flags = flags
     return network
 
@@ -314,8 +325,8 @@ def _parse_from_file(self: Any, path: str) -> bool:
 
 
 def _layer(module: Any, kind: str, dtype: str) -> Any:
-    layer = module.ILayer()
-    tensor = module.ITensor()
+    layer = made(module, "ILayer")
+    tensor = made(module, "ITensor")
     object.__setattr__(tensor, "dtype", module.DataType.__members__[dtype])
     object.__setattr__(layer, "type", module.LayerType.__members__[kind])
     object.__setattr__(layer, "num_outputs", 1)
@@ -324,7 +335,7 @@ def _layer(module: Any, kind: str, dtype: str) -> Any:
 
 
 def _get_error(self: Any, index: int) -> Any:
-    error = self._module.ParserError()
+    error = made(self._module, "ParserError")
     error._fields = self._module.script.parse_errors[index]
     return error
 
@@ -359,13 +370,13 @@ def _act_out(self: Any, config: Any) -> Any:
 
 
 def _memory(module: Any, content: bytes) -> Any:
-    memory = module.IHostMemory()
+    memory = made(module, "IHostMemory")
     memory._content = content
     return memory
 
 
 def _create_cache(self: Any, blob: bytes) -> Any:
-    cache = self._module.ITimingCache()
+    cache = made(self._module, "ITimingCache")
     cache._content = bytes(blob)
     return cache
 
@@ -391,7 +402,12 @@ def _inspect(self: Any, _: Any) -> str:
     return json.dumps({"Layers": list(module.script.layers), **tensors})
 
 
-_INITS: dict[str, Callable[..., None]] = {"Builder": _with_logger, "Runtime": _with_logger, "OnnxParser": _parser}
+_INITS: dict[str, Callable[..., None]] = {
+    "Builder": _with_logger,
+    "Runtime": _with_logger,
+    "OnnxParser": _parser,
+    **dict.fromkeys(("ILogger", "Logger", "IProfiler", "IProgressMonitor"), _no_arguments),
+}
 _BEHAVIOURS: dict[tuple[str, str], Callable[..., Any]] = {
     ("Builder", "create_network"): _create_network,
     ("Builder", "build_serialized_network"): _build,
@@ -411,7 +427,7 @@ _BEHAVIOURS: dict[tuple[str, str], Callable[..., Any]] = {
     ("ITimingCache", "combine"): _combine,
     ("ITimingCache", "serialize"): lambda self: _memory(self._module, self._content + b"+measured"),
     ("Runtime", "deserialize_cuda_engine"): lambda self, serialized: (
-        self._module.ICudaEngine() if self._module.script.loads else None
+        made(self._module, "ICudaEngine") if self._module.script.loads else None
     ),
     ("EngineInspector", "get_engine_information"): _inspect,
 }

@@ -36,7 +36,7 @@ class Node:
     stream: str
     source: str | None
     target: str | None
-    before: set[Node] = field(default_factory=set)
+    before: set[Node] = field(default_factory=set, repr=False)
     done: bool = False
 
     def all_before(self) -> set[Node]:
@@ -155,8 +155,8 @@ class Program:
         self.call("cudaEventRecord", self.events[event], self.streams[stream])
 
     def wait(self, stream: str, event: str) -> None:
-        extra = [self.model.recorded[event]]
-        self.model.add(stream, self.model.node(stream, extra=extra))
+        if self.model.recorded[event] is not None:  # "an event represents an empty set of work" before that
+            self.model.add(stream, self.model.node(stream, extra=[self.model.recorded[event]]))
         self.call("cudaStreamWaitEvent", self.streams[stream], self.events[event], 0)
 
     def sync(self, stream: str) -> None:

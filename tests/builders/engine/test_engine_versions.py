@@ -67,14 +67,14 @@ def test_a_hardware_compatibility_it_lacks_is_refused(version: str) -> None:
     compiler = compiler_of(version)
     options = EngineOptions(flavour="tensorrt", hardware_compatibility="same_compute_capability")
     with pytest.raises(BuildError, match="has no hardware compatibility 'same_compute_capability'") as caught:
-        compiler.configure(compiler.module.IBuilderConfig(), options, ("sm_87",))
+        compiler.configure(fake_tensorrt.made(compiler.module, "IBuilderConfig"), options, ("sm_87",))
     assert caught.value.fix == "choose from none, ampere_plus"
 
 
 def test_rtx_takes_targets_and_no_hardware_compatibility() -> None:
     compiler = compiler_of("rtx-1.7.1.116")
     module: Any = compiler.module
-    config = module.IBuilderConfig()
+    config = fake_tensorrt.made(module, "IBuilderConfig")
     compiler.configure(config, EngineOptions(), ("sm_86", "sm_120"))
     assert config.num_compute_capabilities == 2
     capability = module.ComputeCapability
