@@ -1,7 +1,7 @@
 """torch.cuda as far as a capture needs it, with tensors on the CPU: what is captured is recorded and really replayed.
 
 It keeps the account that torch keeps, in torch's order, and leaves it as torch does where a capture fails. Sources, in
-torch 2.11: `capture_begin`, `capture_end` and `reset` of aten/src/ATen/cuda/CUDAGraph.cpp, `beginAllocateToPool`,
+torch: `capture_begin`, `capture_end` and `reset` of aten/src/ATen/cuda/CUDAGraph.cpp, `beginAllocateToPool`,
 `endAllocateToPool` and `releasePool` of c10/cuda/CUDACachingAllocator.cpp, `increase` of
 aten/src/ATen/cuda/CUDAGeneratorImpl.cpp. `torch.cuda.graph` itself is torch's own.
 """

@@ -244,8 +244,8 @@ _FAILED_GRAPHS: list[Any] = []
 def _clean_up(graph: Any, pool: Any, device: torch.device) -> None:
     """Does what torch leaves undone where a capture cannot be ended. It must not run on the stream of the capture.
 
-    Source: torch 2.11 to 2.13, aten/src/ATen/cuda/CUDAGraph.cpp: `capture_end` raises before it does these things, and
-    `reset` does them only for a capture that was ended.
+    Source: torch's aten/src/ATen/cuda/CUDAGraph.cpp: `capture_end` raises before it does these things, and `reset` does
+    them only for a capture that was ended.
     """
     import torch
 
@@ -254,13 +254,12 @@ def _clean_up(graph: Any, pool: Any, device: torch.device) -> None:
     _FAILED_GRAPHS.append(graph)
     # Otherwise the allocator believes in a capture for good: where memory runs out it does not give back what it
     # caches, and never the pool. It raises where the capture could be ended and only its content failed.
-    end = getattr(torch._C, "_cuda_endAllocateToPool", None) or getattr(
-        torch._C, "_cuda_endAllocateCurrentStreamToPool"
-    )
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # the second in older versions
+    end = next(function for name in names if (function := getattr(torch._C, name, None)))
     with contextlib.suppress(RuntimeError):
         end(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
-    # A generator with one state for all captures (2.11, before pytorch#176752) believes in it too, and refuses every
-    # random number. A copy of its state does not.
+    # A generator that has one state for all captures (before pytorch#176752 of March 2026) believes in it too, and
+    # refuses every random number. A copy of its state does not.
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())
