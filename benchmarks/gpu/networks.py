@@ -29,27 +29,27 @@ class Form:
 
     attention: `kernels` (ours, and those before and after the network), `sdpa` or `reference`. precision: `fp32`, `amp`
     (autocast to half) or `half` (weights too, channels last, BatchNorm folded).
-    compiled: what torch.compile gets: nothing, the `network` between our kernels, or `all`, which max-autotune tries
-    all it knows on. graph: who replays it as a CUDA graph: nobody, `ours` (this benchmark, as the torch engine does) or
-    `torch` (its own graphs). frozen: weights are constants of the compiled graph.
+    compiled: what torch.compile gets: nothing, the `network` between our kernels, or `all`. graph: who replays it as a
+    CUDA graph: nobody, `ours` (this benchmark, as the torch engine does) or `torch` (its own graphs).
+    tuned: by max-autotune, which tries all it knows, with the weights as constants of the graph.
     """
 
     attention: str
     precision: str
     compiled: str = ""
     graph: str = ""
-    frozen: bool = False
+    tuned: bool = False
 
 
 FORMS = {
     "eager fp32": Form("reference", "fp32"),
     "eager amp": Form("reference", "amp"),
     "compiled amp": Form("reference", "amp", compiled="all", graph="torch"),
-    "plain autotuned": Form("reference", "half", compiled="all", graph="torch", frozen=True),
-    "sdpa autotuned": Form("sdpa", "half", compiled="all", graph="torch", frozen=True),
+    "plain autotuned": Form("reference", "half", compiled="all", graph="torch", tuned=True),
+    "sdpa autotuned": Form("sdpa", "half", compiled="all", graph="torch", tuned=True),
     "ours": Form("kernels", "half", graph="ours"),
     "ours compiled": Form("kernels", "half", compiled="network", graph="ours"),
-    "ours autotuned": Form("kernels", "half", compiled="all", graph="torch", frozen=True),
+    "ours autotuned": Form("kernels", "half", compiled="all", graph="torch", tuned=True),
 }
 """Autotuned ones are the strongest that a user of torch can have: half precision, channels last, BatchNorm folded,
 weights frozen into the graph, max-autotune, and what lies before and after the network compiled with it."""
@@ -69,7 +69,7 @@ def network_of(name: str, form: Form, workload: Workload) -> Network:
     kind = HalfNetwork if form.precision == "half" else FloatNetwork
     whole: nn.Module = kind(name, form, workload)
     if form.compiled == "all":
-        return autotuned(whole, workload, frozen=form.frozen)
+        return compiled_whole(whole, workload, tuned=form.tuned)
     return torch.inference_mode()(whole)
 
 
@@ -150,13 +150,15 @@ def plain_mask(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
 
 
-def autotuned(network: nn.Module, workload: Workload, *, frozen: bool) -> Network:
+def compiled_whole(network: nn.Module, workload: Workload, *, tuned: bool) -> Network:
     """`network` compiled whole for inference, with torch's own CUDA graphs on a GPU.
 
-    frozen: its weights become constants. Its inputs must not be marked as static then: dynamo freezes what is, and
-    inductor would compute the mask while it compiles.
+    tuned: as in `Form`. Its inputs must not be marked as static then: dynamo freezes what is, and inductor would
+    compute the mask while it compiles.
     """
-    mode = "max-autotune" if workload.compiler == "inductor" else None
+    mode = None  # others than inductor have none
+    if workload.compiler == "inductor":
+        mode = "max-autotune" if tuned else "reduce-overhead"
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=workload.compiler, mode=mode)
     started = False
 
@@ -166,7 +168,7 @@ def autotuned(network: nn.Module, workload: Workload, *, frozen: bool) -> Networ
         with torch.no_grad():  # freezing needs it; torch's graphs are tested less in inference mode
             if started:
                 return compiled(image)
-            with _compiling(workload.compiler, frozen=frozen):
+            with _compiling(workload.compiler, frozen=tuned):
                 result = compiled(image)
             started = True
             return result
