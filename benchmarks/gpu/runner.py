@@ -102,7 +102,8 @@ def shown(row: Row) -> str:
     if "ms" not in row:
         return f"{row.get('said', 'done')}{took}"
     rate = f", {row['rate']:.3g} {row['unit']}" if "rate" in row else ""
-    return f"{row['ms']:.4f} ms ({row.get('timed', '')}){rate}{took}"
+    in_row = f", {row['ms_in_row']:.4f} ms in a row" if "ms_in_row" in row else ""
+    return f"{row['ms']:.4f} ms ({row.get('timed', '')}){in_row}{rate}{took}"
 
 
 def _red(job: Job, red: dict[str, tuple[str, ...]]) -> str | None:
