@@ -19,6 +19,10 @@ PROCESSES = 6  # where pytest-xdist is installed; each holds a CUDA context
 
 EVERYTHING = ("gsa", "lsa", "postprocess", "preprocess", "runtime", "torch engine")
 
+ATTENTIONS = {"lsa", "gsa"}
+APART = ("float32", "bfloat16")
+"""Data types whose tests cast no doubt on float16, which is what most rows run in."""
+
 COVERS: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_on_gpu.py": ("lsa", "gsa"),
     "tests/kernels/test_on_gpu.py::test_tf32_on_request": ("lsa tf32", "gsa tf32"),
@@ -39,9 +43,10 @@ RUINED = re.compile(r"CUDA error|illegal memory access|unspecified launch failur
 
 
 def covered_by_file(file: str) -> tuple[str, ...]:
-    """The most that the tests of a file cover."""
+    """The most that the tests of a file cover, in every data type."""
     inside = {part for name, parts in COVERS.items() if name.startswith(f"{file}::") for part in parts}
-    return tuple(sorted(inside | set(_covered(file))))
+    parts = inside | set(_covered(file))
+    return tuple(sorted(parts | {f"{part} {dtype}" for part in parts & ATTENTIONS for dtype in APART}))
 
 
 def covered_by_test(test: str) -> tuple[str, ...]:
@@ -52,9 +57,9 @@ def covered_by_test(test: str) -> tuple[str, ...]:
     name, _, parameters = test.partition("[")
     words = re.split(r"[-\]]", parameters)
     parts = _covered(name)
-    named = tuple(part for part in parts if part.split()[0] in words)
-    dtype = next((word.removeprefix("torch.") for word in words if word in ("torch.float32", "torch.bfloat16")), "")
-    return tuple(f"{part} {dtype}".rstrip() for part in named or parts)
+    named = tuple(part for part in parts if part.split()[0] in words) or parts
+    dtype = next((dtype for dtype in APART if f"torch.{dtype}" in words), "")
+    return tuple(f"{part} {dtype}".rstrip() if part in ATTENTIONS else part for part in named)
 
 
 def run_file(file: str, *, limit_s: float = TEST_SECONDS, collect_only: bool = False) -> Row:

@@ -40,7 +40,7 @@ STEPS = (
     Step("compiled competitors of the first model", ("models",), SMALL[:1], COMPILED),
     Step("compiled competitors of the second", ("models",), SMALL[1:], COMPILED),
     Step("ours and plain competitors of every model", ("models", "kernels"), None),
-    Step("training steps of every model", ("training",), None),
+    Step("training steps and kernels of a replay of every model", ("training", "traces"), None),
     Step("compiled competitors of every model", ("models",), None, COMPILED),
     Step("attentions, compiled", ("kernels",), None, COMPILED),
 )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import results
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import checks, tables
+from benchmarks.gpu import checks
+from benchmarks.gpu import store as store_module
 from benchmarks.gpu.forms import forms
-from benchmarks.gpu.store import Store, file_name
-from benchmarks.gpu.timing import CaptureError
-from benchmarks.gpu.workload import Core, cores, full, smoke
+from benchmarks.gpu.jobs import list_jobs
+from benchmarks.gpu.store import Store
+from benchmarks.gpu.workload import Core, cores, full, model_rests_on, smoke
 from twins_trt.kernels.gsa import gsa_reference
 from twins_trt.kernels.lsa import lsa_reference
 
@@ -75,9 +73,10 @@ def test_rows_are_kept_at_once_and_not_measured_twice(tmp_path: Path) -> None:
     again = Store("gpu-x", {"size": [8, 8]}, fingerprint="one", fresh=False, folder=tmp_path)
     assert again.has("kernels", "b") and not again.has("kernels", "c")
     assert not again.has("checks", "a") and not again.has("kernels", "d")  # it may have been mended
-    again.put("checks", "c", {"passed": True})
+    assert again.red() == {"a": ()}  # until it is made again
+    again.put("checks", "a", {"passed": True})
     rows = results.read_results("gpu-x", folder=tmp_path)["rows"]
-    assert [(row["section"], row["name"]) for row in rows] == [("kernels", "b"), ("checks", "c")]
+    assert [(row["section"], row["name"]) for row in rows] == [("checks", "a"), ("kernels", "b"), ("kernels", "d")]
     for other in (
         Store("gpu-x", {}, fingerprint="two", fresh=False, folder=tmp_path),  # other code: other figures
         Store("gpu-x", {}, fingerprint="one", fresh=True, folder=tmp_path),
@@ -85,125 +84,40 @@ def test_rows_are_kept_at_once_and_not_measured_twice(tmp_path: Path) -> None:
         assert not other.has("kernels", "b")
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
-    """`run(passed=True)`: exit code and what was measured, of two checks and a figure of each section."""
+def test_the_copy_is_as_new_as_the_file_and_is_continued_where_the_file_is_missing(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
 
-    def start(
-        *, budget_s: float | None = None, passed: bool = True, seconds: float = 0.0, error: Exception | None = None
-    ) -> tuple[int, list[str]]:
-        measured: list[str] = []
-        now = [0.0]
+    def store(folder: Path) -> Store:
+        return Store("gpu-x", {}, fingerprint="one", fresh=False, folder=folder, copy_to=there)
 
-        def job(section: str, name: str, row: dict[str, Any]) -> program.Job:
-            def measure() -> dict[str, Any]:
-                measured.append(name)
-                now[0] += seconds
-                if error is not None and name == "kernels":
-                    raise error
-                return row
-
-            return section, name, measure
-
-        figure = {"ms": 1.0, "timed": "wall"}
-        jobs = [job("checks", "right", {"passed": True}), job("checks", "doubtful", {"passed": passed})]
-        jobs += [job(section, section, figure) for section in program.SECTIONS]
-        store = Store("gpu-x", {}, fingerprint="one", fresh=False, folder=tmp_path)
-        return program.run(jobs, store, budget_s=budget_s, clock=lambda: now[0]), measured
-
-    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-    return start
+    first = store(here)
+    for number in range(3):
+        first.put("kernels", str(number), {"ms": 1.0})
+        assert (there / "gpu-x.json").read_bytes() == (here / "gpu-x.json").read_bytes()
+    assert [path.name for path in there.iterdir()] == ["gpu-x.json"]  # no half of a copy
+    assert store(tmp_path / "another machine").has("kernels", "2")
 
 
-def test_nothing_is_timed_while_a_check_is_red(run: Callable[..., tuple[int, list[str]]]) -> None:
-    assert run(passed=False) == (1, ["right", "doubtful"])
-    assert run(passed=True) == (0, ["doubtful", *program.SECTIONS])  # what failed is checked again, the rest is kept
-    assert run(passed=True) == (0, [])
+def test_other_tests_are_run_again_and_no_figure_is(tmp_path: Path) -> None:
+    Store("gpu-x", {}, fingerprint="one", tests="old", fresh=False, folder=tmp_path).put(
+        "checks", "tests x", {"passed": True, "tests": "old"}
+    )
+    Store("gpu-x", {}, fingerprint="one", tests="old", fresh=False, folder=tmp_path).put("kernels", "a", {"ms": 1.0})
+    again = Store("gpu-x", {}, fingerprint="one", tests="new", fresh=False, folder=tmp_path)
+    assert again.has("kernels", "a") and not again.has("checks", "tests x")
 
 
-def test_a_budget_stops_it_and_the_next_run_goes_on(run: Callable[..., tuple[int, list[str]]]) -> None:
-    assert run(budget_s=25, seconds=10) == (75, ["right", "doubtful", "ceilings"])
-    assert run(budget_s=25, seconds=10) == (0, ["kernels", "models", "training"])
-
-
-def test_a_failed_capture_ends_the_process_and_is_not_tried_again(
-    run: Callable[..., tuple[int, list[str]]], tmp_path: Path
-) -> None:
-    error = CaptureError("operation not permitted when stream is capturing")
-    assert run(error=error) == (75, ["right", "doubtful", "ceilings", "kernels"])
-    (row,) = [row for row in results.read_results("gpu-x", folder=tmp_path)["rows"] if "error" in row]
-    assert row["name"] == "kernels" and row["error"] == f"CaptureError: {error}"
-    assert run(error=error) == (0, ["models", "training"])
-
-
-def test_another_error_does_not_end_the_process_and_is_tried_again(run: Callable[..., tuple[int, list[str]]]) -> None:
-    error = RuntimeError("out of memory")
-    assert run(error=error) == (0, ["right", "doubtful", *program.SECTIONS])
-    assert run() == (0, ["kernels"])
-
-
-@pytest.fixture
-def rehearse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
-    """`rehearse("--budget", "25")`: exit code of the program and what it measured. Each job takes ten seconds."""
-
-    def start(*words: str) -> tuple[int, list[str]]:
-        done: list[str] = []
-
-        def listing(names: Sequence[str], row: dict[str, Any]) -> program.Listing:
-            def measure(name: str) -> dict[str, Any]:
-                done.append(name)
-                return row
-
-            return lambda workload: [(name, functools.partial(measure, name)) for name in names]
-
-        figures = {section: listing([section], {"ms": 1.0, "timed": "wall"}) for section in program.SECTIONS}
-        listings = {"checks": listing(["right", "doubtful"], {"passed": True}), **figures}
-        code = program.main(["--smoke", *words], listings=listings, clock=lambda: 10.0 * len(done))
-        return code, done
-
-    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-    return start
-
-
-def test_the_program_stops_when_its_budget_is_spent(rehearse: Callable[..., tuple[int, list[str]]]) -> None:
-    assert rehearse("--budget", "25") == (75, ["right", "doubtful", "ceilings"])
-    assert rehearse() == (0, ["right", "doubtful", *program.SECTIONS])
-
-
-def test_sections_are_chosen_and_checks_come_first_all_the_same(
-    rehearse: Callable[..., tuple[int, list[str]]],
-) -> None:
-    assert rehearse("--sections", "models") == (0, ["right", "doubtful", "models"])
-    everything = program.list_jobs(smoke(), program.SECTIONS, program.all_listings(tests=True))
-    assert list(dict.fromkeys(section for section, _, _ in everything)) == ["checks", *program.SECTIONS]
-
-
-def test_a_form_that_fails_does_not_end_the_run() -> None:
-    def fail() -> dict[str, Any]:
-        raise RuntimeError("no kernel\nand more")
-
-    assert program.measured("kernels", fail) == {"error": "RuntimeError: no kernel"}
-    assert program.measured("checks", fail) == {"error": "RuntimeError: no kernel", "passed": False}
-
-
-def test_tables_are_rendered_from_what_was_measured(tmp_path: Path) -> None:
-    for render in (tables.attentions, tables.models, tables.training):
-        assert render(folder=tmp_path) == tables.NONE
-    store = Store(file_name("NVIDIA H200"), {}, fingerprint="one", fresh=True, folder=tmp_path)
-    times = {"ms": 0.5, "ms_p10": 0.4, "ms_p90": 0.6, "ms_p99": 0.7, "calls": 20, "timed": "graph"}
-    store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, **times})
-    core = {"what": "lsa", "model": "twins_svt-s_fpn", "stage": 1, "batch": 16, "direction": "forward"}
-    work = {"bytes": 1e9, "flops": 1e9, "exponentials": 1e6}
-    store.put("kernels", "a", {**core, **work, "form": "ours", **times})
-    store.put("kernels", "b", {**core, **work, "form": "mmseg eager", **times, "ms": 4.0})
-    store.put("kernels", "c", {"error": "RuntimeError: none"})
-    facts = {"model": "twins_svt-s_fpn", "batch": 1, "form": "ours", "images_per_second": 2000.0, "peak_bytes": 2**30}
-    store.put("models", "d", {**facts, **times})
-    attentions, models = tables.attentions(folder=tmp_path), tables.models(folder=tmp_path)
-    assert "| lsa | twins_svt-s_fpn | 1 | 16 | forward | 500.0 | 50 % |  |  | 8.0 |" in attentions
-    assert "| `twins_svt-s_fpn` | 1 | ours | 0.500 | 0.600 | 0.700 | 2000 | 1024 | graph |" in models
-    store.put("checks", "e", {"passed": False})
-    assert tables.models(folder=tmp_path) == tables.NONE
+def test_a_mended_program_does_not_forget_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tmp_path / "benchmarks" / "gpu"
+    ours.mkdir(parents=True)
+    for name in ("unattended", "timing"):
+        (ours / f"{name}.py").write_text("", encoding="utf-8")
+    monkeypatch.setattr(store_module, "ROOT", tmp_path)
+    before = store_module.fingerprint()
+    (ours / "unattended.py").write_text("x = 1", encoding="utf-8")
+    assert store_module.fingerprint() == before
+    (ours / "timing.py").write_text("x = 1", encoding="utf-8")
+    assert store_module.fingerprint() != before
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,15 +126,29 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "--smoke" in capsys.readouterr().err
 
 
-def test_a_test_that_hangs_is_a_red_check() -> None:
-    row = checks.run_tests("tests/x.py::test_x", limit_s=0.01)
-    assert row == {"passed": False, "said": "took more than 0.01 s"}
-
-
-def test_checks_find_the_tests_and_a_wrong_kernel() -> None:
-    found = checks.gpu_tests()
-    assert any(test.endswith("test_on_gpu.py::test_a_cuda_graph_replays_it") for test in found)
+def test_a_wrong_kernel_is_found_and_a_wrong_gradient_alone_leaves_forward_right() -> None:
     core = cores(replace(smoke(), batches=(1,)))[0]
+    wrong = lambda *x, num_heads: lsa_reference(*x, num_heads=num_heads) * 1.001  # noqa: E731
     assert checks.check_core(core, smoke())["passed"]
-    row = checks.check_core(core, smoke(), ours=lambda *x, num_heads: lsa_reference(*x, num_heads=num_heads) * 1.001)
+    row = checks.check_core(core, smoke(), ours=wrong)
     assert not row["passed"] and row["errors"][0] == pytest.approx(1e-3, rel=0.01)
+    assert not checks.check_core(core, smoke(), direction="forward", ours=wrong)["passed"]
+
+    def wrong_gradient(x: torch.Tensor, y: torch.Tensor, *, num_heads: int) -> torch.Tensor:
+        out = lsa_reference(x, y, num_heads=num_heads)
+        return out.detach() + (out - out.detach()) * 1.001
+
+    assert checks.check_core(core, smoke(), direction="forward", ours=wrong_gradient)["passed"]
+    assert not checks.check_core(core, smoke(), direction="backward", ours=wrong_gradient)["passed"]
+
+
+def test_what_a_model_rests_on_is_checked() -> None:
+    """Also where the check has the name of another model that has the same attention."""
+    for workload in (full(), smoke(), smoke(("twins_svt-s_upernet", "twins_svt-s_fpn"), (1, 16))):
+        covered = {part for job in checks.jobs(workload) for part in job.covers}
+        for job in list_jobs(workload):
+            assert set(job.rests_on) <= covered, job.name
+    parts = model_rests_on("twins_svt-s_upernet", 1, full())
+    assert "gsa twins_svt-s_fpn stage 1 batch 1 forward" in parts and not any("backward" in part for part in parts)
+    training = model_rests_on("twins_pcpvt-s_fpn", 16, full(), training=True)
+    assert "gsa twins_pcpvt-s_fpn stage 1 batch 16 backward" in training and "gsa bfloat16" in training

@@ -1,0 +1,109 @@
+"""The half hour on a GPU, rehearsed: by an interpreter that has torch, Triton, numpy and pytest alone, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bare_python
+import pytest
+
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import unattended
+from benchmarks.gpu.account import NOT_BEGUN, of, why_not
+from benchmarks.gpu.costs import predicted
+from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.store import Store
+
+MINUTES = "30"
+
+
+@pytest.mark.slow
+def test_the_whole_plan_is_rehearsed_without_the_projects_environment(tmp_path: Path) -> None:
+    if not (bare_python.ROOT / ".git").exists():
+        pytest.skip("not a git checkout: no list of the repository's files")
+    tree = bare_python.copy_tree(tmp_path / "tree")
+    python = bare_python.make(tmp_path / "python")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(python), *words], cwd=tree, env=environment, capture_output=True, text=True, check=False
+        )
+
+    for absent in ("twins_trt", "onnx", "xdist", "hypothesis", "PIL", "pip"):
+        code = f"import sys, importlib.util as u; sys.path.remove(''); sys.exit(u.find_spec({absent!r}) is not None)"
+        assert call("-c", code).returncode == 0, absent
+
+    out = tmp_path / "out"
+    printed = call("-m", "benchmarks.gpu", "--plan", MINUTES, "--copy-to", str(out), "--smoke").stdout
+    commands = [shlex.split(line) for line in printed.splitlines() if line and not line.startswith("#")]
+    assert len(commands) >= 4 and all(words[0] == str(python) and words[-1] == "--smoke" for words in commands)
+
+    done = call("-m", "benchmarks.gpu.unattended", "--minutes", MINUTES, "--copy-to", str(out), "--smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    begun = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith(str(python))]
+    assert begun[: len(commands)] == commands and begun[len(commands) :] == commands  # told, then done
+    rows = json.loads((out / f"{program.REHEARSAL}.json").read_text(encoding="utf-8"))["rows"]
+    assert {"checks", "ceilings", "kernels", "models", "traces"} <= {row["section"] for row in rows}
+    assert all(row.get("passed", True) for row in rows) and all("took_s" in row for row in rows)
+    told = (out / "unattended.txt").read_text(encoding="utf-8")
+    assert told.startswith("measured or green: ") and NOT_BEGUN in told
+    assert not list((tree / "benchmarks" / "results").glob("*gpu*"))  # a rehearsal is kept in DIR alone
+
+
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "gpu_name", lambda: None)
+    assert unattended.main(["--minutes", "1", "--copy-to", str(tmp_path)]) == program.NO_GPU
+    assert "--smoke" in capsys.readouterr().err
+
+
+def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "log"
+    start = time.monotonic()
+    assert unattended.execute([sys.executable, "-c", code], log=log, limit_s=2) == -9
+    assert time.monotonic() - start < 20
+    child = Path(f"/proc/{log.read_text(encoding='utf-8').strip()}/stat")
+    assert not child.exists() or child.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+
+
+def test_what_a_command_says_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; print('one', flush=True); print('two', file=sys.stderr); sys.exit(7)"
+    assert unattended.execute([sys.executable, "-c", code], log=tmp_path / "log", limit_s=60) == 7
+    assert capsys.readouterr().out == "one\ntwo\n" == (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def test_the_account_says_what_was_not_measured_and_why(tmp_path: Path) -> None:
+    names = ("measured", "excluded", "failed", "hung", "never")
+    jobs = [Job(name, dict, section="models", form="ours", seconds=60.0) for name in names]
+    jobs.append(Job("check", dict, section="checks"))
+    store = Store("gpu-x", {}, fingerprint="one", fresh=True, folder=tmp_path)
+    store.put("models", "measured", {"ms": 1.0})
+    store.put("models", "excluded", {"excluded": "it rests on lsa, and the check 'check' is red"})
+    store.put("models", "failed", {"error": "RuntimeError: out of memory"})
+    store.put("models", "hung", {"error": "given up after 9 s", "given_up": True})
+    store.put("checks", "check", {"passed": False, "said": "2 failed"})
+    said, left = of(jobs, jobs, store, begin="2000-01-01T00:00:00Z", seconds=predicted)
+    assert said.splitlines()[0] == "measured or green: 1 models"
+    for line in (
+        "not measured: 1 rows: it rests on lsa, and the check 'check' is red\n  models: excluded",
+        "not measured: 1 rows: RuntimeError: out of memory\n  models: failed",
+        "not measured: 1 rows: given up after 9 s\n  models: hung",
+        f"not measured: 1 rows, predicted 1 minutes: {NOT_BEGUN}\n  models: never",
+        "not measured: 1 rows: red: 2 failed\n  checks: check",
+    ):
+        assert line in said
+    assert [job.name for job in left] == ["hung", "never"]  # the others were tried
+    assert why_not({"passed": True}) is None
