@@ -170,6 +170,17 @@ def test_an_address_that_keeps_changing_is_used_in_place_more_and_more_rarely() 
     assert not borrowing.in_place(256 + 128)
 
 
+def test_arrays_that_take_turns_need_no_room_for_copies(machine: Machine, picture: Draw) -> None:
+    engine = machine.engine(machine.bundle((8, 16, 64), (8, 16, 64)), contexts=1)
+    images = [picture(64, 64)[None] for _ in range(2)]
+    sources = [OnGpu(machine.gpu, image) for image in images]
+    targets = [OnGpu(machine.gpu, np.zeros((1, 64, 64), np.uint8)) for _ in range(2)]
+    machine.gpu.capacity = sum(memory.size for memory in machine.gpu.device.values())
+    for at in (0, 1, 0, 1, 0, 1):
+        engine.run_on_device(sources[at], out={"mask": targets[at]})
+        assert np.array_equal(targets[at].read(), nearest_class(images[at]))
+
+
 @pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
 @pytest.mark.parametrize("device", [ADA, ORIN], ids=["desktop", "jetson"])
 @pytest.mark.parametrize("contexts", [1, 2])

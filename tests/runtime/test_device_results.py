@@ -276,6 +276,15 @@ def test_a_result_that_goes_inside_our_capture_leaves_it_whole() -> None:
     memory.synchronize(stream)
 
 
+def test_a_strangers_array_that_goes_inside_our_capture_leaves_it_whole() -> None:
+    gpu = FakeGpu()
+    memory = CudaBindings(cuda_bindings(gpu))
+    stream, arrays = memory.new_stream(), [OnGpu(gpu, np.zeros(16, np.uint8))]
+    memory.free_graph(memory.capture(stream, arrays.clear))
+    memory.free_stream(stream)
+    assert gpu.held() == dict.fromkeys(gpu.held(), 0)
+
+
 def test_a_result_whose_stream_is_gone_is_treated_as_read_by_nobody_knows_whom(machine: Machine, picture: Draw) -> None:
     engine, theirs = machine.engine(), machine.gpu.new_stream()
     image = picture(24, 32)[None]

@@ -10,6 +10,7 @@ somebody's stream capture. So giving back takes no lock and frees nothing, unles
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -89,7 +90,7 @@ class _Ring:
     def give(self, block: _Block) -> None:
         """Takes a block back."""
         self._returned.append(block)
-        if self._closed:
+        if self._closed and not sys.is_finalizing():  # a process that ends gives everything back
             self._free_returned()
 
     def close(self) -> None:
@@ -101,8 +102,14 @@ class _Ring:
         self._free_returned()
 
     def _collect(self) -> None:
-        while self._returned:
-            self._idle.append(self._returned.popleft())
+        while (block := self._next_returned()) is not None:
+            self._idle.append(block)
+
+    def _next_returned(self) -> _Block | None:
+        try:
+            return self._returned.popleft()
+        except IndexError:  # another thread may have taken the last one
+            return None
 
     def _find(self, size: int) -> _Block | None:
         """Of the blocks that fit, the one that came back last: a caller that keeps no results gets one address."""
@@ -129,11 +136,7 @@ class _Ring:
             self._free(self._idle.pop())
 
     def _free_returned(self) -> None:
-        while True:
-            try:
-                block = self._returned.popleft()
-            except IndexError:
-                return
+        while (block := self._next_returned()) is not None:
             try:
                 with self._memory.entered():
                     self._free(block)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class GpuCall:
-    """See `Pending`. image: kept alive until the call has been read, because it may lie on the GPU."""
+    """See `Pending`. image: lives as long as this, because the GPU may read it where it lies."""
 
     def __init__(
         self, slots: Slots, slot: ExecutionSlot, *, outputs: list[str], out: Mapping[str, Array] | None, image: Any

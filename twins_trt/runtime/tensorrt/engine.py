@@ -61,7 +61,7 @@ class TensorRTEngine:
         def new_slot() -> ExecutionSlot:
             return ExecutionSlot(loaded, memory, mapped=mapped, graphs=graphs)
 
-        self._slots = Slots(memory, new_slot, most=options.contexts, owner=owner)
+        self._slots = Slots(memory, new_slot, max_slots=options.contexts, owner=owner)
         self._results = OutputRing(memory)
         self._images = InputRing(memory, mapped=mapped)
 

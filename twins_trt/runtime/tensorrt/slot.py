@@ -13,11 +13,11 @@ import numpy as np
 from twins_trt.errors import EngineError
 from twins_trt.runtime.engines.checks import check_input
 from twins_trt.runtime.engines.protocol import OnStage
-from twins_trt.runtime.memory import Memory
+from twins_trt.runtime.memory import Memory, OutOfMemory
 from twins_trt.runtime.memory.arrays import DeviceView, size_of
 from twins_trt.runtime.memory.ring import PinnedView
 from twins_trt.runtime.tensorrt.buffers import Borrowing, Buffer
-from twins_trt.runtime.tensorrt.loaded import LoadedEngine, Shape
+from twins_trt.runtime.tensorrt.loaded import ALIGNMENT, LoadedEngine, Shape
 
 if TYPE_CHECKING:
     from twins_trt.runtime.engines.protocol import Array
@@ -50,7 +50,6 @@ class ExecutionSlot:
         self._left = False  # it may be under way
         self._events: list[Any] = []
         self._staging = 0.0  # seconds of copying the image on the processor, before the GPU's clock starts
-        self._pinned: PinnedView | None = None  # lives until the call is over
         names = [spec.name for spec in (*loaded.inputs, *loaded.outputs)]
         self._buffers = {name: Buffer(memory, mapped=mapped) for name in names}
         self._borrowing = {name: Borrowing(graphs=replayed) for name in names}
@@ -91,28 +90,27 @@ class ExecutionSlot:
     ) -> None:
         """Gives one call to the stream. host: outputs to copy to the host. device: where to write outputs on the GPU.
 
-        A host image may be reused when this returns; pinned memory and memory on the GPU must wait for the call's end.
+        A host image may be reused when this returns; the caller keeps other memory alive until the call is over.
         observe: `finish` calls it with the times of the copies and of the engine, by the GPU's own clock.
         Raises EngineError; call `settle` then too.
         """
         memory = self._memory
         shapes = self.output_shapes(tuple(image.shape))
         self._observe = observe
-        self._pinned = image if isinstance(image, PinnedView) else None
         while observe is not None and len(self._events) < _EVENTS:
             self._events.append(memory.new_event(timing=True))
         addresses = {self._loaded.inputs[0].name: self._load(image)}
         copied: list[tuple[str, DeviceView]] = []
         for output in self._loaded.outputs:
             target = device.get(output.name)
-            if self._borrowing[output.name].in_place(None if target is None else target.address):
-                assert target is not None
-                addresses[output.name] = target.address
+            size = size_of(shapes[output.name], output.dtype)
+            if target is None:
+                self._borrowing[output.name].in_place(None)
+                self._buffers[output.name].reserve(size, host=output.name in host)
+                addresses[output.name] = self._buffers[output.name].address
                 continue
-            buffer = self._buffers[output.name]
-            buffer.reserve(size_of(shapes[output.name], output.dtype), host=output.name in host)
-            addresses[output.name] = buffer.address
-            if target is not None:
+            addresses[output.name] = self._address(output.name, target.address, size)
+            if addresses[output.name] != target.address:
                 copied.append((output.name, target))
         self._mark(1)
         self._run(addresses)
@@ -150,7 +148,6 @@ class ExecutionSlot:
                 results[spec.name] = out[spec.name]
             else:
                 results[spec.name] = staged.copy()
-        self._pinned = None
         self._tell_stages(time.perf_counter() - start)
         return {name: results[name] for name in host}
 
@@ -159,7 +156,6 @@ class ExecutionSlot:
         _quietly(self._drop_graph)
         if self.stream:
             _quietly(self._memory.synchronize, self.stream)
-        self._pinned = None
 
     def profile(self, image: Array, times: dict[str, float], *, runs: int) -> None:
         """Adds the time of every layer over `runs` runs to `times`, milliseconds."""
@@ -193,17 +189,16 @@ class ExecutionSlot:
     def _load(self, image: Array | PinnedView | DeviceView) -> int:
         """Brings the image to the GPU, in the order of the stream, and returns its address there."""
         memory, spec = self._memory, self._loaded.inputs[0]
-        buffer, borrowing = self._buffers[spec.name], self._borrowing[spec.name]
+        buffer = self._buffers[spec.name]
         size = size_of(tuple(image.shape), spec.dtype)
         self._staging = 0.0
         if isinstance(image, DeviceView) or (isinstance(image, PinnedView) and buffer.mapped):
             self._mark(0)
-            if borrowing.in_place(image.address):
-                return image.address
-            buffer.reserve(size, host=False)
-            memory.copy(buffer.address, image.address, size, self.stream)
-            return buffer.address
-        borrowing.in_place(None)
+            address = self._address(spec.name, image.address, size)
+            if address != image.address:
+                memory.copy(address, image.address, size, self.stream)
+            return address
+        self._borrowing[spec.name].in_place(None)
         if isinstance(image, PinnedView):
             buffer.reserve(size, host=False)
             self._mark(0)
@@ -218,6 +213,19 @@ class ExecutionSlot:
         self._mark(0)
         if buffer.block is not None and not buffer.mapped:
             memory.copy_in(buffer.address, buffer.block, size, self.stream)
+        return buffer.address
+
+    def _address(self, name: str, borrowed: int, size: int) -> int:
+        """Where the engine reads or writes a tensor for which the caller lends memory: there, or the slot's buffer."""
+        buffer = self._buffers[name]
+        if self._borrowing[name].in_place(borrowed):
+            return borrowed
+        try:
+            buffer.reserve(size, host=False)
+        except OutOfMemory:
+            if borrowed % ALIGNMENT:
+                raise
+            return borrowed  # slower, because no graph has this address
         return buffer.address
 
     def _run(self, addresses: Mapping[str, int]) -> None:

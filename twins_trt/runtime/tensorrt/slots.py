@@ -16,11 +16,11 @@ log = logging.getLogger("twins_trt")
 
 
 class Slots:
-    """new: makes a slot, inside `memory.entered()`; raises EngineError if there is no room. most: how many there may
-    be. owner: the engine's name in errors. Any number of threads may use one object."""
+    """new: makes a slot, inside `memory.entered()`; raises EngineError if there is no room. max_slots: how many there
+    may be. owner: the engine's name in errors. Any number of threads may use one object."""
 
-    def __init__(self, memory: Memory, new: Callable[[], ExecutionSlot], *, most: int, owner: str) -> None:
-        self._memory, self._new, self._most, self._owner = memory, new, most, owner
+    def __init__(self, memory: Memory, new: Callable[[], ExecutionSlot], *, max_slots: int, owner: str) -> None:
+        self._memory, self._new, self._max_slots, self._owner = memory, new, max_slots, owner
         self._all: list[ExecutionSlot] = []
         self._idle: list[ExecutionSlot] = []
         self._changed = threading.Condition()
@@ -91,7 +91,7 @@ class Slots:
         """
         warm: list[ExecutionSlot] = []
         try:
-            while len(warm) < self._most:
+            while len(warm) < self._max_slots:
                 slot = self.try_to_take(shape, wait=not warm)
                 if slot is None:
                     break
@@ -127,7 +127,7 @@ class Slots:
 
     def _add(self) -> ExecutionSlot | None:
         """One more slot, or None if no more are allowed or fit. Raises EngineError if the first does not fit."""
-        if len(self._all) >= self._most:
+        if len(self._all) >= self._max_slots:
             return None
         try:
             with self._memory.entered():
@@ -152,7 +152,10 @@ class Slots:
         return True
 
     def _limit(self, error: EngineError) -> None:
-        self._most = len(self._all)
+        self._max_slots = len(self._all)
         log.warning(
-            "%s runs %d calls at once, because memory has no room for more: %s", self._owner, self._most, error.cause
+            "%s runs %d calls at once, because memory has no room for more: %s",
+            self._owner,
+            self._max_slots,
+            error.cause,
         )
