@@ -13,15 +13,17 @@ import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from fake_capture import Enum, Failure, Mode, Status
 from fake_driver import install_driver
 from fake_gpu import Event, Executable, FakeGpu, Graph
 from fake_pycuda import pycuda
 
 from twins_trt.device import Device
+
+if TYPE_CHECKING:
+    import pytest  # a benchmark rehearses where there may be none
 
 _GPU_MODULES = ("tensorrt", "tensorrt_rtx", "cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver")
 
@@ -248,6 +250,13 @@ class _Runtime:
         self.gpu.forget(graph)
 
 
+def _number(parameter: str, value: Any) -> int:
+    """An argument as a number: None is the handle or address 0. The releases before 13 want the member of an enum."""
+    if parameter in ("kind", "mode"):
+        return int(value.value)
+    return 0 if value is None else operator.index(value)
+
+
 def _unsigned(size: int) -> int:
     if size < 0:
         raise OverflowError("can't convert negative value to size_t")
@@ -274,8 +283,9 @@ def cuda_bindings(gpu: FakeGpu) -> ModuleType:
         nothing = (None,) if signature.return_annotation not in (None, "None") else ()
 
         def call(*given: Any, **named: Any) -> tuple[Any, ...]:
-            values = signature.bind(*given, **named).args
-            numbers = [0 if value is None else operator.index(value) for value in values]
+            numbers = [
+                _number(parameter, each) for parameter, each in signature.bind(*given, **named).arguments.items()
+            ]
             with gpu.lock:
                 gpu.calls.append(name)
                 try:
@@ -292,7 +302,7 @@ def cuda_bindings(gpu: FakeGpu) -> ModuleType:
                     return (error.status, *nothing)
                 return (Status.cudaSuccess, *(() if result is None else (result,)))
 
-        call.function = function  # type: ignore[attr-defined]
+        call.function, call.gpu = function, gpu  # type: ignore[attr-defined]
         return call
 
     def last_error() -> tuple[Status]:

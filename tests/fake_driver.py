@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from fake_gpu import FakeGpu
 
 from twins_trt.device import Device
+
+if TYPE_CHECKING:
+    import pytest  # a benchmark rehearses where there may be none
 
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 

@@ -45,7 +45,7 @@ class Bench:
         return self._other.submit(function, *given).result()
 
     def copy(self, stream: Any) -> Status:
-        return self.status("cudaMemcpyAsync", self.target, self.source, 8, 3, stream)
+        return self.status("cudaMemcpyAsync", self.target, self.source, 8, self.cuda.cudaMemcpyKind(3), stream)
 
     def begin(self, stream: Any, mode: Mode = THREAD_LOCAL) -> None:
         self.get("cudaStreamBeginCapture", stream, mode)

@@ -120,6 +120,7 @@ def test_what_is_no_number_is_refused_as_the_real_package_does(real: ModuleType,
             ("cudaMalloc", (1, 2), TypeError),
             ("cudaStreamSynchronize", ("x",), TypeError),
             ("cudaFree", ("x",), TypeError),
+            ("cudaStreamBeginCapture", (4096, "x"), (AttributeError, TypeError, ValueError)),
         ):
             with pytest.raises(error):
                 getattr(module, name)(*given)

@@ -57,7 +57,7 @@ def test_host_memory_is_mapped_if_asked_for_and_once(gpu: FakeGpu, cuda: Any) ->
     assert gpu.bytes_at(address, 8).tolist() == [7] * 8
     value(cuda.cudaFreeHost(mapped))
     assert bytes_of(mapped, 8).tolist() == [POISON] * 8  # who still reads it, reads nothing
-    assert cuda.cudaMemcpyAsync(value(cuda.cudaMalloc(8)), address, 8, 3, 0)[0] == INVALID
+    assert cuda.cudaMemcpyAsync(value(cuda.cudaMalloc(8)), address, 8, cuda.cudaMemcpyKind(3), 0)[0] == INVALID
 
 
 def test_no_room_is_no_memory_and_every_device_has_its_own() -> None:
@@ -75,7 +75,7 @@ def test_a_copy_has_the_direction_of_its_pointers(cuda: Any, kind: int) -> None:
     host, pinned = value(cuda.cudaHostAlloc(8, 0)), value(cuda.cudaHostAlloc(8, 0))
     pairs = {(host, pinned): 0, (device, host): 1, (host, device): 2, (device, other): 3}
     for (target, source), wanted in pairs.items():
-        status = cuda.cudaMemcpyAsync(target, source, 8, kind, 0)[0]
+        status = cuda.cudaMemcpyAsync(target, source, 8, cuda.cudaMemcpyKind(kind), 0)[0]
         assert status == (Status.cudaSuccess if kind in (wanted, cuda.cudaMemcpyKind.cudaMemcpyDefault) else INVALID)
 
 
@@ -90,7 +90,9 @@ def test_a_copy_stays_in_its_memory(cuda: Any) -> None:
         (device, device + 4, 4 + 1),
     ):
         assert cuda.cudaMemcpyAsync(target, source, size, cuda.cudaMemcpyKind.cudaMemcpyDefault, 0)[0] == INVALID
-    assert value(cuda.cudaMemcpyAsync(device, device + 4, 4, 3, 0)) is None  # beside each other is not overlapping
+    assert (
+        value(cuda.cudaMemcpyAsync(device, device + 4, 4, cuda.cudaMemcpyKind(3), 0)) is None
+    )  # beside each other is not overlapping
 
 
 def test_freeing_waits_for_the_work_of_the_device(gpu: FakeGpu, cuda: Any) -> None:
@@ -99,7 +101,7 @@ def test_freeing_waits_for_the_work_of_the_device(gpu: FakeGpu, cuda: Any) -> No
     host = value(cuda.cudaHostAlloc(8, 0))
     for free in (lambda: cuda.cudaFree(other), lambda: cuda.cudaFreeHost(value(cuda.cudaHostAlloc(8, 0)))):
         bytes_of(host, 8)[...] = 5
-        value(cuda.cudaMemcpyAsync(used, host, 8, 1, stream))
+        value(cuda.cudaMemcpyAsync(used, host, 8, cuda.cudaMemcpyKind(1), stream))
         assert gpu.pending() > 0
         value(free())
         assert gpu.pending() == 0 and gpu.bytes_at(used, 8).tolist() == [5] * 8
@@ -142,7 +144,7 @@ def test_graphs_and_what_runs_them_are_different_things(cuda: Any) -> None:
 def test_a_graph_reads_its_memory_anew_and_not_after_it_is_freed(gpu: FakeGpu, cuda: Any) -> None:
     stream = value(cuda.cudaStreamCreateWithFlags(1))
     source, target = value(cuda.cudaHostAlloc(8, 0)), value(cuda.cudaMalloc(8))
-    copy = lambda: cuda.cudaMemcpyAsync(target, source, 8, 1, stream)  # noqa: E731
+    copy = lambda: cuda.cudaMemcpyAsync(target, source, 8, cuda.cudaMemcpyKind(1), stream)  # noqa: E731
     _, executable = graph_of(cuda, stream, copy)
     for number in (3, 4):
         bytes_of(source, 8)[...] = number
