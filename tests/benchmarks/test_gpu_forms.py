@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -167,3 +169,40 @@ def test_only_our_forms_rest_on_the_checks_of_our_kernels() -> None:
     resting = {job.form for job in models.jobs(smoke()) if job.rests_on}
     assert resting == {form for form in models.FORMS if form.startswith("ours")}
     assert set(models.AROUND) <= set(job_of("ours autotuned", smoke()).rests_on)
+
+
+class KernelWorkload(Workload):
+    """On a CPU with our kernels all the same, by Triton's interpreter."""
+
+    kernels = "triton"
+
+
+def ours_by_the_interpreter() -> tuple[list[str], list[str], float]:
+    """Operators of ours in what torch.compile gets of `ours autotuned`, its inputs, and the share of right pixels."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def compiler(module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(module)
+        return module.forward
+
+    plain = smoke()
+    workload = KernelWorkload(**{**vars(plain), "compiler": compiler})
+    mask = network_of(MODEL, FORMS["ours autotuned"], workload)(models.picture(1, workload))
+    (graph,) = graphs
+    operators = [str(node.target) for node in graph.graph.nodes if "twins_trt" in str(node.target)]
+    inputs = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
+    same = (mask == models.plain_mask_of(MODEL, 1, plain)).double().mean()
+    return operators, inputs, float(same)
+
+
+@pytest.mark.slow
+def test_our_kernels_are_inside_the_autotuned_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # of a process of its own: it is read when kernels are decorated
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        operators, inputs, same = pool.submit(ours_by_the_interpreter).result()
+    spec = smoke().spec(MODEL)
+    attentions = ["lsa" if spec.has_lsa(block) else "gsa" for depth in spec.depths for block in range(depth)]
+    expected = ["resize_normalize", *attentions, "resize_argmax"]
+    assert operators == [f"twins_trt.{name}.default" for name in expected]
+    assert len(inputs) == 1 and same >= 0.9999

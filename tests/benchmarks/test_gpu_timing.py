@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import ceilings, kernels, timing
+from benchmarks.gpu.runner import shown
 from benchmarks.gpu.timing import CaptureError, CudaClock, HostClock, Pace, calls_in_row, time_by, time_call
 from benchmarks.gpu.workload import cores, smoke
 
@@ -53,6 +54,7 @@ def test_a_row_leaves_out_the_launch_and_keeps_the_cache_warm() -> None:
     assert times.row_calls == timing.ROW_CALLS
     assert times.in_row == pytest.approx(2e-3 + 3e-3 / times.row_calls)
     row = times.to_json()
+    assert f"{times.in_row:.4f} ms in a row" in shown(row)
     assert row["ms_in_row"] == pytest.approx(times.in_row, abs=1e-6) and row["row_calls"] == times.row_calls
     assert {"ms", "ms_p10", "ms_p90", "ms_p99"} <= set(row)
 
