@@ -336,23 +336,30 @@ def test_work_beside_a_global_capture_of_another_thread(make: Engines, cuda: Any
     assert said == [True] * 3
 
 
-def test_a_run_becomes_a_part_of_the_callers_capture(make: Engines, cuda: Any, draw: Draw, stream: Stream) -> None:
-    engine, _ = make()
+def test_runs_become_a_part_of_the_callers_capture(make: Engines, cuda: Any, draw: Draw, stream: Stream) -> None:
+    engine, stub = make(contexts=1)
     image, mask, source = OnDevice(cuda, IMAGE), OnDevice(cuda, IMAGE[:3]), pinned(cuda, draw())
     mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     call(cuda, "cudaStreamBeginCapture", stream.handle, mode)
     stream.upload(image, source)
-    engine.run_on_device(image, out={"mask": mask}, stream=stream.handle)
+    for _ in range(2):  # the second time the engine would capture a graph of its own
+        engine.run_on_device(image, out={"mask": mask}, stream=stream.handle)
+    lent = engine.run_on_device(image, stream=stream.handle)["mask"]
     graph = call(cuda, "cudaStreamEndCapture", stream.handle)
     executable = call(cuda, "cudaGraphInstantiate", graph, 0)
     call(cuda, "cudaGraphDestroy", graph)
     for _ in range(2):
         source.array[...] = content = draw()
         call(cuda, "cudaGraphLaunch", executable, stream.handle)
-        assert np.array_equal(read(cuda, stream, mask, IMAGE[:3]), mask_of(content))
+        for each in (mask, lent):
+            assert np.array_equal(read(cuda, stream, each, IMAGE[:3]), mask_of(content))
     call(cuda, "cudaGraphExecDestroy", executable)
-    other = draw()  # afterwards the engine serves as before
-    assert np.array_equal(engine(other)["mask"], mask_of(other))
+    del lent, each
+    for call_number in range(5):  # afterwards the engine serves and replays as before
+        other = draw()
+        before = stub.enqueued
+        assert np.array_equal(engine(other)["mask"], mask_of(other))
+        assert call_number < 3 or stub.enqueued == before
 
 
 def test_the_threads_device_and_mode_are_left_as_they_were(make: Engines, cuda: Any, draw: Draw) -> None:
