@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import Work
+from fake_capture import Mode
+from fake_gpu import Executable, Work
 from fake_tensorrt import calls
 from machine import ADA, ORIN, Machine, OnGpu
 from tiny_graphs import UInt8Array, nearest_class
@@ -230,6 +231,28 @@ def test_a_host_image_waits_for_a_run_that_still_reads_the_shared_buffer(machine
     assert np.array_equal(engine(other)["mask"], nearest_class(other))
     machine.gpu.drain(1)
     assert np.array_equal(mask.read()[0], nearest_class(images[1]))
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_run_may_be_a_part_of_the_callers_own_capture(
+    machine: Machine, images: Any, picture: Draw, before: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """before: calls with the same arrays. The engine's graph is then another one's, or that of these arrays."""
+    engine, theirs = machine.engine(), machine.gpu.new_stream()
+    source, target = OnGpu(machine.gpu, images), OnGpu(machine.gpu, np.zeros((1, 24, 32), np.uint8))
+    for _ in range(before):
+        engine.run_on_device(source, out={"mask": target}, stream=theirs)
+    machine.gpu.drain(theirs)
+    machine.gpu.begin_capture(theirs, Mode.cudaStreamCaptureModeGlobal)
+    engine.run_on_device(source, out={"mask": target}, stream=theirs)
+    graph = machine.gpu.end_capture(theirs)
+    late = picture(24, 32)[None]
+    machine.gpu.bytes_at(source.address, late.nbytes)[...] = late.ravel()
+    machine.gpu.launch(Executable(graph.works), theirs)
+    machine.gpu.drain(theirs)
+    assert np.array_equal(target.read(), nearest_class(late))
+    assert "no CUDA graph" not in caplog.text  # one capture inside another would fail, and be the last
+    machine.gpu.free_stream(theirs)
 
 
 @pytest.mark.parametrize(
