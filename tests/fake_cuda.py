@@ -71,7 +71,7 @@ class _Handle:
         return self._number
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and int(other) == self._number  # type: ignore[call-overload,no-any-return]
+        return isinstance(other, _Handle) and type(other) is type(self) and other._number == self._number
 
     def __hash__(self) -> int:
         return hash(self._number)

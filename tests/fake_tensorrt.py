@@ -108,6 +108,11 @@ class _Enum(enum.Enum, metaclass=_EnumType):
         return int(self) < int(other)
 
 
+def _enum(name: str, values: Mapping[str, int], **options: Any) -> Any:
+    make: Any = _Enum  # which has no members yet, and so makes an enum
+    return make(name, values, **options)
+
+
 class _Parameter:
     """One parameter of a pybind11 signature: its type's name, and whether it may be left out."""
 
@@ -226,8 +231,8 @@ def fake_module(
     module.script = script = script or Script()
     for name, values in description["enums"].items():
         if "." not in name:
-            setattr(module, name, _Enum(name, values, module=module.__name__))
-    severity = _Enum("Severity", description["enums"]["ILogger.Severity"])  # type: ignore[misc]
+            setattr(module, name, _enum(name, values, module=module.__name__))
+    severity = _enum("Severity", description["enums"]["ILogger.Severity"])
     for name, members in description["classes"].items():
         body: dict[str, Any] = {"_module": module, "_members": members, "__init__": _INITS.get(name, _no_constructor)}
         for member, signature in members.items():

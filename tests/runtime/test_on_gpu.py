@@ -312,7 +312,8 @@ def test_a_capture_that_another_thread_breaks_fails_no_call(make: Engines, cuda:
 def test_work_beside_a_global_capture_of_another_thread(make: Engines, cuda: Any, draw: Draw, stream: Stream) -> None:
     """As torch captures: a call that CUDA calls unsafe, in any thread, would break the capture."""
     source, target = OnDevice(cuda, (64,)), OnDevice(cuda, (64,))
-    image, said = draw(), []
+    image = draw()
+    said: list[Any] = []
 
     def ours() -> None:
         try:
@@ -485,7 +486,8 @@ def test_captures_beside_torch_that_allocates_and_waits(torch_gpu: Any, on_real:
 
 @pytest.mark.gpu
 def test_torchs_capture_beside_ours(torch_gpu: Any, on_real: Engines, draw: Draw) -> None:
-    torch, said, image = torch_gpu, [], draw()
+    torch, image = torch_gpu, draw()
+    said: list[Any] = []
     number = torch.zeros(1, device="cuda")
     torch.cuda.synchronize()
 

@@ -107,7 +107,7 @@ class Quiet:
     """Makes a logger of a module that keeps what is said."""
 
     def __new__(cls, module: Any, said: list[str]) -> Any:
-        class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+        class Logger(module.ILogger):
             def __init__(self) -> None:
                 module.ILogger.__init__(self)
 
