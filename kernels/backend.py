@@ -117,10 +117,26 @@ def _require_triton(
         if reason == NOT_INSTALLED:
             raise missing("triton", extra="triton", purpose=f"{op} with backend='triton'")
         raise EngineError(f"{op}: {reason}", fix)
-    if device_type != "cuda" and not interpreting():
+    if device_type != "cuda" and not runs_interpreted(op, dtype):
         raise EngineError(f"{op}: Triton kernels do not run on a {device_type} tensor", "use backend='auto'")
     if device_type == "cuda" and (reason := gpu_problem(device_index)):
         raise EngineError(f"{op}: {reason}", fix)
+
+
+def runs_interpreted(op: str, dtype: torch.dtype | str) -> bool:
+    """Whether Triton's interpreter runs the kernels on CPU tensors here. op: for messages. dtype: of the kernel.
+
+    Raises EngineError for bfloat16: the interpreter takes its bits for integers in a product, which is off by a factor
+    of 1e9, and cuts off where a GPU rounds to it.
+    """
+    if not interpreting():
+        return False
+    if str(dtype) == DTYPES["bf16"]:
+        raise EngineError(
+            f"{op}: Triton's interpreter computes bfloat16 wrongly",
+            "pass float16 or float32, or unset TRITON_INTERPRET",
+        )
+    return True
 
 
 @functools.cache

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from twins_trt.errors import UsageError
 from twins_trt.kernels.autocast import register_autocast
-from twins_trt.kernels.backend import choose_backend
-from twins_trt.kernels.device import interpreting
+from twins_trt.kernels.backend import choose_backend, runs_interpreted
 from twins_trt.kernels.gsa.launch import HEAD_DIMS, gsa_backward, gsa_forward
 from twins_trt.kernels.gsa.reference import gsa_reference
 
@@ -83,7 +82,7 @@ def gsa_backward_op(
 
 @gsa_op.register_kernel("cpu")
 def _(q: Tensor, kv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    if interpreting():
+    if runs_interpreted("gsa", q.dtype):
         return gsa_forward(q, kv, num_heads=num_heads)
     (queries,), (keys, values) = _heads(q, 1, num_heads), _heads(kv, 2, num_heads)
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5  # [B, heads, N, M]
@@ -94,7 +93,7 @@ def _(q: Tensor, kv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 
 @gsa_backward_op.register_kernel("cpu")
 def _(grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    if interpreting():
+    if runs_interpreted("gsa", q.dtype):
         return gsa_backward(grad, q, kv, out, lse, num_heads=num_heads)
     (queries,), (keys, values) = _heads(q, 1, num_heads), _heads(kv, 2, num_heads)
     (g,), (result,) = _heads(grad, 1, num_heads), _heads(out, 1, num_heads)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from twins_trt.errors import UsageError
 from twins_trt.kernels.autocast import register_autocast
-from twins_trt.kernels.backend import choose_backend
-from twins_trt.kernels.device import interpreting
+from twins_trt.kernels.backend import choose_backend, runs_interpreted
 from twins_trt.kernels.lsa.launch import HEAD_DIMS, MAX_WINDOW, lsa_backward, lsa_forward
 from twins_trt.kernels.lsa.reference import (
     lsa_reference,
@@ -113,7 +112,7 @@ def lsa_backward_op(
 
 @lsa_op.register_kernel("cpu")
 def _(qkv: Tensor, qkv_bias: Tensor, num_heads: int, window_size: int, padding: str) -> Tensor:
-    if interpreting():
+    if runs_interpreted("lsa", qkv.dtype):
         return lsa_forward(qkv, qkv_bias, num_heads=num_heads, window_size=window_size, padding=padding)
     wide = torch.promote_types(qkv.dtype, torch.float32)
     out = lsa_reference(qkv.to(wide), qkv_bias.to(wide), num_heads=num_heads, window_size=window_size, padding=padding)
@@ -124,7 +123,7 @@ def _(qkv: Tensor, qkv_bias: Tensor, num_heads: int, window_size: int, padding: 
 def _(
     grad: Tensor, qkv: Tensor, qkv_bias: Tensor, num_heads: int, window_size: int, padding: str
 ) -> tuple[Tensor, Tensor]:
-    if interpreting():
+    if runs_interpreted("lsa", qkv.dtype):
         return lsa_backward(grad, qkv, qkv_bias, num_heads=num_heads, window_size=window_size, padding=padding)
     wide = torch.promote_types(qkv.dtype, torch.float32)
     height, width = qkv.shape[1:3]

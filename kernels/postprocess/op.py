@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from twins_trt.errors import UsageError
-from twins_trt.kernels.backend import choose_backend
-from twins_trt.kernels.device import interpreting
+from twins_trt.kernels.backend import choose_backend, runs_interpreted
 from twins_trt.kernels.postprocess.launch import resize_argmax_forward, unsupported
 from twins_trt.kernels.postprocess.reference import resize_argmax_reference
 
@@ -60,7 +59,7 @@ def resize_argmax_op(logits: Tensor, height: int, width: int, probability: bool)
 
 @resize_argmax_op.register_kernel("cpu")
 def _(logits: Tensor, height: int, width: int, probability: bool) -> tuple[Tensor, Tensor]:
-    if interpreting():
+    if runs_interpreted("resize_argmax", logits.dtype):
         return resize_argmax_forward(logits, height, width, probability=probability)
     mask, best = resize_argmax_reference(logits, (height, width), probability=probability)
     return mask, _wide(logits, 0) if best is None else best

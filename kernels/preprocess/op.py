@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from twins_trt.errors import UsageError
-from twins_trt.kernels.backend import choose_backend
-from twins_trt.kernels.device import interpreting
+from twins_trt.kernels.backend import choose_backend, runs_interpreted
 from twins_trt.kernels.preprocess.launch import InputFormat, empty_input, resize_normalize_forward, unsupported
 from twins_trt.kernels.preprocess.reference import Channels, resize_normalize_reference
 
@@ -68,7 +67,7 @@ def resize_normalize_op(image: Tensor, *fields: Any) -> Tensor:
 @resize_normalize_op.register_kernel("cpu")
 def _(image: Tensor, *fields: Any) -> Tensor:
     wanted = InputFormat(*fields)
-    if interpreting():
+    if runs_interpreted("resize_normalize", wanted.dtype):
         return resize_normalize_forward(image, wanted)
     return resize_normalize_reference(
         image,

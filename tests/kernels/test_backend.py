@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -16,6 +16,8 @@ from twins_trt.kernels import backend
 from twins_trt.kernels.device import dot_precision
 from twins_trt.kernels.gsa import gsa
 from twins_trt.kernels.lsa import lsa, lsa_reference
+from twins_trt.kernels.postprocess import resize_argmax
+from twins_trt.kernels.preprocess import resize_normalize
 
 WITHOUT_TRITON = """
 import sys
@@ -136,6 +138,56 @@ def test_an_old_triton_is_not_used(machine: pytest.MonkeyPatch, version: str, pr
     set_triton(machine, version)
     assert backend.installed_triton() == version
     assert backend.triton_problem(version) == problem
+
+
+def calls_in_bf16(backend: str) -> dict[str, Callable[[], object]]:
+    """Every operator by its public function, in bfloat16."""
+    half = torch.bfloat16
+    qkv, bias, q, kv = (torch.zeros(shape, dtype=half) for shape in ((1, 7, 7, 96), (96,), (1, 4, 32), (1, 4, 64)))
+    image, numbers = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), (1.0, 2.0, 3.0)
+    return {
+        "lsa": lambda: lsa(qkv, bias, num_heads=1, backend=backend),
+        "gsa": lambda: gsa(q, kv, num_heads=1, backend=backend),
+        "resize_argmax": lambda: resize_argmax(qkv, (4, 4), backend=backend),
+        "resize_normalize": lambda: resize_normalize(
+            image, (4, 4), mean=numbers, std=numbers, dtype=half, backend=backend
+        ),
+    }
+
+
+@pytest.mark.parametrize("op", ["lsa", "gsa", "resize_argmax", "resize_normalize"])
+def test_the_interpreter_is_not_given_bf16(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(EngineError, match=f"{op}: Triton's interpreter computes bfloat16 wrongly") as error:
+        calls_in_bf16("triton")[op]()
+    assert "pass float16 or float32, or unset TRITON_INTERPRET" in str(error.value)
+    calls_in_bf16("auto")[op]()  # the reference
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(EngineError, match="do not run on a cpu tensor"):
+        calls_in_bf16("triton")[op]()
+
+
+def test_operators_do_not_hand_bf16_to_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their names in torch, and under autocast, which casts behind the public functions' checks."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    ops, half = torch.ops.twins_trt, torch.bfloat16
+    qkv, bias, q, kv = (torch.zeros(shape, dtype=half) for shape in ((1, 7, 7, 96), (96,), (1, 4, 32), (1, 4, 64)))
+    out, lse = ops.gsa(q, kv, 1)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    image = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    for call in (
+        lambda: ops.lsa(qkv, bias, 1, 7, "parity"),
+        lambda: ops.lsa_backward(qkv[..., :32], qkv, bias, 1, 7, "parity"),
+        lambda: ops.gsa(q, kv, 1),
+        lambda: ops.gsa_backward(q, q, kv, out, lse, 1),
+        lambda: ops.resize_argmax(qkv, 4, 4, False),
+        lambda: ops.resize_normalize(image, 4, 4, [1.0] * 3, [1.0] * 3, half, True),
+    ):
+        with pytest.raises(EngineError, match="computes bfloat16 wrongly"):
+            call()
+    with torch.autocast("cpu", dtype=half), pytest.raises(EngineError, match="computes bfloat16 wrongly"):
+        lsa(qkv.float(), bias.float(), num_heads=1, backend="triton")
 
 
 def test_shapes_that_do_not_fit_each_other_are_an_error() -> None:
