@@ -67,6 +67,12 @@ def spans_of(trace: Mapping[str, Any], categories: Sequence[str]) -> list[Span]:
     return sorted(found, key=lambda span: (span.start, -span.length))
 
 
+def graph_launches(trace: Mapping[str, Any]) -> int:
+    """How many CUDA graphs were launched: none where the engine could not capture its program."""
+    launches = (event for event in trace["traceEvents"] if event.get("ph") == "X")
+    return sum(event["name"].startswith("cudaGraphLaunch") for event in launches)
+
+
 def outermost(spans: Sequence[Span]) -> list[Span]:
     """These without what lies inside another, as torch's operators lie inside each other on a CPU."""
     kept: list[Span] = []
@@ -144,7 +150,8 @@ def trace_engine(name: str, batch: int, workload: Workload) -> Row:
         trace = profiled(lambda: engine(image, outputs=["mask"]), workload.device)
     on_gpu = workload.device.type == "cuda"
     found = summary(spans_of(trace, ON_GPU) if on_gpu else outermost(spans_of(trace, ON_CPU)))
-    return {"model": name, "batch": batch, "ms": round(statistics.median(taken), 6), "timed": "wall", **found}
+    timed = {"ms": round(statistics.median(taken), 6), "timed": "wall", "graph_launches": graph_launches(trace)}
+    return {"model": name, "batch": batch, **timed, **found}
 
 
 def _is_transfer(name: str) -> bool:

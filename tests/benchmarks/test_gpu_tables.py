@@ -81,8 +81,10 @@ def test_a_trace_is_rendered_with_the_longest_kernels_first(tmp_path: Path, stor
     names = ["gemm<128, 64>|x", "k" * 300, *(f"kernel {number}" for number in range(tables.TRACED_KERNELS))]
     kernels = [{"name": name, "count": 2, "us": 10.0, "share": 1 / len(names)} for name in names]
     row = {"model": "twins_svt-s_fpn", "batch": 1, "launches": 44, "busy_us": 220.0, "idle_us": 31.0}
-    store.put("traces", "a", {**row, **TIMES, "kernels": kernels})
+    store.put("traces", "a", {**row, **TIMES, "kernels": kernels, "graph_launches": 1})
+    store.put("traces", "b", {**row, **TIMES, "kernels": kernels, "graph_launches": 0})
     text = tables.traces(folder=tmp_path)
+    assert "batch 1, as a CUDA graph: 44 kernels" in text and "batch 1, not as a CUDA graph: 44 kernels" in text
     assert "44 kernels run for 220 µs, and between them nothing runs for 31 µs" in text
     assert "a replay takes 500 µs" in text
     assert "| `gemm<128, 64>/x` | 2 | 10.0 | 4.5 % |" in text

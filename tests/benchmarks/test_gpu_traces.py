@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import traces
-from benchmarks.gpu.traces import ON_GPU, Span, outermost, spans_of, summary, trace_engine
+from benchmarks.gpu.traces import ON_GPU, Span, graph_launches, outermost, spans_of, summary, trace_engine
 from benchmarks.gpu.workload import full, smoke
 
 
@@ -18,7 +18,7 @@ def event(name: str, start: float, length: float, *, cat: str = "kernel", phase:
     return {"ph": phase, "cat": cat, "name": name, "pid": 0, "tid": 7, "ts": start, "dur": length, "args": {}}
 
 
-GPU_TRACE = {
+GPU_TRACE: dict[str, Any] = {
     "schemaVersion": 1,
     "traceEvents": [
         event("cudaGraphLaunch", 0, 9, cat="cuda_runtime"),
@@ -63,6 +63,12 @@ def test_busy_and_idle_are_the_whole(seed: int) -> None:
     assert row["busy_us"] + row["idle_us"] == max(ends) - min(span.start for span in spans)
     assert sum(kernel["share"] for kernel in row["kernels"]) == pytest.approx(1)
     assert row["kernels"] == sorted(row["kernels"], key=lambda kernel: -kernel["us"])
+
+
+def test_a_trace_says_whether_a_graph_was_replayed() -> None:
+    assert graph_launches(GPU_TRACE) == 1
+    events = [event for event in GPU_TRACE["traceEvents"] if event["name"] != "cudaGraphLaunch"]
+    assert graph_launches({"traceEvents": events}) == 0
 
 
 def test_a_profiler_that_sees_nothing_is_an_error() -> None:
