@@ -119,8 +119,9 @@ class _Ring:
     def _learn(self) -> bool:
         """If many blocks have unknown readers, frees one, after which the others have none. Returns whether it did.
 
-        CUDA's free waits for all work under way. Waiting for the device would do the same without freeing, but it
-        breaks every stream capture in the process, and nobody can tell whether one is under way.
+        CUDA's free waits for all work under way. cudaDeviceSynchronize would do the same without freeing, but it breaks
+        every stream capture in the process, whatever its mode (NVIDIA/TensorRT#2888), and nobody can tell whether there
+        is one.
         """
         unknown = [block for block in self._idle if not block.quiet]
         if len(unknown) < _KEPT and sum(block.size for block in unknown) < _KEPT_UNKNOWN:
