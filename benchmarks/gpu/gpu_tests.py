@@ -10,11 +10,15 @@ import time
 from importlib.util import find_spec
 from typing import Any
 
+from benchmarks.gpu.jobs import LIMIT
+from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.store import ROOT, tests_fingerprint
 
 Row = dict[str, Any]
 
-TEST_SECONDS = 480.0
+TEST_SECONDS = 840.0  # less than a row has without a budget, so that what was found is kept
+TO_TELL_SECONDS = 5.0
+TIMED_OUT = 124
 PROCESSES = 6  # where pytest-xdist is installed; each holds a CUDA context
 
 EVERYTHING = ("gsa", "lsa", "postprocess", "preprocess", "runtime", "torch engine")
@@ -65,12 +69,14 @@ def covered_by_test(test: str) -> tuple[str, ...]:
 def run_file(file: str, *, limit_s: float = TEST_SECONDS, collect_only: bool = False) -> Row:
     """Runs the tests marked gpu of one file. `covers` of a red row is what the failed tests cast doubt on.
 
-    Where all are skipped, the row has `error` and is neither green nor red: what rests on it waits.
+    Where all are skipped, or where time runs out before one fails, the row has `error` and is neither green nor red:
+    what rests on it waits.
 
-    limit_s: seconds after which the file is red. collect_only: run none, but see that they are found.
+    limit_s: seconds after which it is ended. collect_only: run none, but see that they are found.
     """
     if find_spec("pytest") is None:
         return _row(False, "pytest is missing: install it, or give --no-tests", file)
+    limit_s = min(limit_s, max(1.0, LIMIT.get() - TO_TELL_SECONDS))
     end = time.monotonic() + limit_s
     if collect_only:
         code, out = pytest("--collect-only", "-q", file, limit_s=limit_s)
@@ -79,9 +85,13 @@ def run_file(file: str, *, limit_s: float = TEST_SECONDS, collect_only: bool = F
             return _not_run(file, out)
         return _row(code == 0 and found > 0, f"{found} tests were collected, and none was run", file, output=out)
     parallel = ("-n", str(min(PROCESSES, os.cpu_count() or 1))) if find_spec("xdist") else ()
-    code, out = pytest("-q", "--tb=short", "-rfEs", *parallel, file, limit_s=limit_s)
+    code, out = pytest("-v", "--tb=short", "-rfEs", *parallel, file, limit_s=limit_s)
     said = summary(out)
     red = failed_tests(out)
+    if code == TIMED_OUT and not red:
+        green = len(re.findall(r"^.*\bPASSED\b", out, re.MULTILINE))
+        said = f"{green} tests of {file} passed, then {said}"
+        return {"error": said, "timed_out": True, "tests": tests_fingerprint()}
     if skipped(out) and not red and "passed" not in said and code in (0, NOTHING_COLLECTED):
         return _not_run(file, out)
     if red and RUINED.search(out):
@@ -97,15 +107,21 @@ def run_file(file: str, *, limit_s: float = TEST_SECONDS, collect_only: bool = F
     passed = code == 0 and "passed" in said
     said = "; ".join((said, *skipped(out)))
     row = _row(passed, said, file, output=out)
-    if not passed and red and code == 1:  # pytest's code for failed tests; another says that it did not get to them all
+    if code == TIMED_OUT:
+        row["timed_out"] = True
+    if not passed and red and code in (1, TIMED_OUT):  # another code of pytest's says that it fell over itself
         row["covers"] = sorted({part for test in red for part in covered_by_test(test)})
         row["failed"] = red
     return row
 
 
 def failed_tests(output: str) -> list[str]:
-    """Ids of the tests that failed, by pytest's short summary."""
+    """Ids of the tests that failed, by pytest's short summary, or by its progress where it did not come to that."""
     found = re.findall(r"^(?:FAILED|ERROR) (tests/\S+?\.py::.+?)(?: - .*)?$", output, re.MULTILINE)
+    found = found or re.findall(r"^(tests/\S+?\.py::.+?) (?:FAILED|ERROR) +\[ *\d+%\]$", output, re.MULTILINE)
+    found = found or re.findall(
+        r"^\[gw\d+\] \[ *\d+%\] (?:FAILED|ERROR) (tests/\S+?\.py::.+?) *$", output, re.MULTILINE
+    )
     return list(dict.fromkeys(found))
 
 
@@ -123,14 +139,22 @@ def summary(output: str) -> str:
 def pytest(*words: str, limit_s: float) -> tuple[int, str]:
     """Exit code and output of pytest in a process of its own, because a kernel that crashes ruins its process.
 
-    It needs no plugin. limit_s: seconds after which it is ended; its code is then 124.
+    It needs no plugin. limit_s: seconds after which it is ended, without what it started; its code is then TIMED_OUT.
     """
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *words]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit_s)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_s,
+            preexec_fn=die_with_parent,
+        )
     except subprocess.TimeoutExpired as error:
         out = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        return 124, f"{out}\nit took more than {limit_s:.0f} s"
+        return TIMED_OUT, f"{out}\nit took more than {limit_s:.0f} s"
     return done.returncode, done.stdout if done.stdout.strip() else done.stderr[-3000:]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from benchmarks.gpu.workload import Workload
 
 Row = dict[str, Any]
+LIMIT: ContextVar[float] = ContextVar("LIMIT", default=float("inf"))
+"""Seconds after which the row that is being made will be given up."""
+
 Measure = Callable[[], Row]
 
 SECTIONS: Mapping[str, str] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.gpu_tests import summary
 from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.store import ROOT, tests_fingerprint
 from benchmarks.gpu.workload import Workload
 
@@ -32,7 +33,10 @@ def jobs(workload: Workload) -> Iterator[Job]:
 
 
 def run_tool(tool: str, *, rehearse: bool) -> Row:
-    """`passed` where the tool finds nothing. Raises FileNotFoundError where it is not installed."""
+    """`passed` where the tool finds nothing.
+
+    Raises FileNotFoundError where it is not installed, and TimeoutExpired after SECONDS.
+    """
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x", "-p", "no:cacheprovider", "-k", TESTS_OF, FILE]
     if rehearse:
         command.append("--collect-only")
@@ -44,7 +48,14 @@ def run_tool(tool: str, *, rehearse: bool) -> Row:
     # Each tensor in memory of its own: in torch's pools, what lies beyond a tensor is another's and no error.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+        preexec_fn=die_with_parent,
     )
     passed = done.returncode == 0
     more = {} if passed else {"output": (done.stdout + done.stderr)[-6000:]}

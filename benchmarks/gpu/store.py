@@ -21,7 +21,19 @@ SOURCES = (
     "benchmarks/gpu",
 )
 DECIDES_NO_FIGURE = frozenset(
-    ("__main__", "costs", "jobs", "runner", "sanitizer", "schedule", "store", "tables", "unattended", "worker")
+    (
+        "__main__",
+        "costs",
+        "jobs",
+        "parent",
+        "runner",
+        "sanitizer",
+        "schedule",
+        "store",
+        "tables",
+        "unattended",
+        "worker",
+    )
 )
 """Modules of this package that may be mended without measuring anew."""
 

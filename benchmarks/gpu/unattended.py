@@ -24,10 +24,10 @@ from pathlib import Path
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import account, costs, schedule
 from benchmarks.gpu.jobs import Job, list_jobs
+from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.runner import RED, UNFINISHED, UNFINISHED_AND_RED
 from benchmarks.gpu.schedule import MARGIN_SECONDS, Command, Schedule
 from benchmarks.gpu.store import ROOT, Key, Store
-from benchmarks.gpu.worker import die_with_parent
 
 LEAST_SECONDS = MARGIN_SECONDS + costs.START_SECONDS
 """A command that has less is not begun."""

@@ -7,23 +7,22 @@ kernel that reads where it must not ruins its process's CUDA context. Here the n
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.jobs import SECTIONS, Job, Measure, Row, list_jobs
+from benchmarks.gpu.jobs import LIMIT, SECTIONS, Job, Measure, Row, list_jobs
+from benchmarks.gpu.parent import die_with_parent
 
 if TYPE_CHECKING:
     from benchmarks.gpu.workload import Workload
 
 START_SECONDS = 120.0
-PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
 class Worker:
@@ -51,8 +50,9 @@ class Worker:
         end = None if limit_s is None else time.monotonic() + limit_s
         connection = self._started()
         try:
-            connection.send(job.key)
-            if not connection.poll(None if end is None else max(0.0, end - time.monotonic())):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            connection.send((*job.key, left))
+            if not connection.poll(left):
                 self._kill()
                 return failed(job.section, f"given up after {limit_s:.0f} s", given_up=True)
             row, is_spoiled = connection.recv()
@@ -109,7 +109,8 @@ def measured(section: str, measure: Measure) -> Row:
     except Exception as error:
         lines = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-        return failed(section, said, **({"capture_failed": True} if isinstance(error, CaptureError) else {}))
+        kinds = {"capture_failed": CaptureError, "timed_out": subprocess.TimeoutExpired}
+        return failed(section, said, **{name: True for name, kind in kinds.items() if isinstance(error, kind)})
     finally:
         torch.compiler.reset()  # so that no form uses what another compiled, or meets the limit of recompiling
         if torch.cuda.is_available():
@@ -134,28 +135,25 @@ def _serve(connection: Connection, workload: Workload, sections: Mapping[str, st
     connection.send("ready")
     while True:
         try:
-            section, name = connection.recv()
+            section, name, limit_s = connection.recv()
         except EOFError:
             return
         if section not in listed:
             listed[section] = {job.name: job for job in list_jobs(workload, {section: sections[section]})}
+        if limit_s is not None:
+            LIMIT.set(limit_s)
         row = measured(section, listed[section][name].measure)
-        connection.send((row, "error" in row and is_spoiled(row)))
-
-
-def die_with_parent() -> None:
-    """Ends this process, on Linux, when the one that started it ends: it must not outlive who waits for its rows."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        connection.send((row, is_spoiled(row)))
 
 
 def is_spoiled(row: Mapping[str, Any]) -> bool:
-    """Whether this process can measure nothing any more: after a failed capture, or when CUDA answers with errors."""
+    """Whether this process is of no use any more: a capture failed, CUDA answers with errors, or what it started may
+    still run."""
     import torch
 
-    if row.get("capture_failed"):
+    if row.get("capture_failed") or row.get("timed_out"):
         return True
-    if not torch.cuda.is_available():
+    if "error" not in row or not torch.cuda.is_available():
         return False
     try:
         torch.ones(8, device="cuda").sum().item()

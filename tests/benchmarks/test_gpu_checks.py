@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import gpu_tests, sanitizer
+from benchmarks.gpu.jobs import LIMIT
+from benchmarks.gpu.runner import ROW_SECONDS
 from benchmarks.gpu.store import ROOT, gpu_test_files
 from benchmarks.gpu.workload import smoke
 
@@ -82,7 +84,7 @@ FAILED {FILE}::test_kernels_agree[gsa-stage 1 of PCPVT-torch.float16] - Assertio
 
 
 def test_a_file_that_is_not_run_to_its_end_is_red_as_a_whole(says: Callable[..., Any]) -> None:
-    for code in (124, -11, 3):
+    for code in (-11, 3):
         says((code, f"FAILED {FILE}::test_strides_do_not_matter[lsa] - no"))
         row = gpu_tests.run_file(FILE)
         assert not row["passed"] and row["covers"] == list(gpu_tests.covered_by_file(FILE))
@@ -129,9 +131,36 @@ def test_without_pytest_the_tests_are_red(monkeypatch: pytest.MonkeyPatch) -> No
     assert not row["passed"] and "--no-tests" in row["said"]
 
 
-def test_a_test_that_hangs_is_a_red_check() -> None:
+def test_where_time_runs_out_what_failed_before_counts(says: Callable[..., Any]) -> None:
+    hung = "\nit took more than 60 s"
+    for failed in (f"{FILE}::test_a[lsa-1 key] FAILED [ 12%]", f"[gw0] [ 12%] FAILED {FILE}::test_a[lsa-1 key] "):
+        says((gpu_tests.TIMED_OUT, failed + hung))
+        row = gpu_tests.run_file(FILE)
+        assert not row["passed"] and row["failed"] == [f"{FILE}::test_a[lsa-1 key]"] and row["timed_out"]
+    says((gpu_tests.TIMED_OUT, f"{FILE}::test_a[lsa-1 key] PASSED [ 12%]{hung}"))
+    row = gpu_tests.run_file(FILE)
+    assert "passed" not in row and row["error"].endswith("1 tests of " + f"{FILE} passed, then it took more than 60 s")
+
+
+def test_tests_are_ended_before_their_row_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def pytest_(*words: str, limit_s: float) -> tuple[int, str]:
+        limits.append(limit_s)
+        return 0, "1 passed"
+
+    monkeypatch.setattr(gpu_tests, "pytest", pytest_)
+    gpu_tests.run_file(FILE)
+    token = LIMIT.set(60.0)
+    gpu_tests.run_file(FILE)
+    LIMIT.reset(token)
+    assert limits == [gpu_tests.TEST_SECONDS, 60.0 - gpu_tests.TO_TELL_SECONDS]
+    assert gpu_tests.TEST_SECONDS < ROW_SECONDS
+
+
+def test_a_test_that_hangs_is_ended() -> None:
     row = gpu_tests.run_file(FILE, limit_s=0.01)
-    assert not row["passed"] and "it took more than 0 s" in row["said"]
+    assert row["timed_out"] and "it took more than 0 s" in row["error"]
 
 
 def test_every_gpu_test_is_found_on_a_cpu() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.jobs import Job, list_jobs
-from benchmarks.gpu.worker import Worker
+from benchmarks.gpu.worker import Worker, is_spoiled, measured
 from benchmarks.gpu.workload import smoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,8 +79,8 @@ def test_an_error_keeps_the_process_and_a_failed_capture_ends_it(rows: dict[str,
     assert first != os.getpid()
 
 
-def start_program(folder: Path) -> subprocess.Popen[bytes]:
-    """The program with the stand-ins' quick rows, in a process of its own."""
+def start_program(folder: Path, *, form: str = "ours") -> subprocess.Popen[bytes]:
+    """The program with the stand-ins' rows of a form, in a process of its own."""
     code = (
         "import sys; from benchmarks.gpu import __main__ as program\n"
         f"if __name__ == '__main__': sys.exit(program.main(sys.argv[1:], sections={STUBS!r}))"
@@ -87,7 +88,7 @@ def start_program(folder: Path) -> subprocess.Popen[bytes]:
     script = folder / "start.py"
     script.write_text(code, encoding="utf-8")
     paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
-    words = ["--smoke", "--forms", "ours", "--copy-to", str(folder / "out")]
+    words = ["--smoke", "--forms", form, "--copy-to", str(folder / "out")]
     environment = {**os.environ, "PYTHONPATH": paths}
     return subprocess.Popen([sys.executable, str(script), *words], env=environment, stdout=subprocess.DEVNULL)
 
@@ -120,12 +121,24 @@ def test_a_killed_program_loses_one_row_at_most_and_the_next_goes_on(tmp_path: P
     assert after["quick 5"] > max(kept.values())
 
 
-def test_who_is_killed_takes_the_process_that_measures_along(tmp_path: Path) -> None:
-    killed = start_program(tmp_path)
-    while not written(tmp_path) and killed.poll() is None:
+def test_who_is_killed_in_the_middle_of_a_row_takes_the_process_that_measures_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_FOLDER", str(tmp_path))
+    killed = start_program(tmp_path, form="slow")
+    below = tmp_path / "child"
+    while not (below.is_file() and below.read_text(encoding="utf-8")) and killed.poll() is None:
         time.sleep(0.02)
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text(encoding="utf-8").split()
     assert children
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert all(wait_until_gone(int(child)) for child in children)
+    gone = [wait_until_gone(int(child)) for child in children]
+    os.kill(int(below.read_text(encoding="utf-8")), signal.SIGKILL)  # what a row starts is its own business
+    assert all(gone)
+
+
+def test_what_was_started_and_not_ended_ends_with_its_process() -> None:
+    said = measured("models", functools.partial(subprocess.run, ["sleep", "60"], timeout=0.1))
+    assert said["timed_out"] and is_spoiled(said)
+    assert not is_spoiled({"ms": 1.0}) and not is_spoiled({"error": "RuntimeError: no kernel"})
