@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     import pytest  # a benchmark rehearses where there may be none
 
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+NOT_INITIALIZED, NO_DEVICE = 3, 100  # CUDA_ERROR_*
+# Function of cuda.h -> how many arguments it has there.
+FUNCTIONS = {
+    "cuInit": 1,
+    "cuDriverGetVersion": 1,
+    "cuDeviceGet": 2,
+    "cuDeviceGetName": 3,
+    "cuDeviceGetAttribute": 3,
+    "cuDeviceGetPCIBusId": 3,
+    "cuThreadExchangeStreamCaptureMode": 1,
+}
+INTEGRATED, MAJOR, MINOR = 18, 75, 76  # CU_DEVICE_ATTRIBUTE_*
 
 
 class FakeDriver:
@@ -21,20 +33,28 @@ class FakeDriver:
 
     def __init__(self, device: Device, *, fails_at: str | None = None, gpu: FakeGpu | None = None) -> None:
         self._device, self._fails_at, self._gpu = device, fails_at, gpu
+        self._started = False
 
     def __getattr__(self, name: str) -> Any:
+        if name not in FUNCTIONS:
+            raise AttributeError(f"libcuda.so.1: undefined symbol: {name}")
+
         def call(*given: Any) -> int:
+            assert len(given) == FUNCTIONS[name], f"{name} takes {FUNCTIONS[name]} arguments"
+            self._started |= name == "cuInit"
+            if not self._started and name not in ("cuDriverGetVersion", "cuThreadExchangeStreamCaptureMode"):
+                return NOT_INITIALIZED
             if name == "cuDeviceGetName":
                 given[0].value = self._device.name.encode()
             if name == "cuDeviceGetPCIBusId":
                 given[0].value = b"0000:65:00.0"
             if name == "cuDeviceGetAttribute":
                 digits = self._device.target.removeprefix("sm_")
-                attributes = {18: int(self._device.integrated), 75: int(digits[:-1]), 76: int(digits[-1])}
+                attributes = {INTEGRATED: int(self._device.integrated), MAJOR: int(digits[:-1]), MINOR: int(digits[-1])}
                 given[0]._obj.value = attributes[given[1]]
             if name == "cuThreadExchangeStreamCaptureMode" and self._gpu is not None:
                 given[0]._obj.value = self._gpu.rules.exchange(given[0]._obj.value)
-            return 100 if name == self._fails_at else 0
+            return NO_DEVICE if name == self._fails_at else 0
 
         return call
 

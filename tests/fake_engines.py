@@ -9,6 +9,7 @@ work that follows a change of shape is done, a context in two streams at once, t
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,7 @@ def runtime_module(version: str, gpu: FakeGpu, faults: Faults | None = None) -> 
     """The module of a version, with `module.faults`."""
     module = fake_module(version, behaviours=_BEHAVIOURS)
     module.gpu, module.faults = gpu, faults or Faults()
+    module.IExecutionContext.profiler = property(_get_profiler, _set_profiler)
     return module
 
 
@@ -107,9 +109,21 @@ def _create_context(self: Any, config: Any = None) -> Any:
     context = made(module, "IExecutionContext")
     context._engine, context._config = self, config
     context._shapes, context._addresses = {}, {}
-    context._state = context._flushed = context._stream = None
-    object.__setattr__(context, "profiler", None)
+    context._state = context._flushed = context._stream = context._profiler = None
     return context
+
+
+def _set_profiler(self: Any, profiler: Any) -> None:
+    """The bindings hand a pointer to the library and keep nothing alive."""
+    self._profiler = None if profiler is None else weakref.ref(profiler)
+
+
+def _get_profiler(self: Any) -> Any:
+    if self._profiler is None:
+        return None
+    profiler = self._profiler()
+    assert profiler is not None, "the profiler of a context is gone"
+    return profiler
 
 
 def _set_input_shape(self: Any, name: str, shape: Any) -> bool:
@@ -125,11 +139,19 @@ def _set_input_shape(self: Any, name: str, shape: Any) -> bool:
     return True
 
 
+def _unset(self: Any) -> list[str]:
+    """Inputs of a dynamic shape that was not set yet; a static one is known."""
+    return [name for name in self._engine._inputs if name not in self._shapes and -1 in _shape(self._engine, name)]
+
+
 def _tensor_shape(self: Any, name: str) -> tuple[int, ...]:
+    if _unset(self):
+        return _shape(self._engine, name)
+    (image,) = self._engine._inputs.values()
+    self._shapes.setdefault(image.name, _shape(self._engine, image.name))
     if name in self._engine._inputs:
         return self._shapes[name]
     # What the graph computes for zeros of the input's shape.
-    (image,) = self._engine._inputs.values()
     zeros = np.zeros(self._shapes[image.name], NUMPY[DTYPES[image.type]])
     return self._engine._session.run([name], {image.name: zeros})[0].shape
 
@@ -237,7 +259,7 @@ _BEHAVIOURS: dict[tuple[str, str], Any] = {
     ("IRuntimeCache", "serialize"): _write_cache,
     ("IExecutionContext", "set_input_shape"): _set_input_shape,
     ("IExecutionContext", "get_tensor_shape"): _tensor_shape,
-    ("IExecutionContext", "infer_shapes"): lambda self: [],
+    ("IExecutionContext", "infer_shapes"): _unset,
     ("IExecutionContext", "set_tensor_address"): _set_address,
     ("IExecutionContext", "execute_async_v3"): _execute,
 }

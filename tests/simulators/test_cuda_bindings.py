@@ -5,15 +5,19 @@ Without a driver every real function fails, but it still shows how many results 
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import re
 from types import ModuleType
 from typing import Any
 
+import fake_driver
 import pytest
 from fake_capture import Mode, Status
 from fake_cuda import _CONSTANTS, cuda_bindings
 from fake_gpu import FakeGpu
+
+from twins_trt.device import Device
 
 FUNCTIONS = {name: call for name, call in vars(cuda_bindings(FakeGpu())).items() if hasattr(call, "function")}
 HANDLES = ("cudaStream_t", "cudaEvent_t", "cudaGraph_t", "cudaGraphExec_t")
@@ -146,3 +150,28 @@ def test_what_a_call_that_succeeds_returns(fake: Any) -> None:
         "cudaGetDevice": "int",
     }
     assert all(len(values) == 2 and values[0] == fake.cudaError_t.cudaSuccess for values in found.values())
+
+
+def test_the_simulated_driver_has_functions_of_the_real_one() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    for name, count in fake_driver.FUNCTIONS.items():
+        # The real package returns what C writes through its first pointer.
+        parameters, results = documented(driver, name)
+        assert count == len(set(parameters) | set(results)), name
+    for number, name in (
+        (fake_driver.INTEGRATED, "INTEGRATED"),
+        (fake_driver.MAJOR, "COMPUTE_CAPABILITY_MAJOR"),
+        (fake_driver.MINOR, "COMPUTE_CAPABILITY_MINOR"),
+    ):
+        assert int(getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")) == number
+    for status, name in ((fake_driver.NOT_INITIALIZED, "NOT_INITIALIZED"), (fake_driver.NO_DEVICE, "NO_DEVICE")):
+        assert int(getattr(driver.CUresult, f"CUDA_ERROR_{name}")) == status
+
+
+def test_the_simulated_driver_starts_with_init_and_lacks_what_is_not_there() -> None:
+    driver = fake_driver.FakeDriver(Device("x", "sm_90"))
+    name = ctypes.create_string_buffer(64)
+    assert driver.cuDeviceGetName(name, 64, 0) == fake_driver.NOT_INITIALIZED and name.value == b""
+    assert driver.cuInit(0) == driver.cuDeviceGetName(name, 64, 0) == 0
+    assert name.value == b"x"
+    assert not hasattr(driver, "cuDeviceGetNames")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -179,3 +180,36 @@ def test_a_method_raises_where_bindings_do(context: Any, method: str) -> None:
     context._module.faults.raises = frozenset({method})
     with pytest.raises(RuntimeError):
         getattr(context, method)(*wrong[method])
+
+
+def test_a_context_does_not_keep_its_profiler(context: Any) -> None:
+    module = context._module
+
+    class Profiler(module.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            module.IProfiler.__init__(self)
+
+    profiler = Profiler()
+    context.profiler = profiler
+    assert context.profiler is profiler
+    del profiler
+    gc.collect()
+    with pytest.raises(AssertionError, match="profiler of a context is gone"):
+        context.profiler  # noqa: B018
+    context.profiler = None
+    assert context.profiler is None
+
+
+def test_shapes_are_unknown_until_they_are_set() -> None:
+    module = runtime_module("10.13.3.9", FakeGpu())
+    sides = (8, 32, 64)
+    image, outputs = tensors(sides, sides, 1, ("mask",), "uint8")
+    profile = (image.min, image.opt, image.max)
+    runtime = module.Runtime(Quiet(module, []))
+    runtime.engine_host_code_allowed = False
+    content = serialize(tiny_graph(image, outputs), version=module.__version__, profile=profile)
+    context = runtime.deserialize_cuda_engine(content).create_execution_context()
+    assert context.infer_shapes() == ["image"] and -1 in context.get_tensor_shape("mask")
+    assert not context.set_input_shape("image", (1, 65, 64, 3))
+    assert context.set_input_shape("image", (1, 24, 32, 3)) and context.infer_shapes() == []
+    assert context.get_tensor_shape("mask") == (1, 24, 32)
