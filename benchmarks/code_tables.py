@@ -135,7 +135,8 @@ def resources() -> str:
         f"Registers per thread / KiB of shared memory per block, as compiled by Triton {record.triton} on "
         f"{record.date} ({record.machine}). A kernel's variants share a row, the largest counts. Of {len(every)} "
         f"compilations {sum(r.spills > 0 for r in every)} spill; the most tensor memory is "
-        f"{max(r.tmem for r in every)} columns."
+        f"{max(r.tmem for r in every)} columns. {sum(r.wide_loads > 0 for r in every)} read 16 bytes at a time, "
+        f"{sum(r.wide_loads > 0 and r.narrow_loads == 0 for r in every)} of them nothing narrower."
     )
     return f"{note}\n\n{table(('kernel', 'dtype', 'head dim', *TARGETS), rows, align='llr' + 'c' * len(TARGETS))}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ DTYPES = {"fp32": "torch.float32", "fp16": "torch.float16", "bf16": "torch.bfloa
 """Triton's names of the dtypes that kernels are made for."""
 
 
+@functools.cache
 def dtype_name(dtype: object) -> str:
     """Triton's name of a torch dtype: `fp16` for torch.float16."""
     return next(name for name, value in DTYPES.items() if value == str(dtype))
@@ -27,8 +29,12 @@ class Tiling:
     num_stages: int
     max_registers: int | None = None
 
+    @functools.cached_property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of a launch. They set multiply-add fusion, whose default is not the same everywhere."""
+        """Keyword arguments of a launch, made once: launches read them, and change nothing.
+
+        They set multiply-add fusion, whose default is not the same everywhere.
+        """
         return {**dict(self.constants), **self.compile_options()}
 
     def compile_options(self) -> dict[str, Any]:

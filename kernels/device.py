@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -49,6 +50,19 @@ def dot_precision(x: Tensor) -> str:
     # `fp32_precision` came with torch 2.9, where the older name raises once the newer one was used
     allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     return "tf32" if allowed else "tf32x3"
+
+
+def batch_parts(step: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`tensors`, cut along their first axis into at most `step` at a time, so that a launch fits the grid's third axis.
+
+    Nearly always there is one part: the tensors themselves, because a slice of each takes longer than all else here.
+    """
+    batch = tensors[0].shape[0]
+    if batch <= step:
+        yield tensors
+        return
+    for start in range(0, batch, step):
+        yield tuple(x[start : start + step] for x in tensors)
 
 
 def last_axis_dense(x: Tensor) -> Tensor:

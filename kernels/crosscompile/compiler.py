@@ -37,7 +37,8 @@ class Resources:
     """What one kernel takes.
 
     registers, spills: per thread, spills in bytes. shared, tmem, threads: per block: bytes of shared memory, columns of
-    tensor memory, threads.
+    tensor memory, threads. wide_loads, narrow_loads: instructions in the PTX that read 16 bytes or more of global
+    memory for a thread, and those that read less. The same data takes eight times as many loads of two bytes.
     """
 
     registers: int
@@ -45,6 +46,8 @@ class Resources:
     shared: int
     tmem: int
     threads: int
+    wide_loads: int
+    narrow_loads: int
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,22 @@ def compile_case(case: Case, target: str, *, ptx_version: int | None = None) -> 
         )
     except Exception as error:  # Triton hands on any error of its passes
         raise BuildError(f"{case.name} does not compile for sm_{sm}: {error}") from error
+    resources = resources_of(kernel, f"{case.name} for sm_{sm}")
+    return Compiled(case, f"sm_{sm}", kernel.metadata.name, kernel.asm["cubin"], kernel.asm["ptx"], resources)
+
+
+def resources_of(kernel: Any, name: str) -> Resources:
+    """What a kernel takes. kernel: as Triton compiled it. name: for messages.
+
+    Raises BuildError for a kernel that wants scratch memory, MissingDependencyError without `cuobjdump`.
+    """
     meta = kernel.metadata
     if getattr(meta, "global_scratch_size", 0) or getattr(meta, "profile_scratch_size", 0):
-        raise BuildError(f"{case.name} for sm_{sm} wants scratch memory, which a plain launch does not give it")
+        raise BuildError(f"{name} wants scratch memory, which a plain launch does not give it")
     registers, spills = _usage(kernel.asm["cubin"])
     tmem = getattr(meta, "tmem_size", None) or 0
-    resources = Resources(registers, spills, meta.shared, tmem, 32 * meta.num_warps)
-    return Compiled(case, f"sm_{sm}", meta.name, kernel.asm["cubin"], kernel.asm["ptx"], resources)
+    wide, narrow = count_loads(kernel.asm["ptx"])
+    return Resources(registers, spills, meta.shared, tmem, 32 * meta.num_warps, wide, narrow)
 
 
 def problems(resources: Resources, target: str) -> list[str]:
@@ -128,6 +140,22 @@ def problems(resources: Resources, target: str) -> list[str]:
         f"wants {resources.tmem} columns of tensor memory of {MAX_TMEM}: it is a trap": resources.tmem > MAX_TMEM,
     }
     return [problem for problem, present in checks.items() if present]
+
+
+_LOAD = re.compile(r"^.*\bld\.global\S*?(?:\.v(?P<count>\d))?\.[a-z]+(?P<bits>\d+)\s", re.MULTILINE)
+_COPY = re.compile(r"^.*\bcp\.async\.c[ag]\S*\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(?P<bytes>0x[0-9a-f]+|\d+)", re.MULTILINE)
+
+
+def count_loads(ptx: str) -> tuple[int, int]:
+    """How many instructions read 16 bytes or more of global memory for a thread, and how many read less.
+
+    Both loads into registers (`ld.global`, its width is count times bits) and copies to shared memory (`cp.async`, its
+    width is an operand). Source: PTX ISA, sections on ld, cp.async.
+    """
+    widths = [int(load["count"] or 1) * int(load["bits"]) // 8 for load in _LOAD.finditer(ptx)]
+    widths += [int(copy["bytes"], 0) for copy in _COPY.finditer(ptx)]
+    wide = sum(width >= 16 for width in widths)
+    return wide, len(widths) - wide
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

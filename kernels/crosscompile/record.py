@@ -37,10 +37,12 @@ class Record:
             return [*faults, "is not in the record"]
         if triton != self.triton:
             return faults
-        for key in ("registers", "shared", "tmem"):
+        for key in ("registers", "shared", "tmem", "narrow_loads"):
             now, then = getattr(resources, key), getattr(recorded, key)
             if now > then:
-                faults.append(f"takes {now} {key}, {then} are recorded")
+                faults.append(f"takes {now} {key.replace('_', ' ')}, {then} are recorded")
+        if resources.wide_loads == 0 < recorded.wide_loads:
+            faults.append(f"has no 16-byte loads, {recorded.wide_loads} are recorded")
         return faults
 
     def to_json(self) -> str:

@@ -164,8 +164,8 @@ def gsa_backward_q_kernel(
             p_k = p_kv + o_m[:, None] + o_c[None, :]
             p_qc = p_q + (o_q * q_n)[:, None] + o_c[None, :]
             p_gc = p_grad + (o_q * g_n)[:, None] + o_c[None, :]
-            b_s = product_in_chunks(p_qc, m_q, p_k, m_k, depth, PRECISION)
-            b_dp = product_in_chunks(p_gc, m_q, p_k + channels, m_k, depth, PRECISION)
+            b_s = product_in_chunks(p_qc, m_q, p_k, m_k, depth, p_kv, m_k, False, PRECISION)
+            b_dp = product_in_chunks(p_gc, m_q, p_k + channels, m_k, depth, p_kv, m_k, False, PRECISION)
         b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
         if TAIL:
             b_p = tl.where(m_k[None, :], b_p, 0.0)
@@ -220,8 +220,8 @@ def gsa_backward_kv_kernel(
             p_kc = p_kv + (o_k * kv_m)[:, None] + o_c[None, :]
             p_qc = p_q + (o_q * q_n)[:, None] + o_c[None, :]
             p_gc = p_grad + (o_q * g_n)[:, None] + o_c[None, :]
-            b_s = product_in_chunks(p_kc, m_k, p_qc, m_q, depth, PRECISION)
-            b_dp = product_in_chunks(p_kc + channels, m_k, p_gc, m_q, depth, PRECISION)
+            b_s = product_in_chunks(p_kc, m_k, p_qc, m_q, depth, p_kv, m_q, False, PRECISION)
+            b_dp = product_in_chunks(p_kc + channels, m_k, p_gc, m_q, depth, p_kv, m_q, False, PRECISION)
         b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[None, :])
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)

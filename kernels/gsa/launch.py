@@ -13,6 +13,7 @@ from twins_trt.kernels.case import DTYPES, Case, Tiling, dtype_name, tiling
 from twins_trt.kernels.device import (
     MAX_BLOCKS,
     MAX_OFFSET,
+    batch_parts,
     capability,
     dot_precision,
     last_axis_dense,
@@ -21,14 +22,27 @@ from twins_trt.kernels.device import (
 
 HEAD_DIMS = (32, 64)
 SUM_BLOCK = 1024
+SUM_TILING = tiling(4, 1, {"BLOCK": SUM_BLOCK})
 
 
+def forward_keys(*, dtype: str, head_dim: int) -> int:
+    """How many keys forward takes at a time: tf32x3 holds operands twice, and more of them would spill."""
+    return 64 if dtype != "fp32" else 32 if head_dim == 32 else 16
+
+
+def backward_q_keys(*, dtype: str) -> int:
+    """How many keys the backward of the queries takes at a time, for the same reason."""
+    return 16 if dtype == "fp32" else 64
+
+
+@functools.cache
 def forward_tiling(*, dtype: str, head_dim: int, tail: bool, precision: str, small: bool, capability: int) -> Tiling:
-    """128 queries against 64 keys at a time; 64 queries where there would be too few programs (`small`)."""
-    if dtype == "fp32":  # tf32x3 holds operands twice: fewer keys at a time, or they spill
-        queries, keys, warps, stages = 128, 32 if head_dim == 32 else 16, 8, 2
+    """128 queries at a time; 64 where there would be too few programs (`small`)."""
+    if dtype == "fp32":
+        queries, warps, stages = 128, 8, 2
     else:
-        queries, keys, warps, stages = (64, 64, 4, 3) if small else (128, 64, 8, 3)
+        queries, warps, stages = (64, 4, 3) if small else (128, 8, 3)
+    keys = forward_keys(dtype=dtype, head_dim=head_dim)
     # without a limit, ptxas 13 takes 80 registers here and spills
     registers = 128 if capability // 10 in (10, 11) and head_dim == 32 and dtype != "fp32" else None
     constants = {"BQ": queries, "BK": keys, "D": head_dim, "TAIL": tail, "PRECISION": precision}
@@ -44,20 +58,30 @@ def one_program_holds_all_keys(*, dtype: str, head_dim: int, keys: int, capabili
     return keys <= 256 and dtype != "fp32" and (head_dim == 32 or capability // 10 in (9, 10, 11))
 
 
+@functools.lru_cache(maxsize=256)
 def backward_tiling(*, head_dim: int, keys: int, precision: str) -> Tiling:
     block = 128 if keys <= 128 else 256
     stages = 2 if head_dim == 32 else 1  # a second stage does not fit beside 256 keys of head dim 64
     return tiling(8, stages, {"BQ": 32, "BK": block, "D": head_dim, "TAIL": keys != block, "PRECISION": precision})
 
 
+@functools.cache
 def backward_q_tiling(*, dtype: str, head_dim: int, tail: bool, precision: str) -> Tiling:
-    keys, columns, stages = 64, head_dim, 2
-    if dtype == "fp32":
-        keys, columns, stages = (16, 32, 2) if head_dim == 32 else (16, 16, 1)
-    constants = {"BQ": 128, "BK": keys, "D": head_dim, "DC": columns, "TAIL": tail, "PRECISION": precision}
+    columns, stages = head_dim, 2
+    if dtype == "fp32" and head_dim == 64:
+        columns, stages = 16, 1
+    constants = {
+        "BQ": 128,
+        "BK": backward_q_keys(dtype=dtype),
+        "D": head_dim,
+        "DC": columns,
+        "TAIL": tail,
+        "PRECISION": precision,
+    }
     return tiling(8, stages, constants)
 
 
+@functools.cache
 def backward_kv_tiling(*, dtype: str, head_dim: int, precision: str) -> Tiling:
     queries, columns, stages = (64 if head_dim == 32 else 32), head_dim, 2
     if dtype == "fp32":
@@ -119,8 +143,9 @@ def cases(capability: int) -> Iterator[Case]:
                     variant = f"{block} keys" if keys == block else f"up to {block} keys"
                     grid = "(heads, splits, batch)"
                     yield Case(name, dtype, head_dim, variant, cut, ("p_lse", "p_dkv"), ("g_b", "g_n", *strides), grid)
-        cut = tiling(4, 1, {"BLOCK": SUM_BLOCK})
-        yield Case(here + "gsa_sum_splits_kernel", dtype, 0, "", cut, ("p_parts",), ("size",), "(ceil(size / BLOCK))")
+        yield Case(
+            here + "gsa_sum_splits_kernel", dtype, 0, "", SUM_TILING, ("p_parts",), ("size",), "(ceil(size / BLOCK))"
+        )
 
 
 def gsa_forward(q: Tensor, kv: Tensor, *, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -139,23 +164,21 @@ def gsa_forward(q: Tensor, kv: Tensor, *, num_heads: int) -> tuple[Tensor, Tenso
     lse = q.new_empty(batch, num_heads, queries, dtype=torch.float32)
     dtype, precision = dtype_name(q.dtype), dot_precision(q)
     small = -(-queries // 128) * num_heads * batch < 2 * multiprocessors(q)
-    cut = functools.partial(
-        forward_tiling,
+    options = forward_tiling(
         dtype=dtype,
         head_dim=head_dim,
+        tail=keys % forward_keys(dtype=dtype, head_dim=head_dim) != 0,
         precision=precision,
         small=small,
         capability=capability(q),
-    )
-    block = dict(cut(tail=False).constants)
-    options = cut(tail=keys % block["BK"] != 0).options()
+    ).options
     with torch.cuda.device_of(q):
-        for part in _batch_parts(batch):
-            gsa_forward_kernel[(num_heads, -(-queries // block["BQ"]), q[part].shape[0])](
-                q[part],
-                kv[part],
-                out[part],
-                lse[part],
+        for some_q, some_kv, some_out, some_lse in batch_parts(MAX_BLOCKS, q, kv, out, lse):
+            gsa_forward_kernel[(num_heads, -(-queries // options["BQ"]), some_q.shape[0])](
+                some_q,
+                some_kv,
+                some_out,
+                some_lse,
                 *q.stride()[:2],
                 *kv.stride()[:2],
                 queries,
@@ -186,15 +209,16 @@ def gsa_backward(
     )
     launch = _backward_in_one if one else _backward_in_two
     with torch.cuda.device_of(q):
-        for part in _batch_parts(q.shape[0]):
+        for part in batch_parts(MAX_BLOCKS, grad, q, kv, out, lse, dq, dkv):
+            some_grad, some_q, some_kv, some_out, some_lse, some_dq, some_dkv = part
             launch(
-                grad[part],
-                q[part],
-                kv[part],
-                out=out[part],
-                lse=lse[part],
-                dq=dq[part],
-                dkv=dkv[part],
+                some_grad,
+                some_q,
+                some_kv,
+                out=some_out,
+                lse=some_lse,
+                dq=some_dq,
+                dkv=some_dkv,
                 num_heads=num_heads,
             )
     return dq, dkv
@@ -207,8 +231,8 @@ def _backward_in_one(
 
     (batch, queries, channels), keys = q.shape, kv.shape[1]
     head_dim = channels // num_heads
-    cut = backward_tiling(head_dim=head_dim, keys=keys, precision=dot_precision(q))
-    block = dict(cut.constants)["BQ"]
+    options = backward_tiling(head_dim=head_dim, keys=keys, precision=dot_precision(q)).options
+    block = options["BQ"]
     splits = splits_of_queries(queries, num_heads * batch, head_dim, block, multiprocessors(q))
     per_split = -(-queries // (splits * block)) * block
     splits = -(-queries // per_split)
@@ -229,7 +253,7 @@ def _backward_in_one(
         channels,
         per_split,
         head_dim**-0.5,
-        **cut.options(),
+        **options,
     )
     _sum_splits(parts, dkv)
 
@@ -244,9 +268,9 @@ def _backward_in_two(
     dtype, precision = dtype_name(q.dtype), dot_precision(q)
     strides = (*grad.stride()[:2], *q.stride()[:2], *kv.stride()[:2])
     delta = torch.empty_like(lse)
-    q_cut = functools.partial(backward_q_tiling, dtype=dtype, head_dim=head_dim, precision=precision)
-    block = dict(q_cut(tail=False).constants)
-    gsa_backward_q_kernel[(num_heads, -(-queries // block["BQ"]), batch)](
+    tail = keys % backward_q_keys(dtype=dtype) != 0
+    options = backward_q_tiling(dtype=dtype, head_dim=head_dim, tail=tail, precision=precision).options
+    gsa_backward_q_kernel[(num_heads, -(-queries // options["BQ"]), batch)](
         grad,
         q,
         kv,
@@ -260,13 +284,12 @@ def _backward_in_two(
         channels,
         head_dim,
         head_dim**-0.5,
-        **q_cut(tail=keys % block["BK"] != 0).options(),
+        **options,
     )
-    cut = backward_kv_tiling(dtype=dtype, head_dim=head_dim, precision=precision)
-    block = dict(cut.constants)
-    key_blocks = -(-keys // block["BK"])
-    splits = splits_of_queries(queries, key_blocks * num_heads * batch, head_dim, block["BQ"], multiprocessors(q))
-    per_split = -(-queries // (splits * block["BQ"])) * block["BQ"]
+    options = backward_kv_tiling(dtype=dtype, head_dim=head_dim, precision=precision).options
+    key_blocks, block = -(-keys // options["BK"]), options["BQ"]
+    splits = splits_of_queries(queries, key_blocks * num_heads * batch, head_dim, block, multiprocessors(q))
+    per_split = -(-queries // (splits * block)) * block
     splits = -(-queries // per_split)
     parts = q.new_empty(splits, *dkv.shape, dtype=torch.float32)
     gsa_backward_kv_kernel[(num_heads, key_blocks * splits, batch)](
@@ -284,7 +307,7 @@ def _backward_in_two(
         per_split,
         splits,
         head_dim**-0.5,
-        **cut.options(),
+        **options,
     )
     _sum_splits(parts, dkv)
 
@@ -295,15 +318,8 @@ def _sum_splits(parts: Tensor, dkv: Tensor) -> None:
     if parts.shape[0] == 1:
         dkv.copy_(parts[0])
         return
-    cut = tiling(4, 1, {"BLOCK": SUM_BLOCK})
     size = dkv.numel()
-    gsa_sum_splits_kernel[(-(-size // SUM_BLOCK),)](parts, dkv, size, parts.shape[0], **cut.options())
-
-
-def _batch_parts(batch: int) -> Iterator[slice]:
-    """Slices of the batch that fit the grid's third axis; nearly always one."""
-    for start in range(0, batch, MAX_BLOCKS):
-        yield slice(start, start + MAX_BLOCKS)
+    gsa_sum_splits_kernel[(-(-size // SUM_BLOCK),)](parts, dkv, size, parts.shape[0], **SUM_TILING.options)
 
 
 def _check_offsets(*rows: Tensor) -> None:

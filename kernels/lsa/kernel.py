@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from twins_trt.kernels.blocks import LOG2E, product_in_chunks
+from twins_trt.kernels.blocks import LOG2E, load_rows, product_in_chunks
 
 
 @triton.jit
@@ -52,11 +52,9 @@ def lsa_forward_kernel(
     p_v = p_k + channels
     p_out += ((i_b * height + i_y) * width + i_x) * channels + i_c
     p_o = p_out + ((o_y * width + o_x) * channels)[:, None]
-    m_key = m_map
-    if PADS_ATTEND:
-        m_key = m_window
-        p_k = tl.where(m_map[:, None], p_k, p_bias + (channels + i_c))
-        p_v = tl.where(m_map[:, None], p_v, p_bias + (2 * channels + i_c))
+    m_pad = m_window & (m_map == 0)
+    p_kpad = p_bias + (channels + i_c) + o_d[None, :]  # [1, DC], what a padded token projects to
+    p_vpad = p_kpad + channels
     p_q += o_d[None, :]
     p_k += o_d[None, :]
     p_v += o_d[None, :]
@@ -64,11 +62,13 @@ def lsa_forward_kernel(
     for i in tl.static_range(HEADS):
         if DC == D:
             b_q = tl.load(p_q + i * D, mask=m_map[:, None], other=0.0)  # [ROWS, D]
-            b_k = tl.load(p_k + i * D, mask=m_key[:, None], other=0.0)  # [ROWS, D]
-            b_v = tl.load(p_v + i * D, mask=m_key[:, None], other=0.0)  # [ROWS, D]
+            b_k = load_rows(p_k + i * D, m_map, p_kpad + i * D, m_pad, PADS_ATTEND)  # [ROWS, D]
+            b_v = load_rows(p_v + i * D, m_map, p_vpad + i * D, m_pad, PADS_ATTEND)  # [ROWS, D]
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [ROWS queries, ROWS keys]
         else:
-            b_s = product_in_chunks(p_q + i * D, m_map, p_k + i * D, m_key, depth, PRECISION)
+            b_s = product_in_chunks(
+                p_q + i * D, m_map, p_k + i * D, m_map, depth, p_kpad + i * D, m_pad, PADS_ATTEND, PRECISION
+            )
         b_s = tl.where(m_window[None, :], b_s, float("-inf"))
         if not PADS_ATTEND and (rows < WINDOW or columns < WINDOW):
             # a branch, because most windows are whole and need none of this
@@ -82,7 +82,7 @@ def lsa_forward_kernel(
             tl.store(p_o + i * D, b_o.to(p_out.dtype.element_ty), mask=m_map[:, None])
         else:
             for o_c in range(i * D, i * D + depth, DC):
-                b_v = tl.load(p_v + o_c, mask=m_key[:, None], other=0.0)  # [ROWS, DC]
+                b_v = load_rows(p_v + o_c, m_map, p_vpad + o_c, m_pad, PADS_ATTEND)  # [ROWS, DC]
                 b_o = tl.dot(b_p, b_v, input_precision=PRECISION) * b_r[:, None]
                 tl.store(p_o + o_c, b_o.to(p_out.dtype.element_ty), mask=m_map[:, None])
 
@@ -118,7 +118,7 @@ def lsa_backward_kernel(
     o_x = o_t % WINDOW
     m_window = o_t < WINDOW * WINDOW
     m_map = tokens_in_map(o_t, rows, columns, WINDOW)
-    m_pad = (m_window & (m_map == 0))[:, None]
+    m_pad = m_window & (m_map == 0)
     p_qkv += i_b * s_b + i_y.to(tl.int64) * s_h + i_x.to(tl.int64) * s_w + i_c
     p_q = p_qkv + (o_y * s_h + o_x * s_w)[:, None]  # [ROWS, 1]
     p_k = p_q + channels
@@ -131,22 +131,20 @@ def lsa_backward_kernel(
     p_dv = p_dk + channels
     p_de = p_dpads + i_e.to(tl.int64) * (2 * channels) + i_c + o_d
     dtype = p_dqkv.dtype.element_ty
-    m_key = m_map
-    if PADS_ATTEND:
-        m_key = m_window
-        p_k = tl.where(m_map[:, None], p_k, p_bias + (channels + i_c))
-        p_v = tl.where(m_map[:, None], p_v, p_bias + (2 * channels + i_c))
+    p_kpad = p_bias + (channels + i_c)  # what a padded token projects to
+    p_vpad = p_kpad + channels
 
     if DN == D:
         b_q = tl.load(p_q + o_d[None, :], mask=m_map[:, None], other=0.0)  # [ROWS, D]
-        b_k = tl.load(p_k + o_d[None, :], mask=m_key[:, None], other=0.0)  # [ROWS, D]
-        b_v = tl.load(p_v + o_d[None, :], mask=m_key[:, None], other=0.0)  # [ROWS, D]
+        b_k = load_rows(p_k + o_d[None, :], m_map, p_kpad + o_d[None, :], m_pad, PADS_ATTEND)  # [ROWS, D]
+        b_v = load_rows(p_v + o_d[None, :], m_map, p_vpad + o_d[None, :], m_pad, PADS_ATTEND)  # [ROWS, D]
         b_g = tl.load(p_g + o_d[None, :], mask=m_map[:, None], other=0.0)  # [ROWS, D]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [ROWS queries, ROWS keys]
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)  # [ROWS queries, ROWS keys]
     else:
-        b_s = product_in_chunks(p_q + o_c[None, :], m_map, p_k + o_c[None, :], m_key, depth, PRECISION)
-        b_dp = product_in_chunks(p_g + o_c[None, :], m_map, p_v + o_c[None, :], m_key, depth, PRECISION)
+        o_c = o_c[None, :]
+        b_s = product_in_chunks(p_q + o_c, m_map, p_k + o_c, m_map, depth, p_kpad + o_c, m_pad, PADS_ATTEND, PRECISION)
+        b_dp = product_in_chunks(p_g + o_c, m_map, p_v + o_c, m_map, depth, p_vpad + o_c, m_pad, PADS_ATTEND, PRECISION)
     b_s = tl.where(m_window[None, :], b_s, float("-inf"))
     if not PADS_ATTEND and edge:
         b_s = tl.where(tokens_in_map(o_t, rows, columns, WINDOW)[None, :], b_s, float("-inf"))
@@ -165,8 +163,8 @@ def lsa_backward_kernel(
         tl.store(p_dk, b_dk.to(dtype), mask=m_map[:, None])
         tl.store(p_dv, b_dv.to(dtype), mask=m_map[:, None])
         if PADS_ATTEND and edge:
-            tl.store(p_de, tl.sum(tl.where(m_pad, b_dk, 0.0), 0))
-            tl.store(p_de + channels, tl.sum(tl.where(m_pad, b_dv, 0.0), 0))
+            tl.store(p_de, tl.sum(tl.where(m_pad[:, None], b_dk, 0.0), 0))
+            tl.store(p_de + channels, tl.sum(tl.where(m_pad[:, None], b_dv, 0.0), 0))
     else:
         # one product after the other, each in its own loop: together their operands would not fit the registers
         for i_n in range(0, depth, DN):
@@ -174,9 +172,10 @@ def lsa_backward_kernel(
             b_dv = tl.dot(b_pt, b_g, input_precision=PRECISION)
             tl.store(p_dv + i_n, b_dv.to(dtype), mask=m_map[:, None])
             if PADS_ATTEND and edge:
-                tl.store(p_de + (channels + i_n), tl.sum(tl.where(m_pad, b_dv, 0.0), 0))
+                tl.store(p_de + (channels + i_n), tl.sum(tl.where(m_pad[:, None], b_dv, 0.0), 0))
         for i_n in range(0, depth, DN):
-            b_k = tl.load(p_k + i_n + o_d[None, :], mask=m_key[:, None], other=0.0)  # [ROWS, DN]
+            o_n = i_n + o_d[None, :]
+            b_k = load_rows(p_k + o_n, m_map, p_kpad + o_n, m_pad, PADS_ATTEND)  # [ROWS, DN]
             b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
             tl.store(p_dq + i_n, b_dq.to(dtype), mask=m_map[:, None])
         b_dst = tl.trans(b_ds)  # [ROWS keys, ROWS queries]
@@ -185,4 +184,4 @@ def lsa_backward_kernel(
             b_dk = tl.dot(b_dst, b_q, input_precision=PRECISION)
             tl.store(p_dk + i_n, b_dk.to(dtype), mask=m_map[:, None])
             if PADS_ATTEND and edge:
-                tl.store(p_de + i_n, tl.sum(tl.where(m_pad, b_dk, 0.0), 0))
+                tl.store(p_de + i_n, tl.sum(tl.where(m_pad[:, None], b_dk, 0.0), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,7 @@ from twins_trt.kernels.case import DTYPES, Case, Tiling, dtype_name, tiling
 from twins_trt.kernels.device import (
     MAX_BLOCKS,
     MAX_OFFSET,
+    batch_parts,
     capability,
     dot_precision,
     last_axis_dense,
@@ -24,6 +26,7 @@ MAX_WINDOW = 8  # a window's tokens are the rows of one 64-row block
 ROWS = 64
 
 
+@functools.cache
 def forward_tiling(
     *, dtype: str, head_dim: int, heads_per_program: int, pads_attend: bool, precision: str, window_size: int
 ) -> Tiling:
@@ -40,6 +43,7 @@ def forward_tiling(
     return tiling(4, 1, constants)
 
 
+@functools.cache
 def backward_tiling(
     *, dtype: str, head_dim: int, pads_attend: bool, precision: str, window_size: int, capability: int
 ) -> Tiling:
@@ -135,14 +139,14 @@ def lsa_forward(
         pads_attend=pads_attend,
         precision=dot_precision(qkv),
         window_size=window_size,
-    ).options()
+    ).options
     with torch.cuda.device_of(qkv):
-        for part in _batch_parts(batch, window_rows):
-            grid = (num_heads // heads, window_columns, qkv[part].shape[0] * window_rows)
+        for some_qkv, some_out in batch_parts(_most_images(window_rows), qkv, out):
+            grid = (num_heads // heads, window_columns, some_qkv.shape[0] * window_rows)
             lsa_forward_kernel[grid](
-                qkv[part],
+                some_qkv,
                 qkv_bias,
-                out[part],
+                some_out,
                 *qkv.stride()[:3],
                 height,
                 width,
@@ -172,7 +176,7 @@ def lsa_backward(
     window_rows, window_columns, pads_attend = _windows(height, width, window_size, padding)
     _check_offsets(window_size, grad, qkv, dqkv)
     edges = window_columns if height % window_size else window_rows  # per image; see the kernel
-    dpads = qkv.new_empty(batch * edges if pads_attend else 0, 2, channels, dtype=torch.float32)
+    dpads = qkv.new_empty(batch, edges if pads_attend else 0, 2, channels, dtype=torch.float32)
     options = backward_tiling(
         dtype=dtype_name(qkv.dtype),
         head_dim=channels // num_heads,
@@ -180,15 +184,16 @@ def lsa_backward(
         precision=dot_precision(qkv),
         window_size=window_size,
         capability=capability(qkv),
-    ).options()
+    ).options
     with torch.cuda.device_of(qkv):
-        for part in _batch_parts(batch, window_rows):
-            lsa_backward_kernel[(num_heads, window_columns, qkv[part].shape[0] * window_rows)](
-                grad[part],
-                qkv[part],
+        for part in batch_parts(_most_images(window_rows), grad, qkv, dqkv, dpads):
+            some_grad, some_qkv, some_dqkv, some_dpads = part
+            lsa_backward_kernel[(num_heads, window_columns, some_qkv.shape[0] * window_rows)](
+                some_grad,
+                some_qkv,
                 qkv_bias,
-                dqkv[part],
-                dpads[part.start * edges :],
+                some_dqkv,
+                some_dpads,
                 *grad.stride()[:3],
                 *qkv.stride()[:3],
                 height,
@@ -201,7 +206,7 @@ def lsa_backward(
             )
     dbias = torch.zeros_like(qkv_bias)
     if pads_attend:
-        dbias[channels:] = dpads.sum(0).flatten()  # [2, C] -> [2C], of keys and values
+        dbias[channels:] = dpads.sum((0, 1)).flatten()  # [2, C] -> [2C], of keys and values
     return dqkv, dbias
 
 
@@ -212,11 +217,9 @@ def _windows(height: int, width: int, window_size: int, padding: str) -> tuple[i
     return (height + pad_bottom) // window_size, (width + pad_right) // window_size, pads_attend
 
 
-def _batch_parts(batch: int, window_rows: int) -> Iterator[slice]:
-    """Slices of the batch whose windows fit the grid's third axis; nearly always one."""
-    step = max(1, MAX_BLOCKS // window_rows)
-    for start in range(0, batch, step):
-        yield slice(start, start + step)
+def _most_images(window_rows: int) -> int:
+    """How many images' windows fit the grid's third axis."""
+    return max(1, MAX_BLOCKS // window_rows)
 
 
 def _check_offsets(window_size: int, *maps: Tensor) -> None:

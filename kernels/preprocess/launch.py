@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class InputFormat:
 SCALARS = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")
 
 
+@functools.cache
 def cut(*, resize: bool) -> Tiling:
     return tiling(4, 1, {"BX": 256, "RESIZE": resize})
 
@@ -68,8 +70,8 @@ def resize_normalize_forward(image: Tensor, wanted: InputFormat) -> Tensor:
     rows, columns = (image, image)  # the kernel does not read them where it does not resize
     if resize:
         rows, columns = row_taps(in_height, height, image.device), column_taps(in_width, width, image.device)
-    tiles = cut(resize=resize)
-    blocks = -(-width // dict(tiles.constants)["BX"])
+    options = cut(resize=resize).options
+    blocks = -(-width // options["BX"])
     with torch.cuda.device_of(image):
         resize_normalize_kernel[(batch * height * blocks,)](
             image,
@@ -83,7 +85,7 @@ def resize_normalize_forward(image: Tensor, wanted: InputFormat) -> Tensor:
             blocks,
             *wanted.mean,
             *wanted.std,
-            **tiles.options(),
+            **options,
         )
     return out
 

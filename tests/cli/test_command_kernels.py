@@ -17,12 +17,15 @@ def test_lists_what_is_recorded(twins: Twins) -> None:
     ran = twins("kernels", "--json")
     assert ran.code == 0
     assert len(ran.json["kernels"]) == sum(len(all_cases(target)) for target in TARGETS)
-    assert all(row["registers"] > 0 and row["threads"] >= 128 for row in ran.json["kernels"])
+    assert all(row["registers"] > 0 and row["threads"] >= 64 for row in ran.json["kernels"])
+    loads = {(row["kernel"], row["variant"]): row["wide_loads"] for row in ran.json["kernels"]}
+    assert loads["resize_argmax", "padded classes"] > 0 == loads["resize_argmax", "planes"]
     ran = twins("kernels", "--target", "87", "--kernels", "lsa_forward", "--dtypes", "fp16", "--head-dims", "32")
     assert ran.code == 0
     lines = [line.split() for line in ran.out.splitlines()]
     assert lines[0][:3] == ["target", "kernel", "dtype"]
     assert [line[:4] for line in lines[1:5]] == [["sm_87", "lsa_forward", "fp16", "32"]] * 4
+    assert [line[-1] for line in lines[1:5]] == ["0"] * 4  # all read 16 bytes at a time
     assert ran.out.splitlines()[-1].startswith("4 kernels; figures as compiled by Triton")
 
 

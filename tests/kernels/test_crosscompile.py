@@ -25,7 +25,7 @@ from twins_trt.kernels.crosscompile import (
     sweep,
     write_cubins,
 )
-from twins_trt.kernels.crosscompile.compiler import capability
+from twins_trt.kernels.crosscompile.compiler import capability, count_loads
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -40,7 +40,9 @@ FAST_CASES = {  # the variants that need most, of what the published models run
     "gsa_backward_kv fp16 64",
     "gsa_sum_splits fp16 0",
     "resize_argmax fp16 0 classes last probability",
+    "resize_argmax fp16 0 padded classes probability",
     "resize_argmax fp16 0 planes",
+    "resize_argmax_cells fp16 0",
     "resize_normalize fp16 0",
 }
 TIGHTEST_CASES = {  # of fp32, whose operands fill the registers
@@ -50,6 +52,16 @@ TIGHTEST_CASES = {  # of fp32, whose operands fill the registers
 }
 
 
+def has_wide_loads(name: str) -> bool:
+    """Of a case's name: all but those that read pixels of three bytes, or classes one by one."""
+    return not name.startswith("resize_normalize") and "planes" not in name and "classes last" not in name
+
+
+def narrow_loads_allowed(name: str) -> bool:
+    """The backward of GSA reads one number a query, and some of its tiles are smaller than 16 bytes a thread."""
+    return name.startswith("gsa_backward") or not has_wide_loads(name)
+
+
 @pytest.fixture(scope="module")
 def record() -> Record:
     return read_record()
@@ -57,6 +69,10 @@ def record() -> Record:
 
 def case_named(name: str, target: str) -> Case:
     return next(case for case in all_cases(target) if case.name == name)
+
+
+def resources_with(*, registers: int, shared: int) -> Resources:
+    return Resources(registers, spills=0, shared=shared, tmem=0, threads=128, wide_loads=4, narrow_loads=1)
 
 
 def exceeded(record: Record, work: list[tuple[Case, str]]) -> dict[str, list[str]]:
@@ -134,14 +150,54 @@ def test_a_kernel_that_the_compiler_refuses_is_a_build_error() -> None:
         compile_case(replace(case, tiling=replace(case.tiling, constants=tuple(constants.items()))), "sm_86")
 
 
+def test_kernels_read_16_bytes_at_a_time(record: Record) -> None:
+    figures = [(name, target, each) for name, row in record.resources.items() for target, each in row.items()]
+    assert [(name, target) for name, target, each in figures if has_wide_loads(name) != (each.wide_loads > 0)] == []
+    narrow = {name for name, _, each in figures if each.narrow_loads and not narrow_loads_allowed(name)}
+    assert narrow == set()
+
+
+def test_loads_are_counted_by_their_width() -> None:
+    wide = """
+        @%p1 ld.global.v4.b32 { %r23, %r24, %r25, %r26 }, [ %rd11 + 0 ];
+        ld.global.L1::evict_last.v2.b64 { %rd1, %rd2 }, [ %rd11 + 0 ];
+        ld.global.v8.b32 { %r1, %r2, %r3, %r4, %r5, %r6, %r7, %r8 }, [ %rd11 + 0 ];
+        cp.async.cg.shared.global [ %r39 + 0 ], [ %rd15 + 0 ], 0x10, %r41;
+    """
+    narrow = """
+        ld.global.b16 { %rs1 }, [ %rd11 + 0 ];
+        @%p3 ld.global.v2.b32 { %r1, %r2 }, [ %rd11 + 0 ];
+        cp.async.ca.shared.global [ %r211 + 0 ], [ %rd17 + 0 ], 0x4, %r42;
+    """
+    other = """
+        st.global.v4.b32 [ %rd1 + 0 ], { %r1, %r2, %r3, %r4 };
+        ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %r5 ];
+        ld.param.b64 %rd1, [kernel_param_0];
+        cp.async.commit_group;
+    """
+    assert count_loads(wide) == (4, 0)
+    assert count_loads(narrow) == (0, 3)
+    assert count_loads(other + wide + narrow) == (4, 3)
+
+
+def test_a_mask_that_cuts_16_bytes_is_found(record: Record) -> None:
+    """As it was on the models' path: the same logits, with a mask at the last class."""
+    case = case_named("resize_argmax fp16 0 padded classes", "sm_90")
+    constants = {**dict(case.tiling.constants), "WHOLE_BLOCKS": False}
+    masked = compile_case(replace(case, tiling=replace(case.tiling, constants=tuple(constants.items()))), "sm_90")
+    assert masked.resources.wide_loads == 0
+    faults = record.exceeded(case.name, "sm_90", masked.resources, triton=record.triton)
+    assert "has no 16-byte loads, 4 are recorded" in faults
+
+
 def test_limits_depend_on_the_target() -> None:
-    resources = Resources(registers=128, spills=0, shared=120 * 1024, tmem=0, threads=256)
+    resources = resources_with(registers=128, shared=120 * 1024)
     assert problems(resources, "sm_90") == []
     assert problems(resources, "sm_120") == ["takes 122880 bytes of shared memory of 101376"]
 
 
 def test_the_record_is_a_budget() -> None:
-    then = Resources(registers=100, spills=0, shared=1000, tmem=0, threads=128)
+    then = resources_with(registers=100, shared=1000)
     record = Record("3.9.0", "2000-01-01", "here", {"kernel": {"sm_90": then}})
     assert Record.from_json(record.to_json()) == record
     assert record.exceeded("kernel", "sm_90", then, triton="3.9.0") == []
@@ -150,6 +206,11 @@ def test_the_record_is_a_budget() -> None:
     assert record.exceeded("kernel", "sm_90", more, triton="3.9.0") == [
         "takes 101 registers, 100 are recorded",
         "takes 1001 shared, 1000 are recorded",
+    ]
+    narrower = replace(then, wide_loads=0, narrow_loads=32)
+    assert record.exceeded("kernel", "sm_90", narrower, triton="3.9.0") == [
+        "takes 32 narrow loads, 1 are recorded",
+        "has no 16-byte loads, 4 are recorded",
     ]
     assert record.exceeded("kernel", "sm_90", more, triton="3.6.0") == []
     assert record.exceeded("kernel", "sm_90", replace(then, spills=8), triton="3.6.0") == ["spills 8 bytes per thread"]

@@ -1,8 +1,11 @@
-"""The attention kernels on a GPU: what neither the interpreter nor cross-compilation can show."""
+"""The attention kernels on a GPU: what neither the interpreter nor cross-compilation can show.
+
+`test_gpu_tests.py` runs these tests' logic on a CPU: it sets DEVICE, COMPILER and smaller shapes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -18,6 +21,10 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
+COMPILER = "inductor"
+FLOAT32 = 5e-5
+"""Largest relative error of fp32 results by three tf32 products. A tensor core cuts off what it adds up instead of
+rounding, about 4e-8 of the sum each time. A sum over 1,000 keys is 375 additions, so that 1e-5 would be luck."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ATTENTIONS = ["lsa", "gsa"]
 LSA_SHAPES = {  # batch, height, width, heads, head dim
@@ -80,6 +87,28 @@ def error(x: Tensor, exact: Tensor) -> float:
     return float((x.double() - exact).norm()) / (size if size > 1e-9 else exact.numel() ** 0.5)
 
 
+def limit(dtype: torch.dtype, theirs: float) -> float:
+    """Largest error of a result. theirs: that of the reference in the same dtype."""
+    return FLOAT32 if dtype == torch.float32 else max(2 * theirs, 1e-6)
+
+
+def tf32_faults(found: Sequence[Tensor], exact: Sequence[Tensor]) -> list[str]:
+    """Where results do not look like products of tf32: more exact than fp32 need be, or worse than 11 bits allow.
+
+    A result that is zero whatever the products are, such as the bias gradient where padded tokens do not attend, must
+    be zero: it cannot tell how it was multiplied.
+    """
+    faults = []
+    for i, (x, value) in enumerate(zip(found, exact, strict=True)):
+        size = error(x, value)
+        if not value.any():
+            if x.any():
+                faults.append(f"result {i} is {size:.1e} instead of zero")
+        elif not FLOAT32 < size < 5e-3:
+            faults.append(f"result {i} has the error {size:.1e}")
+    return faults
+
+
 @pytest.fixture(autouse=True)
 def full_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
@@ -96,17 +125,18 @@ def test_kernels_agree_with_the_reference_in_float64(attention: str, name: str, 
     theirs = run(attention, "reference", inputs, grad, heads)
     for x, y, value in zip(run(attention, "triton", inputs, grad, heads), theirs, exact, strict=True):
         assert x.dtype == dtype
-        limit = 1e-5 if dtype == torch.float32 else max(2 * error(y, value), 1e-6)
-        assert error(x, value) <= limit
+        assert error(x, value) <= limit(dtype, error(y, value))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_tf32_on_request(attention: str) -> None:
-    inputs, grad, heads = example(attention, "stage 1 of SVT-S", torch.float32)
+TF32_SHAPES = [("lsa", "stage 1 of SVT-S"), ("lsa", "one axis padded"), ("gsa", "stage 1 of SVT-S")]
+
+
+@pytest.mark.parametrize(("attention", "name"), TF32_SHAPES)
+def test_tf32_on_request(attention: str, name: str) -> None:
+    inputs, grad, heads = example(attention, name, torch.float32)
     exact = run(attention, "reference", tuple(x.double() for x in inputs), grad.double(), heads)
     torch.set_float32_matmul_precision("high")
-    for x, value in zip(run(attention, "triton", inputs, grad, heads), exact, strict=True):
-        assert 1e-5 < error(x, value) < 5e-3
+    assert tf32_faults(run(attention, "triton", inputs, grad, heads), exact) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -122,11 +152,13 @@ def test_the_same_bits_every_time(attention: str, name: str, dtype: torch.dtype)
 def test_strides_do_not_matter(attention: str) -> None:
     name = "one axis padded" if attention == "lsa" else "primes"
     inputs, grad, heads = example(attention, name, torch.float16)
-    first = run(attention, "triton", inputs, grad, heads)
+    exact = run(attention, "reference", tuple(x.double() for x in inputs), grad.double(), heads)
+    theirs = run(attention, "reference", inputs, grad, heads)
     wide = [torch.full((*x.shape[:-1], x.shape[-1] + 24), float("nan"), device=DEVICE).half() for x in (*inputs, grad)]
     views = [buffer[..., 8:-16].copy_(x) for buffer, x in zip(wide, (*inputs, grad), strict=True)]
-    again = run(attention, "triton", tuple(views[:2]), views[2], heads)
-    assert all(torch.equal(x, y) for x, y in zip(again, first, strict=True))
+    # Not bit for bit what other strides give: narrower loads are another program, which may add in another order.
+    for x, y, value in zip(run(attention, "triton", (views[0], views[1]), views[2], heads), theirs, exact, strict=True):
+        assert error(x, value) <= limit(torch.float16, error(y, value))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -163,7 +195,7 @@ def test_compiled_by_inductor(attention: str) -> None:
     inputs, grad, heads = example(attention, "stage 4 of SVT-S", torch.float16)
     function = form(attention, "triton")
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = torch.compile(lambda x, y: function(x * 1, y * 1, heads), fullgraph=True)(*leaves)
+    out = torch.compile(lambda x, y: function(x * 1, y * 1, heads), fullgraph=True, backend=COMPILER)(*leaves)
     compiled = (out.detach(), *torch.autograd.grad(out, leaves, grad, materialize_grads=True))
     eager = run(attention, "triton", inputs, grad, heads)
     assert all(torch.equal(x, y) for x, y in zip(compiled, eager, strict=True))
@@ -173,7 +205,7 @@ def test_compiled_by_inductor(attention: str) -> None:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_autocast_decides_the_dtype(attention: str, dtype: torch.dtype) -> None:
     inputs, _, heads = example(attention, "stage 4 of SVT-S", torch.float32)
-    with torch.autocast("cuda", dtype=dtype):
+    with torch.autocast(DEVICE, dtype=dtype):
         out = form(attention, "triton")(*inputs, heads)
     assert out.dtype == dtype
 

@@ -50,13 +50,16 @@ def _list(selected: list[tuple[Case, str]], console: Console) -> int:
                 "registers": resources.registers if resources else None,
                 "shared_bytes": resources.shared if resources else None,
                 "threads": resources.threads if resources else None,
+                "wide_loads": resources.wide_loads if resources else None,
+                "narrow_loads": resources.narrow_loads if resources else None,
             }
         )
-    head = ("target", "kernel", "dtype", "head dim", "variant", "registers", "shared bytes", "threads")
-    cells = [tuple("" if value in (None, 0) else str(value) for value in row.values()) for row in rows]
+    words = "target|kernel|dtype|head dim|variant|registers|shared bytes|threads|16-byte loads|narrower loads"
+    head = tuple(words.split("|"))
+    cells = [tuple("" if value is None else str(value) for value in row.values()) for row in rows]
     note = f"{len(rows)} kernels; figures as compiled by Triton {record.triton} on {record.date}, {record.machine}"
     value = {"triton": record.triton, "date": record.date, "machine": record.machine, "kernels": rows}
-    console.result(value, f"{table([head, *cells], right=frozenset((3, 5, 6, 7)))}\n\n{note}")
+    console.result(value, f"{table([head, *cells], right=frozenset((3, 5, 6, 7, 8, 9)))}\n\n{note}")
     return 0
 
 
