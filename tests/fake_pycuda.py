@@ -90,8 +90,6 @@ def pycuda(gpu: FakeGpu) -> ModuleType:
             return self._address
 
         def free(self) -> None:
-            if not self._live:
-                raise LogicError("it is freed already")
             self._live = False
             checked(self._free, self._address)
 

@@ -21,7 +21,7 @@ GLOBAL, THREAD_LOCAL, RELAXED = Mode
 UNSUPPORTED, LOST = Status.cudaErrorStreamCaptureUnsupported, Status.cudaErrorStreamCaptureInvalidated
 
 
-class Bench:
+class Rig:
     """Two free streams, memory and an event of a GPU, and a second thread. gpu: the simulated one; None for a real one.
 
     Nothing is captured any more when the block ends.
@@ -36,7 +36,7 @@ class Bench:
         self._begun: list[Any] = []
         self._other = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Rig:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -85,25 +85,25 @@ class Bench:
         return int(self.get("cudaStreamIsCapturing", stream))
 
 
-MakeBench = Callable[[], Bench]
+MakeRig = Callable[[], Rig]
 
 
 @pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
-def bench(request: pytest.FixtureRequest) -> MakeBench:
+def rig(request: pytest.FixtureRequest) -> MakeRig:
     if request.param == "simulated":
         return simulated
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     if int(runtime.cudaGetDeviceCount()[0]) != 0:
         pytest.skip("no CUDA GPU")
-    return lambda: Bench(runtime, None)
+    return lambda: Rig(runtime, None)
 
 
-def simulated(*, devices: int = 1) -> Bench:
+def simulated(*, devices: int = 1) -> Rig:
     gpu = FakeGpu(devices=devices)
-    return Bench(cuda_bindings(gpu), gpu)
+    return Rig(cuda_bindings(gpu), gpu)
 
 
-UNSAFE: dict[str, Callable[[Bench], Status]] = {
+UNSAFE: dict[str, Callable[[Rig], Status]] = {
     "cudaMalloc": lambda on: on.status("cudaMalloc", 8),
     "cudaFree": lambda on: on.status("cudaFree", on.source),
     "cudaHostAlloc": lambda on: on.status("cudaHostAlloc", 8, 0),
@@ -131,9 +131,9 @@ def prohibited(own: Mode | None, other: Mode | None, thread: Mode) -> bool:
 
 @pytest.mark.parametrize("call", UNSAFE)
 @pytest.mark.parametrize("thread", Mode, ids=lambda mode: f"thread={mode.name[21:]}")
-def test_unsafe_calls_beside_captures_of_every_mode(bench: MakeBench, call: str, thread: Mode) -> None:
+def test_unsafe_calls_beside_captures_of_every_mode(rig: MakeRig, call: str, thread: Mode) -> None:
     for own, other in itertools.product((None, *Mode), repeat=2):
-        with bench() as on:
+        with rig() as on:
             third = on.new_stream()
             if own is not None:
                 on.begin(on.one, own)
@@ -152,8 +152,8 @@ def test_unsafe_calls_beside_captures_of_every_mode(bench: MakeBench, call: str,
                 assert ended == (LOST if lost else Status.cudaSuccess), (own, other)
 
 
-def test_a_threads_mode_is_its_own_and_is_exchanged(bench: MakeBench) -> None:
-    with bench() as on:
+def test_a_threads_mode_is_its_own_and_is_exchanged(rig: MakeRig) -> None:
+    with rig() as on:
         assert on.exchange(RELAXED) == GLOBAL
         assert on.exchange(THREAD_LOCAL) == RELAXED
         assert on.elsewhere(on.exchange, GLOBAL) == GLOBAL
@@ -162,15 +162,15 @@ def test_a_threads_mode_is_its_own_and_is_exchanged(bench: MakeBench) -> None:
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("wait", ["cudaStreamSynchronize", "cudaStreamQuery", "cudaDeviceSynchronize"])
-def test_what_is_captured_cannot_be_waited_for(bench: MakeBench, mode: Mode, wait: str) -> None:
+def test_what_is_captured_cannot_be_waited_for(rig: MakeRig, mode: Mode, wait: str) -> None:
     """ "It is invalid to synchronize or query the execution status of a stream which is being captured", or of "a
     broader handle which encompasses an active stream capture, such as a device". No mode of a thread changes that."""
     for elsewhere in (False, True):
-        with bench() as on:
+        with rig() as on:
             on.begin(on.one, mode)
             given = () if wait == "cudaDeviceSynchronize" else (on.one,)
 
-            def attempt(on: Bench = on, given: tuple[Any, ...] = given) -> Status:
+            def attempt(on: Rig = on, given: tuple[Any, ...] = given) -> Status:
                 on.exchange(RELAXED)
                 return on.status(wait, *given)
 
@@ -178,10 +178,10 @@ def test_what_is_captured_cannot_be_waited_for(bench: MakeBench, mode: Mode, wai
             assert on.status("cudaStreamEndCapture", on.one) == LOST
 
 
-def test_an_event_of_a_capture_cannot_be_waited_for(bench: MakeBench) -> None:
+def test_an_event_of_a_capture_cannot_be_waited_for(rig: MakeRig) -> None:
     """ "the thread is still prohibited from … cudaEventQuery on an event that was last recorded inside a capture" """
     for call in ("cudaEventQuery", "cudaEventSynchronize"):
-        with bench() as on:
+        with rig() as on:
             on.begin(on.one, RELAXED)
             on.exchange(RELAXED)
             on.get("cudaEventRecord", on.event, on.one)
@@ -192,10 +192,10 @@ def test_an_event_of_a_capture_cannot_be_waited_for(bench: MakeBench) -> None:
             assert on.status("cudaEventSynchronize", on.event) == Status.cudaSuccess
 
 
-def test_a_lost_capture_takes_nothing_until_it_is_ended(bench: MakeBench) -> None:
+def test_a_lost_capture_takes_nothing_until_it_is_ended(rig: MakeRig) -> None:
     """ "further use of any streams which are being captured … will return an error, until stream capture is ended …
     This call will take the associated streams out of capture mode, but will also return an error value" """
-    with bench() as on:
+    with rig() as on:
         on.begin(on.one)
         assert on.status("cudaMalloc", 8) == UNSUPPORTED
         assert on.is_capturing(on.one) == 2
@@ -206,8 +206,8 @@ def test_a_lost_capture_takes_nothing_until_it_is_ended(bench: MakeBench) -> Non
         assert on.gpu is None or on.gpu.held()["graphs"] == 0
 
 
-def test_streams_join_a_capture_by_an_event_and_must_be_joined_back(bench: MakeBench) -> None:
-    with bench() as on:
+def test_streams_join_a_capture_by_an_event_and_must_be_joined_back(rig: MakeRig) -> None:
+    with rig() as on:
         on.begin(on.one)
         on.get("cudaEventRecord", on.event, on.one)
         on.get("cudaStreamWaitEvent", on.two, on.event, 0)
@@ -231,19 +231,19 @@ def test_streams_join_a_capture_by_an_event_and_must_be_joined_back(bench: MakeB
             assert on.is_capturing(on.one) == on.is_capturing(on.two) == 0
 
 
-def test_no_dependency_crosses_the_border_of_a_capture(bench: MakeBench) -> None:
+def test_no_dependency_crosses_the_border_of_a_capture(rig: MakeRig) -> None:
     """ "It is invalid to wait on a non-captured event from a stream which is being captured" """
-    with bench() as on:
+    with rig() as on:
         on.get("cudaEventRecord", on.event, on.two)
         on.begin(on.one)
         assert on.status("cudaStreamWaitEvent", on.one, on.event, 0) == Status.cudaErrorStreamCaptureIsolation
         assert on.status("cudaStreamEndCapture", on.one) == LOST
 
 
-def test_two_captures_do_not_become_one(bench: MakeBench) -> None:
+def test_two_captures_do_not_become_one(rig: MakeRig) -> None:
     """ "It is invalid to merge two separate captured graphs by waiting on a captured event from a stream which is being
     captured and is associated with a different captured graph" """
-    with bench() as on:
+    with rig() as on:
         on.begin(on.one)
         on.begin(on.two)
         on.get("cudaEventRecord", on.event, on.two)
@@ -252,12 +252,12 @@ def test_two_captures_do_not_become_one(bench: MakeBench) -> None:
 
 
 @pytest.mark.parametrize("legacy", [0, 1])
-def test_the_legacy_stream_is_unusable_while_a_blocking_one_is_captured(bench: MakeBench, legacy: int) -> None:
+def test_the_legacy_stream_is_unusable_while_a_blocking_one_is_captured(rig: MakeRig, legacy: int) -> None:
     """ "When any stream in the same context is being captured, and it was not created with cudaStreamNonBlocking, any
     attempted use of the legacy stream is invalid." """
     for flags, status in ((1, Status.cudaSuccess), (0, Status.cudaErrorStreamCaptureImplicit)):
-        for use in (Bench.copy, lambda on, stream: on.status("cudaEventRecord", on.event, stream)):
-            with bench() as on:
+        for use in (Rig.copy, lambda on, stream: on.status("cudaEventRecord", on.event, stream)):
+            with rig() as on:
                 stream = on.new_stream(flags)
                 on.begin(stream, RELAXED)
                 assert on.status("cudaStreamIsCapturing", legacy) == status  # "The capture is not invalidated."
@@ -265,8 +265,8 @@ def test_the_legacy_stream_is_unusable_while_a_blocking_one_is_captured(bench: M
                 assert on.status("cudaStreamEndCapture", stream) == (Status.cudaSuccess if flags else LOST)
 
 
-def test_a_capture_begins_and_ends_as_documented(bench: MakeBench) -> None:
-    with bench() as on:
+def test_a_capture_begins_and_ends_as_documented(rig: MakeRig) -> None:
+    with rig() as on:
         strict = on.cuda.cudaStreamCaptureMode(0)
         for legacy in (0, 1):  # "Capture may not be initiated if stream is cudaStreamLegacy."
             assert on.is_refused(on.status("cudaStreamBeginCapture", legacy, strict), UNSUPPORTED)

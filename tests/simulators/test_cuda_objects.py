@@ -87,7 +87,8 @@ def test_a_copy_stays_in_its_memory(cuda: Any) -> None:
         (device + 4, host, 8),
         (device, host + 1, 8),
         (device, pageable.ctypes.data, 8),  # CUDA takes it, but waits for the stream: that is never meant here
-        (device, device + 4, 4 + 1),
+        (device, device + 3, 4),
+        (device + 3, device, 4),
     ):
         assert cuda.cudaMemcpyAsync(target, source, size, cuda.cudaMemcpyKind.cudaMemcpyDefault, 0)[0] == INVALID
     assert (
