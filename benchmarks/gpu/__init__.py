@@ -5,7 +5,7 @@ rests on what a red check covers. Every row is written at once, so that the next
 
 - `jobs`: what can be measured, in which order, and what is chosen of it; `workload`: at which sizes
 - `checks`, `gpu_tests`, `sanitizer`: what must be right
-- `ceilings`, `kernels`, `models`, `traces`, `training`: what is measured; `forms`, `networks`: in which ways; `timing`
+- `runtime`, `ceilings`, `kernels`, `models`, `traces`, `training`: what is measured; `forms`, `networks`: in which ways
 - `runner`, `worker`, `parent`, `store`: doing rows within a budget, in a process that can be ended; keeping them
 - `costs`, `schedule`, `unattended`, `account`: what rows cost, what fits into a time, doing it; what is missing then
 """

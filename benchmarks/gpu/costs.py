@@ -36,7 +36,10 @@ SECONDS: Mapping[tuple[str, str], float] = {
 }
 """Predicted wall time of a row by section and kind of form: guesses, until a row was measured once."""
 
-TEST_FILE_SECONDS = 120.0
+TEST_SECONDS = {"tests/kernels/test_on_gpu.py": 150.0, "tests/kernels/test_on_gpu_around.py": 60.0}
+OTHER_TEST_SECONDS = 30.0
+"""Predicted for a file of tests."""
+
 UNKNOWN_SECONDS = 20.0
 
 
@@ -45,7 +48,7 @@ def predicted(job: Job) -> float:
     if job.seconds is not None:
         return job.seconds
     if job.name.startswith(TESTS):
-        return TEST_FILE_SECONDS
+        return TEST_SECONDS.get(job.name.removeprefix(TESTS), OTHER_TEST_SECONDS)
     return SECONDS.get((job.section, job.kind), UNKNOWN_SECONDS)
 
 

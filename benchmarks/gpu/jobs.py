@@ -19,6 +19,7 @@ Measure = Callable[[], Row]
 
 SECTIONS: Mapping[str, str] = {
     "checks": "benchmarks.gpu.checks",
+    "runtime": "benchmarks.gpu.runtime",
     "ceilings": "benchmarks.gpu.ceilings",
     "kernels": "benchmarks.gpu.kernels",
     "models": "benchmarks.gpu.models",

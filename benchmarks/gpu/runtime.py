@@ -41,10 +41,11 @@ def jobs(workload: Workload) -> Iterator[Job]:
     for batch in workload.batches:
         shape = (batch, *workload.size, 3)
         for name, way in ways.items():
-            yield Job(f"{name}, batch {batch}", functools.partial(_row, way, shape, workload), batch=batch)
+            measure = functools.partial(_row, way, shape, workload)
+            yield Job(f"{name}, batch {batch}", measure, batch=batch, rests_on=("runtime",))
         for stage in STAGES:
             measure = functools.partial(_row, _host_to_host, shape, workload, stage=stage)
-            yield Job(f"stage {stage}, batch {batch}", measure, batch=batch)
+            yield Job(f"stage {stage}, batch {batch}", measure, batch=batch, rests_on=("runtime",))
 
 
 def _row(way: Callable[..., Way], shape: Shape, workload: Workload, *, stage: str | None = None) -> Row:

@@ -116,7 +116,7 @@ def make(
             if cost > room:  # what fits of it: the command begins nothing that would not
                 new = _fitting(new, room - START_SECONDS, seconds)
                 cost = START_SECONDS + sum(map(seconds, new))
-                if not new:
+                if not any(job.section in piece.sections for job in new):
                     continue
             commands.append(Command(step.title, piece, new, cost, limit))
             taken.update(job.key for job in new)
@@ -150,8 +150,8 @@ def _selection(step: Step, jobs: Sequence[Job]) -> Selection | None:
     models = tuple(dict.fromkeys(job.model for job in rows if job.model))
     batches = tuple(dict.fromkeys(job.batch for job in rows if job.batch))
     forms = tuple(dict.fromkeys(job.form for job in rows if job.form))
-    if step.tests:  # the checks of every figure of these models, whose own rows name none
-        models, batches = step.models or (), ()
+    if step.tests:  # the checks of every figure of these models, which themselves name none
+        models = step.models or ()
     return Selection(sections, models or None, batches or None, forms or None, step.tests)
 
 

@@ -72,14 +72,15 @@ def full() -> Workload:
 def smoke(models: tuple[str, ...] | None = None, batches: tuple[int, ...] | None = None) -> Workload:
     """The same code on a CPU: its figures mean nothing and are not kept.
 
-    models, batches: to rehearse a command that names them; then all stages, as on a GPU.
+    models, batches: to rehearse a command that names them; its rows are then those of a GPU, by name.
     """
     names = ("twins_svt-demo_fpn",) if models is None else models
+    named = models is not None or batches is not None
     return Workload(
         device=torch.device("cpu"),
         size=(32, 64) if models is None else (32, 32),
-        batches=batches or (2,),
-        train_batch=full().train_batch if batches else 2,
+        batches=batches or (full().batches if named else (2,)),
+        train_batch=full().train_batch if named else 2,
         seconds=0.0,
         min_calls=1,
         dtype=torch.float32,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import wait_until_gone
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.jobs import Job, list_jobs
@@ -34,22 +35,6 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Job]:
 def worker() -> Iterator[Worker]:
     with Worker(smoke(), STUBS) as made:
         yield made
-
-
-def is_running(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
-def wait_until_gone(process: int) -> bool:
-    for _ in range(100):
-        if not is_running(process):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_row_that_takes_too_long_is_given_up_with_all_that_it_started(
