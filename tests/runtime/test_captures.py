@@ -242,6 +242,19 @@ def test_a_lost_capture_leaves_torch_in_order_and_the_next_one_succeeds(
     assert list(cuda.users.values()) == [0, 1]  # the allocator may free the first pool
 
 
+def test_a_torch_without_the_functions_that_clean_up_fails_no_call(
+    cuda: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not torch's public interface. Without them a call that runs must not fail for lack of a capture."""
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        monkeypatch.delattr(torch._C, name, raising=False)
+    graphs = CudaGraphs(DEVICE)
+    with pytest.raises(CaptureFailed):
+        graphs.capture(fails_captured(cuda), SHAPE, torch.float32)
+    graphs.start_afresh()
+    assert np.array_equal(graphs.capture(doubled, SHAPE, torch.float32)(of(3.0))["twice"], of(6.0))
+
+
 def test_a_capture_that_ends_without_its_program_is_released_once(cuda: FakeTorchCuda) -> None:
     error = torch.cuda.OutOfMemoryError("no room\nfor it")
     with pytest.raises(CaptureFailed, match=r"^no room$") as caught:

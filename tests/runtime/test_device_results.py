@@ -213,6 +213,30 @@ def test_a_graph_under_way_ends_before_its_context_changes(machine: Machine, pic
         assert np.array_equal(mask.read(), nearest_class(image))
 
 
+def test_a_graph_under_way_is_waited_for_although_the_last_run_was_captured(machine: Machine, picture: Draw) -> None:
+    """A run that the caller captures leaves no event behind which the one before it ended."""
+    engine = machine.engine(machine.bundle(RANGE, RANGE), contexts=1)
+    busy, captured = machine.gpu.new_stream(), machine.gpu.new_stream()
+    image, other = picture(24, 32)[None], picture(64, 64)[None]
+    source, mask = OnGpu(machine.gpu, image), OnGpu(machine.gpu, np.zeros((1, 24, 32), np.uint8))
+    for _ in range(3):
+        engine.run_on_device(source, out={"mask": mask}, stream=busy)
+    machine.gpu.drain(busy)
+    reached: list[bool] = []
+    machine.gpu.give(busy, Work(lambda: reached.append(True)))
+    engine.run_on_device(source, out={"mask": mask}, stream=busy)
+    machine.gpu.begin_capture(captured, Mode.cudaStreamCaptureModeGlobal)
+    engine.run_on_device(source, out={"mask": mask}, stream=captured)
+    machine.gpu.end_capture(captured)
+    assert reached == []  # the run is under way
+    large = OnGpu(machine.gpu, other)
+    engine.run_on_device(large, out={"mask": OnGpu(machine.gpu, np.zeros((1, 64, 64), np.uint8))}, stream=busy)
+    assert reached == [True]
+    machine.gpu.drain(busy)
+    for stream in (busy, captured):
+        machine.gpu.free_stream(stream)
+
+
 def test_a_result_that_goes_while_its_stream_is_captured_leaves_the_capture_whole(
     machine: Machine, picture: Draw
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -137,6 +138,25 @@ def test_an_engine_works_in_a_thread_whose_device_is_another(
         assert machine.gpu.current == 1
     engine.close()
     assert machine.gpu.current == 1
+
+
+@pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
+def test_tensorrt_frees_an_engine_on_its_own_device(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """Its destructors free GPU memory, which somebody's capture forbids in another mode."""
+    machine.install(package=package)
+    gpu, seen = machine.gpu, []
+    engine = machine.engine()
+    for kind in ("ICudaEngine", "IExecutionContext"):
+        owner = getattr(machine.module, kind)
+        monkeypatch.setattr(owner, "__del__", lambda _: seen.append((gpu.current, gpu.rules.mode)), raising=False)
+    gpu.devices = 2
+    gpu.select(1)
+    engine.close()
+    gc.collect()
+    assert len(seen) == 3  # two contexts and the engine
+    assert set(seen) == {(0, Mode.cudaStreamCaptureModeRelaxed)}
 
 
 @pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])

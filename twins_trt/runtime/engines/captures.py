@@ -254,9 +254,9 @@ def _clean_up(graph: Any, pool: Any, device: torch.device) -> None:
     _FAILED_GRAPHS.append(graph)
     # Otherwise the allocator believes in a capture for good: where memory runs out it does not give back what it
     # caches, and never the pool. It raises where the capture could be ended and only its content failed.
-    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # the second in older versions
-    end = next(function for name in names if (function := getattr(torch._C, name, None)))
-    with contextlib.suppress(RuntimeError):
+    older = "_cuda_endAllocateCurrentStreamToPool"
+    with contextlib.suppress(RuntimeError, AttributeError):  # the latter: another torch may have neither
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None) or getattr(torch._C, older)
         end(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
     # A generator that has one state for all captures (before pytorch#176752 of March 2026) believes in it too, and

@@ -188,9 +188,10 @@ class TensorRTEngine:
                 self._results.close()
                 self._images.close()
                 loaded.store()
+                loaded.close()  # here, because TensorRT frees its memory on the thread's own device
         except EngineError as error:  # a broken GPU frees nothing; the error was raised when it broke
             log.warning("%s could not be closed in order: %s", self._owner, error.cause)
-        loaded.close()
+            loaded.close()
 
     def _begin(
         self, image: Any, outputs: Sequence[str] | None, out: Mapping[str, Array] | None, *, wait: bool

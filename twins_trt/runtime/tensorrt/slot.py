@@ -131,7 +131,8 @@ class ExecutionSlot:
             return
         if self._end is None:
             self._end = self._memory.new_event(timing=False)
-        self._left = self._memory.try_record(self._end, self.stream)
+        # In the caller's capture nothing is recorded, and nothing runs: an earlier call may still be under way.
+        self._left = self._memory.try_record(self._end, self.stream) or self._left
 
     def finish(self, host: Sequence[str], out: Mapping[str, Array] | None) -> dict[str, Array]:
         """Waits, and copies the outputs on the host into the caller's arrays. Raises EngineError if the call failed."""
