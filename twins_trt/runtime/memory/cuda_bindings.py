@@ -36,7 +36,7 @@ class CudaBindings:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        # Both are states of the thread, which belongs to the caller. All four calls take less than a microsecond.
+        # Both are states of the thread, which belongs to the caller.
         device = self._call("cudaGetDevice")
         relaxed = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         mode = self._call("cudaThreadExchangeStreamCaptureMode", relaxed)

@@ -204,7 +204,7 @@ class OutputRing:
         self._ring.give(block)
 
 
-class _Lease:
+class _Loan:
     """What an input buffer and all its views refer to: when the last of them goes, the memory comes back."""
 
     def __init__(self, ring: _Ring, block: _Block) -> None:
@@ -232,10 +232,6 @@ class PinnedView:
         return self.array.shape
 
     @property
-    def dtype(self) -> str:
-        return str(self.array.dtype)
-
-    @property
     def address(self) -> int:
         """Where the GPU sees it. Raises EngineError if the block is not mapped."""
         if self.block.device is None:
@@ -256,24 +252,19 @@ class InputRing:
             lambda block: memory.free_host(block.memory),
         )
 
-    @property
-    def idle(self) -> int:
-        """Bytes that no array uses."""
-        return self._ring.idle
-
     def take(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array that is not in use; its memory comes back with the last view of it. Call it inside
         `memory.entered()`. Raises OutOfMemory."""
         size = size_of(shape, dtype)
-        lease = _Lease(self._ring, self._ring.take(size))
-        return np.asarray(lease)[:size].view(dtype).reshape(shape)
+        loan = _Loan(self._ring, self._ring.take(size))
+        return np.asarray(loan)[:size].view(dtype).reshape(shape)
 
     def find(self, image: Array) -> PinnedView | None:
         """Where an image lies in this ring's memory; None if it lies elsewhere or is not C-contiguous."""
         base: Any = image
         while isinstance(base, np.ndarray):
             base = base.base
-        if not isinstance(base, _Lease) or base._ring is not self._ring or not image.flags.c_contiguous:
+        if not isinstance(base, _Loan) or base._ring is not self._ring or not image.flags.c_contiguous:
             return None
         return PinnedView(base.block.memory, image.ctypes.data - base.address, image)
 
