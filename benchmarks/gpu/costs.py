@@ -66,7 +66,9 @@ def table(jobs: Sequence[Job], took: Mapping[tuple[str, str], float], done: Coll
     for job in jobs:
         groups.setdefault((job.section, job.model or "", job.form or ""), []).append(job)
     of = seconds_of(took)
-    lines = [("section", "model", "form", "rows", "done", "seconds", "of these measured", "left, seconds")]
+    lines: list[tuple[str, ...]] = [
+        ("section", "model", "form", "rows", "done", "seconds", "of these measured", "left, seconds")
+    ]
     for key, group in groups.items():
         lines.append((*key, *_cells(group, of, took, done)))
     lines.append(("all", "", "", *_cells(jobs, of, took, done)))

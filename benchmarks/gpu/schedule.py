@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.costs import START_SECONDS
 from benchmarks.gpu.jobs import Job, Selection, choose, worth
@@ -162,19 +163,29 @@ def _halves(wanted: Selection, new: Sequence[Job]) -> Iterator[Selection]:
         if rest:
             yield replace(wanted, sections=("checks",))
             yield replace(wanted, sections=rest, tests=False)
-        elif len(wanted.models or ()) > 1:  # the tests are run with the first model
+        elif wanted.models is not None and len(wanted.models) > 1:  # the tests are run with the first model
             yield replace(wanted, models=wanted.models[:1])
             yield replace(wanted, models=wanted.models[1:], tests=False)
         return
-    for field in ("models", "batches", "forms", "sections"):
-        names = getattr(wanted, field)
-        needed = {getattr(job, "section" if field == "sections" else _SINGULAR[field]) for job in new}
+    for field, (names, of) in _axes(wanted).items():
+        needed = {of(job) for job in new}
         used = tuple(name for name in names or () if name in needed)
         if len(used) > 1:
             middle = (len(used) + 1) // 2
-            yield replace(wanted, **{field: used[:middle]})
-            yield replace(wanted, **{field: used[middle:]})
+            for half in (used[:middle], used[middle:]):
+                changed: dict[str, Any] = {field: half}
+                yield replace(wanted, **changed)
             return
+
+
+def _axes(wanted: Selection) -> dict[str, tuple[tuple[Any, ...] | None, Callable[[Job], Any]]]:
+    """What a selection can be cut along: its field, the names in it, and a row's own."""
+    return {
+        "models": (wanted.models, lambda job: job.model),
+        "batches": (wanted.batches, lambda job: job.batch),
+        "forms": (wanted.forms, lambda job: job.form),
+        "sections": (wanted.sections, lambda job: job.section),
+    }
 
 
 def _fitting(jobs: Sequence[Job], room: float, seconds: Callable[[Job], float]) -> tuple[Job, ...]:
@@ -184,9 +195,6 @@ def _fitting(jobs: Sequence[Job], room: float, seconds: Callable[[Job], float]) 
         if sum(map(seconds, fitting)) + seconds(job) <= room:
             fitting.append(job)
     return tuple(fitting)
-
-
-_SINGULAR = {"models": "model", "batches": "batch", "forms": "form"}
 
 
 def _counted(jobs: Sequence[Job]) -> list[str]:

@@ -3,6 +3,7 @@
 python -m benchmarks.gpu.unattended --minutes 30 --copy-to DIR            run it again to continue
 python -m benchmarks.gpu.unattended --minutes 30 --copy-to DIR --smoke    rehearse exactly these commands on a CPU
 
+Where a command may take ten minutes at most, give --minutes 9 again and again. A run that is ended tells its account.
 It needs torch, Triton, numpy and pytest alone. DIR gets a copy of the results after each row, what each command said
 (`step-1.log`, ...) and the account of the end (`unattended.txt`). All that it knows of earlier runs is in the results
 file. Exit codes are those of `python -m benchmarks.gpu`.
@@ -31,6 +32,10 @@ from benchmarks.gpu.store import ROOT, Key, Store
 
 LEAST_SECONDS = MARGIN_SECONDS + costs.START_SECONDS
 """A command that has less is not begun."""
+
+
+class Stopped(Exception):
+    """The run is to end now."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +97,27 @@ def main(argv: list[str] | None = None) -> int:
     if options.fresh:
         for place in run.store().places():
             place.unlink(missing_ok=True)
-    tried: set[Key] = set()
-    planned = run.schedule(tried)
+    planned = run.schedule(set())
     print(schedule.shown(planned, copy_to=options.copy_to, smoke=options.smoke), flush=True)
     wanted = [job for command in planned.commands for job in command.jobs]
-    number, commands = 0, list(planned.commands)
-    while commands and run.left() > LEAST_SECONDS:
-        command = commands.pop(0)
-        number += 1
-        tried |= _do(command, number, run)
-        if not commands and not options.smoke:  # time is left over, because rows took less than was predicted
-            commands = list(run.schedule(tried).commands)
+    with contextlib.suppress(Stopped):
+        _do_all(list(planned.commands), run)
     said, left = account.of(run.jobs, wanted, run.store(), begin=run.begin, seconds=planned.seconds)
     print(f"\n{said}", flush=True)
     (options.copy_to / "unattended.txt").write_text(f"{said}\n", encoding="utf-8")
     if run.store().red():
         return UNFINISHED_AND_RED if left else RED
     return UNFINISHED if left else 0
+
+
+def _do_all(commands: list[Command], run: Run) -> None:
+    number = 0
+    tried: set[Key] = set()
+    while commands and run.left() > LEAST_SECONDS:
+        number += 1
+        tried |= _do(commands.pop(0), number, run)
+        if not commands and not run.options.smoke:  # time is left over, because rows took less than was predicted
+            commands = list(run.schedule(tried).commands)
 
 
 def _do(command: Command, number: int, run: Run) -> set[Key]:
@@ -154,5 +163,11 @@ def _tell(said: bytes) -> None:
     print(said.decode(errors="replace"), end="", flush=True)
 
 
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)  # `timeout` ends it so: what was measured is told all the same
     raise SystemExit(main())

@@ -19,6 +19,7 @@ from benchmarks.gpu import unattended
 from benchmarks.gpu.account import NOT_BEGUN, of, why_not
 from benchmarks.gpu.costs import predicted
 from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.runner import UNFINISHED
 from benchmarks.gpu.store import Store
 
 MINUTES = "30"
@@ -64,6 +65,19 @@ def test_without_a_gpu_it_says_so(
     monkeypatch.setattr(program, "gpu_name", lambda: None)
     assert unattended.main(["--minutes", "1", "--copy-to", str(tmp_path)]) == program.NO_GPU
     assert "--smoke" in capsys.readouterr().err
+
+
+def test_a_run_that_is_ended_tells_its_account_and_leaves_no_process(tmp_path: Path) -> None:
+    words = ["-m", "benchmarks.gpu.unattended", "--minutes", MINUTES, "--copy-to", str(tmp_path), "--smoke"]
+    run = subprocess.Popen([sys.executable, *words], cwd=bare_python.ROOT, stdout=subprocess.DEVNULL)
+    results = tmp_path / f"{program.REHEARSAL}.json"
+    while not results.is_file() and run.poll() is None:
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text(encoding="utf-8").split()
+    run.terminate()
+    assert run.wait() == UNFINISHED
+    assert NOT_BEGUN in (tmp_path / "unattended.txt").read_text(encoding="utf-8")
+    assert children and all(wait_until_gone(int(child)) for child in children)
 
 
 def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from processes import wait_until_gone
 
+from benchmarks import results
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.jobs import Job, list_jobs
+from benchmarks.gpu.runner import RED
 from benchmarks.gpu.worker import Worker, is_spoiled, measured
 from benchmarks.gpu.workload import smoke
 
@@ -62,6 +64,24 @@ def test_an_error_keeps_the_process_and_a_failed_capture_ends_it(rows: dict[str,
     assert row["capture_failed"] and row["error"].startswith("CaptureError: operation not permitted")
     assert worker.do(rows["process"])["process"] != first
     assert first != os.getpid()
+
+
+def test_on_a_gpu_the_results_file_lies_with_the_others_and_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All of the program but what touches the GPU."""
+    monkeypatch.setattr(program, "gpu_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("STUB_RED", "gsa")
+    words = ["--forms", "process", "slow", "--copy-to", str(tmp_path / "out"), "--budget", "300"]
+    assert program.main(words, sections=STUBS) == RED
+    content = results.read_results("gpu-nvidia-h200", folder=tmp_path / "results")
+    assert content["settings"]["gpu"] == "NVIDIA H200" and content["settings"]["size"] == [512, 512]
+    found = {row["name"]: set(row) & {"ms", "passed", "excluded"} for row in content["rows"]}
+    assert found == {"of gsa": {"passed"}, "slow": {"excluded"}, "process": {"ms"}}
+    copy = tmp_path / "out" / "gpu-nvidia-h200.json"
+    assert copy.read_bytes() == (tmp_path / "results" / copy.name).read_bytes()
+    assert "slow: EXCLUDED" in capfd.readouterr().out
 
 
 def start_program(folder: Path, *, form: str = "ours") -> subprocess.Popen[bytes]:
