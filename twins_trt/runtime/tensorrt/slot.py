@@ -26,6 +26,9 @@ log = logging.getLogger("twins_trt")
 
 Key = tuple[Shape, tuple[int, ...]]  # shape of the input, addresses of all tensors
 _EVENTS = 4  # before and after the three stages
+_TRIES = 3
+"""Captures that may fail before a slot does without: another thread that waits for the whole device breaks one, by
+chance, in every capture mode."""
 
 
 class ExecutionSlot:
@@ -46,6 +49,7 @@ class ExecutionSlot:
         self._graph: Any = None
         self._graph_key: Key | None = None
         self._last: Key | None = None
+        self._failed = 0  # captures, since one succeeded
         self._end: Any = None  # event behind the last call that was left to run on
         self._left = False  # it may be under way
         self._events: list[Any] = []
@@ -252,8 +256,12 @@ class ExecutionSlot:
     def _capture(self, key: Key) -> None:
         try:
             self._graph = self._memory.capture(self.stream, lambda: self._context.enqueue(self.stream))
-            self._graph_key = key
+            self._graph_key, self._failed = key, 0
         except EngineError as error:
+            self._failed += 1
+            if self._failed < _TRIES:
+                log.debug("a capture failed and is tried again at the next call: %s", error.cause)
+                return
             self._graphs = False
             for borrowing in self._borrowing.values():
                 borrowing.graphs = False
