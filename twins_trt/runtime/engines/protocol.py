@@ -168,7 +168,7 @@ class GivesInputBuffers(Protocol):
 
 @runtime_checkable
 class RunsOnDevice(Protocol):
-    """An engine that reads and writes arrays on a GPU in place."""
+    """An engine that takes arrays on a GPU and leaves its outputs there."""
 
     def run_on_device(
         self,
