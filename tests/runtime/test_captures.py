@@ -6,6 +6,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +249,7 @@ def test_a_torch_without_the_functions_that_clean_up_fails_no_call(
     """They are not torch's public interface. Without them a call that runs must not fail for lack of a capture."""
     for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
         monkeypatch.delattr(torch._C, name, raising=False)
+    monkeypatch.setattr(torch.cuda, "default_generators", (SimpleNamespace(),))
     graphs = CudaGraphs(DEVICE)
     with pytest.raises(CaptureFailed):
         graphs.capture(fails_captured(cuda), SHAPE, torch.float32)

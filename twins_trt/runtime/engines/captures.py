@@ -261,5 +261,6 @@ def _clean_up(graph: Any, pool: Any, device: torch.device) -> None:
         torch._C._cuda_releasePool(device.index, pool)
     # A generator that has one state for all captures (before pytorch#176752 of March 2026) believes in it too, and
     # refuses every random number. A copy of its state does not.
-    generator = torch.cuda.default_generators[device.index]
-    generator.graphsafe_set_state(generator.clone_state())
+    with contextlib.suppress(RuntimeError, AttributeError):
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(generator.clone_state())
