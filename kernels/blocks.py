@@ -3,6 +3,9 @@
 
 Names in kernels: `i_` index, `o_` offsets, `p_` pointers, `m_` masks, `b_` block in registers. Base addresses are
 64-bit. Offsets inside one block are 32-bit, which takes fewer registers; launches check that they are enough.
+
+Sizes are `do_not_specialize`: a size of 1 or a multiple of 16 would be another kernel, compiled in the middle of the
+work, with other registers than those recorded.
 """
 
 from __future__ import annotations

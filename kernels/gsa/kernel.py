@@ -16,7 +16,7 @@ import triton.language as tl
 from twins_trt.kernels.blocks import LN2, LOG2E, product_in_chunks
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys"])
 def gsa_forward_kernel(
     p_q, p_kv, p_out, p_lse, q_b, q_n, kv_b, kv_m, queries, keys, channels, scale,
     BQ: tl.constexpr, BK: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
@@ -60,7 +60,7 @@ def gsa_forward_kernel(
     tl.store(p_lse + o_q, (b_max + tl.log2(b_sum)) * LN2, mask=m_q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys", "per_split"])
 def gsa_backward_kernel(
     p_grad, p_q, p_kv, p_out, p_lse, p_dq, p_dkv, g_b, g_n, q_b, q_n, kv_b, kv_m, queries, keys, channels, per_split,
     scale,
@@ -119,7 +119,7 @@ def gsa_backward_kernel(
     tl.store(p_dk + channels, b_dv, mask=m_k[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys"])
 def gsa_backward_q_kernel(
     p_grad, p_q, p_kv, p_out, p_lse, p_delta, p_dq, g_b, g_n, q_b, q_n, kv_b, kv_m, queries, keys, channels, depth,
     scale,
@@ -174,7 +174,7 @@ def gsa_backward_q_kernel(
     tl.store(p_dq + o_row, (b_dq * scale).to(p_dq.dtype.element_ty), mask=m_q[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys", "per_split", "splits"])
 def gsa_backward_kv_kernel(
     p_grad, p_q, p_kv, p_lse, p_delta, p_dkv, g_b, g_n, q_b, q_n, kv_b, kv_m, queries, keys, channels, depth, per_split,
     splits, scale,
@@ -232,7 +232,7 @@ def gsa_backward_kv_kernel(
     tl.store(p_dk + channels, b_dv, mask=m_k[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def gsa_sum_splits_kernel(p_parts, p_sum, size, splits, BLOCK: tl.constexpr):
     """Sum of `splits` fp32 arrays of `size` elements, in order. Grid: (size / BLOCK)."""
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -26,7 +26,7 @@ def tokens_in_map(o_t, rows, columns, WINDOW: tl.constexpr):
     return ((bits >> o_t) & 1) != 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "window_rows"])
 def lsa_forward_kernel(
     p_qkv, p_bias, p_out, s_b, s_h, s_w, height, width, window_rows, channels, depth, scale,
     HEADS: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DC: tl.constexpr,
@@ -87,7 +87,7 @@ def lsa_forward_kernel(
                 tl.store(p_o + o_c, b_o.to(p_out.dtype.element_ty), mask=m_map[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "window_rows"])
 def lsa_backward_kernel(
     p_grad, p_qkv, p_bias, p_dqkv, p_dpads, g_b, g_h, g_w, s_b, s_h, s_w, height, width, window_rows, channels, depth,
     scale,

@@ -35,7 +35,7 @@ def first_of_largest(b, o):
     return b_max, tl.min(tl.where(b == b_max[:, None], o, 255), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["in_height", "in_width", "height", "width", "classes", "tile_columns", "tiles"])
 def resize_argmax_kernel(
     p_logits, p_mask, p_probability, s_b, s_c, s_h, s_w, in_height, in_width, height, width, classes, tile_columns,
     tiles, scale_y, scale_x,
@@ -100,7 +100,7 @@ def resize_argmax_kernel(
         tl.store(p_probability + o_out, 1.0 / b_sum, mask=m_p)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["in_height", "in_width", "classes", "tiles"])
 def resize_argmax_cells_kernel(
     p_logits, p_mask, s_b, s_h, s_w, in_height, in_width, classes, tiles,
     CELLS: tl.constexpr, BC: tl.constexpr,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "blocks"])
 def resize_normalize_kernel(
     p_image, p_out, p_rows, p_columns, s_b, s_h, s_w, s_c, o_b, o_c, o_h, o_w, height, width, blocks,
     mean_r, mean_g, mean_b, std_r, std_g, std_b,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from twins_trt.kernels.case import Tiling
+from twins_trt.kernels.crosscompile import all_cases
 from twins_trt.kernels.device import batch_parts
 from twins_trt.kernels.gsa import launch as gsa
 from twins_trt.kernels.lsa import launch as lsa
@@ -17,6 +18,7 @@ from twins_trt.kernels.postprocess import launch as postprocess
 from twins_trt.kernels.preprocess import launch as preprocess
 
 HALF = torch.float16
+STRIDES = ("s_", "g_", "q_", "kv", "o_")  # how their names begin
 
 
 def calls() -> dict[str, Callable[[], object]]:
@@ -110,3 +112,16 @@ def test_logits_in_whole_blocks_are_read_16_bytes_at_a_time(launched: list[dict[
     dense = padded.contiguous(memory_format=torch.channels_last)  # ends with the last class
     postprocess.resize_argmax_forward(dense, 24, 20, probability=False)
     assert not launched[-1]["options"]["WHOLE_BLOCKS"] and launched[-1]["options"]["CLASSES_LAST"]
+
+
+def test_a_size_is_no_reason_to_compile_again() -> None:
+    """Only what a case says is a multiple of 16, and strides, may make another kernel of one."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    sizes = {}
+    for case in all_cases("sm_90"):
+        specialized = {parameter.name for parameter in case.function().params if not parameter.do_not_specialize}
+        whole = {name for name, kind in case.arguments().items() if kind == "i32"}
+        strides = {name for name in whole if name[:2] in STRIDES}
+        if left := whole & specialized - strides - set(case.aligned) - {"channels", "depth", "size"}:
+            sizes[case.name] = left
+    assert sizes == {}
