@@ -154,6 +154,12 @@ def test_quickstart_explains_itself(words: list[str], code: int) -> None:
     assert "--checkpoint F.pth" in done.stdout if code == 0 else "--nonsense" in done.stderr
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports a file by its name alone: a second one of that name is an error while tests are collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_no_file_names_a_path_of_one_machine() -> None:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
