@@ -17,17 +17,19 @@ from twins_trt.data.preprocessing import Preprocessing
 Row = dict[str, Any]
 
 CLASSES = 150
+BY_PIXELS = "ours, by pixels"
+"""The kernel of any ratio of sizes, where `ours` takes the one of 4 × 4 cells."""
 
 
 def jobs(workload: Workload) -> Iterator[Job]:
     """Each figure, and the function that measures it."""
     for batch in workload.batches:
-        for name in ("ours", "torch"):
-            for what, measure, part in (
-                ("resize_argmax", _postprocess, "postprocess"),
-                ("resize_normalize", _preprocess, "preprocess"),
-            ):
-                rests_on = (part,) if name == "ours" else ()
+        for what, measure, part, names in (
+            ("resize_argmax", _postprocess, "postprocess", ("ours", BY_PIXELS, "torch")),
+            ("resize_normalize", _preprocess, "preprocess", ("ours", "torch")),
+        ):
+            for name in names:
+                rests_on = () if name == "torch" else (part,)
                 label = f"{what} batch {batch} {name}"
                 yield Job(label, measure(batch, name, workload), form=name, batch=batch, rests_on=rests_on)
     for name in forms("lsa", kernels=workload.kernels, compiler=workload.compiler):  # gsa has the same
@@ -106,15 +108,23 @@ def _backward(form: Form, x: Tensor, y: Tensor, heads: int, grad: Tensor) -> Cal
     return lambda: torch.autograd.grad(out, (x, y), grad, retain_graph=True, allow_unused=True)
 
 
+def padded_logits(batch: int, height: int, width: int, *, workload: Workload) -> Tensor:
+    """Logits as our models give them: [B, 150, h, w], classes side by side and padded to a multiple of 16."""
+    padded = torch.randn(batch, CLASSES + -CLASSES % 16, height, width, device=workload.device).to(workload.dtype)
+    return padded.contiguous(memory_format=torch.channels_last)[:, :CLASSES]
+
+
 def _postprocess(batch: int, name: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
         from twins_trt.kernels.postprocess import resize_argmax, resize_argmax_reference
+        from twins_trt.kernels.postprocess.launch import resize_argmax_forward
 
         height, width = workload.size
-        padded = torch.randn(batch, 160, height // 4, width // 4, device=workload.device).to(workload.dtype)
-        logits = padded.contiguous(memory_format=torch.channels_last)[:, :CLASSES]
+        logits = padded_logits(batch, height // 4, width // 4, workload=workload)
 
         def call() -> object:
+            if name == BY_PIXELS and workload.device.type == "cuda":
+                return resize_argmax_forward(logits, height, width, probability=False, cells=False)
             if name == "ours":
                 return resize_argmax(logits, workload.size, backend=workload.kernels)
             return resize_argmax_reference(logits, workload.size)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from benchmarks.gpu import gpu_tests, sanitizer
+from benchmarks.gpu import checks, gpu_tests, sanitizer
 from benchmarks.gpu.jobs import LIMIT
 from benchmarks.gpu.runner import ROW_SECONDS
 from benchmarks.gpu.store import ROOT, gpu_test_files
 from benchmarks.gpu.workload import smoke
+from twins_trt.kernels.postprocess import resize_argmax_reference
 
 FILE = "tests/kernels/test_on_gpu.py"
 AROUND = "tests/kernels/test_on_gpu_around.py"
@@ -180,3 +183,22 @@ def test_compute_sanitizer_gets_tests_of_small_shapes() -> None:
     job = next(iter(sanitizer.jobs(smoke())))
     row = job.measure()
     assert row["passed"] and "deselected" in row["said"]
+
+
+@pytest.mark.parametrize("fault", ["cells", "probability"])
+def test_a_wrong_mask_of_padded_logits_and_a_probability_that_is_no_number_are_red(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    assert checks.check_postprocess(smoke())["passed"]
+
+    def wrong(logits: Tensor, size: tuple[int, int], *, probability: bool, **more: object) -> tuple[Tensor, Any]:
+        mask, best = resize_argmax_reference(logits, size, probability=probability)
+        padded = logits.stride(1) == 1 and logits.stride(3) > logits.shape[1]
+        if fault == "cells" and padded and not probability:
+            mask[:, -1, -1] = (mask[:, -1, -1] + 1) % logits.shape[1]  # one corner of what a kernel of its own makes
+        if fault == "probability" and best is not None:
+            best[0, 0, 0] = torch.nan
+        return mask, best
+
+    monkeypatch.setattr("twins_trt.kernels.postprocess.resize_argmax", wrong)
+    assert not checks.check_postprocess(smoke())["passed"]
