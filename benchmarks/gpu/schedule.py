@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -114,12 +115,13 @@ def make(
             if halves:
                 pieces = [*halves, *pieces]
                 continue
-            if cost > room:  # what fits of it: the command begins nothing that would not
+            most = limit
+            if cost > room:  # what fits of it: the command's budget is what is left, and it begins no more than that
                 new = _fitting(new, room - START_SECONDS, seconds)
-                cost = START_SECONDS + sum(map(seconds, new))
+                cost, most = START_SECONDS + sum(map(seconds, new)), math.ceil(room) + MARGIN_SECONDS
                 if not any(job.section in piece.sections for job in new):
                     continue
-            commands.append(Command(step.title, piece, new, cost, limit))
+            commands.append(Command(step.title, piece, new, cost, most))
             taken.update(job.key for job in new)
     left = tuple(job for job in jobs if job.key not in taken and job.section != "checks")
     return Schedule(minutes, tuple(commands), left, seconds)

@@ -173,7 +173,8 @@ def test_a_command_chooses_the_rows_that_it_promises(capsys: pytest.CaptureFixtu
         assert words[:3] == [sys.executable, "-m", "benchmarks.gpu"]
         options = program.parser().parse_args(words[3:])
         chosen = {job.key for job in choose(JOBS, program.selection(options, JOBS, SECTIONS))}
-        assert chosen - before == {job.key for job in command.jobs}
+        promised = {job.key for job in command.jobs}
+        assert chosen - before == promised or (promised < chosen - before and options.budget < command.seconds + 60)
         assert options.copy_to == Path("some dir") and options.budget == command.budget_s
         before |= chosen
     assert said.count("predicted") >= len(lines) + 2
