@@ -32,6 +32,7 @@ COVERS: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_on_gpu.py::test_tf32_on_request": ("lsa tf32", "gsa tf32"),
     "tests/kernels/test_on_gpu_around.py": ("torch engine",),
     "tests/kernels/test_on_gpu_around.py::test_masks": ("postprocess",),
+    "tests/kernels/test_on_gpu_around.py::test_cells": ("postprocess",),
     "tests/kernels/test_on_gpu_around.py::test_the_first_of_equal": ("postprocess",),
     "tests/kernels/test_on_gpu_around.py::test_inputs": ("preprocess",),
     "tests/kernels/test_on_gpu_around.py::test_a_graph_replays_the_reference_of_an_input": ("preprocess",),

@@ -23,6 +23,8 @@ HOST = "ours, host to host"
 FORMS = (*networks.FORMS, HOST)
 AROUND = ("preprocess", "postprocess")
 """What our forms rest on beside their attentions."""
+ENGINE = (*AROUND, "torch engine")
+"""The same of what the torch engine runs."""
 
 
 def jobs(workload: Workload) -> Iterator[Job]:
@@ -31,13 +33,14 @@ def jobs(workload: Workload) -> Iterator[Job]:
         for batch in workload.batches:
             for form in FORMS:
                 ours = form.startswith("ours")
+                beside = ENGINE if form == HOST else AROUND
                 yield Job(
                     f"{model} batch {batch} {form}",
                     _job(model, batch, form, workload),
                     form=form,
                     model=model,
                     batch=batch,
-                    rests_on=(*model_rests_on(model, batch, workload), *AROUND) if ours else (),
+                    rests_on=(*model_rests_on(model, batch, workload), *beside) if ours else (),
                 )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.jobs import Job
-from benchmarks.gpu.models import AROUND, engine_of, picture
+from benchmarks.gpu.models import ENGINE, engine_of, picture
 from benchmarks.gpu.workload import Workload, model_rests_on
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ def jobs(workload: Workload) -> Iterator[Job]:
     small = [name for name in workload.models if name.endswith(SMALL)]
     for model in small or workload.models:
         measure = functools.partial(apart, trace_engine, model, batch, workload)
-        rests_on = (*model_rests_on(model, batch, workload), *AROUND)
+        rests_on = (*model_rests_on(model, batch, workload), *ENGINE)
         yield Job(f"{model} batch {batch}", measure, form="ours", model=model, batch=batch, rests_on=rests_on)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from benchmarks.gpu.jobs import LIMIT
 from benchmarks.gpu.runner import ROW_SECONDS
 from benchmarks.gpu.store import ROOT, gpu_test_files
 from benchmarks.gpu.workload import smoke
+from twins_trt.kernels.crosscompile import all_cases
 from twins_trt.kernels.postprocess import resize_argmax_reference
 
 FILE = "tests/kernels/test_on_gpu.py"
@@ -48,6 +52,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]]
         (f"{FILE}::test_something_new", ("lsa", "gsa")),
         (f"{FILE}::test_tf32_on_request[lsa]", ("lsa tf32",)),
         (f"{AROUND}::test_masks_and_probabilities[size0-torch.channels_last-torch.float32]", ("postprocess",)),
+        (f"{AROUND}::test_cells_and_pixels_make_the_same_mask[torch.float16]", ("postprocess",)),
         (f"{AROUND}::test_inputs_are_the_references_bit_for_bit[size0-torch.float16]", ("preprocess",)),
         (f"{AROUND}::test_graphs_are_given_up_and_made_again", ("torch engine",)),
         ("tests/elsewhere/test_new.py::test_new", gpu_tests.EVERYTHING),
@@ -183,6 +188,23 @@ def test_compute_sanitizer_gets_tests_of_small_shapes() -> None:
     job = next(iter(sanitizer.jobs(smoke())))
     row = job.measure()
     assert row["passed"] and "deselected" in row["said"]
+
+
+@pytest.mark.parametrize("tool", sanitizer.TOOLS)
+@pytest.mark.parametrize(("said", "code", "passed"), [("7 passed", 0, True), ("7 skipped", 0, False), ("", 9, False)])
+def test_compute_sanitizer_checks_our_kernels_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str, said: str, code: int, passed: bool
+) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\necho "{said}"\nexit {code}\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert sanitizer.run_tool(tool, rehearse=False)["passed"] is passed
+    words = (tmp_path / "words").read_text(encoding="utf-8")
+    names = re.findall(r"--kernel-name kns=(\S+)", words)
+    for case in all_cases("sm_90"):
+        assert any(name in case.kernel.rpartition(":")[2] for name in names), case.name
+    assert ("--report-api-errors no" in words) == (tool == "memcheck")
 
 
 @pytest.mark.parametrize("fault", ["cells", "probability"])

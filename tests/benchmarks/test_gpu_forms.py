@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import models
+from benchmarks.gpu import models, traces
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.networks import FORMS, Form, graphs_skipped, network_of
 from benchmarks.gpu.timing import Pace, Times
@@ -169,6 +169,12 @@ def test_only_our_forms_rest_on_the_checks_of_our_kernels() -> None:
     resting = {job.form for job in models.jobs(smoke()) if job.rests_on}
     assert resting == {form for form in models.FORMS if form.startswith("ours")}
     assert set(models.AROUND) <= set(job_of("ours autotuned", smoke()).rests_on)
+
+
+def test_what_the_torch_engine_runs_rests_on_its_tests() -> None:
+    engines = [job_of(models.HOST, smoke()), *traces.jobs(smoke())]
+    assert all("torch engine" in job.rests_on for job in engines)
+    assert "torch engine" not in job_of("ours", smoke()).rests_on
 
 
 class KernelWorkload(Workload):
