@@ -34,9 +34,9 @@ TESTS = "tests "
 
 WORTH = (
     ("checks", "ours"),
+    ("models", "ours"),
     ("runtime", "ours"),
     ("ceilings", "ours"),
-    ("models", "ours"),
     ("kernels", "ours"),
     ("models", "strong"),
     ("kernels", "strong"),

@@ -34,7 +34,7 @@ class Step:
 
 
 STEPS = (
-    Step("the checks: GPU tests, our kernels, our runtime", ("checks", "runtime"), SMALL, tests=True),
+    Step("the checks, our models, our runtime", ("checks", "models", "runtime"), SMALL, ("ours",), tests=True),
     Step("ours and the competitors that nothing compiles", ("ceilings", "models", "kernels"), SMALL),
     Step("the strongest competitors, autotuned", ("models",), SMALL[:1], ("autotuned",), batches=(1,)),
     Step("kernels of one replay; compute-sanitizer", ("traces", "sanitizer"), SMALL[:1]),

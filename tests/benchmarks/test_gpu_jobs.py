@@ -154,7 +154,10 @@ def test_more_time_gives_more_and_enough_gives_all() -> None:
 
 def test_the_first_half_hour_has_ours_and_the_strongest_competitors() -> None:
     done = {job.key for command in planned(30).commands for job in command.jobs}
+    first = {job.key for job in planned(30).commands[0].jobs}
     for job in JOBS:
+        if job.model in SMALL and job.section == "models" and job.kind == "ours":
+            assert job.key in first, job.name  # the figures that matter most, should the machine go away
         if job.model in SMALL and job.section in ("models", "kernels") and job.kind in ("ours", "strong", "plain"):
             assert job.key in done, job.name
         if job.model == SMALL[0] and job.section == "models" and job.kind == "autotuned" and job.batch == 1:
