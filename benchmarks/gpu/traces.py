@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.models import ENGINE, engine_of, picture
+from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.workload import Workload, model_rests_on
 
 Row = dict[str, Any]
@@ -128,7 +129,7 @@ def profiled(call: Callable[[], object], device: torch.device) -> dict[str, Any]
 def apart(trace: Callable[[str, int, Workload], Row], name: str, batch: int, workload: Workload) -> Row:
     """The row by `trace` in a process of its own: the profiler stays attached, and would slow what is timed later."""
     spawn = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=die_with_parent) as pool:
         return pool.submit(trace, name, batch, workload).result()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import signal
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 from benchmarks.gpu import traces
 from benchmarks.gpu.traces import ON_GPU, Span, graph_launches, outermost, spans_of, summary, trace_engine
 from benchmarks.gpu.workload import full, smoke
+
+PR_GET_PDEATHSIG = 2  # Linux, prctl(2)
 
 
 def event(name: str, start: float, length: float, *, cat: str = "kernel", phase: str = "X") -> dict[str, Any]:
@@ -117,3 +122,15 @@ def trace_that_dies(name: str, batch: int, workload: object) -> dict[str, Any]:
 def test_a_trace_whose_process_dies_is_an_error() -> None:
     with pytest.raises(RuntimeError):
         traces.apart(trace_that_dies, "x", 1, smoke())
+
+
+def signal_of_its_parents_end(*_: object) -> dict[str, Any]:
+    """What the kernel will send to this process when its parent ends, as Linux's prctl says it."""
+    number = ctypes.c_int()
+    ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(number))
+    return {"signal": number.value}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_trace_ends_with_the_process_that_wants_it() -> None:
+    assert traces.apart(signal_of_its_parents_end, "x", 1, smoke()) == {"signal": signal.SIGKILL}
