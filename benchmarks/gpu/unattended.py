@@ -57,12 +57,12 @@ class Run:
         assert store is not None  # a rehearsal is kept in --copy-to
         return store
 
-    def schedule(self, tried: set[Key]) -> Schedule:
-        """What to do in the time that is left. tried: rows that this run need not try again."""
+    def schedule(self, tried: set[Key], *, minutes: float) -> Schedule:
+        """What to do in so many minutes. tried: rows that this run need not try again."""
         store = self.store()
         return schedule.make(
             self.jobs,
-            minutes=self.left() / 60,
+            minutes=minutes,
             per_command=self.options.per_command,
             seconds=costs.seconds_of({} if self.options.smoke else store.seconds()),
             done=tried | {job.key for job in self.jobs if store.has(*job.key)},
@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.fresh:
         for place in run.store().places():
             place.unlink(missing_ok=True)
-    planned = run.schedule(set())
+    # all of the time, though some has passed: what --plan prints is what is done, and a command ends when time does
+    planned = run.schedule(set(), minutes=options.minutes)
     print(schedule.shown(planned, copy_to=options.copy_to, smoke=options.smoke), flush=True)
     wanted = [job for command in planned.commands for job in command.jobs]
     with contextlib.suppress(Stopped):
@@ -117,7 +118,7 @@ def _do_all(commands: list[Command], run: Run) -> None:
         number += 1
         tried |= _do(commands.pop(0), number, run)
         if not commands and not run.options.smoke:  # time is left over, because rows took less than was predicted
-            commands = list(run.schedule(tried).commands)
+            commands = list(run.schedule(tried, minutes=run.left() / 60).commands)
 
 
 def _do(command: Command, number: int, run: Run) -> set[Key]:
