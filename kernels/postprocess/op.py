@@ -27,7 +27,7 @@ def resize_argmax(
     softmax of the winning class as well.
     backend: `triton`, `reference`, or `auto`: Triton on a GPU that can, else the reference.
     Returns the mask, uint8 [B, H, W], and the probability, float [B, H, W] (fp32 or wider), or None. A pixel whose
-    logits hold NaN may get any class. Not differentiable.
+    logits hold NaN or infinity may get any class. Not differentiable.
     Raises UsageError for an unknown backend and for shapes or sizes that cannot be.
     Source: mmsegmentation's EncoderDecoder.postprocess_result.
     """

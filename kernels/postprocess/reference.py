@@ -15,7 +15,7 @@ def resize_argmax_reference(
     logits: float [B, C, h, w], at most 255 classes; 16-bit ones are interpolated as fp32. size: (H, W) of the mask,
     pixels. probability: whether to give the softmax of the winning class as well.
     Returns the mask, uint8 [B, H, W], and the probability, float [B, H, W] (fp32 or wider), or None. A pixel whose
-    logits hold NaN may get any class.
+    logits hold NaN or infinity may get any class.
     Source: mmsegmentation's EncoderDecoder.postprocess_result.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
