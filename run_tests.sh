@@ -15,5 +15,6 @@ if [ -z "$python" ]; then
     venv=$(tools/venv.sh)
     python=$venv/bin/python
 fi
+command -v "$python" >/dev/null || { echo "there is no $python: set TWINS_TRT_PYTHON to an interpreter, or unset it" >&2; exit 4; }
 "$python" -c 'import pytest' 2>/dev/null || { echo "$python has no pytest: install it, or unset TWINS_TRT_PYTHON" >&2; exit 4; }
 exec "$python" -m pytest "$@"

@@ -93,6 +93,13 @@ def test_an_interpreter_without_pytest_is_told(tmp_path: Path) -> None:
     assert done.stderr == f"{python} has no pytest: install it, or unset TWINS_TRT_PYTHON\n"
 
 
+def test_an_interpreter_that_is_not_there_is_told() -> None:
+    environment = {**os.environ, "TWINS_TRT_PYTHON": "/nowhere/python"}
+    done = subprocess.run([str(ROOT / "run_tests.sh")], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr == "there is no /nowhere/python: set TWINS_TRT_PYTHON to an interpreter, or unset it\n"
+
+
 @pytest.mark.parametrize(
     ("error", "package"),
     [

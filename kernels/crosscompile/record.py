@@ -29,20 +29,20 @@ class Record:
         """What is wrong with a kernel compiled anew: its `problems`, and resources beyond this record.
 
         Another version of Triton allots registers and shared memory differently. Its kernels must only have no
-        `problems`.
+        `problems`, and 16-byte loads where they are recorded.
         """
         faults = problems(resources, target)
         recorded = self.resources.get(name, {}).get(target)
         if recorded is None:
             return [*faults, "is not in the record"]
+        if resources.wide_loads == 0 < recorded.wide_loads:
+            faults.append(f"has no 16-byte loads, {recorded.wide_loads} are recorded")
         if triton != self.triton:
             return faults
         for key in ("registers", "shared", "tmem", "narrow_loads"):
             now, then = getattr(resources, key), getattr(recorded, key)
             if now > then:
                 faults.append(f"takes {now} {key.replace('_', ' ')}, {then} are recorded")
-        if resources.wide_loads == 0 < recorded.wide_loads:
-            faults.append(f"has no 16-byte loads, {recorded.wide_loads} are recorded")
         return faults
 
     def to_json(self) -> str:

@@ -40,6 +40,7 @@ def test_checks_against_the_record(twins: Twins, tmp_path: Path, monkeypatch: py
     ran = twins(*ONE, "--check", "--workers", "1")
     assert ran.code == 1
     assert "sm_90 gsa_sum_splits fp16: is not in the record" in ran.out
+    assert "registers and shared memory were not compared: they are recorded of Triton 0" in ran.out
 
 
 def test_writes_cubins_and_what_a_launch_needs(twins: Twins, tmp_path: Path) -> None:

@@ -209,9 +209,10 @@ def test_the_record_is_a_budget() -> None:
     ]
     narrower = replace(then, wide_loads=0, narrow_loads=32)
     assert record.exceeded("kernel", "sm_90", narrower, triton="3.9.0") == [
-        "takes 32 narrow loads, 1 are recorded",
         "has no 16-byte loads, 4 are recorded",
+        "takes 32 narrow loads, 1 are recorded",
     ]
+    assert record.exceeded("kernel", "sm_90", narrower, triton="3.6.0") == ["has no 16-byte loads, 4 are recorded"]
     assert record.exceeded("kernel", "sm_90", more, triton="3.6.0") == []
     assert record.exceeded("kernel", "sm_90", replace(then, spills=8), triton="3.6.0") == ["spills 8 bytes per thread"]
     assert record.exceeded("kernel", "sm_80", then, triton="3.9.0") == ["is not in the record"]

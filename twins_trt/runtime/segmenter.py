@@ -186,7 +186,7 @@ class Segmenter:
         image = self.interface.image
         axis = 1 if self.interface.layout == "NHWC" else 2
         tuned = image.opt or tuple(dim if isinstance(dim, int) else 0 for dim in image.shape)
-        height, width = size or tuned[axis : axis + 2]
+        height, width = tuned[axis : axis + 2] if size is None else size
         count = self.interface.batch_limits[0] if batch is None else batch
         wanted = (count, height, width, 3) if axis == 1 else (count, 3, height, width)
         if not image.fits(wanted):
