@@ -5,44 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu.files import kept_aside
 from benchmarks.gpu.jobs import Job
-from benchmarks.gpu.store import Store
+from benchmarks.gpu.store import Key, Store, is_settled
 
 SHOWN = 12  # names of a reason; a count stands for the others
 
 
 def of(
-    jobs: Sequence[Job], wanted: Sequence[Job], store: Store, *, begin: str, seconds: Callable[[Job], float]
+    jobs: Sequence[Job],
+    wanted: Sequence[Job],
+    store: Store,
+    *,
+    begin: str,
+    seconds: Callable[[Job], float],
+    why: Mapping[Key, str] | None = None,
 ) -> tuple[str, list[Job]]:
     """The account, and the wanted rows of which nothing was tried since `begin`.
 
     jobs: every row there is. wanted: those that the run meant to measure. begin: UTC, as rows say when they were
-    written. seconds: predicts a row.
+    written. seconds: predicts a row. why: what hindered a wanted row from being begun, by section and name; for lack of
+    time where it is silent.
     """
     meant = {job.key for job in wanted}
     reasons: dict[str, list[Job]] = {}
     measured: dict[str, int] = {}
     left = []
+    unbegun = set()
     for job in jobs:
         row = store.get(*job.key)
         reason = why_not(row)
+        if job.key in meant and (row is None or not is_settled(row)) and (row is None or row.get("at", "") < begin):
+            reason = (why or {}).get(job.key, reason)
+        elif row is None:
+            reason = NOT_PLANNED
         if reason is None:
             measured[job.section] = measured.get(job.section, 0) + 1
             continue
+        if row is None:
+            unbegun.add(reason)
         reasons.setdefault(reason, []).append(job)
-        if job.key in meant and (row is None or "given_up" in row or row["at"] < begin):
+        if job.key in meant and (row is None or "given_up" in row or row.get("at", "") < begin):
             left.append(job)
     counts = ", ".join(f"{count} {section}" for section, count in measured.items())
     lines = [f"measured or green: {counts or 'nothing'}"]
     for reason, group in reasons.items():
-        predicted = f", predicted {sum(map(seconds, group)) / 60:.0f} minutes" if reason == NOT_BEGUN else ""
+        predicted = f", predicted {sum(map(seconds, group)) / 60:.0f} minutes" if reason in unbegun else ""
         lines.append(f"not measured: {len(group)} rows{predicted}: {reason}")
         lines += [f"  {job.section}: {job.name}" for job in group[:SHOWN]]
         lines += [f"  and {len(group) - SHOWN} more"] if len(group) > SHOWN else []
+    lines += kept_aside(store.folders(), store.name)
+    lines += [store.copy_error] if store.copy_error else []
     return "\n".join(lines), left
 
 
 NOT_BEGUN = "there was no time to begin them"
+NOT_PLANNED = "not planned: predicted to need more than was left"
 
 
 def why_not(row: Mapping[str, Any] | None) -> str | None:

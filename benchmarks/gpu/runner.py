@@ -61,7 +61,7 @@ def run(
     red = {} if store is None else store.red()
     unchecked = {job.name: job.covers for job in todo if job.section == "checks"}
     left: list[Job] = []
-    excluded = 0
+    excluded = measured = failed = 0
     for number, job in enumerate(todo, 1):
         says = f"[{number}/{len(todo)}] {job.section}: {job.name}:"
         reason = _red(job, red)
@@ -79,6 +79,10 @@ def run(
         if "given_up" in row and clock.left() <= 1:  # by the budget: a check is not red for that, it is to be made
             row.pop("passed", None)
             left.append(job)
+        elif "error" in row:
+            failed += 1
+        else:
+            measured += 1
         if "passed" in row:
             _note(job, row, red, unchecked)
         _put(store, job, row)
@@ -88,7 +92,8 @@ def run(
     ]
     if waiting:
         print(f"rows wait for checks that were not made: {', '.join(waiting)}", file=sys.stderr)
-    return _end(store, red, left, excluded=excluded, done=len(todo) - len(left), seconds=seconds)
+    new = f"{measured} new rows"
+    return _end(store, red, left, new=f"{new}, {failed} failed" if failed else new, excluded=excluded, seconds=seconds)
 
 
 def shown(row: Row) -> str:
@@ -144,8 +149,8 @@ def _end(
     red: dict[str, tuple[str, ...]],
     left: list[Job],
     *,
+    new: str,
     excluded: int,
-    done: int,
     seconds: Callable[[Job], float],
 ) -> int:
     if red:
@@ -153,11 +158,12 @@ def _end(
         print(f"{len(red)} checks are red, and {excluded} rows are excluded for it: {said}", file=sys.stderr)
     if left:
         longest = max(map(seconds, left))
-        print(f"the budget is spent: {done} rows are new, {len(left)} are left", end="")
+        print(f"the budget is spent: {new}, {len(left)} are left", end="")
         print(f", the longest of predicted {longest:.0f} s; run it again", flush=True)
         return UNFINISHED_AND_RED if red else UNFINISHED
     if store is None:
         print("rehearsed: nothing was kept")
     else:
-        print(f"{store.name}.json has {done} new rows; now python -m benchmarks.render")
+        then = "; then, in the project's environment: python -m benchmarks.render"
+        print(f"{store.name}.json has {new}{then if store.name.startswith('gpu-') else ''}")
     return RED if red else 0

@@ -110,27 +110,28 @@ def make(
             if not any(job.section in piece.sections for job in new):
                 continue
             cost = START_SECONDS + sum(map(seconds, new))
-            room = min(limit - MARGIN_SECONDS, 60 * minutes - sum(command.seconds for command in commands))
+            most = min(limit, 60 * minutes - sum(command.seconds for command in commands))
+            room = math.floor(most - MARGIN_SECONDS)  # as a command's budget is
             halves = list(_halves(piece, new)) if cost > room else []
             if halves:
                 pieces = [*halves, *pieces]
                 continue
-            most = limit
-            if cost > room:  # what fits of it: the command's budget is what is left, and it begins no more than that
+            if cost > room:  # what fits of it
                 new = _fitting(new, room - START_SECONDS, seconds)
-                cost, most = START_SECONDS + sum(map(seconds, new)), math.ceil(room) + MARGIN_SECONDS
+                cost = START_SECONDS + sum(map(seconds, new))
                 if not any(job.section in piece.sections for job in new):
                     continue
             commands.append(Command(step.title, piece, new, cost, most))
             taken.update(job.key for job in new)
-    left = tuple(job for job in jobs if job.key not in taken and job.section != "checks")
+    left = tuple(job for job in jobs if job.key not in taken)
     return Schedule(minutes, tuple(commands), left, seconds)
 
 
 def shown(schedule: Schedule, *, copy_to: Path | None = None, smoke: bool = False) -> str:
     """The commands, to be copied into a shell, with comments between them."""
     total = sum(command.seconds for command in schedule.commands)
-    lines = [f"# {schedule.minutes:g} minutes; predicted: {len(schedule.commands)} commands, {total / 60:.1f} minutes"]
+    predicted = f"predicted: {len(schedule.commands)} commands, {total / 60:.1f} minutes"
+    lines = [f"# {round(schedule.minutes, 1):g} minutes; {predicted}"]
     for number, command in enumerate(schedule.commands, 1):
         yields = ", ".join(_counted(command.jobs))
         lines += ["", f"# {number}. {command.title}: predicted {command.seconds:.0f} s; yields {yields}"]

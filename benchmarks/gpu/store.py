@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.gpu import files
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (
@@ -23,7 +22,9 @@ SOURCES = (
 DECIDES_NO_FIGURE = frozenset(
     (
         "__main__",
+        "account",
         "costs",
+        "files",
         "jobs",
         "parent",
         "runner",
@@ -44,10 +45,11 @@ Key = tuple[str, str]
 class Store:
     """The rows of one GPU's results file, by section and name.
 
-    settings: facts of the run, for the file. fingerprint: of the code and packages; rows of another are forgotten.
-    tests: fingerprint of the tests; checks that ran others are forgotten. fresh: forget all rows. folder: of the file,
-    by default `benchmarks/results`. copy_to: a folder that gets a copy of the file after each row; where the file is
-    missing, the copy that lies there is continued.
+    settings: facts of the run, for the file. fingerprint: of the code and packages. tests: fingerprint of the tests.
+    Rows of another fingerprint and checks that ran other tests do not count; nor do any where `fresh`. Before the first
+    row is written, a file that has such rows, or is broken, is set aside. folder: of the file, by default
+    `benchmarks/results`. copy_to: a folder that gets a copy of the file after each row. What lies there counts as well:
+    of a row that both have, the later.
     """
 
     def __init__(
@@ -62,20 +64,43 @@ class Store:
         copy_to: Path | None = None,
     ) -> None:
         self.name = name
+        self.copy_error: str | None = None
         self._settings = {**settings, "fingerprint": fingerprint}
         self._rows: dict[Key, dict[str, Any]] = {}
         self._folder, self._copy_to = folder, copy_to
-        found = [path for path in self.places() if path.is_file()]
-        if found and not fresh:
-            kept = results.read_results(name, folder=found[0].parent)
-            if kept["settings"].get("fingerprint") == fingerprint:
-                rows = (row for row in kept["rows"] if row.get("tests", tests) == tests)
-                self._rows = {(row["section"], row["name"]): row for row in rows}
+        if copy_to is not None and copy_to.resolve() == folder.resolve():
+            self._copy_to = None
+        self._aside: dict[Path, tuple[str, str]] = {}  # what is set aside: its new stem, and the line that says why
+        for path in self.places():
+            if path.is_file():
+                self._read(path, fingerprint, tests, fresh=fresh)
+
+    def _read(self, path: Path, fingerprint: str, tests: str, *, fresh: bool) -> None:
+        try:
+            theirs, rows = files.read(path)
+        except files.BrokenFileError as error:
+            files.tell_once(f"{error}; what it holds does not count")
+            self._aside[path] = (f"broken-{self.name}", "what is broken")
+            return
+        counts = [row for row in rows if row.get("tests", tests) == tests]
+        if fresh or theirs != fingerprint:
+            counts = []
+        if len(counts) < len(rows):
+            why = "before" if fresh else "other code, packages or tests"
+            stem = f"old-{self.name}-{re.sub(r'[^a-zA-Z0-9]+', '-', theirs or 'unknown')}"
+            self._aside[path] = (stem, f"{len(rows) - len(counts)} rows of {why}")
+        for row in counts:
+            known = self._rows.get((row["section"], row["name"]))
+            if known is None or known.get("at", "") < row.get("at", ""):
+                self._rows[row["section"], row["name"]] = row
 
     def places(self) -> list[Path]:
         """Where the file lies, and its copy."""
-        folders = [self._folder] if self._copy_to is None else [self._folder, self._copy_to]
-        return [folder / f"{self.name}.json" for folder in folders]
+        return [folder / f"{self.name}.json" for folder in self.folders()]
+
+    def folders(self) -> list[Path]:
+        """The folder of the file, and that of its copy."""
+        return [self._folder] if self._copy_to is None else [self._folder, self._copy_to]
 
     def has(self, section: str, name: str) -> bool:
         """Whether the row need not be measured."""
@@ -95,21 +120,50 @@ class Store:
         return red_checks(list(self._rows.values()))
 
     def put(self, section: str, name: str, row: Mapping[str, Any]) -> None:
-        """Add a row, write the file, and copy it."""
+        """Add a row, and save."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._rows[section, name] = {"section": section, "name": name, **row, "at": at}
-        path = results.write_results(
-            self.name,
-            command="python -m benchmarks.gpu",
-            settings=self._settings,
-            rows=list(self._rows.values()),
-            folder=self._folder,
-        )
-        if self._copy_to is not None and self._copy_to.resolve() != self._folder.resolve():
-            self._copy_to.mkdir(parents=True, exist_ok=True)
-            partial = self._copy_to / f"{path.name}.partial"  # renamed, so that a copy is whole or the one before
-            shutil.copyfile(path, partial)
-            os.replace(partial, self._copy_to / path.name)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, and copy it. A copy that fails is told, and is no error: see `copy_error`.
+
+        Raises UnwritableError where the file itself cannot be written.
+        """
+        path, *copies = self.places()
+        try:
+            self._set_aside(path)
+            results.write_results(
+                self.name,
+                command="python -m benchmarks.gpu",
+                settings=self._settings,
+                rows=list(self._rows.values()),
+                folder=self._folder,
+            )
+        except OSError as error:
+            raise files.UnwritableError(f"cannot write {path}: {error.strerror or error}") from error
+        self.copy_error = None
+        for copy in copies:
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                self._set_aside(copy)
+                files.write(copy, path.read_bytes())
+            except OSError as error:
+                self.copy_error = f"cannot copy the results to {copy}: {error.strerror or error}"
+                files.tell_once(f"warning: {self.copy_error}; measuring goes on")
+
+    def clear(self) -> None:
+        """Set the files aside where they hold what does not count, and remove them. Raises OSError."""
+        for path in self.places():
+            self._set_aside(path)
+            path.unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path) -> None:
+        """Before the file is overwritten."""
+        if path in self._aside:
+            stem, what = self._aside[path]
+            files.tell_once(f"{what}: set aside as {files.set_aside(path, stem)}")
+            del self._aside[path]
 
 
 def is_settled(row: Mapping[str, Any]) -> bool:
@@ -125,9 +179,18 @@ def red_checks(rows: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
     return {row["name"]: tuple(row.get("covers", ())) for row in rows if not row.get("passed", True)}
 
 
-def seconds_taken(files: list[Path]) -> dict[Key, float]:
-    """Wall seconds that rows of these results files took, by section and name; the last file's where several say."""
-    return _seconds([row for path in files for row in json.loads(path.read_text(encoding="utf-8"))["rows"]])
+def seconds_taken(paths: list[Path]) -> dict[Key, float]:
+    """Wall seconds that rows of these results files took, by section and name; the last file's where several say.
+
+    What is broken is told and left out.
+    """
+    rows = []
+    for path in paths:
+        try:
+            rows += files.read(path)[1]
+        except files.BrokenFileError as error:
+            files.tell_once(f"{error}; what it holds does not count")
+    return _seconds(rows)
 
 
 def _seconds(rows: list[dict[str, Any]]) -> dict[Key, float]:
@@ -142,9 +205,9 @@ def file_name(gpu: str) -> str:
 
 def fingerprint() -> str:
     """Hash of the code that decides a figure, and of the versions of the packages that run it."""
-    files = [path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
+    sources = [path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
     ours = ROOT / "benchmarks" / "gpu"
-    decides = [path for path in files if path.parent != ours or path.stem not in DECIDES_NO_FIGURE]
+    decides = [path for path in sources if path.parent != ours or path.stem not in DECIDES_NO_FIGURE]
     return _hash(json.dumps(results.describe_versions(), sort_keys=True).encode(), decides)
 
 
@@ -162,8 +225,8 @@ def _has_gpu_tests(path: Path) -> bool:
     return re.search(r"^(pytestmark = .*|@|    )pytest\.mark\.gpu\b", path.read_text("utf-8"), re.MULTILINE) is not None
 
 
-def _hash(start: bytes, files: list[Path]) -> str:
+def _hash(start: bytes, paths: list[Path]) -> str:
     digest = hashlib.sha256(start)
-    for path in files:
+    for path in paths:
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]

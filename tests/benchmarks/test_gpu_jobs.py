@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import costs, schedule
+from benchmarks.gpu import costs, schedule, unattended
 from benchmarks.gpu.jobs import SECTIONS, WORTH, Job, Selection, choose, list_jobs, worth
 from benchmarks.gpu.store import Store, seconds_taken
 from benchmarks.gpu.workload import full
@@ -96,6 +97,72 @@ def test_an_unknown_name_is_a_usage_error_that_lists_the_known(
     assert error.value.code == 2 and f"{words[0]}: unknown {unknown}; known are: " in said and known in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        *((["--plan", text], "is not a finite number above zero") for text in ("nan", "inf", "-3", "0", "soon")),
+        (["--budget", "nan"], "is not a finite number above zero"),
+        (["--plan", "30", "--per-command", "-1"], "is not a finite number above zero"),
+        (["--plan", "30", "--models", "twins_svt-s_fpn"], "leave out --models"),
+        (["--plan", "30", "--costs", "--budget", "9", "--no-tests"], "leave out --budget, --no-tests, --costs"),
+        (["--sections", "training", "--forms", "flex", "--costs"], "no row has this section"),
+    ],
+)
+def test_options_that_would_not_be_obeyed_are_a_usage_error(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        program.main(words)
+    assert error.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "-3", "0"])
+def test_unattended_refuses_minutes_that_are_none(minutes: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        unattended.main(["--minutes", minutes, "--copy-to", str(tmp_path), "--smoke"])
+    assert error.value.code == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_short_plan_has_the_budget_of_its_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--plan", "4.99376"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("# 5 minutes; ")
+    budgets = [int(part) for part in re.findall(r"--budget (\d+)", said)]
+    assert budgets and sum(budgets) < 300
+    planned_rows, left = (sum(map(int, re.findall(r"(\d+) [a-z]+(?=[,;\n]|$)", line))) for line in totals(said))
+    assert planned_rows + left == len(JOBS)
+
+
+def totals(said: str) -> tuple[str, str]:
+    """What a plan counts: planned, and without time."""
+    lines = said.splitlines()
+    yields = ", ".join(line.partition("; yields ")[2] for line in lines if "; yields " in line)
+    (left,) = [line.partition(": ")[2].partition(";")[0] for line in lines if line.startswith("# no time for")]
+    return yields, left
+
+
+@pytest.mark.parametrize("words", [["--plan", "30"], ["--costs"]])
+def test_a_rehearsal_is_planned_by_what_it_has(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words, "--smoke", "--copy-to", str(tmp_path)]
+    program.main(words)
+    before = capsys.readouterr().out
+    store = program.open_store(program.parser().parse_args(words), None)
+    assert store is not None
+    for job in JOBS[:3]:
+        store.put(*job.key, {"passed": True, "took_s": 1.0})
+    program.main(words)
+    after = capsys.readouterr().out
+    if "--plan" in words:
+        assert sum(int(n) for n in re.findall(r"(\d+) checks", before)) - 3 == sum(
+            int(n) for n in re.findall(r"(\d+) checks", after)
+        )
+    else:
+        (line,) = [line for line in after.splitlines() if line.startswith("all ")]
+        assert line.split()[1:3] == [str(len(JOBS)), "3"] and line.split()[4] == "3"
+
+
 def keep(rows: dict[tuple[str, str], float]) -> None:
     store = Store("gpu-x", {}, fingerprint="one", fresh=True, folder=results.RESULTS)
     for (section, name), seconds in rows.items():
@@ -142,8 +209,9 @@ def test_the_commands_fit_and_begin_with_the_checks(minutes: float, per_command:
         assert command.seconds == costs.START_SECONDS + sum(map(costs.predicted, command.jobs))
     names = [job.key for command in made.commands for job in command.jobs]
     assert len(names) == len(set(names))
-    figures = {job.key for job in JOBS if job.section != "checks"}
-    assert figures == {key for key in names if key[0] != "checks"} | {job.key for job in made.left}
+    # every row there is, the checks too: planned, or without time
+    assert sorted(job.key for job in JOBS) == sorted([*names, *(job.key for job in made.left)])
+    assert made.commands[-1].limit_s <= 60 * minutes - sum(command.seconds for command in made.commands[:-1])
 
 
 def test_more_time_gives_more_and_enough_gives_all() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import results
+from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.runner import RED, UNFINISHED, UNFINISHED_AND_RED, run
 from benchmarks.gpu.store import Store, red_checks
@@ -163,6 +164,23 @@ def test_a_failed_capture_is_not_tried_again_and_another_error_is(machine: Machi
     machine.rows["pcpvt"] = failed("models", "RuntimeError: out of memory")
     assert machine.run([*CHECKS, *FIGURES]) == (0, NAMES)
     assert machine.run([*CHECKS, *FIGURES]) == (0, ["pcpvt"])
+
+
+def test_what_failed_is_not_a_new_row_and_a_rehearsal_advises_no_tables(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.rows["svt"] = failed("models", "RuntimeError: out of memory")
+    machine.seconds = {"hangs": 1e6}
+    machine.run([*FIGURES, job("hangs")], budget_s=100)
+    assert "the budget is spent: 2 new rows, 1 failed, 1 are left" in capsys.readouterr().out
+    machine.run(FIGURES)
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == (
+        "gpu-x.json has 0 new rows, 1 failed; then, in the project's environment: python -m benchmarks.render"
+    )
+    rehearsal = Store(program.REHEARSAL, {}, fingerprint="one", fresh=False, folder=machine.folder)
+    assert run(FIGURES, rehearsal, do=machine.do, now=lambda: machine.now) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{program.REHEARSAL}.json has 2 new rows, 1 failed"
 
 
 def test_a_rehearsal_keeps_nothing(tmp_path: Path) -> None:

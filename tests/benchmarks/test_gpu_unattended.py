@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bare_python
@@ -16,11 +19,12 @@ from processes import wait_until_gone
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import unattended
-from benchmarks.gpu.account import NOT_BEGUN, of, why_not
+from benchmarks.gpu.account import NOT_BEGUN, NOT_PLANNED, of, why_not
 from benchmarks.gpu.costs import predicted
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, list_jobs
 from benchmarks.gpu.runner import UNFINISHED
 from benchmarks.gpu.store import Store
+from benchmarks.gpu.workload import full
 
 MINUTES = "30"
 
@@ -55,7 +59,7 @@ def test_the_whole_plan_is_rehearsed_without_the_projects_environment(tmp_path: 
     assert {"checks", "ceilings", "kernels", "models", "traces"} <= {row["section"] for row in rows}
     assert all(row.get("passed", True) for row in rows) and all("took_s" in row for row in rows)
     told = (out / "unattended.txt").read_text(encoding="utf-8")
-    assert told.startswith("measured or green: ") and NOT_BEGUN in told
+    assert "\nmeasured or green: " in told and NOT_PLANNED in told and NOT_BEGUN not in told
     assert not list((tree / "benchmarks" / "results").glob("*gpu*"))  # a rehearsal is kept in DIR alone
 
 
@@ -76,7 +80,8 @@ def test_a_run_that_is_ended_tells_its_account_and_leaves_no_process(tmp_path: P
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text(encoding="utf-8").split()
     run.terminate()
     assert run.wait() == UNFINISHED
-    assert NOT_BEGUN in (tmp_path / "unattended.txt").read_text(encoding="utf-8")
+    told = (tmp_path / "unattended.txt").read_text(encoding="utf-8")
+    assert "interrupted by SIGTERM about at checks: " in told and NOT_BEGUN not in told
     assert children and all(wait_until_gone(int(child)) for child in children)
 
 
@@ -121,3 +126,85 @@ def test_the_account_says_what_was_not_measured_and_why(tmp_path: Path) -> None:
         assert line in said
     assert [job.name for job in left] == ["hung", "never"]  # the others were tried
     assert why_not({"passed": True}) is None
+
+
+class Commands:
+    """Stands for `execute`: what each command does, one after another, in a rehearsal in `folder`."""
+
+    def __init__(self, folder: Path, *steps: Callable[[Path], int]) -> None:
+        self.folder, self.steps, self.logs = folder, list(steps), [""]
+
+    def __call__(self, words: Sequence[str], *, log: Path, limit_s: float) -> int:
+        self.logs.append(log.name)
+        assert "under way" in (self.folder / "unattended.txt").read_text(encoding="utf-8")
+        return self.steps.pop(0)(log) if self.steps else UNFINISHED
+
+
+def rehearse(monkeypatch: pytest.MonkeyPatch, folder: Path, *steps: Callable[[Path], int]) -> tuple[int, str, Commands]:
+    """Exit code, account and commands of an unattended run whose commands do nothing but these steps."""
+    commands = Commands(folder, *steps)
+    monkeypatch.setattr(unattended, "execute", commands)
+    code = unattended.main(["--minutes", MINUTES, "--copy-to", str(folder), "--smoke"])
+    return code, (folder / "unattended.txt").read_text(encoding="utf-8"), commands
+
+
+def test_the_account_gives_the_true_reason_and_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashes(log: Path) -> int:
+        log.write_text("Traceback (most recent call last):\nOSError: No space left on device\n", encoding="utf-8")
+        return 1
+
+    def interrupted(log: Path) -> int:
+        raise unattended.Stopped("interrupted by SIGTERM")
+
+    code, told, _ = rehearse(monkeypatch, tmp_path, crashes, lambda log: UNFINISHED, interrupted)
+    assert code == UNFINISHED
+    assert re.match(r"begun 20\S+Z\nended 20\S+Z\nmeasured or green: nothing\n", told)
+    lines = told.splitlines()
+    reasons = [line.partition(" minutes: ")[2] for line in lines if line.startswith("not measured: ")]
+    assert sorted(reasons)[0] == "command 1 ended with exit code 1: OSError: No space left on device"
+    assert any(reason.startswith("interrupted by SIGTERM about at ") for reason in reasons)
+    assert NOT_PLANNED in reasons and NOT_BEGUN not in reasons
+
+
+def test_logs_of_earlier_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step-2.log", "step-11.log", "step-x.log"):
+        (tmp_path / name).write_text("earlier", encoding="utf-8")
+    _, _, commands = rehearse(monkeypatch, tmp_path)
+    assert commands.logs[1:3] == ["step-12.log", "step-13.log"]
+
+
+def test_a_run_that_has_too_little_time_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--minutes", "0.5", "--copy-to", str(tmp_path), "--smoke"]
+    assert unattended.main(words) == UNFINISHED
+    said = "nothing was planned: 0.5 minutes are too few"
+    assert said in capsys.readouterr().out and said in (tmp_path / "unattended.txt").read_text(encoding="utf-8")
+
+
+def test_afresh_sets_aside_what_there_is_and_counts_what_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = argparse.Namespace(smoke=True, copy_to=tmp_path, fresh=False)
+    store = program.open_store(options, None)
+    assert store is not None
+    store.put("kernels", "before", {"ms": 1.0})
+    check = next(job for job in list_jobs(full()) if job.section == "checks")
+
+    def measures(log: Path) -> int:
+        store = program.open_store(options, None)
+        assert store is not None and store.get("kernels", "before") is None
+        store.put(*check.key, {"passed": True})
+        return UNFINISHED
+
+    monkeypatch.setattr(unattended, "execute", Commands(tmp_path, measures))
+    unattended.main(["--minutes", MINUTES, "--copy-to", str(tmp_path), "--smoke", "--fresh"])
+    told = (tmp_path / "unattended.txt").read_text(encoding="utf-8")
+    (aside,) = tmp_path.glob("old-*")
+    assert "measured or green: 1 checks" in told and f"set aside: 1 rows of before: {aside}" in told
+    assert "before" in aside.read_text(encoding="utf-8")
+
+
+def test_a_log_that_cannot_be_written_ends_no_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "print('one', flush=True); print('two', flush=True)"
+    assert unattended.execute([sys.executable, "-c", code], log=tmp_path / "absent" / "log", limit_s=60) == 0
+    said = capsys.readouterr()
+    assert said.out == "one\ntwo\n" and said.err.startswith("warning: cannot write ")
