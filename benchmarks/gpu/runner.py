@@ -61,6 +61,7 @@ def run(
     red = {} if store is None else store.red()
     unchecked = {job.name: job.covers for job in todo if job.section == "checks"}
     left: list[Job] = []
+    repeated: dict[str | None, int] = {}  # errors of a rehearsal: what a CPU does not have is said once
     excluded = measured = failed = 0
     for number, job in enumerate(todo, 1):
         says = f"[{number}/{len(todo)}] {job.section}: {job.name}:"
@@ -86,7 +87,16 @@ def run(
         if "passed" in row:
             _note(job, row, red, unchecked)
         _put(store, job, row)
+        error = str(row["error"]) if "error" in row and _is_rehearsal(store) else None
+        if error in repeated:
+            repeated[error] += 1
+            continue
+        if error is not None:
+            repeated[error] = 0
         print(f"{says} {shown(row)}", flush=True)
+    for error, times in repeated.items():
+        if times:
+            print(f"and {times} rows more: {error}", flush=True)
     waiting = [
         name for name, covers in unchecked.items() if any(part in covers for job in left for part in job.rests_on)
     ]
@@ -139,6 +149,10 @@ def _was_given_up(job: Job, store: Store | None) -> bool:
     return row is not None and "given_up" in row
 
 
+def _is_rehearsal(store: Store | None) -> bool:
+    return store is None or not store.name.startswith("gpu-")
+
+
 def _put(store: Store | None, job: Job, row: Row) -> None:
     if store is not None:
         store.put(*job.key, {**({"rests_on": list(job.rests_on)} if job.rests_on else {}), **row})
@@ -165,5 +179,5 @@ def _end(
         print("rehearsed: nothing was kept")
     else:
         then = "; then, in the project's environment: python -m benchmarks.render"
-        print(f"{store.name}.json has {new}{then if store.name.startswith('gpu-') else ''}")
+        print(f"{store.name}.json has {new}{'' if _is_rehearsal(store) else then}")
     return RED if red else 0

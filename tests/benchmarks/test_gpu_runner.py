@@ -183,6 +183,19 @@ def test_what_failed_is_not_a_new_row_and_a_rehearsal_advises_no_tables(
     assert capsys.readouterr().out.splitlines()[-1] == f"{program.REHEARSAL}.json has 2 new rows, 1 failed"
 
 
+def test_what_a_cpu_does_not_have_is_said_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [job(f"sdpa {number}") for number in range(5)]
+    machine.rows.update({each.name: failed("models", "RuntimeError: No viable backend") for each in rows})
+    assert run([*rows, job("eager")], None, do=machine.do, now=lambda: machine.now) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "No viable" in line] == [
+        "[1/6] models: sdpa 0: RuntimeError: No viable backend [10.0 s]",
+        "and 4 rows more: RuntimeError: No viable backend",
+    ]
+    machine.run(rows)  # on a GPU each is named
+    assert capsys.readouterr().out.count("No viable") == 5
+
+
 def test_a_rehearsal_keeps_nothing(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     do: Callable[[Job, float | None], dict[str, Any]] = machine.do
