@@ -131,8 +131,8 @@ def _run(run: Run) -> int:
     said, left = account.of(run.jobs, wanted, store, begin=run.begin, seconds=planned.seconds, why=run.why)
     none = not wanted and bool(planned.left)
     if none:
-        least = f"a command needs {LEAST_SECONDS:.0f} s at least, and what is left may need more"
-        said = f"nothing was planned: {run.options.minutes:g} minutes are too few: {least}\n{said}"
+        why = f"a command needs {LEAST_SECONDS:.0f} s at least, and what is left may need more"
+        said = f"nothing was planned: {run.options.minutes:g} minutes are too few: {why}\n{said}"
     print(f"\n{said}", flush=True)
     _write(run, f"ended {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n{said}")
     if store.red():
