@@ -25,9 +25,7 @@ from twins_trt.runtime.memory.arrays import DeviceArray, size_of
 from twins_trt.runtime.memory.protocol import HostBlock, Memory, OutOfMemory
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.generic]
+    from twins_trt.runtime.engines.protocol import Array
 
 log = logging.getLogger("twins_trt")
 
