@@ -177,9 +177,8 @@ class Captures:
     def event_asked(self, event: Event) -> None:
         """The host waits or asks for an event: never for one that was last recorded inside a capture ("mode")."""
         if event.capture is not None:
-            active = [event.capture] if event.capture in self.of.values() else []
-            for capture in active:
-                capture.valid = False
+            if event.capture in self.of.values():
+                event.capture.valid = False
             raise Failure(Status.cudaErrorCapturedEvent)
 
     def active(self, stream: Stream) -> Capture | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from fake_cuda import cuda_bindings
 from fake_gpu import PER_THREAD, FakeGpu, Work
 from fake_tensorrt import calls
 from machine import Machine, OnGpu
+from threads import in_threads
 from tiny_graphs import UInt8Array, nearest_class
 
 from twins_trt.runtime.memory import OutOfMemory
@@ -142,29 +143,21 @@ def test_a_result_may_go_in_another_thread(machine: Machine, picture: Draw) -> N
 
 def test_many_threads_take_results(machine: Machine, picture: Draw) -> None:
     engine = machine.engine()
-    wrong: list[Any] = []
 
-    def work(images: list[UInt8Array], sources: list[OnGpu], theirs: int) -> None:
-        try:
-            for image, source in zip(images, sources, strict=True):
-                mask = engine.run_on_device(source, stream=theirs)["mask"]
-                seen = reader(machine, mask, theirs)
-                del mask
-                machine.gpu.drain(theirs)
-                wrong.extend([] if np.array_equal(seen[0], nearest_class(image)) else ["another's mask"])
-        except Exception as error:
-            wrong.append(error)
+    def wrong(given: tuple[list[UInt8Array], list[OnGpu], int]) -> Iterator[str]:
+        images, sources, theirs = given
+        for image, source in zip(images, sources, strict=True):
+            mask = engine.run_on_device(source, stream=theirs)["mask"]
+            seen = reader(machine, mask, theirs)
+            del mask
+            machine.gpu.drain(theirs)
+            if not np.array_equal(seen[0], nearest_class(image)):
+                yield "another's mask"
 
     groups = [[picture(24, 32)[None] for _ in range(8)] for _ in range(4)]
     sources = [[OnGpu(machine.gpu, image) for image in group] for group in groups]
     streams = [machine.gpu.new_stream() for _ in groups]
-    given = zip(groups, sources, streams, strict=True)
-    threads = [threading.Thread(target=work, args=each) for each in given]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == []
+    assert in_threads(wrong, list(zip(groups, sources, streams, strict=True))) == []
     for stream in streams:
         machine.gpu.free_stream(stream)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threads import in_threads
 
 from benchmarks.gpu.stub import (
     OnDevice,
@@ -132,21 +133,12 @@ def test_the_callers_arrays_are_written_into(make: Engines, draw: Draw) -> None:
 
 def test_six_threads_get_their_own_results(make: Engines, rng: np.random.Generator) -> None:
     engine, _ = make()
-    wrong: list[Any] = []
     groups = [[rng.integers(0, 256, (1, 16 + 8 * (i % 3), 24, 3), np.uint8) for i in range(30)] for _ in range(6)]
 
-    def work(images: list[Any]) -> None:
-        try:
-            wrong.extend(image.shape for image in images if not np.array_equal(engine(image)["mask"], mask_of(image)))
-        except Exception as error:
-            wrong.append(error)
+    def wrong(images: list[Any]) -> Iterator[Any]:
+        return (image.shape for image in images if not np.array_equal(engine(image)["mask"], mask_of(image)))
 
-    threads = [threading.Thread(target=work, args=(group,)) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == [] and not any(thread.is_alive() for thread in threads)
+    assert in_threads(wrong, groups) == []
 
 
 def test_two_calls_are_under_way_at_once(make: Engines, draw: Draw) -> None:

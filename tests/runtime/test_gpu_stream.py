@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fake_engines import Faults
 from machine import Machine
+from threads import in_threads
 from tiny_graphs import UInt8Array, nearest_class
 
 from twins_trt.errors import EngineError
@@ -156,22 +157,13 @@ def test_streams_that_take_turns_do_not_block_each_other(machine: Machine, pictu
 def test_streams_of_several_threads_share_the_slots(machine: Machine, picture: Draw) -> None:
     made = segmenter(machine, contexts=2)
     groups = [[picture(24, 32) for _ in range(10)] for _ in range(4)]
-    wrong: list[Any] = []
 
-    def work(images: list[UInt8Array]) -> None:
-        try:
-            for image, frame in zip(images, made.stream(images), strict=True):
-                if not np.array_equal(frame.result().mask, nearest_class(image)):
-                    wrong.append(frame.index)
-        except Exception as error:
-            wrong.append(error)
+    def wrong(images: list[UInt8Array]) -> Iterator[int]:
+        for image, frame in zip(images, made.stream(images), strict=True):
+            if not np.array_equal(frame.result().mask, nearest_class(image)):
+                yield frame.index
 
-    threads = [threading.Thread(target=work, args=(group,)) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == [] and not any(thread.is_alive() for thread in threads)
+    assert in_threads(wrong, groups) == []
 
 
 def test_stages_of_a_stream_are_timed(machine: Machine, picture: Draw) -> None:

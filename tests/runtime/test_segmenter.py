@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from bilinear import bilinear
 from PIL import Image
+from threads import in_threads
 from tiny_graphs import CLASSES, PALETTE, QUARTER, MakeBundle, UInt8Array, nearest_class, scores
 
 from twins_trt.data.resizing import resize_image, resize_mask
@@ -251,32 +251,19 @@ def test_an_engine_that_gives_another_batch_or_size_is_caught(make_bundle: MakeB
             Segmenter(bundle, engine)(picture(24, 32))
 
 
-def in_threads(segmenter: Segmenter, images: list[list[UInt8Array]]) -> list[str]:
+def wrong_masks(segmenter: Segmenter, images: list[list[UInt8Array]]) -> list[object]:
     """Segment each list in a thread of its own, all at once; what went wrong."""
-    wrong: list[str] = []
-    start = threading.Barrier(len(images))
 
-    def work(mine: list[UInt8Array]) -> None:
-        try:
-            start.wait()
-            for image in mine:
-                if not np.array_equal(segmenter(image).mask, nearest_class(image)):
-                    wrong.append("another thread's mask")
-        except Exception as error:
-            wrong.append(repr(error))
+    def wrong(mine: list[UInt8Array]) -> Iterator[str]:
+        return ("another's mask" for image in mine if not np.array_equal(segmenter(image).mask, nearest_class(image)))
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in images]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return wrong
+    return in_threads(wrong, images)
 
 
 def test_two_threads_share_a_segmenter(make_bundle: MakeBundle, picture: Draw) -> None:
     segmenter = Segmenter(make_bundle(RANGE, RANGE))
     images = [[picture(24 + i, 32 - j) for i in range(20)] for j in range(2)]
-    assert in_threads(segmenter, images) == []
+    assert wrong_masks(segmenter, images) == []
 
 
 @pytest.mark.parametrize("concurrent", [True, False])
@@ -285,7 +272,7 @@ def test_an_engine_for_one_thread_is_run_by_one_at_a_time(
 ) -> None:
     bundle = make_bundle()
     engine = NumpyEngine(bundle, concurrent=concurrent, delay=0.01)
-    assert in_threads(Segmenter(bundle, engine), [[picture(24, 32) for _ in range(8)] for _ in range(2)]) == []
+    assert wrong_masks(Segmenter(bundle, engine), [[picture(24, 32) for _ in range(8)] for _ in range(2)]) == []
     assert engine.most_inside == (2 if concurrent else 1)
 
 

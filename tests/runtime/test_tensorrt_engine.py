@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from fake_engines import Faults, broken
 from fake_gpu import Status
 from fake_tensorrt import calls, versions
 from machine import ADA, ORIN, Machine
+from threads import in_threads
 from tiny_graphs import UInt8Array, nearest_class
 
 from twins_trt.builders.engine.layers import parse_inspector
@@ -166,21 +166,12 @@ def test_calls_overlap_and_a_submitted_image_may_be_reused(machine: Machine, pic
 
 def test_many_threads_share_an_engine(machine: Machine, picture: Draw) -> None:
     engine = machine.engine(machine.bundle(RANGE, RANGE), contexts=2)
-    wrong: list[Any] = []
     images = [[batch(picture, (16 + 8 * ((i + j) % 3), 32)) for j in range(12)] for i in range(4)]
 
-    def work(mine: list[Any]) -> None:
-        try:
-            wrong.extend(1 for image in mine if not np.array_equal(engine(image)["mask"], nearest_class(image)))
-        except Exception as error:
-            wrong.append(error)
+    def wrong(mine: list[Any]) -> Iterator[Any]:
+        return (image.shape for image in mine if not np.array_equal(engine(image)["mask"], nearest_class(image)))
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in images]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert in_threads(wrong, images) == []
     assert machine.gpu.held()["streams"] == 2
 
 
@@ -286,7 +277,9 @@ def test_every_slot_is_warm_when_the_engine_is_open(machine: Machine, picture: D
     assert not {"cudaMalloc", "cudaFree", "cudaStreamCreateWithFlags", "cudaGraphInstantiate"} & set(machine.gpu.calls)
 
 
-def test_every_refusal_of_tensorrt_is_an_error(machine: Machine, picture: Draw) -> None:
+@pytest.mark.parametrize("raises", [set(), {"set_input_shape", "set_tensor_address"}], ids=["returned", "raised"])
+def test_every_refusal_of_tensorrt_is_an_error(machine: Machine, picture: Draw, raises: set[str]) -> None:
+    machine.faults.raises = frozenset(raises)
     engine = machine.engine(machine.bundle(RANGE, RANGE))
     machine.faults.shapes = False
     with pytest.raises(EngineError, match=r"refuses image \[1, 24, 32, 3\]: set input shape"):
@@ -339,17 +332,6 @@ def test_what_the_bindings_raise_is_an_error(
             else:
                 engine.inspect_layers()
     assert np.array_equal(engine(image)["mask"], nearest_class(image))
-
-
-def test_what_the_simulated_bindings_raise_is_an_error(machine: Machine, picture: Draw) -> None:
-    machine.faults.raises = frozenset({"set_input_shape", "set_tensor_address"})
-    engine = machine.engine(machine.bundle(RANGE, RANGE))
-    machine.faults.shapes = False
-    with pytest.raises(EngineError, match=r"refuses image \[1, 24, 32, 3\]: set input shape"):
-        engine(batch(picture, (24, 32)))
-    machine.faults.shapes, machine.faults.binds = True, False
-    with pytest.raises(EngineError, match="refuses the address 0x7f"):
-        engine(batch(picture, (64, 64)))
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(machine: Machine, picture: Draw) -> None:
