@@ -155,7 +155,7 @@ def calls_in_bf16(backend: str) -> dict[str, Callable[[], object]]:
     }
 
 
-@pytest.mark.parametrize("op", ["lsa", "gsa", "resize_argmax", "resize_normalize"])
+@pytest.mark.parametrize("op", calls_in_bf16("triton"))
 def test_the_interpreter_is_not_given_bf16(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setenv("TRITON_INTERPRET", "1")

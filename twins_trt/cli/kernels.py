@@ -20,6 +20,14 @@ EXAMPLE = (
     "for programs in other languages than Python."
 )
 
+FIGURES = (  # key in JSON, field of the record's resources, head of the table's column
+    ("registers", "registers", "registers"),
+    ("shared_bytes", "shared", "shared bytes"),
+    ("threads", "threads", "threads"),
+    ("wide_loads", "wide_loads", "16-byte loads"),
+    ("narrow_loads", "narrow_loads", "narrower loads"),
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's flags."""
@@ -44,18 +52,9 @@ def _list(selected: list[tuple[Case, str]], console: Console) -> int:
     rows = []
     for case, target in selected:
         resources = record.resources.get(case.name, {}).get(target)
-        rows.append(
-            {
-                **_named(case, target),
-                "registers": resources.registers if resources else None,
-                "shared_bytes": resources.shared if resources else None,
-                "threads": resources.threads if resources else None,
-                "wide_loads": resources.wide_loads if resources else None,
-                "narrow_loads": resources.narrow_loads if resources else None,
-            }
-        )
-    words = "target|kernel|dtype|head dim|variant|registers|shared bytes|threads|16-byte loads|narrower loads"
-    head = tuple(words.split("|"))
+        figures = {key: getattr(resources, field) if resources else None for key, field, _ in FIGURES}
+        rows.append({**_named(case, target), **figures})
+    head = ("target", "kernel", "dtype", "head dim", "variant", *(words for _, _, words in FIGURES))
     cells = [tuple("" if value is None else str(value) for value in row.values()) for row in rows]
     note = f"{len(rows)} kernels; figures as compiled by Triton {record.triton} on {record.date}, {record.machine}"
     value = {"triton": record.triton, "date": record.date, "machine": record.machine, "kernels": rows}
