@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.timing import time_call
 from benchmarks.gpu.workload import Workload
-
-Row = dict[str, Any]
 
 
 def jobs(workload: Workload) -> Iterator[Job]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.forms import Form, forms
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, Row
+from benchmarks.gpu.networks import CLASSES, amp_dtype
 from benchmarks.gpu.timing import time_call
 from benchmarks.gpu.workload import Core, Workload, cores
 from twins_trt.data.preprocessing import Preprocessing
 
-Row = dict[str, Any]
-
-CLASSES = 150
 BY_PIXELS = "ours, by pixels"
 """The kernel of any ratio of sizes, where `ours` takes the one of 4 × 4 cells."""
 
@@ -65,7 +63,7 @@ def _attention(core: Core, name: str, direction: str, workload: Workload) -> Cal
         form = forms(core.attention, kernels=workload.kernels, compiler=workload.compiler)[name]
         x, y, grad = inputs(core, workload)
         # autocast, as mmsegmentation runs: it decides what its softmax is computed in, and nothing in the other forms
-        with torch.autocast(workload.device.type, dtype=_half(workload), enabled=name.startswith("mmseg")):
+        with torch.autocast(workload.device.type, dtype=amp_dtype(workload), enabled=name.startswith("mmseg")):
             if direction == "forward":
                 call = _forward(form, x, y, core.heads)
             else:
@@ -87,10 +85,6 @@ def _attention(core: Core, name: str, direction: str, workload: Workload) -> Cal
         }
 
     return measure
-
-
-def _half(workload: Workload) -> torch.dtype:
-    return torch.float16 if workload.device.type == "cuda" else torch.bfloat16
 
 
 def _forward(form: Form, x: Tensor, y: Tensor, heads: int) -> Callable[[], object]:
@@ -145,23 +139,15 @@ def _preprocess(batch: int, name: str, workload: Workload) -> Callable[[], Row]:
         shape = (batch, height * 3 // 2, width * 3 // 2, 3)
         image = torch.randint(0, 256, shape, dtype=torch.uint8, device=workload.device)
 
+        form: Callable[..., Tensor] = resize_normalize_reference
+        if name == "ours":
+            form = functools.partial(resize_normalize, backend=workload.kernels)
+
         def call() -> object:
-            if name == "ours":
-                return resize_normalize(
-                    image,
-                    workload.size,
-                    mean=facts.mean,
-                    std=facts.std,
-                    dtype=workload.dtype,
-                    channels_last=True,
-                    backend=workload.kernels,
-                )
-            return resize_normalize_reference(
-                image, workload.size, mean=facts.mean, std=facts.std, dtype=workload.dtype, channels_last=True
-            )
+            return form(image, workload.size, mean=facts.mean, std=facts.std, dtype=workload.dtype, channels_last=True)
 
         times = time_call(call, workload.pace(), graph=True, in_row=True)
-        traffic = image.numel() + 3 * batch * height * width * (2 if workload.dtype == torch.float16 else 4)
+        traffic = image.numel() + 3 * batch * height * width * workload.dtype.itemsize
         return {"what": "resize_normalize", "batch": batch, "form": name, "bytes": traffic, **times.to_json()}
 
     return measure

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import networks
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.networks import CLASSES, Form, graphs_skipped, network_of, seeded_model
 from benchmarks.gpu.timing import Times, peak_memory, time_call, time_wall
 from benchmarks.gpu.workload import Workload, model_rests_on
-
-Row = dict[str, Any]
 
 HOST = "ours, host to host"
 FORMS = (*networks.FORMS, HOST)

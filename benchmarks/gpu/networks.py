@@ -55,6 +55,11 @@ FORMS = {
 weights frozen into the graph, max-autotune, and what lies before and after the network compiled with it."""
 
 
+def amp_dtype(workload: Workload) -> torch.dtype:
+    """What autocast to half computes in: float16 on a GPU, bfloat16 on a CPU."""
+    return torch.float16 if workload.device.type == "cuda" else torch.bfloat16
+
+
 def seeded_model(name: str, workload: Workload, *, attention: str) -> Segmentor:
     """A model with weights that keep activations in range. attention: a backend, or `kernels` for the workload's."""
     backend = workload.kernels if attention == "kernels" else attention
@@ -97,7 +102,7 @@ class FloatNetwork(nn.Module):
         super().__init__()
         self.size = workload.size
         self.device_type = workload.device.type
-        self.amp_dtype = torch.float16 if workload.device.type == "cuda" else torch.bfloat16
+        self.amp_dtype = amp_dtype(workload)
         self.amp = form.precision == "amp"
         model = seeded_model(name, workload, attention=form.attention)
         self.model = model.to(workload.device).requires_grad_(False)

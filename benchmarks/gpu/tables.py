@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ MODEL_HEAD = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak 
 ENGINE_FORMS = ("ours", "ours compiled", "ours autotuned")
 """What the torch engine could run. The first is what it runs."""
 
-SHARES = ("of copying", "of matmul", "of exp2")
 TRACED_KERNELS = 20
 LONG_NAME = 100
 EMPTY = "empty kernel"
@@ -31,7 +29,7 @@ UNTRACED = "No replay was traced."
 
 def measured(folder: Path) -> list[dict[str, Any]]:
     """The results files in `folder`, each with the rows that were measured and rest on no red check."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
+    files = [results.read_results(path.stem, folder=folder) for path in sorted(folder.glob("gpu-*.json"))]
     return [{**file, "rows": _trusted(file["rows"])} for file in files]
 
 

@@ -21,12 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.models import ENGINE, engine_of, picture
 from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.workload import Workload, model_rests_on
-
-Row = dict[str, Any]
 
 SMALL = "-s_fpn"
 REPLAYS = 50

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.models import free_numerics
 from benchmarks.gpu.networks import CLASSES, seeded_model
 from benchmarks.gpu.timing import peak_memory, time_call
 from benchmarks.gpu.workload import Workload, model_rests_on
 from twins_trt.training.step.losses import SegmentationLoss
-
-Row = dict[str, Any]
 
 FORMS = {"eager amp": "reference", "sdpa amp": "sdpa", "ours amp": "kernels"}
 
