@@ -18,7 +18,6 @@ from twins_trt.profiling.candidates import (
     bundle_candidate,
     noise,
     onnx_candidate,
-    opt_size,
     torch_candidate,
 )
 from twins_trt.runtime import RuntimeOptions, Source
@@ -130,11 +129,11 @@ def test_a_pytorch_model_gives_the_mask_of_its_resized_logits() -> None:
 
 
 def test_sizes_that_a_graph_is_made_for(make_bundle: MakeBundle) -> None:
-    assert opt_size(make_bundle(24, 32).interface) == (24, 32)
+    assert make_bundle(24, 32).interface.opt_size == (24, 32)
     dynamic = make_bundle((16, 24, 48), (32, 40, 64), dtype="float32").interface
-    assert opt_size(dynamic) == (24, 40)
+    assert dynamic.opt_size == (24, 40)
     open_ended = replace(dynamic.image, min=None, opt=None, max=None)
-    assert opt_size(replace(dynamic, inputs=(open_ended,))) is None
+    assert replace(dynamic, inputs=(open_ended,)).opt_size is None
 
 
 def test_an_engine_that_is_missing_is_named(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:

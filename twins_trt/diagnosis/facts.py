@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twins_trt.device import Device, current_device
+from twins_trt.device import Device, current_device, load_driver
 from twins_trt.diagnosis.packages import PackageState, check_packages, one_line
 
 _L4T_TO_JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
@@ -136,9 +136,8 @@ def find_python() -> Python:
 
 def find_driver() -> Driver:
     """Asks libcuda."""
-    try:
-        library: Any = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    library = load_driver()
+    if library is None:
         return Driver(None)
     version = ctypes.c_int()
     if library.cuDriverGetVersion(ctypes.byref(version)) != 0:

@@ -72,8 +72,7 @@ class GraphInterface:
     @property
     def size_limits(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
         """(min, max) height and (min, max) width, pixels; max is None without a limit."""
-        first = 1 if self.layout == "NHWC" else 2
-        height, width = self.image.limits()[first : first + 2]
+        height, width = self.image.limits()[self._size_axes]
         return height, width
 
     @property
@@ -81,6 +80,17 @@ class GraphInterface:
         """(height, width) of a graph of fixed size; None if it is dynamic."""
         (height, highest), (width, widest) = self.size_limits
         return (height, width) if height == highest and width == widest else None
+
+    @property
+    def opt_size(self) -> Size | None:
+        """(height, width) that the graph is optimized for; None where it takes any size alike."""
+        height, width = (self.image.opt or self.image.shape)[self._size_axes]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+    @property
+    def _size_axes(self) -> slice:
+        """Where height and width stand in the image's shape."""
+        return slice(1, 3) if self.layout == "NHWC" else slice(2, 4)
 
     def output(self, name: str) -> TensorSpec | None:
         """The output called `name`, or None."""

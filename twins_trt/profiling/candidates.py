@@ -237,13 +237,6 @@ def noise(segmenter: Segmenter, size: tuple[int, int], count: int) -> Array:
     return rng.standard_normal((count, 3, *size), np.float32).astype(segmenter.interface.image.dtype)
 
 
-def opt_size(interface: GraphInterface) -> tuple[int, int] | None:
-    """(height, width) that the graph is optimized for; None where it takes any size alike."""
-    image, first = interface.image, 1 if interface.layout == "NHWC" else 2
-    height, width = (image.opt or image.shape)[first : first + 2]
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
-
-
 def _subject(
     segmenter: Segmenter, options: RuntimeOptions, *, label: str, kind: Literal["bundle", "onnx", "torch"], name: str
 ) -> Subject:
@@ -257,7 +250,7 @@ def _subject(
         name=name,
         engine=engine.name,
         precision=None,
-        size=opt_size(interface) or (0, 0),
+        size=interface.opt_size or (0, 0),
         input=str(interface.image),
         output=", ".join(map(str, interface.outputs)),
         measured_on=machine.processor if on_cpu else machine.gpu or machine.processor,

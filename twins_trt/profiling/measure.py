@@ -25,7 +25,7 @@ from twins_trt.data.images import read_image
 from twins_trt.errors import EngineError, TwinsError, UsageError
 from twins_trt.inference.fitting import fit_size
 from twins_trt.profiling import machine
-from twins_trt.profiling.candidates import Candidate, noise, opt_size
+from twins_trt.profiling.candidates import Candidate, noise
 from twins_trt.profiling.layers import profile_layers
 from twins_trt.profiling.power import Meter, measure_energy, measure_idle
 from twins_trt.profiling.results import (
@@ -215,7 +215,7 @@ class _SideBySide:
         """Chooses the file that all segment: `picture`, or one drawn in `folder` of the first candidate's size."""
         if picture is None:
             picture = folder / "drawn"
-            draw_picture(picture, opt_size(self.opened[0].segmenter.interface) or ANY_SIZE)
+            draw_picture(picture, self.opened[0].segmenter.interface.opt_size or ANY_SIZE)
         self._picture = picture
         height, width = read_image(picture).shape[:2]
         self.options = replace(self.options, picture=f"{picture.name}, {height}x{width}")
@@ -337,7 +337,7 @@ def _open(candidate: Candidate, threads: int | None) -> _Opened:
     machine.forget_peak()
     before = machine.resident_mib()
     segmenter, subject = candidate.open(RuntimeOptions(threads=threads))
-    height, width = opt_size(segmenter.interface) or ANY_SIZE
+    height, width = segmenter.interface.opt_size or ANY_SIZE
     try:
         segmenter([np.zeros((height, width, 3), np.uint8)] * subject.batch)
     except BaseException:

@@ -184,17 +184,16 @@ class Segmenter:
         Raises UsageError for a size or batch that the graph does not take, EngineError without room for it.
         """
         image = self.interface.image
-        axis = 1 if self.interface.layout == "NHWC" else 2
-        tuned = image.opt or tuple(dim if isinstance(dim, int) else 0 for dim in image.shape)
-        height, width = tuned[axis : axis + 2] if size is None else size
+        pixels = self.interface.layout == "NHWC"
+        height, width = size if size is not None else self.interface.opt_size or (0, 0)
         count = self.interface.batch_limits[0] if batch is None else batch
-        wanted = (count, height, width, 3) if axis == 1 else (count, 3, height, width)
+        wanted = (count, height, width, 3) if pixels else (count, 3, height, width)
         if not image.fits(wanted):
             raise UsageError(
                 f"{count} pictures of {height}×{width} do not fit {self._name}, which accepts {image}",
                 "give a size and a batch that it accepts",
             )
-        if axis == 1 and isinstance(self.engine, GivesInputBuffers):
+        if pixels and isinstance(self.engine, GivesInputBuffers):
             return self.engine.input_buffer(wanted).view(np.uint8)
         return np.empty((count, height, width, 3), np.uint8)
 

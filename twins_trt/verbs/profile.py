@@ -295,12 +295,12 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
 
 def _torch(request: ProfileRequest, name: str) -> Candidate:
     from twins_trt.models.weights import find_model, load_weights
-    from twins_trt.profiling.candidates import opt_size, torch_candidate
+    from twins_trt.profiling.candidates import torch_candidate
     from twins_trt.runtime import open_bundle
 
     found = find_model(name, checkpoint=request.checkpoint, seeded=request.seeded)
     first = open_bundle(request.bundles[0], verify=False).interface if request.bundles else None
-    size = request.size or (None if first is None else opt_size(first)) or get_spec(found.name).crop_size
+    size = request.size or (None if first is None else first.opt_size) or get_spec(found.name).crop_size
     classes = request.num_classes
     if request.seeded and classes is None and first is not None:
         classes = first.num_classes
