@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from twins_trt.codec import encode
+from twins_trt.files import whole_file
 from twins_trt.profiling import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,14 +40,8 @@ def write_results(
     }
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()  # half of a file, as where the disk is full
-        raise
+    with whole_file(path, durable=False) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return path
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from benchmarks.gpu.files import kept_aside
 from benchmarks.gpu.jobs import Job
-from benchmarks.gpu.store import Key, Store, is_settled
+from benchmarks.gpu.schedule import counted
+from benchmarks.gpu.store import Key, Store
 
 SHOWN = 12  # names of a reason; a count stands for the others
 
@@ -29,26 +30,26 @@ def of(
     """
     meant = {job.key for job in wanted}
     reasons: dict[str, list[Job]] = {}
-    measured: dict[str, int] = {}
+    measured: list[Job] = []
     left = []
     unbegun = set()
     for job in jobs:
         row = store.get(*job.key)
         reason = why_not(row)
-        if job.key in meant and (row is None or not is_settled(row)) and (row is None or row.get("at", "") < begin):
+        untried = row is None or row.get("at", "") < begin
+        if job.key in meant and untried and not store.has(*job.key):
             reason = (why or {}).get(job.key, reason)
         elif row is None:
             reason = NOT_PLANNED
         if reason is None:
-            measured[job.section] = measured.get(job.section, 0) + 1
+            measured.append(job)
             continue
         if row is None:
             unbegun.add(reason)
         reasons.setdefault(reason, []).append(job)
-        if job.key in meant and (row is None or "given_up" in row or row.get("at", "") < begin):
+        if job.key in meant and (untried or "given_up" in (row or {})):
             left.append(job)
-    counts = ", ".join(f"{count} {section}" for section, count in measured.items())
-    lines = [f"measured or green: {counts or 'nothing'}"]
+    lines = [f"measured or green: {counted(measured) or 'nothing'}"]
     for reason, group in reasons.items():
         predicted = f", predicted {sum(map(seconds, group)) / 60:.0f} minutes" if reason in unbegun else ""
         lines.append(f"not measured: {len(group)} rows{predicted}: {reason}")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from twins_trt.files import whole_file
+
 PROBE_BYTES = 1 << 20
 """So much must fit into a folder, or nothing is begun: more than the results of a GPU take."""
 
@@ -81,14 +83,8 @@ def kept_aside(folders: Sequence[Path], name: str) -> list[str]:
 
 def write(path: Path, content: bytes) -> None:
     """Writes the file whole or not at all. Raises OSError."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    with whole_file(path, durable=False) as file:
+        file.write(content)
 
 
 def check_writable(folder: Path) -> None:

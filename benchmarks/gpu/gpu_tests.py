@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,8 @@ from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.store import ROOT, tests_fingerprint
 
 Row = dict[str, Any]
+
+PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 
 TEST_SECONDS = 840.0  # less than a row has without a budget, so that what was found is kept
 TO_TELL_SECONDS = 5.0
@@ -142,21 +145,28 @@ def pytest(*words: str, limit_s: float) -> tuple[int, str]:
 
     It needs no plugin. limit_s: seconds after which it is ended, without what it started; its code is then TIMED_OUT.
     """
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *words]
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=limit_s,
-            preexec_fn=die_with_parent,
-        )
+        done = call([*PYTEST, *words], limit_s=limit_s)
     except subprocess.TimeoutExpired as error:
         out = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         return TIMED_OUT, f"{out}\nit took more than {limit_s:.0f} s"
     return done.returncode, done.stdout if done.stdout.strip() else done.stderr[-3000:]
+
+
+def call(
+    command: Sequence[str], *, limit_s: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that must not outlive this process. Raises TimeoutExpired. environment: by default its own."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit_s,
+        preexec_fn=die_with_parent,
+    )
 
 
 def _covered(name: str) -> tuple[str, ...]:

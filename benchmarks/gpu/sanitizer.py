@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu.gpu_tests import summary
+from benchmarks.gpu.gpu_tests import PYTEST, call, summary
 from benchmarks.gpu.jobs import Job
-from benchmarks.gpu.parent import die_with_parent
-from benchmarks.gpu.store import ROOT, tests_fingerprint
+from benchmarks.gpu.store import tests_fingerprint
 from benchmarks.gpu.workload import Workload
 
 Row = dict[str, Any]
@@ -45,8 +42,7 @@ def run_tool(tool: str, *, rehearse: bool) -> Row:
 
     Raises FileNotFoundError where it is not installed, and TimeoutExpired after SECONDS.
     """
-    tests = ("-m", "gpu", "-q", "-x", "-p", "no:cacheprovider", "-k", TESTS_OF, *FILES)
-    command = [sys.executable, "-m", "pytest", *tests]
+    command = [*PYTEST, "-q", "-x", "-k", TESTS_OF, *FILES]
     if rehearse:
         command.append("--collect-only")
     else:
@@ -59,16 +55,7 @@ def run_tool(tool: str, *, rehearse: bool) -> Row:
         command = [program, "--tool", tool, *options, *command]
     # Each tensor in memory of its own: in torch's pools, what lies beyond a tensor is another's and no error.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-        preexec_fn=die_with_parent,
-    )
+    done = call(command, limit_s=SECONDS, environment=environment)
     passed = done.returncode == 0 and (rehearse or " passed" in done.stdout)  # not where all were skipped
     more = {} if passed else {"output": (done.stdout + done.stderr)[-6000:]}
     return {"passed": passed, "said": summary(done.stdout), "tests": tests_fingerprint(), **more}

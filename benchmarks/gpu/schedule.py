@@ -133,12 +133,12 @@ def shown(schedule: Schedule, *, copy_to: Path | None = None, smoke: bool = Fals
     predicted = f"predicted: {len(schedule.commands)} commands, {total / 60:.1f} minutes"
     lines = [f"# {round(schedule.minutes, 1):g} minutes; {predicted}"]
     for number, command in enumerate(schedule.commands, 1):
-        yields = ", ".join(_counted(command.jobs))
+        yields = counted(command.jobs)
         lines += ["", f"# {number}. {command.title}: predicted {command.seconds:.0f} s; yields {yields}"]
         lines.append(shlex.join(command.words(copy_to=copy_to, smoke=smoke)))
     if schedule.left:
         cost = sum(map(schedule.seconds, schedule.left))
-        left = ", ".join(_counted(schedule.left))
+        left = counted(schedule.left)
         lines += ["", f"# no time for: {left}; predicted {cost / 60:.0f} minutes more"]
     return "\n".join(lines)
 
@@ -200,8 +200,9 @@ def _fitting(jobs: Sequence[Job], room: float, seconds: Callable[[Job], float]) 
     return tuple(fitting)
 
 
-def _counted(jobs: Sequence[Job]) -> list[str]:
+def counted(jobs: Sequence[Job]) -> str:
+    """How many rows there are of each section."""
     counts: dict[str, int] = {}
     for job in jobs:
         counts[job.section] = counts.get(job.section, 0) + 1
-    return [f"{count} {section}" for section, count in counts.items()]
+    return ", ".join(f"{count} {section}" for section, count in counts.items())

@@ -105,7 +105,7 @@ class Store:
     def has(self, section: str, name: str) -> bool:
         """Whether the row need not be measured."""
         row = self._rows.get((section, name))
-        return row is not None and is_settled(row)
+        return row is not None and _is_settled(row)
 
     def get(self, section: str, name: str) -> Mapping[str, Any] | None:
         """The row, measured or not; None where none was begun."""
@@ -121,8 +121,7 @@ class Store:
 
     def put(self, section: str, name: str, row: Mapping[str, Any]) -> None:
         """Add a row, and save."""
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._rows[section, name] = {"section": section, "name": name, **row, "at": at}
+        self._rows[section, name] = {"section": section, "name": name, **row, "at": utc()}
         self.save()
 
     def save(self) -> None:
@@ -166,7 +165,12 @@ class Store:
             del self._aside[path]
 
 
-def is_settled(row: Mapping[str, Any]) -> bool:
+def utc() -> str:
+    """The time now, as rows say when they were written: the later is the greater."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _is_settled(row: Mapping[str, Any]) -> bool:
     """Whether another run would give the same row. What failed may have been mended since; a failed capture is kept,
     because the code decides it."""
     if "excluded" in row or "given_up" in row:

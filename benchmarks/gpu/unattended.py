@@ -33,7 +33,7 @@ from benchmarks.gpu.jobs import Job, list_jobs
 from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.runner import RED, UNFINISHED, UNFINISHED_AND_RED
 from benchmarks.gpu.schedule import MARGIN_SECONDS, Command, Schedule
-from benchmarks.gpu.store import ROOT, Key, Store
+from benchmarks.gpu.store import ROOT, Key, Store, utc
 
 LEAST_SECONDS = MARGIN_SECONDS + costs.START_SECONDS
 """A command that has less is not begun."""
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.smoke and program.gpu_name() is None:
         print("there is no CUDA GPU that torch can use; --smoke rehearses on a CPU", file=sys.stderr)
         return program.NO_GPU
-    run = Run(options, list_jobs(full()), end, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    run = Run(options, list_jobs(full()), end, utc())
     try:
         program.check_folders(options)
         _write(run, "under way")
@@ -134,7 +134,7 @@ def _run(run: Run) -> int:
         why = f"a command needs {LEAST_SECONDS:.0f} s at least, and what is left may need more"
         said = f"nothing was planned: {run.options.minutes:g} minutes are too few: {why}\n{said}"
     print(f"\n{said}", flush=True)
-    _write(run, f"ended {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n{said}")
+    _write(run, f"ended {utc()}\n{said}")
     if store.red():
         return UNFINISHED_AND_RED if left or none else RED
     return UNFINISHED if left or none else 0

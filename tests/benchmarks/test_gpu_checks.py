@@ -118,8 +118,6 @@ def test_tests_run_side_by_side_where_xdist_is_there_and_need_no_plugin(
     for there in (True, False):
         monkeypatch.setattr(gpu_tests, "find_spec", lambda name, there=there: there or name != "xdist" or None)
         asked = says((0, "3 passed, 1 skipped in 1s\nSKIPPED [1] tests/x.py:3: no CuPy\n3 passed, 1 skipped in 1s"))
-        if not there:
-            monkeypatch.setattr(gpu_tests, "find_spec", lambda name: None if name == "xdist" else name)
         row = gpu_tests.run_file(FILE)
         assert ("-n" in asked[0]) is there and not any("timeout" in word for word in asked[0])
         assert row["passed"] and row["said"].endswith("; no CuPy")  # what is absent is named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -45,23 +46,16 @@ def test_rows_that_do_not_count_any_more_are_set_aside(
     assert not list(tmp_path.rglob("old-*"))  # looking alone changes nothing
     after.put("kernels", "c", {"ms": 2.0})
     after.put("kernels", "d", {"ms": 2.0})
+    said = capsys.readouterr().err.splitlines()
     for folder in (here, there):
         assert rows(folder / "gpu-x.json")[-2:] == ["c", "d"] and "b" not in rows(folder / "gpu-x.json")
         aside = folder / "old-gpu-x-one.json"
         assert rows(aside) == ["tests a", "b"] and len(list(folder.iterdir())) == 2
-        (line,) = [line for line in capsys_lines(capsys, tmp_path) if str(aside) in line]
+        (line,) = [line for line in said if str(aside) in line]
         assert line.startswith("2 rows of ")
     assert len(tables.measured(here)) == 1  # no table shows what was set aside
-    said, _ = of([], [], after, begin="", seconds=predicted)
-    assert said.count("set aside: 2 rows of before: ") == 2
-
-
-def capsys_lines(capsys: pytest.CaptureFixture[str], folder: Path) -> list[str]:
-    """All that was said so far in this test, kept beside its folder."""
-    log = folder / "said.txt"
-    said = (log.read_text(encoding="utf-8") if log.exists() else "") + capsys.readouterr().err
-    log.write_text(said, encoding="utf-8")
-    return said.splitlines()
+    told, _ = of([], [], after, begin="", seconds=predicted)
+    assert told.count("set aside: 2 rows of before: ") == 2
 
 
 def test_what_is_set_aside_again_does_not_replace_the_first(tmp_path: Path) -> None:
@@ -152,11 +146,11 @@ def test_a_folder_that_cannot_be_written_is_said_at_the_start(
     folder = tmp_path / "out"
     if is_full:
 
-        def write_bytes(path: Path, content: bytes) -> int:
-            path.touch()
+        def replace(part: Path, path: Path) -> None:
+            assert part.is_file()
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", write_bytes)
+        monkeypatch.setattr(os, "replace", replace)
     else:
         folder.write_text("a file", encoding="utf-8")
     assert program.main(["--smoke", "--copy-to", str(folder)]) == program.UNWRITABLE
