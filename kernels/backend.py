@@ -27,8 +27,25 @@ NOT_INSTALLED = "Triton is not installed"
 _log = logging.getLogger("twins_trt")
 
 
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _constant_for_compile(function: F) -> F:
+    """Makes torch.compile call `function` while it traces and keep the answer, which depends on no tensor's values.
+
+    `torch.compiler.assume_constant_result` does the same, but imports torch._dynamo, which takes seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_for_compile
 def exporting() -> bool:
-    """Whether torch is exporting a graph. Other programs run it, so it must hold plain operators."""
+    """Whether torch is exporting a graph. Other programs run it, so it must hold plain operators.
+
+    torch.compile of torch 2.11 and earlier takes `torch.compiler.is_exporting()` for true, which it is not there:
+    hence this is asked while it traces, and not traced itself.
+    """
     if torch.onnx.is_in_onnx_export():
         return True
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # torch 2.6 and later
@@ -78,18 +95,6 @@ def choose_backend(
             fallback=fallback,
         )
     return backend
-
-
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def _constant_for_compile(function: F) -> F:
-    """Makes torch.compile call `function` while it traces and keep the answer, which depends on no tensor's values.
-
-    `torch.compiler.assume_constant_result` does the same, but imports torch._dynamo, which takes seconds.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @_constant_for_compile

@@ -193,6 +193,7 @@ def open_store(options: argparse.Namespace, workload: Workload | None) -> Store 
         name,
         facts,
         fingerprint=fingerprint(),
+        others=fingerprint(ours=False),
         tests=tests_fingerprint(),
         fresh=options.fresh,
         folder=folder,

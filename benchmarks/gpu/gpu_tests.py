@@ -33,6 +33,7 @@ APART = ("float32", "bfloat16")
 COVERS: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_on_gpu.py": ("lsa", "gsa"),
     "tests/kernels/test_on_gpu.py::test_tf32_on_request": ("lsa tf32", "gsa tf32"),
+    "tests/kernels/test_on_gpu.py::test_compiled_by_inductor": ("lsa compiled", "gsa compiled"),
     "tests/kernels/test_on_gpu_around.py": ("torch engine",),
     "tests/kernels/test_on_gpu_around.py::test_masks": ("postprocess",),
     "tests/kernels/test_on_gpu_around.py::test_cells": ("postprocess",),

@@ -30,15 +30,18 @@ def jobs(workload: Workload) -> Iterator[Job]:
     for model in workload.models:
         for batch in workload.batches:
             for form in FORMS:
-                ours = form.startswith("ours")
                 beside = ENGINE if form == HOST else AROUND
+                rests_on: tuple[str, ...] = ()
+                if form.startswith("ours"):
+                    compiled = form != HOST and bool(networks.FORMS[form].compiled)
+                    rests_on = (*model_rests_on(model, batch, workload, compiled=compiled), *beside)
                 yield Job(
                     f"{model} batch {batch} {form}",
                     _job(model, batch, form, workload),
                     form=form,
                     model=model,
                     batch=batch,
-                    rests_on=(*model_rests_on(model, batch, workload), *beside) if ours else (),
+                    rests_on=rests_on,
                 )
 
 
@@ -104,8 +107,8 @@ def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[T
 
         # ours is captured here; what has torch's own graphs never is, because captures do not nest
         times = time_call(call, workload.pace(4), graph=form.graph == "ours")
-        # only eager forms have it: the others replay CUDA graphs, whose memory torch does not count
-        memory = peak_memory(call, device=workload.device) if not form.graph else None
+        # not of torch's own graphs, whose memory it does not count; ours is called here without its graph
+        memory = peak_memory(lambda: network(image), device=workload.device) if form.graph != "torch" else None
         facts: Row = {"peak_bytes": memory, "first_s": round(first, 3)}
         if times.how == "events" and form.graph == "torch" and graphs_skipped() == skipped:
             facts["timed"] = "torch graph"

@@ -40,10 +40,11 @@ STEPS = (
     Step("kernels of one replay; compute-sanitizer", ("traces", "sanitizer"), SMALL[:1]),
     Step("training steps", ("training",), SMALL[:1]),
     Step("compiled competitors of the first model", ("models",), SMALL[:1], COMPILED),
+    Step("training steps, compiled", ("training",), SMALL[:1], COMPILED),
     Step("compiled competitors of the second", ("models",), SMALL[1:], COMPILED),
     Step("ours and plain competitors of every model", ("models", "kernels"), None),
     Step("training steps and kernels of a replay of every model", ("training", "traces"), None),
-    Step("compiled competitors of every model", ("models",), None, COMPILED),
+    Step("compiled competitors of every model", ("models", "training"), None, COMPILED),
     Step("attentions, compiled", ("kernels",), None, COMPILED),
 )
 """In the order of what is worth most."""

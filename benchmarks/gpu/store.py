@@ -38,6 +38,9 @@ DECIDES_NO_FIGURE = frozenset(
 )
 """Modules of this package that may be mended without measuring anew."""
 
+OURS_ALONE = frozenset(("checks", "gpu_tests", "runtime", "stub", "traces"))
+"""Modules of this package in which nothing but ours is measured."""
+
 Key = tuple[str, str]
 """Section and name of a row."""
 
@@ -45,7 +48,8 @@ Key = tuple[str, str]
 class Store:
     """The rows of one GPU's results file, by section and name.
 
-    settings: facts of the run, for the file. fingerprint: of the code and packages. tests: fingerprint of the tests.
+    settings: facts of the run, for the file. fingerprint: of the code and packages; others: the same of what decides a
+    figure that none of our kernels is in, by default no different. tests: fingerprint of the tests.
     Rows of another fingerprint and checks that ran other tests do not count; nor do any where `fresh`. Before the first
     row is written, a file that has such rows, or is broken, is set aside. folder: of the file, by default
     `benchmarks/results`. copy_to: a folder that gets a copy of the file after each row. What lies there counts as well:
@@ -59,6 +63,7 @@ class Store:
         *,
         fingerprint: str,
         fresh: bool,
+        others: str | None = None,
         tests: str = "",
         folder: Path = results.RESULTS,
         copy_to: Path | None = None,
@@ -66,6 +71,7 @@ class Store:
         self.name = name
         self.copy_error: str | None = None
         self._settings = {**settings, "fingerprint": fingerprint}
+        self._ours, self._others = fingerprint, others or fingerprint
         self._rows: dict[Key, dict[str, Any]] = {}
         self._folder, self._copy_to = folder, copy_to
         if copy_to is not None and copy_to.resolve() == folder.resolve():
@@ -73,17 +79,17 @@ class Store:
         self._aside: dict[Path, tuple[str, str]] = {}  # what is set aside: its new stem, and the line that says why
         for path in self.places():
             if path.is_file():
-                self._read(path, fingerprint, tests, fresh=fresh)
+                self._read(path, tests, fresh=fresh)
 
-    def _read(self, path: Path, fingerprint: str, tests: str, *, fresh: bool) -> None:
+    def _read(self, path: Path, tests: str, *, fresh: bool) -> None:
         try:
             theirs, rows = files.read(path)
         except files.BrokenFileError as error:
             files.tell_once(f"{error}; what it holds does not count")
             self._aside[path] = (f"broken-{self.name}", "what is broken")
             return
-        counts = [row for row in rows if row.get("tests", tests) == tests]
-        if fresh or theirs != fingerprint:
+        counts = [row for row in rows if row.get("tests", tests) == tests and self._is_of_now(row, theirs)]
+        if fresh:
             counts = []
         if len(counts) < len(rows):
             why = "before" if fresh else "other code, packages or tests"
@@ -93,6 +99,10 @@ class Store:
             known = self._rows.get((row["section"], row["name"]))
             if known is None or known.get("at", "") < row.get("at", ""):
                 self._rows[row["section"], row["name"]] = row
+
+    def _is_of_now(self, row: Mapping[str, Any], theirs: str | None) -> bool:
+        """Whether the code that decided the row is that of now. theirs: the file's, for rows that do not say."""
+        return row.get("code", theirs) in (self._ours, self._others)
 
     def places(self) -> list[Path]:
         """Where the file lies, and its copy."""
@@ -121,7 +131,8 @@ class Store:
 
     def put(self, section: str, name: str, row: Mapping[str, Any]) -> None:
         """Add a row, and save."""
-        self._rows[section, name] = {"section": section, "name": name, **row, "at": utc()}
+        code = self._others if is_of_others(row) else self._ours
+        self._rows[section, name] = {"section": section, "name": name, **row, "code": code, "at": utc()}
         self.save()
 
     def save(self) -> None:
@@ -163,6 +174,11 @@ class Store:
             stem, what = self._aside[path]
             files.tell_once(f"{what}: set aside as {files.set_aside(path, stem)}")
             del self._aside[path]
+
+
+def is_of_others(row: Mapping[str, Any]) -> bool:
+    """Whether a figure is of a form that none of our kernels is in."""
+    return not str(row.get("form", "ours")).startswith("ours")
 
 
 def utc() -> str:
@@ -207,12 +223,25 @@ def file_name(gpu: str) -> str:
     return "gpu-" + re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
-def fingerprint() -> str:
-    """Hash of the code that decides a figure, and of the versions of the packages that run it."""
+def fingerprint(*, ours: bool = True) -> str:
+    """Hash of the code that decides a figure, and of the versions of the packages that run it.
+
+    ours: of figures with our kernels in them, or of those without, so that a tuned kernel lets the others stand.
+    """
     sources = [path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
-    ours = ROOT / "benchmarks" / "gpu"
-    decides = [path for path in sources if path.parent != ours or path.stem not in DECIDES_NO_FIGURE]
+    benchmark = ROOT / "benchmarks" / "gpu"
+    decides = [path for path in sources if path.parent != benchmark or path.stem not in DECIDES_NO_FIGURE]
+    if not ours:
+        decides = [path for path in decides if not _is_of_ours_alone(path)]
     return _hash(json.dumps(results.describe_versions(), sort_keys=True).encode(), decides)
+
+
+def _is_of_ours_alone(path: Path) -> bool:
+    if path.parent == ROOT / "benchmarks" / "gpu":
+        return path.stem in OURS_ALONE
+    kernels, runtime = ROOT / "kernels", ROOT / "twins_trt" / "runtime"
+    plain = path.stem in ("autocast", "backend", "op", "reference", "__init__")  # torch's own operators
+    return runtime in path.parents or (kernels in path.parents and not plain)
 
 
 def tests_fingerprint() -> str:

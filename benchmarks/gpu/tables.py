@@ -47,7 +47,7 @@ def models(*, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
     head = (*MODEL_HEAD, "first call, s", "equal pixels")
     note = (
-        "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold. Equal "
+        "Peak memory is of a call without a CUDA graph; of torch's own graphs it does not count what they hold. Equal "
         "pixels are those of `eager fp32`; where they are few, a form does not do the same work."
     )
     return _for_each(

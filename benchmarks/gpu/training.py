@@ -13,7 +13,14 @@ from benchmarks.gpu.timing import peak_memory, time_call
 from benchmarks.gpu.workload import Workload, model_rests_on
 from twins_trt.training.step.losses import SegmentationLoss
 
-FORMS = {"eager amp": "reference", "sdpa amp": "sdpa", "ours amp": "kernels"}
+FORMS = {
+    "eager amp": "reference",
+    "sdpa amp": "sdpa",
+    "ours amp": "kernels",
+    "compiled amp": "reference",
+    "ours compiled amp": "kernels",
+}
+"""The attention of each; the compiled ones are compiled by torch.compile, with their losses."""
 
 
 def jobs(workload: Workload) -> Iterator[Job]:
@@ -21,14 +28,16 @@ def jobs(workload: Workload) -> Iterator[Job]:
     batch = workload.train_batch
     for model in workload.models:
         for form in FORMS:
-            ours = form.startswith("ours")
+            rests_on: tuple[str, ...] = ()
+            if form.startswith("ours"):
+                rests_on = model_rests_on(model, batch, workload, training=True, compiled="compiled" in form)
             yield Job(
                 f"{model} batch {batch} {form}",
                 _job(model, form, workload),
                 form=form,
                 model=model,
                 batch=batch,
-                rests_on=model_rests_on(model, batch, workload, training=True) if ours else (),
+                rests_on=rests_on,
             )
 
 
@@ -36,7 +45,9 @@ def _job(name: str, form: str, workload: Workload) -> Callable[[], Row]:
     def measure() -> Row:
         torch.manual_seed(0)
         model = seeded_model(name, workload, attention=FORMS[form]).to(workload.device).train()
-        loss = SegmentationLoss(model, aux_weight=0.4)
+        loss: Callable[..., dict[str, torch.Tensor]] = SegmentationLoss(model, aux_weight=0.4)
+        if "compiled" in form:
+            loss = torch.compile(loss, dynamic=False, backend=workload.compiler)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         images = torch.randn(workload.train_batch, 3, *workload.size, device=workload.device)
         labels = torch.randint(0, CLASSES, (workload.train_batch, *workload.size), device=workload.device)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.gpu.timing import Pace
-from twins_trt.models.zoo import ModelSpec, get_spec
+from twins_trt.models.zoo import ModelSpec, get_spec, list_models
 
 STAGES_OF = ("twins_svt-s_fpn", "twins_svt-b_fpn", "twins_svt-l_fpn", "twins_pcpvt-s_fpn")
-MODELS = (*STAGES_OF, "twins_svt-s_upernet")
+MODELS = (*STAGES_OF, *(name for name in list_models() if name not in STAGES_OF))
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,13 @@ def cores_of(model: str, batch: int, workload: Workload) -> list[Core]:
     return [named[_shape(core)] for core in _distinct(workload, (model,), (batch,))]
 
 
-def model_rests_on(model: str, batch: int, workload: Workload, *, training: bool = False) -> tuple[str, ...]:
+def model_rests_on(
+    model: str, batch: int, workload: Workload, *, training: bool = False, compiled: bool = False
+) -> tuple[str, ...]:
     """What must be right where our attentions run in a model: their tests, and their cores at this size."""
     directions = ("forward", "backward") if training else ("forward",)
     tests = ("lsa bfloat16", "gsa bfloat16") if training else ()
+    tests += ("lsa compiled", "gsa compiled") if compiled else ()
     cores = (f"{core.name} {direction}" for core in cores_of(model, batch, workload) for direction in directions)
     return ("lsa", "gsa", *tests, *cores)
 

@@ -215,3 +215,24 @@ def test_public_functions_reach_the_kernels_compiled_or_not(interpreted: Callabl
     exact = [y, *torch.autograd.grad(y, exact_inputs, torch.ones_like(y).cumsum(-1))]
     for ours, value in zip(eager, exact, strict=True):
         assert error(ours, value) <= 1e-5
+
+
+def operators_of_a_compiled_graph() -> list[str]:
+    """Runs where kernels are interpreted. Whether torch exports must be asked, not traced: torch.compile of torch 2.11
+    takes `is_exporting` for true."""
+    torch.compiler.is_exporting = torch.compiler.disable(lambda: False)
+    operators: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compile(Attentions(), fullgraph=True, backend=backend)(
+        torch.randn(1, 9, 7, 192), torch.randn(192), torch.randn(1, 6, 128)
+    )
+    return operators
+
+
+def test_a_compiled_graph_holds_the_operators_of_the_kernels(interpreted: Callable[..., Any]) -> None:
+    operators = interpreted("test_attention_ops:operators_of_a_compiled_graph")
+    assert {"twins_trt.lsa.default", "twins_trt.gsa.default"} <= set(operators)
