@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -219,8 +220,8 @@ def test_public_functions_reach_the_kernels_compiled_or_not(interpreted: Callabl
 
 def operators_of_a_compiled_graph() -> list[str]:
     """Runs where kernels are interpreted. Whether torch exports must be asked, not traced: torch.compile of torch 2.11
-    takes `is_exporting` for true."""
-    torch.compiler.is_exporting = torch.compiler.disable(lambda: False)
+    takes `is_exporting` for true. Here it cannot be traced."""
+    torch.compiler.is_exporting = lambda: os.stat(os.curdir) is None
     operators: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
