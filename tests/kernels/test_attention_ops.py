@@ -221,6 +221,8 @@ def test_public_functions_reach_the_kernels_compiled_or_not(interpreted: Callabl
 def operators_of_a_compiled_graph() -> list[str]:
     """Runs where kernels are interpreted. Whether torch exports must be asked, not traced: torch.compile of torch 2.11
     takes `is_exporting` for true. Here it cannot be traced."""
+    import torch._dynamo  # which knows the true `is_exporting` from here on
+
     torch.compiler.is_exporting = lambda: os.stat(os.curdir) is None
     operators: list[str] = []
 
