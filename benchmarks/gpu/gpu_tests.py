@@ -22,7 +22,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 TEST_SECONDS = 840.0  # less than a row has without a budget, so that what was found is kept
 TO_TELL_SECONDS = 5.0
 TIMED_OUT = 124
-PROCESSES = 6  # where pytest-xdist is installed; each holds a CUDA context
+PROCESSES = 12  # where pytest-xdist is installed; each holds a CUDA context
 
 EVERYTHING = ("gsa", "lsa", "postprocess", "preprocess", "runtime", "torch engine")
 
