@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twins_trt.errors import UsageError
 from twins_trt.kernels.lsa import lsa_reference
-from twins_trt.kernels.lsa.launch import heads_per_program
+from twins_trt.kernels.lsa.launch import forward_tiling, heads_per_program
 
 FORWARD = "twins_trt.kernels.lsa.launch:lsa_forward"
 BACKWARD = "twins_trt.kernels.lsa.launch:lsa_backward"
@@ -101,10 +101,43 @@ def test_float32_gradients_as_tiled_for_hopper(interpreted: Callable[..., Any], 
 
 def test_heads_share_a_program_only_when_there_is_work_for_everybody() -> None:
     stage_1 = 19 * 19
-    assert heads_per_program("fp16", 2, 16 * stage_1, 132) == 2
-    assert heads_per_program("fp16", 2, stage_1, 132) == 1
-    assert heads_per_program("fp16", 3, 16 * stage_1, 132) == 1
-    assert heads_per_program("fp32", 2, 16 * stage_1, 132) == 1
+
+    def heads(dtype: str, num_heads: int, windows: int, *, head_dim: int = 32, capability: int = 80) -> int:
+        return heads_per_program(
+            dtype=dtype,
+            head_dim=head_dim,
+            num_heads=num_heads,
+            windows=windows,
+            capability=capability,
+            multiprocessors=132,
+        )
+
+    assert heads("fp16", 2, 16 * stage_1) == 2
+    assert heads("fp16", 2, stage_1) == 1
+    assert heads("fp16", 3, 16 * stage_1) == 1
+    assert heads("fp32", 2, 16 * stage_1) == 1
+    assert heads("fp16", 2, 16 * stage_1, capability=90) == 1  # in fewer registers instead
+    assert heads("fp16", 2, 16 * stage_1, capability=90, head_dim=64) == 2
+
+
+def test_registers_are_limited_where_that_was_faster_and_does_not_spill() -> None:
+    limits = {
+        (dtype, head_dim, sm): forward_tiling(
+            dtype=dtype,
+            head_dim=head_dim,
+            heads_per_program=1,
+            pads_attend=False,
+            precision="tf32",
+            window_size=7,
+            capability=sm,
+        ).max_registers
+        for dtype in ("fp16", "bf16", "fp32")
+        for head_dim in (16, 32, 64)
+        for sm in (87, 90, 100, 120)
+    }
+    assert {key: limit for key, limit in limits.items() if limit is not None} == {
+        (dtype, head_dim, 90): 64 for dtype in ("fp16", "bf16") for head_dim in (16, 32)
+    }
 
 
 def test_padded_keys_take_part_only_where_mmsegmentation_lets_them(interpreted: Callable[..., Any]) -> None:
