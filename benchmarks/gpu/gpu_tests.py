@@ -24,7 +24,7 @@ TO_TELL_SECONDS = 5.0
 TIMED_OUT = 124
 PROCESSES = 12  # where pytest-xdist is installed; each holds a CUDA context
 
-EVERYTHING = ("gsa", "lsa", "postprocess", "preprocess", "runtime", "torch engine")
+EVERYTHING = ("between", "gsa", "lsa", "postprocess", "preprocess", "runtime", "torch engine")
 
 ATTENTIONS = {"lsa", "gsa"}
 APART = ("float32", "bfloat16")
@@ -34,6 +34,7 @@ COVERS: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_on_gpu.py": ("lsa", "gsa"),
     "tests/kernels/test_on_gpu.py::test_tf32_on_request": ("lsa tf32", "gsa tf32"),
     "tests/kernels/test_on_gpu.py::test_compiled_by_inductor": ("lsa compiled", "gsa compiled"),
+    "tests/kernels/test_on_gpu_between.py": ("between",),
     "tests/kernels/test_on_gpu_around.py": ("torch engine",),
     "tests/kernels/test_on_gpu_around.py::test_masks": ("postprocess",),
     "tests/kernels/test_on_gpu_around.py::test_cells": ("postprocess",),

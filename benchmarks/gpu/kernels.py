@@ -1,4 +1,4 @@
-"""Every attention of every stage, forward and backward, in every form; and the kernels before and after the network."""
+"""Every attention of every stage, forward and backward, in every form; and the kernels around and between them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import between
 from benchmarks.gpu.forms import Form, forms
 from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.networks import CLASSES, amp_dtype
@@ -30,6 +31,7 @@ def jobs(workload: Workload) -> Iterator[Job]:
                 rests_on = () if name == "torch" else (part,)
                 label = f"{what} batch {batch} {name}"
                 yield Job(label, measure(batch, name, workload), form=name, batch=batch, rests_on=rests_on)
+    yield from between.jobs(workload)
     for name in forms("lsa", kernels=workload.kernels, compiler=workload.compiler):  # gsa has the same
         for core in cores(workload):
             for direction in ("forward", "backward"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import networks
+from benchmarks.gpu import between, networks
 from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.networks import CLASSES, Form, graphs_skipped, network_of, seeded_model
 from benchmarks.gpu.timing import Times, peak_memory, time_call, time_wall
@@ -19,8 +19,8 @@ from benchmarks.gpu.workload import Workload, model_rests_on
 
 HOST = "ours, host to host"
 FORMS = (*networks.FORMS, HOST)
-AROUND = ("preprocess", "postprocess")
-"""What our forms rest on beside their attentions."""
+AROUND = ("preprocess", "postprocess", between.PART)
+"""What our forms rest on beside their attentions. Compiled ones have torch's operators between them."""
 ENGINE = (*AROUND, "torch engine")
 """The same of what the torch engine runs."""
 

@@ -127,6 +127,7 @@ class HalfNetwork(nn.Module):
             seeded_model(name, workload, attention=form.attention),
             device=workload.device,
             dtype=workload.dtype,
+            kernels=self.kernels if self.kernels and not form.compiled else None,
             compiler=workload.compiler if form.compiled == "network" else None,
         )
         self.normalize = Normalize(workload.device)

@@ -1,7 +1,6 @@
 """What one replay of the torch engine consists of, kernel by kernel, and how long the GPU waits between them.
 
-It shows what to fuse next. The profiler's own cost lies between the kernels, so the time of a replay without it stands
-beside its.
+It shows what to fuse next. A replay takes longer with the profiler attached, whose own cost lies between the kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import functools
 import json
 import multiprocessing
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +25,6 @@ from benchmarks.gpu.parent import die_with_parent
 from benchmarks.gpu.workload import Workload, model_rests_on
 
 SMALL = "-s_fpn"
-REPLAYS = 50
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of a trace: what runs on a GPU."""
 
@@ -37,14 +34,13 @@ BETWEEN_HOST_AND_DEVICE = ("HtoD", "DtoH")
 
 
 def jobs(workload: Workload) -> Iterator[Job]:
-    """Each trace, and the function that takes it: of the small models with an FPN head, at the smallest batch, where
-    waiting between kernels costs most."""
-    batch = min(workload.batches)
+    """Each trace, and the function that takes it: of the small models with an FPN head."""
     small = [name for name in workload.models if name.endswith(SMALL)]
     for model in small or workload.models:
-        measure = functools.partial(apart, trace_engine, model, batch, workload)
-        rests_on = (*model_rests_on(model, batch, workload), *ENGINE)
-        yield Job(f"{model} batch {batch}", measure, form="ours", model=model, batch=batch, rests_on=rests_on)
+        for batch in workload.batches:
+            measure = functools.partial(apart, trace_engine, model, batch, workload)
+            rests_on = (*model_rests_on(model, batch, workload), *ENGINE)
+            yield Job(f"{model} batch {batch}", measure, form="ours", model=model, batch=batch, rests_on=rests_on)
 
 
 @dataclass(frozen=True)
@@ -132,25 +128,19 @@ def apart(trace: Callable[[str, int, Workload], Row], name: str, batch: int, wor
 
 
 def trace_engine(name: str, batch: int, workload: Workload) -> Row:
-    """The row of one model: `ms` is the engine's part of a call by the host's clock, without the profiler."""
+    """The row of one model."""
     # CUPTI that is torn down and attached again crashes beside CUDA graphs, as torch's own profiler says
     os.environ["TEARDOWN_CUPTI"], os.environ["DISABLE_CUPTI_LAZY_REINIT"] = "0", "1"
     # attached before the capture, so that it knows the graph's kernels
     profiled(lambda: torch.zeros(1, device=workload.device), workload.device)
     image = picture(batch, workload).numpy()
-    taken: list[float] = []
     with closing(engine_of(name, batch, workload)) as engine:
         for _ in range(3):  # the second call of a shape captures it
             engine(image, outputs=["mask"])
-        engine.observe = lambda stage, seconds: taken.append(1e3 * seconds) if stage == "engine" else None
-        for _ in range(1 if workload.smoke else REPLAYS):
-            engine(image, outputs=["mask"])
-        engine.observe = None
         trace = profiled(lambda: engine(image, outputs=["mask"]), workload.device)
     on_gpu = workload.device.type == "cuda"
     found = summary(spans_of(trace, ON_GPU) if on_gpu else outermost(spans_of(trace, ON_CPU)))
-    timed = {"ms": round(statistics.median(taken), 6), "timed": "wall", "graph_launches": graph_launches(trace)}
-    return {"model": name, "batch": batch, **timed, **found}
+    return {"model": name, "batch": batch, "graph_launches": graph_launches(trace), **found}
 
 
 def _is_transfer(name: str) -> bool:

@@ -5,7 +5,7 @@ Scores, softmax and sums are fp32 whatever the dtype. Forward goes over the keys
 log-sum-exp for backward. Backward has two forms. Where all keys of a head fit one program, it holds them still and goes
 over the queries once: five products per tile and one exp2. Else one kernel goes over keys for dq and another over
 queries for dk and dv: seven products and two exp2. Queries are shared out over several programs, which write their sums
-of dk and dv apart; `gsa_sum_splits_kernel` adds them in order, so gradients are the same from run to run.
+of dk and dv apart; `gsa_sum_splits_kernel` adds them in a fixed order, so gradients are the same from run to run.
 """
 
 from __future__ import annotations
@@ -60,15 +60,29 @@ def gsa_forward_kernel(
     tl.store(p_lse + o_q, (b_max + tl.log2(b_sum)) * LN2, mask=m_q)
 
 
+@triton.jit
+def load_in_columns(p, m, COLUMNS: tl.constexpr):
+    """The numbers at `p`, zero where not `m`. With COLUMNS, a block of so many columns alike is loaded, then reduced.
+
+    Loaded as they are used, along the columns of the scores, each thread reads 16 of them one by one (sm_90).
+    """
+    if COLUMNS == 1:
+        return tl.load(p, mask=m, other=0.0)
+    p = p[:, None] + tl.zeros((1, COLUMNS), tl.int32)
+    return tl.max(tl.load(p, mask=m[:, None], other=0.0), 1)
+
+
 @triton.jit(do_not_specialize=["queries", "keys", "per_split"])
 def gsa_backward_kernel(
     p_grad, p_q, p_kv, p_out, p_lse, p_dq, p_dkv, g_b, g_n, q_b, q_n, kv_b, kv_m, queries, keys, channels, per_split,
     scale,
-    BQ: tl.constexpr, BK: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All keys (BK or fewer) in one program, `per_split` queries each. Grid: (heads, splits, batch).
 
-    p_dkv: fp32 [splits, batch, keys, 2 · channels]. Tiles are [keys, queries]: dk and dv then need no transpose.
+    p_dkv: fp32 [splits, batch, keys, 2 · channels], or the gradient itself where splits is 1.
+    Tiles are [keys, queries]: dk and dv then need no transpose.
     """
     i_h = tl.program_id(0)
     i_s = tl.program_id(1)
@@ -100,7 +114,7 @@ def gsa_backward_kernel(
         b_q = tl.load(p_q + (o_q * q_n)[:, None] + o_d[None, :], mask=m_q[:, None], other=0.0)  # [BQ, D]
         b_g = tl.load(p_grad + (o_q * g_n)[:, None] + o_d[None, :], mask=m_q[:, None], other=0.0)  # [BQ, D]
         b_out = tl.load(p_out + o_row, mask=m_q[:, None], other=0.0)  # [BQ, D]
-        b_lse = tl.load(p_lse + o_q, mask=m_q, other=0.0) * LOG2E  # [BQ]
+        b_lse = load_in_columns(p_lse + o_q, m_q, COLUMNS) * LOG2E  # [BQ]
         b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BQ]
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BK, BQ]
         b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[None, :])
@@ -115,8 +129,8 @@ def gsa_backward_kernel(
         tl.store(p_dq + o_row, b_dq.to(p_dq.dtype.element_ty), mask=m_q[:, None])
     p_dkv += (i_s * tl.num_programs(2) + i_b) * keys * 2 * channels + i_h * D
     p_dk = p_dkv + (o_k.to(tl.int64) * 2 * channels)[:, None] + o_d[None, :]
-    tl.store(p_dk, b_dk * scale, mask=m_k[:, None])
-    tl.store(p_dk + channels, b_dv, mask=m_k[:, None])
+    tl.store(p_dk, (b_dk * scale).to(p_dkv.dtype.element_ty), mask=m_k[:, None])
+    tl.store(p_dk + channels, b_dv.to(p_dkv.dtype.element_ty), mask=m_k[:, None])
 
 
 @triton.jit(do_not_specialize=["queries", "keys"])
@@ -182,7 +196,7 @@ def gsa_backward_kv_kernel(
 ):  # fmt: skip
     """Gradients of BK keys and values from `per_split` queries. Grid: (heads, key blocks · splits, batch).
 
-    p_dkv: fp32 [splits, batch, keys, 2 · channels].
+    p_dkv: fp32 [splits, batch, keys, 2 · channels], or the gradient itself where splits is 1.
     """
     i_h = tl.program_id(0)
     i_k = tl.program_id(1) // splits
@@ -228,18 +242,19 @@ def gsa_backward_kv_kernel(
         b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     p_dkv += (i_s * tl.num_programs(2) + i_b) * keys * 2 * channels + i_h * D
     p_dk = p_dkv + (o_k * 2 * channels)[:, None] + o_d[None, :]
-    tl.store(p_dk, b_dk * scale, mask=m_k[:, None])
-    tl.store(p_dk + channels, b_dv, mask=m_k[:, None])
+    tl.store(p_dk, (b_dk * scale).to(p_dkv.dtype.element_ty), mask=m_k[:, None])
+    tl.store(p_dk + channels, b_dv.to(p_dkv.dtype.element_ty), mask=m_k[:, None])
 
 
 @triton.jit(do_not_specialize=["splits"])
-def gsa_sum_splits_kernel(p_parts, p_sum, size, splits, BLOCK: tl.constexpr):
-    """Sum of `splits` fp32 arrays of `size` elements, in order. Grid: (size / BLOCK)."""
+def gsa_sum_splits_kernel(p_parts, p_sum, size, splits, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of `splits` fp32 arrays of `size` elements, PARTS of them at a time. Grid: (size / BLOCK)."""
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    o_s = tl.arange(0, PARTS)
     m = o < size
-    b = tl.zeros((BLOCK,), tl.float32)
-    p = p_parts + o
-    for _ in range(splits):
-        b += tl.load(p, mask=m, other=0.0)  # [BLOCK]
-        p += size
-    tl.store(p_sum + o, b.to(p_sum.dtype.element_ty), mask=m)
+    b = tl.zeros((PARTS, BLOCK), tl.float32)
+    p = p_parts + o_s.to(tl.int64)[:, None] * size + o[None, :]
+    for i_s in range(0, splits, PARTS):
+        b += tl.load(p, mask=(i_s + o_s < splits)[:, None] & m[None, :], other=0.0)  # [PARTS, BLOCK]
+        p += size.to(tl.int64) * PARTS
+    tl.store(p_sum + o, tl.sum(b, 0).to(p_sum.dtype.element_ty), mask=m)

@@ -21,8 +21,8 @@ from twins_trt.kernels.device import (
 )
 
 HEAD_DIMS = (32, 64)
-SUM_BLOCK = 1024
-SUM_TILING = tiling(4, 1, {"BLOCK": SUM_BLOCK})
+SUM_BLOCK = 128
+SUM_TILING = tiling(4, 1, {"PARTS": 16, "BLOCK": SUM_BLOCK})
 
 
 def forward_keys(*, dtype: str, head_dim: int) -> int:
@@ -37,14 +37,25 @@ def backward_q_keys(*, dtype: str) -> int:
 
 @functools.cache
 def forward_tiling(*, dtype: str, head_dim: int, tail: bool, precision: str, small: bool, capability: int) -> Tiling:
-    """128 queries at a time; 64 where there would be too few programs (`small`)."""
+    """128 queries at a time; 64 where there would be too few programs (`small`).
+
+    On an H200 (sm_90), 64 queries were faster for many programs too, in so few registers that six or five programs
+    share a multiprocessor: 76 microseconds in place of 86 (stage 1 of SVT-S, 16 images of 512×512), 57 in place of 60
+    (PCPVT-S, head dim 64). Few programs gained nothing, or lost.
+    """
+    registers = None
     if dtype == "fp32":
         queries, warps, stages = 128, 8, 2
+    elif small:
+        queries, warps, stages = 64, 4, 3
+    elif capability == 90:
+        queries, warps, stages = 64, 4, 2
+        registers = 80 if head_dim == 32 else None if tail else 96  # with a tail, 96 would spill
     else:
-        queries, warps, stages = (64, 4, 3) if small else (128, 8, 3)
+        queries, warps, stages = 128, 8, 3
+    if capability // 10 in (10, 11) and head_dim == 32 and dtype != "fp32":
+        registers = 128  # without a limit, ptxas 13 takes 80 registers here and spills
     keys = forward_keys(dtype=dtype, head_dim=head_dim)
-    # without a limit, ptxas 13 takes 80 registers here and spills
-    registers = 128 if capability // 10 in (10, 11) and head_dim == 32 and dtype != "fp32" else None
     constants = {"BQ": queries, "BK": keys, "D": head_dim, "TAIL": tail, "PRECISION": precision}
     return tiling(warps, stages, constants, registers)
 
@@ -59,10 +70,25 @@ def one_program_holds_all_keys(*, dtype: str, head_dim: int, keys: int, capabili
 
 
 @functools.lru_cache(maxsize=256)
-def backward_tiling(*, head_dim: int, keys: int, precision: str) -> Tiling:
+def backward_tiling(*, head_dim: int, keys: int, precision: str, capability: int) -> Tiling:
+    """32 queries at a time, the next ones loaded meanwhile where they fit beside the keys (head dim 32).
+
+    On an H200 (sm_90), 64 at a time were faster for head dim 32, although nothing is loaded meanwhile: 233 microseconds
+    in place of 350 (stage 1 of SVT-S, 16 images of 512×512).
+    """
+    queries, stages, columns = 32, 2 if head_dim == 32 else 1, 1
+    if capability == 90 and head_dim == 32:
+        queries, stages, columns = 64, 1, 4  # 64 · 4: a number for each thread
     block = 128 if keys <= 128 else 256
-    stages = 2 if head_dim == 32 else 1  # a second stage does not fit beside 256 keys of head dim 64
-    return tiling(8, stages, {"BQ": 32, "BK": block, "D": head_dim, "TAIL": keys != block, "PRECISION": precision})
+    constants = {
+        "BQ": queries,
+        "BK": block,
+        "D": head_dim,
+        "TAIL": keys != block,
+        "COLUMNS": columns,
+        "PRECISION": precision,
+    }
+    return tiling(8, stages, constants)
 
 
 @functools.cache
@@ -90,19 +116,35 @@ def backward_kv_tiling(*, dtype: str, head_dim: int, precision: str) -> Tiling:
 
 
 @functools.lru_cache(maxsize=256)
-def splits_of_queries(queries: int, programs: int, head_dim: int, block: int, multiprocessors: int) -> int:
+def splits_of_queries(
+    queries: int, programs: int, head_dim: int, block: int, multiprocessors: int, *, in_rounds: bool = False
+) -> int:
     """Into how many parts backward splits the queries, when each part takes `programs` programs.
 
     More parts fill the multiprocessors better, but each part's sums of dk and dv are written and read. The cost is
     predicted in cycles per key: a tenth for a score (two exp2, and their latency), and one for 16 bytes of memory
     traffic on each multiprocessor.
+
+    in_rounds: the other rule, which was measured on an H200 for the kernel that holds all keys, where one program
+    fills a multiprocessor. Time is counted in blocks of queries: those of a program, and two more for its keys and
+    sums, in each round of programs. For head dim 64 the first rule was faster (117 microseconds in place of 142 at
+    stage 3 of PCPVT-S, 16 images of 512×512) unless its most parts, 64, leave multiprocessors idle (40 in place of 23
+    at stage 1, one image).
     """
+    most = max(1, min(64, queries // (4 * block)))
+    if in_rounds and (head_dim == 32 or programs * most < multiprocessors):
+        blocks = -(-queries // block)
+
+        def rounds(each: int) -> int:
+            return -(-programs * -(-blocks // each) // multiprocessors) * (each + 2)
+
+        return -(-blocks // min(range(1, blocks + 1), key=rounds))
 
     def cycles(parts: int) -> float:
         rounds = -(-programs * parts // multiprocessors)
         return rounds * queries / parts * 0.1 + programs * parts * head_dim / multiprocessors
 
-    return min(range(1, max(1, min(64, queries // (4 * block))) + 1), key=cycles)
+    return min(range(1, most + 1), key=cycles)
 
 
 def cases(capability: int) -> Iterator[Case]:
@@ -131,18 +173,26 @@ def cases(capability: int) -> Iterator[Case]:
                 name = here + "gsa_backward_q_kernel"
                 aligned = ("g_b", "g_n", "depth", *strides)
                 yield Case(name, dtype, head_dim, any_keys, cut, ("p_lse", "p_delta"), aligned, blocks)
-            cut = backward_kv_tiling(dtype=dtype, head_dim=head_dim, precision=precision)
-            name = here + "gsa_backward_kv_kernel"
-            grid = "(heads, ceil(keys / BK) * splits, batch)"
-            yield Case(name, dtype, head_dim, "", cut, ("p_lse", "p_delta", "p_dkv"), aligned, grid)
+            # one part of the queries is written in the dtype of keys and values, several are summed in fp32
+            sums = (("", ("p_dkv",)),) if dtype == "fp32" else (("", ("p_dkv",)), ("one part", ()))
+            for variant, float32 in sums:
+                cut = backward_kv_tiling(dtype=dtype, head_dim=head_dim, precision=precision)
+                name = here + "gsa_backward_kv_kernel"
+                grid = "(heads, ceil(keys / BK) * splits, batch)"
+                yield Case(name, dtype, head_dim, variant, cut, ("p_lse", "p_delta", *float32), aligned, grid)
             for keys in (128, 100, 256, 200):
-                if one_program_holds_all_keys(dtype=dtype, head_dim=head_dim, keys=keys, capability=capability):
-                    block = 128 if keys <= 128 else 256
-                    cut = backward_tiling(head_dim=head_dim, keys=keys, precision=precision)
-                    name = here + "gsa_backward_kernel"
-                    variant = f"{block} keys" if keys == block else f"up to {block} keys"
+                if not one_program_holds_all_keys(dtype=dtype, head_dim=head_dim, keys=keys, capability=capability):
+                    continue
+                block = 128 if keys <= 128 else 256
+                cut = backward_tiling(head_dim=head_dim, keys=keys, precision=precision, capability=capability)
+                name = here + "gsa_backward_kernel"
+                for part, float32 in sums:
+                    variant = " ".join(
+                        filter(None, (f"{block} keys" if keys == block else f"up to {block} keys", part))
+                    )
                     grid = "(heads, splits, batch)"
-                    yield Case(name, dtype, head_dim, variant, cut, ("p_lse", "p_dkv"), ("g_b", "g_n", *strides), grid)
+                    multiples = ("g_b", "g_n", *strides)
+                    yield Case(name, dtype, head_dim, variant, cut, ("p_lse", *float32), multiples, grid)
         yield Case(
             here + "gsa_sum_splits_kernel", dtype, 0, "", SUM_TILING, ("p_parts",), ("size",), "(ceil(size / BLOCK))"
         )
@@ -231,12 +281,16 @@ def _backward_in_one(
 
     (batch, queries, channels), keys = q.shape, kv.shape[1]
     head_dim = channels // num_heads
-    options = backward_tiling(head_dim=head_dim, keys=keys, precision=dot_precision(q)).options
+    options = backward_tiling(
+        head_dim=head_dim, keys=keys, precision=dot_precision(q), capability=capability(q)
+    ).options
     block = options["BQ"]
-    splits = splits_of_queries(queries, num_heads * batch, head_dim, block, multiprocessors(q))
+    splits = splits_of_queries(
+        queries, num_heads * batch, head_dim, block, multiprocessors(q), in_rounds=capability(q) == 90
+    )
     per_split = -(-queries // (splits * block)) * block
     splits = -(-queries // per_split)
-    parts = q.new_empty(splits, *dkv.shape, dtype=torch.float32)
+    parts = _parts(dkv, splits)
     gsa_backward_kernel[(num_heads, splits, batch)](
         grad,
         q,
@@ -291,7 +345,7 @@ def _backward_in_two(
     splits = splits_of_queries(queries, key_blocks * num_heads * batch, head_dim, block, multiprocessors(q))
     per_split = -(-queries // (splits * block)) * block
     splits = -(-queries // per_split)
-    parts = q.new_empty(splits, *dkv.shape, dtype=torch.float32)
+    parts = _parts(dkv, splits)
     gsa_backward_kv_kernel[(num_heads, key_blocks * splits, batch)](
         grad,
         q,
@@ -312,11 +366,15 @@ def _backward_in_two(
     _sum_splits(parts, dkv)
 
 
+def _parts(dkv: Tensor, splits: int) -> Tensor:
+    """Where backward writes its sums: fp32 [splits, B, M, 2C], or the gradient itself where there is one part."""
+    return dkv if splits == 1 else dkv.new_empty(splits, *dkv.shape, dtype=torch.float32)
+
+
 def _sum_splits(parts: Tensor, dkv: Tensor) -> None:
     from twins_trt.kernels.gsa.kernel import gsa_sum_splits_kernel
 
-    if parts.shape[0] == 1:
-        dkv.copy_(parts[0])
+    if parts is dkv:
         return
     size = dkv.numel()
     gsa_sum_splits_kernel[(-(-size // SUM_BLOCK),)](parts, dkv, size, parts.shape[0], **SUM_TILING.options)

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""LSA kernels: one program is one window of one or two heads, read from and written to the map in place.
+"""LSA kernels: one program is one window of one or two heads, or many windows, in the map itself.
 
 The 49 tokens of a window are rows of a 64-row block; padding, partition and their reverse are address arithmetic.
 Scores, softmax and sums are fp32 whatever the map's dtype. Padded keys that attend are read from the qkv bias, because
@@ -185,3 +185,62 @@ def lsa_backward_kernel(
             tl.store(p_dk + i_n, b_dk.to(dtype), mask=m_map[:, None])
             if PADS_ATTEND and edge:
                 tl.store(p_de + i_n, tl.sum(tl.where(m_pad[:, None], b_dk, 0.0), 0))
+
+
+@triton.jit(do_not_specialize=["height", "width", "window_rows", "window_columns", "heads", "windows"])
+def lsa_backward_many_kernel(
+    p_grad, p_qkv, p_dqkv, g_b, g_h, g_w, s_b, s_h, s_w, height, width, window_rows, window_columns, heads, windows,
+    channels, scale,
+    WINDOW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """As `lsa_backward_kernel`, many windows a program, the next ones loaded meanwhile. Grid: any number of programs.
+
+    16-bit, and no padded token attends: only tokens of the map are loaded, and they are the first rows of the block.
+    windows: of all heads; heads vary fastest.
+    """
+    o_t = tl.arange(0, ROWS)
+    o_d = tl.arange(0, D)
+    dtype = p_dqkv.dtype.element_ty
+    for i in range(tl.program_id(0), windows, tl.num_programs(0)):
+        i_w = i // heads
+        i_c = (i - i_w * heads) * D
+        i_r = i_w // window_columns
+        i_x = (i_w - i_r * window_columns) * WINDOW
+        i_b = i_r // window_rows
+        i_y = (i_r - i_b * window_rows) * WINDOW
+        i_b = i_b.to(tl.int64)
+        columns = tl.minimum(width - i_x, WINDOW)
+        tokens = tl.minimum(height - i_y, WINDOW) * columns
+        o_y = ((o_t.to(tl.float32) + 0.5) * (1.0 / columns.to(tl.float32))).to(tl.int32)  # o_t // columns
+        o_x = o_t - o_y * columns
+        m = (o_t < tokens)[:, None]
+        p_q = p_qkv + (i_b * s_b + i_y.to(tl.int64) * s_h + i_x.to(tl.int64) * s_w + i_c)
+        p_q = p_q + (o_y * s_h + o_x * s_w)[:, None] + o_d[None, :]
+        p_k = p_q + channels
+        p_g = p_grad + (i_b * g_b + i_y.to(tl.int64) * g_h + i_x.to(tl.int64) * g_w + i_c)
+        p_g = p_g + (o_y * g_h + o_x * g_w)[:, None] + o_d[None, :]
+        p_dq = p_dqkv + (((i_b * height + i_y) * width + i_x) * (3 * channels) + i_c)
+        p_dq = p_dq + ((o_y * width + o_x) * (3 * channels))[:, None] + o_d[None, :]
+        p_dk = p_dq + channels
+        b_q = tl.load(p_q, mask=m, other=0.0)  # [ROWS, D]
+        b_k = tl.load(p_k, mask=m, other=0.0)  # [ROWS, D]
+        b_v = tl.load(p_k + channels, mask=m, other=0.0)  # [ROWS, D]
+        b_g = tl.load(p_g, mask=m, other=0.0)  # [ROWS, D]
+        b_s = tl.dot(b_q, tl.trans(b_k))  # [ROWS queries, ROWS keys]
+        b_s = tl.where((o_t < WINDOW * WINDOW)[None, :], b_s, float("-inf"))
+        if tokens < WINDOW * WINDOW:
+            # a branch, because most windows are whole
+            b_s = tl.where((o_t < tokens)[None, :], b_s, float("-inf"))
+        b_max = tl.max(b_s, 1) * (scale * LOG2E)
+        b_p = tl.exp2(b_s * (scale * LOG2E) - b_max[:, None])
+        b_p *= (1.0 / tl.sum(b_p, 1))[:, None]
+        # each gradient is stored before the next product: together they would not fit the registers
+        b_dv = tl.dot(tl.trans(b_p.to(dtype)), b_g)  # [ROWS, D]
+        tl.store(p_dk + channels, b_dv.to(dtype), mask=m)
+        b_dp = tl.dot(b_g, tl.trans(b_v))  # [ROWS queries, ROWS keys]
+        b_delta = tl.sum(b_p * b_dp, 1) * scale
+        b_ds = (b_p * (b_dp * scale - b_delta[:, None])).to(dtype)
+        b_dq = tl.dot(b_ds, b_k)
+        tl.store(p_dq, b_dq.to(dtype), mask=m)
+        b_dk = tl.dot(tl.trans(b_ds), b_q)
+        tl.store(p_dk, b_dk.to(dtype), mask=m)

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from twins_trt.errors import UsageError
+from twins_trt.kernels.case import Tiling
 from twins_trt.kernels.gsa import gsa_reference
-from twins_trt.kernels.gsa.launch import one_program_holds_all_keys, splits_of_queries
+from twins_trt.kernels.gsa.launch import (
+    SUM_TILING,
+    backward_tiling,
+    forward_tiling,
+    one_program_holds_all_keys,
+    splits_of_queries,
+)
 
 FORWARD = "twins_trt.kernels.gsa.launch:gsa_forward"
 BACKWARD = "twins_trt.kernels.gsa.launch:gsa_backward"
@@ -91,6 +98,28 @@ def test_queries_shared_out_over_programs(interpreted: Callable[..., Any], one_p
     kernels = run(interpreted, q, kv, grad, 2, **replaced)
     for ours, value in zip(kernels, exact, strict=True):
         assert error(ours, value) <= 1e-5
+
+
+@pytest.mark.parametrize("one_program", [True, False], ids=["one program", "two kernels"])
+def test_more_parts_than_are_summed_at_a_time(interpreted: Callable[..., Any], one_program: bool) -> None:
+    q, kv, grad = example((1, 640, 5, 1, 32), torch.float32)
+    exact = reference(q.double(), kv.double(), grad.double(), 1)
+    replaced = {"one_program_holds_all_keys": one_program, "splits_of_queries": 20}
+    assert SUM_TILING.options["PARTS"] < 20
+    for ours, value in zip(run(interpreted, q, kv, grad, 1, **replaced), exact, strict=True):
+        assert error(ours, value) <= 1e-5
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["256 keys", "primes, batch 3", "head dim 64"])
+def test_float16_as_tiled_for_hopper(interpreted: Callable[..., Any], name: str, parts: int) -> None:
+    q, kv, grad = example(SHAPES[name], torch.float16)
+    heads = SHAPES[name][3]
+    exact = reference(q.double(), kv.double(), grad.double(), heads)
+    half = reference(q, kv, grad, heads)
+    kernels = run(interpreted, q, kv, grad, heads, capability=90, splits_of_queries=parts)
+    for ours, theirs, value in zip(kernels, half, exact, strict=True):
+        assert error(ours, value) <= max(2 * error(theirs, value), FLOAT32_ROUNDING)
 
 
 @pytest.mark.parametrize("one_program", [True, False], ids=["one program", "two kernels"])
@@ -181,3 +210,32 @@ def test_queries_are_shared_out_until_every_multiprocessor_works() -> None:
     assert splits_of_queries(16384, 132, 32, 32, 132) == 1
     assert splits_of_queries(16384, 2, 32, 32, 132) > 30
     assert splits_of_queries(49, 1, 32, 32, 132) == 1  # never less than four blocks each
+
+
+def test_queries_are_shared_out_in_rounds_of_programs() -> None:
+    def parts(queries: int, programs: int, head_dim: int = 32) -> int:
+        return splits_of_queries(queries, programs, head_dim, 2048 // head_dim, 132, in_rounds=True)
+
+    assert parts(16384, 32) == 4  # 128 programs; 5 would need a second round
+    assert parts(16384, 2) == 64  # four blocks each: three would be 172 programs
+    assert parts(1024, 128) == 1
+    assert parts(1024, 80, 64) == splits_of_queries(1024, 80, 64, 32, 132) == 1  # 3 were slower
+    assert parts(16384, 1, 64) == 128  # 64 would leave half of the multiprocessors idle
+
+
+def test_tilings_differ_on_hopper_where_that_was_measured() -> None:
+    def forward(capability: int, head_dim: int = 32, *, small: bool = False, tail: bool = False) -> Tiling:
+        kind = {"dtype": "fp16", "precision": "tf32", "small": small, "tail": tail}
+        return forward_tiling(head_dim=head_dim, capability=capability, **kind)
+
+    assert forward(87) == forward(120) != forward(90)
+    assert forward(87, small=True) == forward(90, small=True)
+    assert [forward(90, *form).max_registers for form in ((32,), (64,))] == [80, 96]
+    assert forward(90, 64, tail=True).max_registers is None  # it would spill
+    backward = {
+        (head_dim, capability): backward_tiling(head_dim=head_dim, keys=256, precision="tf32", capability=capability)
+        for head_dim in (32, 64)
+        for capability in (87, 90, 100)
+    }
+    assert backward[32, 87] == backward[32, 100] != backward[32, 90]
+    assert backward[64, 90] == backward[64, 100]

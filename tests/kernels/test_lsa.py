@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twins_trt.errors import UsageError
 from twins_trt.kernels.lsa import lsa_reference
-from twins_trt.kernels.lsa.launch import forward_tiling, heads_per_program
+from twins_trt.kernels.lsa.launch import forward_tiling, heads_per_program, takes_many_windows
 
 FORWARD = "twins_trt.kernels.lsa.launch:lsa_forward"
 BACKWARD = "twins_trt.kernels.lsa.launch:lsa_backward"
@@ -97,6 +97,35 @@ def test_float32_gradients_as_tiled_for_hopper(interpreted: Callable[..., Any], 
     dqkv, dbias = interpreted("interpreter:call_with", hopper, BACKWARD, grad, qkv, bias, num_heads=heads)
     assert error(dqkv, exact[1]) <= 1e-5
     assert error(dbias, exact[2]) <= 1e-5
+
+
+@pytest.mark.parametrize("form", ["dense", "inside a larger map", "columns first"])
+@pytest.mark.parametrize("name", ["whole windows", "both padded, primes", "batch 3"])
+def test_gradients_with_many_windows_a_program(interpreted: Callable[..., Any], name: str, form: str) -> None:
+    """Four programs at most, so that most take several windows; `batch 3` has 12, edges among them."""
+    heads = SHAPES[name][3]
+    qkv, bias, grad = example(SHAPES[name], torch.float16)
+    exact = reference(qkv.double(), bias.double(), grad.double(), heads, "masked")
+    half = reference(qkv, bias, grad, heads, "masked")
+    if form != "dense":
+        qkv, grad = strided_forms(qkv)[form], strided_forms(grad)[form]
+    many = {"takes_many_windows": True}
+    call = ("interpreter:call_with", many, BACKWARD, grad, qkv, bias)
+    dqkv, dbias = interpreted(*call, num_heads=heads, padding="masked")
+    assert error(dqkv, exact[1]) <= 2 * error(half[1], exact[1])
+    assert not dbias.any()
+
+
+def test_programs_take_many_windows_only_where_that_was_faster() -> None:
+    def many(windows: int, **other: Any) -> bool:
+        kind = {"dtype": "fp16", "head_dim": 32, "pads_attend": False, "capability": 90, "multiprocessors": 132}
+        return takes_many_windows(windows=windows, **kind | other)
+
+    assert many(2 * 16 * 19 * 19) and many(4 * 16 * 10 * 10)  # stages 1 and 2 of SVT-S
+    assert not many(8 * 16 * 5 * 5) and not many(2 * 19 * 19)  # stage 3, and one image
+    assert many(2 * 19 * 19, multiprocessors=16)
+    for other in ({"pads_attend": True}, {"dtype": "fp32"}, {"head_dim": 64}, {"capability": 87}):
+        assert not many(2 * 16 * 19 * 19, **other)
 
 
 def test_heads_share_a_program_only_when_there_is_work_for_everybody() -> None:

@@ -47,13 +47,17 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Size]:
-        height, width = x.shape[-2:]
-        if height % self.patch or width % self.patch:
-            x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
-        x = self.projection(x)  # [B, C, H, W]
+        x = self.projection(self.padded(x))  # [B, C, H, W]
         size = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
         return self.norm(tokens), size
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] with sides that are multiples of the patch."""
+        height, width = x.shape[-2:]
+        if height % self.patch or width % self.patch:
+            x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
+        return x
 
 
 class FFN(nn.Module):
@@ -130,6 +134,11 @@ class GSA(nn.Module):
             x_map = x.transpose(1, 2).reshape(batch, channels, *size)  # [B, C, H, W]
             summary = self.sr(x_map).flatten(2).transpose(1, 2)  # [B, M, C]
             summary = self.norm(summary)
+        return self.attend(x, summary)
+
+    def attend(self, x: Tensor, summary: Tensor) -> Tensor:
+        """Attention of all tokens [B, N, C] to their summary [B, M, C]."""
+        channels = x.shape[2]
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         q = F.linear(x, weight[:channels], bias[:channels])  # [B, N, C]
         kv = F.linear(summary, weight[channels:], bias[channels:])  # [B, M, 2C]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from twins_trt.models.fused import FusedModel
 from twins_trt.models.heads import ConvModule
 from twins_trt.models.segmentor import Segmentor
 
@@ -19,12 +20,19 @@ class FoldedModel(nn.Module):
 
     x: `dtype` [N, 3, H, W], normalized RGB -> logits `dtype` [N, num_classes, ceil(H/4), ceil(W/4)], a view in which
     classes lie side by side. device, dtype: where weights go and what they become.
-    compiler: let torch.compile, with this backend, fuse what lies between the kernels; the first call of every shape
-    then takes a minute.
+    kernels: backend of the kernels between the attentions, `auto`, `triton` or `reference`; None for torch's own
+    operators. compiler: let torch.compile, with this backend, fuse these instead; the first call of every shape then
+    takes a minute.
     """
 
     def __init__(
-        self, model: Segmentor, *, device: torch.device | str, dtype: torch.dtype, compiler: str | None = None
+        self,
+        model: Segmentor,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        kernels: str | None = "auto",
+        compiler: str | None = None,
     ) -> None:
         super().__init__()
         model.eval().requires_grad_(False)
@@ -39,6 +47,8 @@ class FoldedModel(nn.Module):
         self._forward: Callable[[Tensor], Tensor] = self.model
         if compiler is not None:
             self._forward = torch.compile(self.model, fullgraph=True, dynamic=False, backend=compiler)
+        elif kernels is not None:
+            self._forward = FusedModel(self.model, backend=kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._forward(x).contiguous(memory_format=torch.channels_last)
