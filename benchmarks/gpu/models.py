@@ -106,7 +106,7 @@ def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[T
             return mask
 
         # ours is captured here; what has torch's own graphs never is, because captures do not nest
-        times = time_call(call, workload.pace(4), graph=form.graph == "ours")
+        times = time_call(call, workload.pace(2), graph=form.graph == "ours")
         # not of torch's own graphs, whose memory it does not count; ours is called here without its graph
         memory = peak_memory(lambda: network(image), device=workload.device) if form.graph != "torch" else None
         facts: Row = {"peak_bytes": memory, "first_s": round(first, 3)}
@@ -124,7 +124,7 @@ def _host_to_host(name: str, batch: int, workload: Workload) -> tuple[Tensor, Ti
         first = time.perf_counter() - start
         for _ in range(2):  # the second call of a shape captures it
             engine(array, outputs=["mask"])
-        times = time_wall(lambda: engine(array, outputs=["mask"]), workload.pace(4))
+        times = time_wall(lambda: engine(array, outputs=["mask"]), workload.pace(2))
         mask = torch.from_numpy(engine(array, outputs=["mask"])["mask"])
     return mask, times, {"peak_bytes": None, "first_s": round(first, 3)}
 

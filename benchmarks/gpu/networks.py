@@ -45,6 +45,7 @@ FORMS = {
     "eager fp32": Form("reference", "fp32"),
     "eager amp": Form("reference", "amp"),
     "compiled amp": Form("reference", "amp", compiled="all", graph="torch"),
+    "sdpa compiled": Form("sdpa", "half", compiled="all", graph="torch"),
     "plain autotuned": Form("reference", "half", compiled="all", graph="torch", tuned=True),
     "sdpa autotuned": Form("sdpa", "half", compiled="all", graph="torch", tuned=True),
     "ours": Form("kernels", "half", graph="ours"),

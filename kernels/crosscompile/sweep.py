@@ -10,7 +10,10 @@ from concurrent.futures import ProcessPoolExecutor
 from twins_trt.kernels.case import Case
 from twins_trt.kernels.crosscompile.compiler import Resources, capability, compile_case
 
-SOURCES = tuple(f"twins_trt.kernels.{op}.launch" for op in ("lsa", "gsa", "layer_norm", "position", "bias", "resize", "preprocess", "postprocess"))
+SOURCES = tuple(
+    f"twins_trt.kernels.{op}.launch"
+    for op in ("lsa", "gsa", "layer_norm", "position", "bias", "resize", "preprocess", "postprocess")
+)
 """Modules with a function `cases(capability)` that yields every kernel they launch there."""
 
 

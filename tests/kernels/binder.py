@@ -133,13 +133,13 @@ def bind(target: str, launches: Iterator[Launch]) -> list[Bound]:
 
 
 def _case_of(cases: list[Case], kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Case | None:
-    """The case with the launch's constants and dtype."""
+    """The case with the launch's tiling and dtypes."""
     tensors = {name: x for name, x in zip(kernel.arg_names, args, strict=False) if isinstance(x, Tensor)}
     for case in cases:
-        constants = dict(case.tiling.constants)
-        if case.function() is kernel and constants == {name: options[name] for name in constants}:
-            fixed = {*case.float32, *(name for name, _ in case.types)}
-            if all(dtype_name(x.dtype) == case.dtype for name, x in tensors.items() if name not in fixed):
+        if case.function() is kernel and case.tiling.options.items() <= options.items():
+            fixed = {name for name, _ in case.types}
+            wanted = {name: "fp32" if name in case.float32 else case.dtype for name in tensors if name not in fixed}
+            if all(dtype_name(tensors[name].dtype) == dtype for name, dtype in wanted.items()):
                 return case
     return None
 
@@ -191,8 +191,8 @@ def all_launches() -> Iterator[Launch]:
     }
     test_on_gpu.GSA_SHAPES |= {
         f"{batch} images, {keys} keys, head dim {head_dim}": (batch, 2048, keys, 2, head_dim)
-        for batch in (1, 16)  # few queries, and enough for the larger block
-        for keys in (100, 128, 200, 1000, 1024)
+        for batch in (1, 16, 64)  # few queries, enough for the larger block, and for one part in backward
+        for keys in (100, 128, 200, 256, 1000, 1024)
         for head_dim in gsa.HEAD_DIMS
     }
     shapes = [("lsa", name) for name in test_on_gpu.LSA_SHAPES] + [("gsa", name) for name in test_on_gpu.GSA_SHAPES]

@@ -12,12 +12,17 @@ import torch
 from twins_trt.kernels.case import Tiling
 from twins_trt.kernels.crosscompile import all_cases
 from twins_trt.kernels.device import batch_parts
+from twins_trt.kernels.bias import launch as bias_launch
 from twins_trt.kernels.gsa import launch as gsa
+from twins_trt.kernels.layer_norm import launch as layer_norm
 from twins_trt.kernels.lsa import launch as lsa
+from twins_trt.kernels.position import launch as position
 from twins_trt.kernels.postprocess import launch as postprocess
 from twins_trt.kernels.preprocess import launch as preprocess
+from twins_trt.kernels.resize import launch as resize
 
 HALF = torch.float16
+OPERATORS = ("lsa", "gsa", "layer_norm", "position", "bias", "resize", "postprocess", "preprocess")
 STRIDES = ("s_", "g_", "q_", "kv", "o_")  # how their names begin
 
 
@@ -29,6 +34,8 @@ def calls() -> dict[str, Callable[[], object]]:
     logits = torch.empty(1, 6, 5, 32, dtype=HALF).permute(0, 3, 1, 2)[:, :20]
     image = torch.zeros(1, 24, 20, 3, dtype=torch.uint8)
     wanted = preprocess.InputFormat(24, 20, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), HALF, True)
+    tokens, vector, weight = (torch.empty(shape, dtype=HALF) for shape in ((2, 126, 64), (64,), (64, 1, 3, 3)))
+    feature_map = torch.empty(2, 9, 14, 64, dtype=HALF).permute(0, 3, 1, 2)
     return {
         "lsa": lambda: lsa.lsa_forward(qkv, bias, num_heads=2),
         "lsa backward": lambda: lsa.lsa_backward(grad, qkv, bias, num_heads=2),
@@ -38,6 +45,13 @@ def calls() -> dict[str, Callable[[], object]]:
         "cells": lambda: postprocess.resize_argmax_forward(logits, 24, 20, probability=False),
         "pixels": lambda: postprocess.resize_argmax_forward(logits, 25, 20, probability=True),
         "normalize": lambda: preprocess.resize_normalize_forward(image, wanted),
+        "layer norm": lambda: layer_norm.add_layer_norm_forward(
+            tokens, tokens, vector, vector, eps=1e-5, row=None, keep_sum=True
+        ),
+        "position": lambda: position.add_position_forward(tokens, tokens, weight, vector, 9, 14),
+        "bias": lambda: bias_launch.bias_act_forward_(feature_map, vector, relu=True),
+        "resize to twice": lambda: resize.resize_add_forward(feature_map, 18, 28, "bilinear", None),
+        "resize": lambda: resize.resize_add_forward(feature_map, 20, 30, "nearest", None),
     }
 
 
@@ -56,7 +70,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the launches of this test hand to Triton, in order. No kernel runs."""
     pytest.importorskip("triton", reason="Triton is not installed")
     found: list[dict[str, Any]] = []
-    for operator in ("lsa", "gsa", "postprocess", "preprocess"):
+    for operator in OPERATORS:
         module = importlib.import_module(f"twins_trt.kernels.{operator}.kernel")
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Recorder(found))
