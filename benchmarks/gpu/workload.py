@@ -159,8 +159,10 @@ def model_rests_on(
 ) -> tuple[str, ...]:
     """What must be right where our attentions run in a model: their tests, and their cores at this size."""
     directions = ("forward", "backward") if training else ("forward",)
-    tests = ("lsa bfloat16", "gsa bfloat16") if training else ()
-    tests += ("lsa compiled", "gsa compiled") if compiled else ()
+    tests = [
+        *(("lsa bfloat16", "gsa bfloat16") if training else ()),
+        *(("lsa compiled", "gsa compiled") if compiled else ()),
+    ]
     cores = (f"{core.name} {direction}" for core in cores_of(model, batch, workload) for direction in directions)
     return ("lsa", "gsa", *tests, *cores)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from twins_trt.kernels.bias import launch as bias_launch
 from twins_trt.kernels.case import Tiling
 from twins_trt.kernels.crosscompile import all_cases
 from twins_trt.kernels.device import batch_parts
-from twins_trt.kernels.bias import launch as bias_launch
 from twins_trt.kernels.gsa import launch as gsa
 from twins_trt.kernels.layer_norm import launch as layer_norm
 from twins_trt.kernels.lsa import launch as lsa

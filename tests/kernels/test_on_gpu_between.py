@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from interpreter import poisoned_allocations
 from torch import Tensor
 

@@ -18,9 +18,8 @@ from twins_trt.kernels.layer_norm import add_layer_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
 from twins_trt.models.backbone import GSA, LSA, Backbone, Block, PatchEmbed, PositionEncoding, Size
-from twins_trt.models.heads import FPN, ConvModule, FPNHead, Upsample, UPerHead
+from twins_trt.models.heads import FPN, ConvModule, FPNHead, UPerHead, Upsample
 from twins_trt.models.segmentor import Segmentor
-
 
 FEW_CHANNELS = 8
 """With fewer, cuDNN's convolutions do not use the tensor cores well: patches are then copied out for a product."""
