@@ -21,7 +21,7 @@ SECONDS: Mapping[tuple[str, str], float] = {
     ("models", "strong"): 6.0,
     ("models", "plain"): 6.0,
     ("models", "autotuned"): 150.0,
-    ("models", "compiled"): 90.0,
+    ("models", "compiled"): 45.0,
     ("traces", "ours"): 15.0,
     ("traces", "strong"): 15.0,
     ("traces", "plain"): 15.0,
