@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "int8-kernels": ("docs/int8.md", int8_tables.int8_kernels),
     "islands": ("docs/export.md", code_tables.islands),
     "resources": ("docs/kernels.md", code_tables.resources),
+    "gpu-short": ("README.md", gpu_tables.short),
     "gpu-attentions": ("docs/measurements.md", gpu_tables.attentions),
     "gpu-small-kernels": ("docs/measurements.md", gpu_tables.small_kernels),
     "gpu-models": ("docs/measurements.md", gpu_tables.models),

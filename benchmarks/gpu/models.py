@@ -107,8 +107,8 @@ def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[T
 
         # ours is captured here; what has torch's own graphs never is, because captures do not nest
         times = time_call(call, workload.pace(2), graph=form.graph == "ours")
-        # not of torch's own graphs, whose memory it does not count; ours is called here without its graph
-        memory = peak_memory(lambda: network(image), device=workload.device) if form.graph != "torch" else None
+        # only eager forms have it: the others replay CUDA graphs, whose memory torch does not count
+        memory = peak_memory(call, device=workload.device) if not form.graph else None
         facts: Row = {"peak_bytes": memory, "first_s": round(first, 3)}
         if times.how == "events" and form.graph == "torch" and graphs_skipped() == skipped:
             facts["timed"] = "torch graph"

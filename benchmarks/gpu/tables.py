@@ -47,12 +47,17 @@ def models(*, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
     head = (*MODEL_HEAD, "first call, s", "equal pixels")
     note = (
-        "Peak memory is of a call without a CUDA graph; of torch's own graphs it does not count what they hold. Equal "
+        "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold. Equal "
         "pixels are those of `eager fp32`; where they are few, a form does not do the same work."
     )
     return _for_each(
         folder, lambda file: f"{table(head, [_whole_model_row(row) for row in _rows(file, 'models')])}\n\n{note}"
     )
+
+
+def short(*, folder: Path = results.RESULTS) -> str:
+    """Whole models in the torch engine's form, beside the best of the others: a line a model."""
+    return _for_each(folder, _short)
 
 
 def engine_default(*, folder: Path = results.RESULTS) -> str:
@@ -109,8 +114,9 @@ def _attentions(file: Row) -> str:
         *others,
     )
     note = (
-        "Shares are of what copying, a large matrix product and exponentials alone reached in the same run; the other "
-        "columns say how many times as long a form takes, with the copies it needs. Empty: it does not exist there. "
+        "Shares are of what copying, a large matrix product and exponentials alone reached on this GPU; the other "
+        "columns say how many times as long a form takes, with the copies it needs. Empty: it does not exist there, or "
+        "was not measured. "
         "In a row: each of many in one graph, with a warm cache and without a launch of its own."
     )
     return f"{table(head, lines)}\n\n{note} {_empty_kernel(file)}".rstrip()
@@ -138,6 +144,30 @@ def _empty_kernel(file: Row) -> str:
                 "kernel's time is its launch."
             )
     return ""
+
+
+def _short(file: Row) -> str:
+    cells: dict[str, dict[tuple[int, str], float]] = {}
+    for row in _rows(file, "models"):
+        cells.setdefault(row["model"], {})[row["batch"], row["form"]] = float(row["ms"])
+    batches = sorted({batch for times in cells.values() for batch, _ in times})
+    lines = []
+    for model, times in cells.items():
+        if not any(form == "ours" for _, form in times):
+            continue
+        line = [f"`{model}`"]
+        for batch in batches:
+            ours = times.get((batch, "ours"))
+            others = [(ms, form) for (b, form), ms in times.items() if b == batch and not form.startswith("ours")]
+            line.append("" if ours is None else f"{ours:.2f}")
+            line.append("{:.2f} ({})".format(*min(others)) if others else "")
+        lines.append(line)
+    head = [cell for batch in batches for cell in (f"batch {batch}, ms", "best of torch's own that was measured")]
+    note = (
+        f"FP16, 512x512, a uint8 image to a uint8 mask on one {file['settings']['gpu']}, as a CUDA graph. At batch 1, "
+        "`eager` forms wait for Python; `compiled` ones are torch.compile's."
+    )
+    return f"{table(('model', *head), lines)}\n\n{note}"
 
 
 def _engine_default(file: Row) -> str:

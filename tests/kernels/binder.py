@@ -11,8 +11,9 @@ In a process of its own, because a kernel keeps the target that it was first com
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,17 @@ from torch import Tensor
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
+from twins_trt.kernels.bias.launch import bias_act_forward_
 from twins_trt.kernels.case import Case, dtype_name
 from twins_trt.kernels.crosscompile import Resources, all_cases, compile_case, problems, read_record
 from twins_trt.kernels.crosscompile.compiler import capability, resources_of
 from twins_trt.kernels.gsa import launch as gsa
+from twins_trt.kernels.layer_norm.launch import MODEL_CHANNELS, add_layer_norm_forward
 from twins_trt.kernels.lsa import launch as lsa
+from twins_trt.kernels.position.launch import add_position_forward
 from twins_trt.kernels.postprocess import launch as postprocess
 from twins_trt.kernels.preprocess import launch as preprocess
+from twins_trt.kernels.resize.launch import resize_add_forward
 
 MULTIPROCESSORS = 132
 
@@ -173,6 +178,8 @@ def quick_launches() -> Iterator[Launch]:
     yield from attention_launches("gsa", "stage 1 of SVT-S", half, backward=False)
     yield from mask_launches(half, "padded classes", ((128, 96), (31, 53)), probability=False)
     yield from input_launches(half, ((37, 53),), channels_last=True)
+    yield from norm_launches(half, (64,))
+    yield from map_launches(half, 64)
 
 
 def all_launches() -> Iterator[Launch]:
@@ -209,6 +216,9 @@ def all_launches() -> Iterator[Launch]:
                 yield from mask_launches(dtype, layout, ((4, 28),), probability=probability, of=(2, 150, 1, 7))
         for channels_last in (False, True):
             yield from input_launches(dtype, ((37, 53), (96, 128), (1, 1)), channels_last=channels_last)
+        yield from norm_launches(dtype, MODEL_CHANNELS)
+        for channels in (64, 37, 1):
+            yield from map_launches(dtype, channels)
 
 
 def attention_launches(attention: str, name: str, dtype: torch.dtype, *, backward: bool = True) -> Iterator[Launch]:
@@ -259,6 +269,37 @@ def input_launches(dtype: torch.dtype, sizes: tuple[tuple[int, int], ...], *, ch
         wanted = preprocess.InputFormat(*size, numbers, numbers, dtype, channels_last)
         words = f"resize_normalize {size} {dtype}{' channels last' if channels_last else ''}"
         yield words, lambda wanted=wanted: preprocess.resize_normalize_forward(image, wanted)
+
+
+def norm_launches(dtype: torch.dtype, widths: Sequence[int]) -> Iterator[Launch]:
+    for channels in widths:
+        x, vector = torch.empty(2, 35, channels, dtype=dtype), torch.empty(channels, dtype=dtype)
+        for words, y, row in (("", None, None), (" residual", x, None), (" row", None, vector)):
+            call = functools.partial(
+                add_layer_norm_forward, x, y, vector, vector, eps=1e-5, row=row, keep_sum=y is not None
+            )
+            yield f"add_layer_norm {channels} {dtype}{words}", call
+
+
+def map_launches(dtype: torch.dtype, channels: int) -> Iterator[Launch]:
+    """Positional encoding, bias and resize of maps of 5x7."""
+    tokens, bias = torch.empty(2, 35, channels, dtype=dtype), torch.empty(channels, dtype=dtype)
+    strided = torch.empty(channels, 1, 3, 3, dtype=dtype)
+    for weight in (strided, strided.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)):
+        for y in (None, tokens):
+            call = functools.partial(add_position_forward, tokens, y, weight, bias, 5, 7)
+            yield f"add_position {channels} {dtype} {tuple(weight.stride())} {y is not None}", call
+    x = torch.empty(2, 5, 7, channels, dtype=dtype).permute(0, 3, 1, 2)
+    for relu in (False, True):
+        yield f"bias_act {channels} {dtype} {relu}", functools.partial(bias_act_forward_, x, bias, relu=relu)
+    if channels % 16:
+        return  # resized right, and read as narrowly as it must be
+    for height, width in ((10, 14), (9, 14)):
+        other = torch.empty(2, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
+        for mode in ("bilinear", "nearest"):
+            for add in (None, other):
+                call = functools.partial(resize_add_forward, x, height, width, mode, add)
+                yield f"resize_add {channels} {dtype} {height}x{width} {mode} {add is not None}", call
 
 
 def main() -> int:

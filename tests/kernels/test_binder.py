@@ -37,6 +37,15 @@ def test_inference_in_float16_binds() -> None:
         "resize_argmax fp16 0 padded classes",
         "resize_argmax_cells fp16 0",
         "resize_normalize fp16 0",
+        *(f"add_layer_norm fp16 0 64 channels{words}" for words in ("", " residual", " row")),
+        *(f"add_position fp16 0{words}" for words in ("", " sum", " strided weight", " strided weight sum")),
+        *("bias_act fp16 0", "bias_act fp16 0 relu"),
+        *(
+            f"resize_add{twice} fp16 0 {mode}{add}"
+            for twice in ("", "_twice")
+            for mode in ("bilinear", "nearest")
+            for add in ("", " add")
+        ),
     }
 
 

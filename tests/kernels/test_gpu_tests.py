@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import test_on_gpu as attentions
 import test_on_gpu_around as around
+import test_on_gpu_between as between
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,8 @@ SMALL: dict[str, Any] = {
         "1x1": (1, 1, 1, 2, 32),
         "head dim 64, whole windows": (1, 7, 14, 1, 64),
     },
+    "TOKENS": {"primes": (2, 3, 5, 40)},
+    "MAPS": {"primes": ((2, 40, 3, 5), (7, 4))},
     "GSA_SHAPES": {
         "stage 1 of SVT-S": (2, 40, 30, 2, 32),
         "stage 4 of SVT-S": (2, 40, 30, 2, 32),
@@ -95,6 +98,19 @@ def test_masks(interpreted: Callable[..., Any], size: tuple[int, int], layout: s
 )
 def test_what_else_is_around(interpreted: Callable[..., Any], test: str, arguments: tuple[Any, ...]) -> None:
     interpreted("test_gpu_tests:rehearse", "test_on_gpu_around", test, *arguments)
+
+
+@pytest.mark.parametrize("case", [name for name in between.CASES if "primes" in name])
+def test_what_is_between(interpreted: Callable[..., Any], case: str) -> None:
+    test = "test_kernels_are_as_good_as_torch"
+    interpreted("test_gpu_tests:rehearse", "test_on_gpu_between", test, case, torch.float16)
+
+
+def test_a_model_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(between, "DEVICE", "cpu")
+    monkeypatch.setattr(between, "KERNELS", "reference")
+    monkeypatch.setattr(between, "SIZE", (64, 96))
+    between.test_models_with_kernels_are_as_good_as_without("twins_svt-s_fpn")
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
+KERNELS = "triton"
 TOKENS = {
     "stage 1": (2, 128, 128, 64),
     "primes": (3, 31, 53, 96),
@@ -146,6 +147,6 @@ def test_models_with_kernels_are_as_good_as_without(name: str) -> None:
     with torch.inference_mode():
         exact = folded(torch.float32, None)(x).double()
         theirs = folded(half, None)(x.to(half))
-        ours = folded(half, "triton")(x.to(half))
+        ours = folded(half, KERNELS)(x.to(half))
     assert ours.shape == exact.shape
     assert error(ours, exact) <= max(2 * error(theirs, exact), 1e-5)
