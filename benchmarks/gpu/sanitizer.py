@@ -15,9 +15,9 @@ from benchmarks.gpu.workload import Workload
 
 Row = dict[str, Any]
 
-FILES = ("tests/kernels/test_on_gpu.py", "tests/kernels/test_on_gpu_around.py")
+FILES = tuple(f"tests/kernels/test_on_gpu{of}.py" for of in ("", "_around", "_between"))
 TESTS_OF = "1x1 or primes or cells or equal"  # what ends in the middle of a block, or is read to its end
-KERNELS = ("lsa_", "gsa_", "resize_")
+KERNELS = ("lsa_", "gsa_", "resize_", "add_layer_norm_", "add_position_", "bias_act_")
 """Beginnings of our kernels' names. Others are not checked: it would take most of the time, and say nothing of ours."""
 TOOLS = {
     # torch and the driver ask for what a GPU need not have, and each refusal would count as an error; padding lies
@@ -34,7 +34,7 @@ def jobs(workload: Workload) -> Iterator[Job]:
     """One row for each tool; on a CPU the tests are only collected."""
     for tool in TOOLS:
         run = functools.partial(run_tool, tool, rehearse=workload.device.type != "cuda")
-        yield Job(f"compute-sanitizer {tool}", run, covers=("lsa", "gsa", "postprocess"))
+        yield Job(f"compute-sanitizer {tool}", run, covers=("lsa", "gsa", "postprocess", "between"))
 
 
 def run_tool(tool: str, *, rehearse: bool) -> Row:

@@ -64,7 +64,8 @@ def test_models_batches_and_forms_are_chosen_with_the_checks_that_they_rest_on()
         ("models", "twins_pcpvt-s_fpn batch 1 eager amp"),
     ]
     with_tests = [job.name for job in choose(JOBS, replace(wanted, tests=True)) if job.name.startswith("tests ")]
-    assert with_tests == ["tests tests/kernels/test_on_gpu.py", "tests tests/kernels/test_on_gpu_around.py"]
+    files = ("test_on_gpu", "test_on_gpu_around", "test_on_gpu_between")
+    assert with_tests == [f"tests tests/kernels/{file}.py" for file in files]
     # a competitor's time is right whatever our kernels do
     assert {job.section for job in choose(JOBS, replace(wanted, forms=("eager amp",), tests=True))} == {"models"}
 

@@ -87,9 +87,10 @@ def test_an_operator_inside_another_counts_once() -> None:
     assert [span.name for span in outermost(inner)] == ["linear", "gelu"]
 
 
-def test_small_models_are_traced_where_waiting_costs_most() -> None:
+def test_small_models_are_traced() -> None:
     jobs = list(traces.jobs(full()))
-    assert [(job.model, job.batch) for job in jobs] == [("twins_svt-s_fpn", 1), ("twins_pcpvt-s_fpn", 1)]
+    models = ("twins_svt-s_fpn", "twins_pcpvt-s_fpn")
+    assert [(job.model, job.batch) for job in jobs] == [(model, batch) for model in models for batch in (1, 16)]
     assert all({"lsa", "gsa", "preprocess", "postprocess"} <= set(job.rests_on) for job in jobs)
 
 
@@ -102,7 +103,7 @@ def test_the_engine_is_traced_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     depths = sum(workload.spec(workload.models[0]).depths)
     assert counts["aten::linear"] >= 4 * depths  # of each block: attention's two or more, and the FFN's two
     assert row["launches"] == sum(counts.values())
-    assert row["ms"] > 0 and row["busy_us"] > 0 and row["idle_us"] >= 0
+    assert row["busy_us"] > 0 and row["idle_us"] >= 0
     # an operator inside another is not counted again
     assert sum(kernel["us"] for kernel in row["kernels"]) == pytest.approx(row["busy_us"], rel=1e-3)
 
@@ -111,7 +112,7 @@ def test_the_engine_is_traced_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trace_is_taken_in_a_process_of_its_own() -> None:
     (job,) = traces.jobs(smoke())
     row = job.measure()
-    assert {"model", "batch", "ms", "kernels", "launches", "busy_us", "idle_us"} <= set(row)
+    assert {"model", "batch", "kernels", "launches", "busy_us", "idle_us"} <= set(row)
 
 
 def trace_that_dies(name: str, batch: int, workload: object) -> dict[str, Any]:

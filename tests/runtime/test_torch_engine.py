@@ -7,13 +7,14 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from fake_driver import install_driver
 from fake_torch_cuda import DEVICE, FakeTorchCuda
+from torch import nn
 
 from twins_trt.data.preprocessing import normalized_planes
 from twins_trt.device import Device
@@ -89,6 +90,11 @@ def raises(error: Exception) -> Callable[..., Any]:
         raise error
 
     return function
+
+
+def inside(model: Segmentor) -> nn.Module:
+    """A part of the network that every call runs, once, on tokens [B, N, C] at stride 4."""
+    return cast(nn.Module, model.backbone.layers[0][0].ffn)  # type: ignore[index]
 
 
 def pictures(batch: int, height: int, width: int) -> np.ndarray:
@@ -175,7 +181,7 @@ def test_what_torch_raises_fails_one_call(error: RuntimeError) -> None:
     engine = TorchEngine(model, interface_of(), device="cpu")
     image = pictures(1, *SIZE)
     said = r"failed on \[1, 64, 96, 3\]: (cuDNN failed|RuntimeError)$"
-    with model.decode_head.register_forward_pre_hook(raises(error)), pytest.raises(EngineError, match=said):
+    with inside(model).register_forward_pre_hook(raises(error)), pytest.raises(EngineError, match=said):
         engine(image)
     assert engine(image)["mask"].shape == (1, *SIZE)
 
@@ -188,7 +194,7 @@ def test_what_a_kernel_raises_is_typed_too() -> None:
     model = model_of()
     engine = TorchEngine(model, interface_of(), device="cpu")
     with (
-        model.decode_head.register_forward_pre_hook(raises(KernelError("out of resource: shared memory"))),
+        inside(model).register_forward_pre_hook(raises(KernelError("out of resource: shared memory"))),
         pytest.raises(EngineError, match=r"failed on .*: out of resource: shared memory"),
     ):
         engine(pictures(1, *SIZE))
@@ -266,10 +272,10 @@ def test_a_shape_whose_capture_fails_runs_without_one(
 
     def wait(module: object, inputs: Any) -> None:
         """What a wide picture's program does, and a capture does not allow."""
-        if inputs[0][0].shape[3] > 16:
+        if inputs[0].shape[1] > 16 * 16:
             cuda.current.synchronize()
 
-    with model.decode_head.register_forward_pre_hook(wait), caplog.at_level(logging.WARNING, logger="twins_trt"):
+    with inside(model).register_forward_pre_hook(wait), caplog.at_level(logging.WARNING, logger="twins_trt"):
         for images in (narrow, narrow, wide, wide, wide, wide, narrow, narrow, narrow):
             found = captured(images, outputs=["mask"])["mask"]
             assert np.array_equal(found, engine(images, outputs=["mask"])["mask"])
@@ -294,10 +300,10 @@ def test_captures_of_other_shapes_go_where_memory_does_not_suffice(
 
     def allocate(module: object, inputs: Any) -> None:
         held = sum(graph.ended for graph in cuda.graphs)
-        if inputs[0][0].shape[3] > 16 and held and (cuda.capturing or not in_capture):
+        if inputs[0].shape[1] > 16 * 16 and held and (cuda.capturing or not in_capture):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    with model.decode_head.register_forward_pre_hook(allocate), caplog.at_level(logging.WARNING, logger="twins_trt"):
+    with inside(model).register_forward_pre_hook(allocate), caplog.at_level(logging.WARNING, logger="twins_trt"):
         for images in (small, small, large, large, large, large, small, small, large):
             found = captured(images, outputs=["mask"])["mask"]
             assert np.array_equal(found, engine(images, outputs=["mask"])["mask"])
@@ -314,7 +320,7 @@ def test_too_little_memory_for_a_capture_is_no_error(cuda: FakeTorchCuda, caplog
         if cuda.capturing:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    with model.decode_head.register_forward_pre_hook(allocate), caplog.at_level(logging.WARNING, logger="twins_trt"):
+    with inside(model).register_forward_pre_hook(allocate), caplog.at_level(logging.WARNING, logger="twins_trt"):
         for _ in range(4):
             assert captured(pictures(1, 64, 96), outputs=["mask"])["mask"].shape == (1, 64, 96)
     assert len(caplog.records) == len(cuda.graphs) == 1 and cuda.in_order
@@ -325,7 +331,7 @@ def test_too_little_memory_without_captures_is_a_typed_error() -> None:
     engine = TorchEngine(model, interface_of(), device="cpu")
     said = "memory does not suffice for"
     with (
-        model.decode_head.register_forward_pre_hook(raises(torch.cuda.OutOfMemoryError("no room"))),
+        inside(model).register_forward_pre_hook(raises(torch.cuda.OutOfMemoryError("no room"))),
         pytest.raises(EngineError, match=said) as caught,
     ):
         engine(pictures(1, *SIZE))
