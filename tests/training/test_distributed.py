@@ -15,8 +15,15 @@ from toy import Options, log_rows, weights
 from twins_trt.training import TrainRequest, train
 
 PROCESS = """
-import json, sys
+import gc, json, sys
 from pathlib import Path
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+destroy = dist.destroy_process_group
+def destroy_what_nothing_uses():
+    assert not any(isinstance(each, DistributedDataParallel) for each in gc.get_objects())
+    destroy()
+dist.destroy_process_group = destroy_what_nothing_uses
 sys.path.insert(0, sys.argv[1])
 import toy
 toy.register()

@@ -173,6 +173,7 @@ class _Run:
                         return ended
                     self._step(batches)
             finally:
+                self._trainer.leave()
                 if hasattr(batches, "close"):  # ends the reading processes now
                     batches.close()
 

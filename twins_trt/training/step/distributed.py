@@ -6,6 +6,7 @@ run the code that was tested on a CPU.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ def joined(device: str) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
+        # What still holds the group, and refers to itself, would end it while Python exits, where gloo's threads abort.
+        gc.collect()
         dist.destroy_process_group()
 
 

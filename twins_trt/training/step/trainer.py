@@ -75,6 +75,11 @@ class Trainer:
         if world.size > 1:
             self._loss = DistributedDataParallel(loss, broadcast_buffers=False)
 
+    def leave(self) -> None:
+        """Lets go of the other processes: no step comes after it."""
+        if isinstance(self._loss, DistributedDataParallel):
+            self._loss = self._loss.module
+
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
