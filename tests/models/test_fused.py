@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from twins_trt.errors import UsageError
 from twins_trt.models import build_model
 from twins_trt.models.folded import FoldedModel
 from twins_trt.models.fused import patchwise, pointwise
@@ -28,6 +29,25 @@ def test_the_fused_model_gives_the_same_masks(name: str, size: tuple[int, int]) 
     assert plain.shape == fused.shape == (2, 11, -(-size[0] // 4), -(-size[1] // 4))
     assert (plain - fused).abs().max() <= 1e-4 * plain.abs().max()
     assert torch.equal(plain.argmax(1), fused.argmax(1))
+
+
+@pytest.mark.parametrize("kernels", [None, "reference"])
+@pytest.mark.parametrize("shape", [(1, 3, 28, 64), (1, 3, 64, 28), (1, 4, 64, 64), (3, 64, 64)], ids=str)
+def test_what_no_model_takes_is_named(shape: tuple[int, ...], kernels: str | None) -> None:
+    model = folded("twins_svt-s_fpn", kernels)
+    with torch.inference_mode(), pytest.raises(UsageError, match="H and W of 29 or more"):
+        model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("kernels", [None, "reference"])
+def test_autocast_changes_nothing(kernels: str | None) -> None:
+    model = folded("twins_svt-s_fpn", kernels)
+    x = torch.randn(1, 3, 29, 33, generator=torch.Generator().manual_seed(0))  # the smallest side
+    with torch.inference_mode():
+        expected = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(x)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_products_are_convolutions() -> None:

@@ -185,6 +185,15 @@ class PositionEncoding(nn.Module):
         return (self.proj(x) + x).flatten(2).transpose(1, 2)  # [B, N, C]
 
 
+def check_images(x: Tensor) -> None:
+    """Raises UsageError where a backbone does not take x: not [B, 3, H, W], or a side below `MIN_SIDE`."""
+    if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIDE:
+        raise UsageError(
+            f"the network takes [N, 3, H, W] with H and W of {MIN_SIDE} or more, not {list(x.shape)}",
+            "pass a normalized RGB batch, or enlarge the image",
+        )
+
+
 class Backbone(nn.Module):
     """The four stages of a Twins backbone.
 
@@ -221,11 +230,7 @@ class Backbone(nn.Module):
         self.norm_after_stage = spec.norm_after_stage
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIDE:
-            raise UsageError(
-                f"the network takes [N, 3, H, W] with H and W of {MIN_SIDE} or more, not {list(x.shape)}",
-                "pass a normalized RGB batch, or enlarge the image",
-            )
+        check_images(x)
         stages = []
         for i in range(4):
             tokens, size = self.patch_embeds[i](x)

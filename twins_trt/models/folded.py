@@ -19,7 +19,7 @@ class FoldedModel(nn.Module):
     """`model` for inference alone. It is changed in place, and cannot be trained, saved or loaded into any more.
 
     x: `dtype` [N, 3, H, W], normalized RGB -> logits `dtype` [N, num_classes, ceil(H/4), ceil(W/4)], a view in which
-    classes lie side by side. device, dtype: where weights go and what they become.
+    classes lie side by side, under autocast too. device, dtype: where weights go and what they become.
     kernels: backend of the kernels between the attentions, `auto`, `triton` or `reference`; None for torch's own
     operators. compiler: let torch.compile, with this backend, fuse these instead; the first call of every shape then
     takes a minute.
@@ -51,7 +51,8 @@ class FoldedModel(nn.Module):
             self._forward = FusedModel(self.model, backend=kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self._forward(x).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False):  # kernels take tensors of one dtype
+            logits = self._forward(x).contiguous(memory_format=torch.channels_last)
         return logits[:, : self.num_classes]
 
 

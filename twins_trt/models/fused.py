@@ -17,7 +17,7 @@ from twins_trt.kernels.bias import bias_act_
 from twins_trt.kernels.layer_norm import add_layer_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
-from twins_trt.models.backbone import GSA, LSA, Backbone, Block, PatchEmbed, PositionEncoding, Size
+from twins_trt.models.backbone import GSA, LSA, Backbone, Block, PatchEmbed, PositionEncoding, Size, check_images
 from twins_trt.models.heads import FPN, ConvModule, FPNHead, UPerHead, Upsample
 from twins_trt.models.segmentor import Segmentor
 
@@ -29,7 +29,8 @@ class FusedModel(nn.Module):
     """`model`, whose weights it shares and whose BatchNorm must be folded, for inference alone.
 
     backend: of the kernels between the attentions, `auto`, `triton` or `reference`.
-    x: float [N, 3, H, W], normalized RGB -> logits [N, classes, ceil(H/4), ceil(W/4)], channels last.
+    x: float [N, 3, H, W], normalized RGB, of the weights' dtype -> logits [N, classes, ceil(H/4), ceil(W/4)], channels
+    last. Raises UsageError for another shape, or a side below `MIN_SIDE`.
     """
 
     def __init__(self, model: Segmentor, *, backend: str = "auto") -> None:
@@ -41,6 +42,7 @@ class FusedModel(nn.Module):
             weight.data = weight.data.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x)
         stages = self._stages(self.model.backbone, x)
         head = self.model.decode_head
         if isinstance(head, UPerHead):
