@@ -255,7 +255,8 @@ def gpu_test_files() -> list[Path]:
 
 
 def _has_gpu_tests(path: Path) -> bool:
-    return re.search(r"^(pytestmark = .*|@|    )pytest\.mark\.gpu\b", path.read_text("utf-8"), re.MULTILINE) is not None
+    marked = r"^(pytestmark = .*|@|    |.*\bpytest\.param\(.*\bmarks=)pytest\.mark\.gpu\b"
+    return re.search(marked, path.read_text("utf-8"), re.MULTILINE) is not None
 
 
 def _hash(start: bytes, paths: list[Path]) -> str:

@@ -119,7 +119,8 @@ def _attentions(file: Row) -> str:
         "was not measured. "
         "In a row: each of many in one graph, with a warm cache and without a launch of its own."
     )
-    return f"{table(head, lines)}\n\n{note} {_empty_kernel(file)}".rstrip()
+    notes = (f"`{row['name']}` was measured {row['note']}." for row in _rows(file, "ceilings") if "note" in row)
+    return f"{table(head, lines)}\n\n{' '.join(filter(None, (note, *notes, _empty_kernel(file))))}"
 
 
 def _small_kernels(file: Row) -> str:
@@ -164,8 +165,9 @@ def _short(file: Row) -> str:
         lines.append(line)
     head = [cell for batch in batches for cell in (f"batch {batch}, ms", "best of torch's own that was measured")]
     note = (
-        f"FP16, 512x512, a uint8 image to a uint8 mask on one {file['settings']['gpu']}, as a CUDA graph. At batch 1, "
-        "`eager` forms wait for Python; `compiled` ones are torch.compile's."
+        f"512x512, a uint8 image to a uint8 mask on one {file['settings']['gpu']}; ours in FP16, as a CUDA graph. "
+        "`eager` forms are mmsegmentation's arithmetic as it stands, not the fastest that torch can do, and at batch 1 "
+        "they wait for Python; `compiled` ones are torch.compile's."
     )
     return f"{table(('model', *head), lines)}\n\n{note}"
 

@@ -15,6 +15,7 @@ RENDERED = (
     tables.attentions,
     tables.small_kernels,
     tables.models,
+    tables.short,
     tables.engine_default,
     tables.traces,
     tables.training,
@@ -64,6 +65,30 @@ def test_an_empty_kernel_stands_beside_the_others(tmp_path: Path, store: Store) 
     assert "gsa" not in small
     for text in (small, tables.attentions(folder=tmp_path)):
         assert "An empty kernel takes 4.2 µs once and 1.23 µs in a row" in text
+
+
+def test_a_ceiling_that_was_measured_otherwise_says_so(tmp_path: Path, store: Store) -> None:
+    core = {"what": "gsa", "model": "x", "stage": 1, "batch": 1, "direction": "forward", "form": "ours"}
+    store.put("kernels", "a", {**core, **TIMES, "bytes": 1.0, "flops": 1.0, "exponentials": 1.0})
+    store.put("ceilings", "matmul", {"unit": "FLOP/s", "rate": 6e14, **TIMES})
+    assert "was measured" not in tables.attentions(folder=tmp_path).replace("was not measured", "")
+    store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, **TIMES, "note": "by a script of its own"})
+    assert "`copy` was measured by a script of its own." in tables.attentions(folder=tmp_path)
+
+
+def test_the_short_table_has_a_line_a_model_and_the_best_of_the_others(tmp_path: Path) -> None:
+    store = Store(file_name("NVIDIA H200"), {"gpu": "NVIDIA H200"}, fingerprint="one", fresh=True, folder=tmp_path)
+    for form, ms in {"ours": 0.5, "ours compiled": 0.4, "eager amp": 2.0, "sdpa compiled": 0.6}.items():
+        store.put("models", f"1 {form}", model_row(form, ms=ms))
+    store.put("models", "16 ours", model_row("ours", ms=4.0, batch=16))
+    store.put("models", "16 eager amp", model_row("eager amp", ms=29.0, batch=16))
+    store.put("models", "other", model_row("ours", model="twins_svt-b_fpn", ms=1.0))
+    store.put("models", "without ours", model_row("eager amp", model="twins_svt-l_fpn", ms=9.0))
+    short = tables.short(folder=tmp_path)
+    assert "| `twins_svt-s_fpn` | 0.50 | 0.60 (sdpa compiled) | 4.00 | 29.00 (eager amp) |" in short
+    assert "| `twins_svt-b_fpn` | 1.00 |  |  |  |" in short
+    assert "twins_svt-l_fpn" not in short
+    assert "on one NVIDIA H200" in short
 
 
 def test_the_engines_default_is_decided_beside_the_best_of_the_others(tmp_path: Path, store: Store) -> None:
