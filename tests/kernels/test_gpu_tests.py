@@ -106,11 +106,11 @@ def test_what_is_between(interpreted: Callable[..., Any], case: str) -> None:
     interpreted("test_gpu_tests:rehearse", "test_on_gpu_between", test, case, torch.float16)
 
 
-def test_a_model_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(between, "DEVICE", "cpu")
-    monkeypatch.setattr(between, "KERNELS", "reference")
-    monkeypatch.setattr(between, "SIZE", (64, 96))
-    between.test_models_with_kernels_are_as_good_as_without("twins_svt-s_fpn")
+@pytest.mark.parametrize("name", ["twins_svt-s_fpn", "twins_pcpvt-s_fpn", "twins_svt-s_upernet"])
+def test_a_model_with_kernels(interpreted: Callable[..., Any], name: str) -> None:
+    """With no side that is a multiple of 32."""
+    test = "test_models_with_kernels_are_as_good_as_without"
+    interpreted("test_gpu_tests:rehearse", "test_on_gpu_between", test, name, SIZE=(29, 37))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from twins_trt.errors import UsageError
+from twins_trt.kernels.position.launch import is_dense
 from twins_trt.models import build_model
 from twins_trt.models.folded import FoldedModel
 from twins_trt.models.fused import patchwise, pointwise
@@ -48,6 +49,14 @@ def test_autocast_changes_nothing(kernels: str | None) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = model(x)
     assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_weights_of_the_positional_encodings_are_dense() -> None:
+    """They are read fastest so, and are the same weights."""
+    encodings = [folded("twins_svt-s_fpn", kernels).model.backbone.position_encodings for kernels in ("auto", None)]
+    for ours, plain in zip(*encodings, strict=True):
+        assert is_dense(ours.proj.weight) and not is_dense(plain.proj.weight)
+        assert torch.equal(ours.proj.weight, plain.proj.weight)
 
 
 def test_products_are_convolutions() -> None:
