@@ -147,10 +147,10 @@ class FusedModel(nn.Module):
     def _conv(self, module: ConvModule, x: Tensor) -> Tensor:
         """Convolution, bias and, where there was a BatchNorm, ReLU."""
         conv = module.conv
+        assert conv.bias is not None  # BatchNorm is folded into it
         if conv.kernel_size == (1, 1):
             x = pointwise(conv, x)
             return F.relu(x) if module.norm else x
-        assert conv.bias is not None
         x = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
         return bias_act_(x, conv.bias, relu=module.norm, backend=self.backend)
 
