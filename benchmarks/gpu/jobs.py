@@ -58,6 +58,17 @@ STRONG = ("eager amp", "sdpa")  # beginnings of the names of the strongest that 
 COMPILED = ("compiled", "flex")  # parts of the names of what Inductor compiles without trying all it knows
 
 
+def kind_of(form: str) -> str:
+    """`autotuned` or `compiled` by Inductor, whose ever it is; else `ours`, or the others' `strong` or `plain`."""
+    if "autotune" in form:
+        return "autotuned"
+    if any(part in form for part in COMPILED):
+        return "compiled"
+    if form.startswith("ours"):
+        return "ours"
+    return "strong" if form.startswith(STRONG) else "plain"
+
+
 @dataclass(frozen=True)
 class Job:
     """One row of the results: a check, whose row has `passed`, or a figure.
@@ -83,15 +94,8 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """`autotuned` or `compiled` by Inductor, whose ever it is; else `ours`, or the others' `strong` or `plain`."""
-        form = self.form or "ours"
-        if "autotune" in form:
-            return "autotuned"
-        if any(part in form for part in COMPILED):
-            return "compiled"
-        if form.startswith("ours"):
-            return "ours"
-        return "strong" if form.startswith(STRONG) else "plain"
+        """See `kind_of`."""
+        return kind_of(self.form or "ours")
 
 
 @dataclass(frozen=True)

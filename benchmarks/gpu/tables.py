@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.gpu.jobs import kind_of
 from benchmarks.gpu.store import red_checks
 from benchmarks.markdown import table
 
@@ -148,24 +149,19 @@ def _empty_kernel(file: Row) -> str:
 
 
 def _short(file: Row) -> str:
-    cells: dict[str, dict[tuple[int, str], float]] = {}
-    for row in _rows(file, "models"):
-        cells.setdefault(row["model"], {})[row["batch"], row["form"]] = float(row["ms"])
-    batches = sorted({batch for times in cells.values() for batch, _ in times})
+    cells = _whole_models(file)
+    batches = sorted({batch for _, batch in cells})
     lines = []
-    for model, times in cells.items():
-        if not any(form == "ours" for _, form in times):
+    for model in dict.fromkeys(model for model, _ in cells):
+        by_batch = [cells.get((model, batch), {}) for batch in batches]
+        if not any("ours" in forms for forms in by_batch):
             continue
         line = [f"`{model}`"]
-        for batch in batches:
-            ours = times.get((batch, "ours"))
-            compiled = [
-                (ms, form)
-                for (b, form), ms in times.items()
-                if b == batch and not form.startswith("ours") and form.endswith(("compiled", "autotuned"))
-            ]
-            line.append("" if ours is None else f"{ours:.2f}")
-            line.append("{:.2f} ({})".format(*min(compiled)) if compiled else "")
+        for forms in by_batch:
+            compiled = [row for row in _others(forms) if kind_of(row["form"]) in ("compiled", "autotuned")]
+            best = min(compiled, key=_ms, default=None)
+            line.append(f"{forms['ours']['ms']:.2f}" if "ours" in forms else "")
+            line.append("" if best is None else f"{best['ms']:.2f} ({best['form']})")
         lines.append(line)
     head = [cell for batch in batches for cell in (f"batch {batch}, ms", "torch.compile")]
     size = "x".join(map(str, file["settings"]["size"]))
@@ -177,13 +173,9 @@ def _short(file: Row) -> str:
 
 
 def _engine_default(file: Row) -> str:
-    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in _rows(file, "models"):
-        cells.setdefault((row["model"], row["batch"]), {})[row["form"]] = row
     lines = []
-    for (model, batch), forms in cells.items():
-        others = [row for name, row in forms.items() if not name.startswith("ours")]
-        best = min(others, key=lambda row: float(row["ms"]), default=None)
+    for (model, batch), forms in _whole_models(file).items():
+        best = min(_others(forms), key=_ms, default=None)
         candidates = [forms[name] for name in ENGINE_FORMS if name in forms]
         if not candidates:
             continue
@@ -192,13 +184,29 @@ def _engine_default(file: Row) -> str:
                 f"`{model}`",
                 batch,
                 *(f"{forms[name]['ms']:.3f}" if name in forms else "" for name in ENGINE_FORMS),
-                min(candidates, key=lambda row: float(row["ms"]))["form"],
+                min(candidates, key=_ms)["form"],
                 "" if best is None else f"{best['ms']:.3f} ({best['form']})",
             )
         )
     return table(
         ("model", "batch", *(f"{name}, ms" for name in ENGINE_FORMS), "fastest", "best of the others, ms"), lines
     )
+
+
+def _whole_models(file: Row) -> dict[tuple[str, int], dict[str, Row]]:
+    """The rows of each model and batch, by form."""
+    cells: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in _rows(file, "models"):
+        cells.setdefault((row["model"], row["batch"]), {})[row["form"]] = row
+    return cells
+
+
+def _others(forms: Mapping[str, Row]) -> list[Row]:
+    return [row for name, row in forms.items() if not name.startswith("ours")]
+
+
+def _ms(row: Row) -> float:
+    return float(row["ms"])
 
 
 def _trace(row: Row) -> str:

@@ -79,14 +79,16 @@ def test_a_ceiling_that_was_measured_otherwise_says_so(tmp_path: Path, store: St
 def test_the_short_table_has_a_line_a_model_and_the_best_compiled(tmp_path: Path) -> None:
     facts = {"gpu": "NVIDIA H200", "size": [512, 384]}
     store = Store(file_name("NVIDIA H200"), facts, fingerprint="one", fresh=True, folder=tmp_path)
-    for form, ms in {"ours": 0.5, "ours compiled": 0.4, "eager amp": 2.0, "sdpa compiled": 0.6}.items():
+    forms = {"ours": 0.5, "ours compiled": 0.4, "eager amp": 2.0, "sdpa compiled": 0.6, "compiled amp": 0.9}
+    for form, ms in forms.items():
         store.put("models", f"1 {form}", model_row(form, ms=ms))
     store.put("models", "16 ours", model_row("ours", ms=4.0, batch=16))
     store.put("models", "16 eager amp", model_row("eager amp", ms=29.0, batch=16))
+    store.put("models", "16 compiled amp", model_row("compiled amp", ms=12.0, batch=16))
     store.put("models", "other", model_row("ours", model="twins_svt-b_fpn", ms=1.0))
     store.put("models", "without ours", model_row("eager amp", model="twins_svt-l_fpn", ms=9.0))
     short = tables.short(folder=tmp_path)
-    assert "| `twins_svt-s_fpn` | 0.50 | 0.60 (sdpa compiled) | 4.00 |  |" in short
+    assert "| `twins_svt-s_fpn` | 0.50 | 0.60 (sdpa compiled) | 4.00 | 12.00 (compiled amp) |" in short
     assert "| `twins_svt-b_fpn` | 1.00 |  |  |  |" in short
     assert "twins_svt-l_fpn" not in short
     assert "512x384, a uint8 image to a uint8 mask on one NVIDIA H200" in short
