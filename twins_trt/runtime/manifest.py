@@ -70,6 +70,19 @@ class EngineFile:
 
 
 @dataclass(frozen=True)
+class AwaitedEngine:
+    """An engine that is still to be compiled, on the device itself: `twins-trt compile` replaces it by an `EngineFile`.
+
+    target: the GPU that it is for (`sm_87`). device: its name, such as `jetson-orin`; empty where only the target is
+    known. tensorrt: major and minor version of the TensorRT that will read the graph, such as `10.3`; empty if unknown.
+    """
+
+    target: str
+    device: str = ""
+    tensorrt: str = ""
+
+
+@dataclass(frozen=True)
 class Figure:
     """One number and how it was measured.
 
@@ -90,7 +103,8 @@ class Manifest:
 
     interface: of the graph; in the file its fields stand beside the others. model: a name of the zoo.
     padding: one of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
-    rebuild: the command that makes this bundle again. tools: name -> version of the tools that built it.
+    rebuild: the command that makes this bundle again. awaits: engines that the device itself has to compile.
+    tools: name -> version of the tools that built it.
     gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone. `write_bundle` sets `created` and `files`.
     Raises BundleError, naming the field and both values, if the parts contradict each other.
     """
@@ -103,6 +117,7 @@ class Manifest:
     source: Source
     rebuild: str
     engines: tuple[EngineFile, ...] = ()
+    awaits: tuple[AwaitedEngine, ...] = ()
     figures: tuple[Figure, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     gate: Literal["ungated", "passed", "failed"] = "ungated"
@@ -122,6 +137,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         plain: dict[str, Any] = encode(self)
+        if not self.awaits:
+            del plain["awaits"]  # as earlier versions wrote it, and read it
         plain |= {"num_classes": self.interface.num_classes, **plain.pop("interface")}
         return {name: plain.pop(name) for name in _FIRST} | plain
 
