@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -19,6 +19,9 @@ from twins_trt.files import sha256_of, write_hashed
 from twins_trt.folders import check_replaceable, restore, whole_folder
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.runtime.manifest import GRAPH, MANIFEST, REBUILD, WEIGHTS, EngineFile, FileEntry, Manifest, safe_path
+
+PACKED = (".tar", ".tar.gz", ".tgz")
+"""How the name of a packed bundle ends (`twins_trt.runtime.archive`)."""
 
 TRIES = 100  # of reading a bundle that is replaced meanwhile; writing one takes longer than reading it
 _AGAIN = "open it again"
@@ -40,7 +43,7 @@ class Bundle:
 
     @property
     def graph(self) -> Path:
-        """The precision-complete ONNX graph."""
+        """The precision-complete ONNX graph. Raises BundleError as `file` does, also if it did not travel."""
         return self.file(GRAPH)
 
     @property
@@ -78,6 +81,8 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file (`engines/x.engine`). Raises BundleError if the manifest does not list it, or if it was
         replaced since the bundle was opened."""
+        if name in {entry.path for entry in self.manifest.left_behind}:
+            raise left_behind_error(self.path, name)
         if name not in self.files:
             raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(self.files)}", self.manifest.rebuild)
         if self._differs([name]):
@@ -120,6 +125,14 @@ def replaced_error(path: Path) -> BundleError:
     return BundleError(f"{path} was replaced since it was opened", _AGAIN)
 
 
+def left_behind_error(path: Path, name: str) -> BundleError:
+    """The error for a file that stayed on the machine that the bundle in `path` came from, as its graph may."""
+    command = "twins-trt export-to device {} --engine graph --out {}"
+    whole, packed = shlex.quote(path.name), shlex.quote(f"{path.name.removesuffix('.bundle')}.tar")
+    fix = f"where the whole bundle is: {command.format(whole, packed)}" if name == GRAPH else None
+    return BundleError(f"{path} holds no {name}: it did not travel with the bundle", fix)
+
+
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """Opens the bundle in the folder `path`.
 
@@ -148,37 +161,43 @@ def write_bundle(
     """Writes a bundle to the folder `path`: whole or not at all, even if it is interrupted.
 
     manifest: gets its `files` here, and `created` if that is empty. files: path below the bundle -> content, or the
-    file to copy; `graph.onnx` and every engine of the manifest must be among them. Everything is written into a hidden
-    folder beside `path`, which is renamed at the end. overwrite: replace a bundle at `path`, in one step if the system
-    can do that; anything else is never replaced. Raises BundleError if `path` exists, if a file is missing or has a bad
-    name, or if the disk refuses.
+    file to copy; every engine of the manifest must be among them, and `graph.onnx` unless it is left behind. Everything
+    is written into a hidden folder beside `path`, which is renamed at the end. overwrite: replace a bundle at `path`,
+    in one step if the system can do that; anything else is never replaced. Raises BundleError if `path` exists, if a
+    file is missing or has a bad name, or if the disk refuses.
     """
     target = Path(path)
     _check_names(files)
-    with _writing(target, overwrite=overwrite) as staging:
+    with writing(target, overwrite=overwrite) as staging:
         manifest = _fill(staging, manifest, files)
         version = _version(staging)
     return Bundle(target, manifest, version)
 
 
 def amend_bundle(
-    bundle: Bundle, files: Mapping[str, bytes | Path], *, change: Callable[[Manifest], Manifest] | None = None
+    bundle: Bundle,
+    files: Mapping[str, bytes | Path],
+    *,
+    change: Callable[[Manifest], Manifest] | None = None,
+    remove: Collection[str] = (),
 ) -> Bundle:
-    """Adds files to a bundle, or replaces some of its files: all of them, or none. Returns the new bundle.
+    """Adds files to a bundle, or replaces or removes some of its files: all of them, or none. Returns the new bundle.
 
     The bundle is amended as it is on disk now, and by one process at a time, so files that others have added since it
-    was opened stay. change: applied to its manifest. Raises BundleError if it has another graph or other engines by
-    now, if a file that it keeps is damaged, and as `write_bundle` does.
+    was opened stay. change: applied to its manifest. remove: files that it shall not hold any longer. Raises
+    BundleError if it has another graph or other engines by now, if a file that it keeps is damaged, and as
+    `write_bundle` does.
     """
     _check_names(files)
-    with _writing(bundle.path, overwrite=True) as staging:
+    with writing(bundle.path, overwrite=True) as staging:
         current = open_bundle(bundle.path, verify=False)
         if _runs(current.manifest) != _runs(bundle.manifest):
             raise BundleError(
                 f"{bundle.path} holds another graph or other engines than when it was opened, which this is not about",
                 _AGAIN,
             )
-        kept = {name: entry for name, entry in _entries(current.manifest).items() if name not in files}
+        gone = {*files, *remove}
+        kept = {name: entry for name, entry in _entries(current.manifest).items() if name not in gone}
         content = {**{name: current.path / name for name in kept}, **files}
         manifest = _fill(staging, current.manifest if change is None else change(current.manifest), content)
         for name, entry in kept.items():
@@ -196,7 +215,7 @@ def _check_names(files: Mapping[str, bytes | Path]) -> None:
 
 
 @contextmanager
-def _writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """The folder that becomes `target` at the end of the block. A folder that is already there is locked meanwhile."""
     check_place(target, overwrite=overwrite)
     try:
@@ -271,14 +290,31 @@ def _read_manifest(root: Path) -> Manifest:
     rebuild = REBUILD.format(path=shlex.quote(str(root) if root.suffix == ".bundle" else f"{root.stem or 'x'}.bundle"))
     if not root.exists():
         raise BundleError(f"{root} does not exist", rebuild)
+    if is_packed(root):
+        raise BundleError(
+            f"{root} is a packed bundle, which is unpacked before it is used",
+            f"twins-trt compile {shlex.quote(str(root))}",
+        )
     if not root.is_dir():
         kind = "an ONNX file" if root.suffix == ".onnx" else "a file"
         raise BundleError(f"{root} is {kind}, not a bundle; a bundle is a folder with a {MANIFEST}", rebuild)
     if not (root / MANIFEST).is_file():
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}", rebuild)
     try:
-        values = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = (root / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{root / MANIFEST} cannot be read: {error}", rebuild) from error
+    return parse_manifest(text, root, rebuild=rebuild)
+
+
+def parse_manifest(text: bytes, root: Path, *, rebuild: str | None) -> Manifest:
+    """The manifest of a written bundle. root: names the bundle in errors. rebuild: their fix if `text` holds none.
+
+    Raises BundleError for what is not JSON, as `Manifest.from_json`, and if it lists no files.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{root / MANIFEST} cannot be read: {error}", rebuild) from error
     try:
         manifest = Manifest.from_json(values)
@@ -287,6 +323,11 @@ def _read_manifest(root: Path) -> Manifest:
     if not manifest.files:
         raise BundleError(f"{root}: {MANIFEST}: files is empty", manifest.rebuild or rebuild)
     return manifest
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `path` is a file whose name ends as a packed bundle's does."""
+    return path.name.endswith(PACKED) and path.is_file()
 
 
 def _check_file(root: Path, entry: FileEntry, field: str, rebuild: str, *, verify: bool) -> None:

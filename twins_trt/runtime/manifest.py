@@ -50,10 +50,31 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """Where and how `twins-trt compile` made an engine.
+
+    device: the GPU's name; empty for an engine that was compiled for a GPU that was not there. driver, cuda: versions
+    of NVIDIA's kernel driver and of the CUDA that it serves; empty where unknown. seconds: wall time. peak_host_mib:
+    the highest resident memory of its process, MiB; None if the system does not tell. shared_memory: whether the GPU
+    uses the same memory. workspace_mib, optimization_level: as given or chosen; None for the compiler's own.
+    """
+
+    device: str
+    driver: str
+    cuda: str
+    seconds: float
+    peak_host_mib: float | None = None
+    shared_memory: bool = False
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+
+
+@dataclass(frozen=True)
 class EngineFile:
     """A serialized engine: its file, the flavour and version of its compiler, and the GPUs that it is for (`sm_86`).
 
     hardware_compatibility: other GPUs that it also runs on, in TensorRT's words, such as `ampere_plus`.
+    compiled: None for an engine that `build` made.
     """
 
     file: str
@@ -61,6 +82,7 @@ class EngineFile:
     version: str
     targets: tuple[str, ...]
     hardware_compatibility: str = "none"
+    compiled: Compiled | None = None
 
     def runs_on(self, target: str) -> bool:
         """Whether it runs on a GPU of this target. TensorRT's Ampere-plus starts at SM80 and excludes Jetsons."""
@@ -104,6 +126,8 @@ class Manifest:
     interface: of the graph; in the file its fields stand beside the others. model: a name of the zoo.
     padding: one of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
     rebuild: the command that makes this bundle again. awaits: engines that the device itself has to compile.
+    left_behind: files of the bundle that this one was taken from which did not travel with it. The graph may be among
+    them if there is an engine.
     tools: name -> version of the tools that built it.
     gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone. `write_bundle` sets `created` and `files`.
     Raises BundleError, naming the field and both values, if the parts contradict each other.
@@ -123,6 +147,7 @@ class Manifest:
     gate: Literal["ungated", "passed", "failed"] = "ungated"
     created: str = ""
     files: tuple[FileEntry, ...] = ()
+    left_behind: tuple[FileEntry, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -131,14 +156,15 @@ class Manifest:
 
     @property
     def graph_sha256(self) -> str:
-        """The sha256 of `graph.onnx`. Raises KeyError before the bundle is written."""
-        return {entry.path: entry.sha256 for entry in self.files}[GRAPH]
+        """The sha256 of `graph.onnx`, also if it was left behind. Raises KeyError before the bundle is written."""
+        return {entry.path: entry.sha256 for entry in (*self.files, *self.left_behind)}[GRAPH]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         plain: dict[str, Any] = encode(self)
-        if not self.awaits:
-            del plain["awaits"]  # as earlier versions wrote it, and read it
+        for name in ("awaits", "left_behind"):
+            if not plain[name]:
+                del plain[name]  # as earlier versions wrote it, and read it
         plain |= {"num_classes": self.interface.num_classes, **plain.pop("interface")}
         return {name: plain.pop(name) for name in _FIRST} | plain
 
@@ -193,17 +219,23 @@ def _file_faults(m: Manifest) -> list[str]:
         faults.append(f"source.seeded is {m.source.seeded} but source.sha256 is {m.source.sha256}")
     if m.source.sha256 is not None and not _SHA256.fullmatch(m.source.sha256):
         faults.append(f"source.sha256 is {m.source.sha256!r}, not 64 hex digits")
-    for i, entry in enumerate(m.files):
-        if not safe_path(entry.path):
-            faults.append(f"files[{i}].path is {entry.path!r}, which is not a plain path below the bundle")
-        if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
-            faults.append(f"files[{i}] has the sha256 {entry.sha256!r} and the size {entry.size}")
+    for name, entries in (("files", m.files), ("left_behind", m.left_behind)):
+        for i, entry in enumerate(entries):
+            if not safe_path(entry.path):
+                faults.append(f"{name}[{i}].path is {entry.path!r}, which is not a plain path below the bundle")
+            if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
+                faults.append(f"{name}[{i}] has the sha256 {entry.sha256!r} and the size {entry.size}")
     listed = [entry.path for entry in m.files]
     if len(set(listed)) != len(listed):
         faults.append("files lists a path twice")
-    needed = [("graph", GRAPH), *((f"engines[{i}].file", engine.file) for i, engine in enumerate(m.engines))]
-    if m.files:  # empty until written
-        faults += [f"{name} is {path}, which files does not list" for name, path in needed if path not in listed]
+    if not m.files:
+        return faults  # empty until written
+    left = [entry.path for entry in m.left_behind]
+    if both := sorted(set(left) & set(listed)):
+        faults.append(f"left_behind names {both[0]}, which files lists")
+    graph = [] if GRAPH in left and m.engines else [("graph", GRAPH)]
+    needed = [*graph, *((f"engines[{i}].file", engine.file) for i, engine in enumerate(m.engines))]
+    faults += [f"{name} is {path}, which files does not list" for name, path in needed if path not in listed]
     return faults
 
 
