@@ -1,4 +1,4 @@
-"""TensorRT runtimes of any version that run engines on a `FakeGpu`, with ONNX Runtime doing the arithmetic.
+"""TensorRT runtimes of any version that run engines on a `FakeGpu`; `fake_arithmetic.py` computes.
 
 `runtime_module("10.3.0", gpu)` is `fake_tensorrt`'s module, whose names and signatures are the real ones, with a
 runtime, engines and contexts behind them. `serialize(graph, ...)` makes what it deserializes. What TensorRT does only
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from fake_arithmetic import OnnxSession, Session
 from fake_gpu import FakeGpu, Status, Work
 from fake_tensorrt import fake_module, made
 
@@ -48,10 +50,20 @@ def serialize(graph: bytes, *, version: str, profile: tuple[Any, Any, Any] | Non
     return MAGIC + json.dumps({"version": version, "profile": profile}).encode() + b"\n" + graph
 
 
-def runtime_module(version: str, gpu: FakeGpu, faults: Faults | None = None) -> Any:
-    """The module of a version, with `module.faults`."""
-    module = fake_module(version, behaviours=_BEHAVIOURS)
-    module.gpu, module.faults = gpu, faults or Faults()
+def runtime_module(
+    version: str,
+    gpu: FakeGpu,
+    faults: Faults | None = None,
+    *,
+    open_session: Callable[[bytes], Session] = OnnxSession,
+    behaviours: Mapping[tuple[str, str], Callable[..., Any]] | None = None,
+) -> Any:
+    """The module of a version, with `module.faults`.
+
+    open_session: what computes a graph. behaviours: as `fake_module` takes them, in place of those here.
+    """
+    module = fake_module(version, behaviours={**_BEHAVIOURS, **(behaviours or {})})
+    module.gpu, module.faults, module.open_session = gpu, faults or Faults(), open_session
     module.IExecutionContext.profiler = property(_get_profiler, _set_profiler)
     return module
 
@@ -64,8 +76,6 @@ def _fail(fake: Any, text: str, method: str = "") -> None:
 
 
 def _deserialize(self: Any, content: Any) -> Any:
-    import onnxruntime
-
     module = self._module
     module.Runtime.logger = self._logger
     assert self.engine_host_code_allowed is False, "an engine may bring code along"
@@ -78,11 +88,9 @@ def _deserialize(self: Any, content: Any) -> Any:
         _fail(self, f"expecting library version {module.__version__} got {fields['version']}")
         return None
     engine = made(module, "ICudaEngine")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    engine._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    engine._inputs = {node.name: node for node in engine._session.get_inputs()}
-    engine._outputs = {node.name: node for node in engine._session.get_outputs()}
+    engine._graph = graph
+    engine._session = module.open_session(graph)
+    engine._inputs, engine._outputs = engine._session.inputs, engine._session.outputs
     engine._nodes = {**engine._inputs, **engine._outputs}
     engine._profile = fields["profile"]
     engine._device = module.gpu.current
@@ -151,6 +159,8 @@ def _tensor_shape(self: Any, name: str) -> tuple[int, ...]:
     self._shapes.setdefault(image.name, _shape(self._engine, image.name))
     if name in self._engine._inputs:
         return self._shapes[name]
+    if -1 not in _shape(self._engine, name):
+        return _shape(self._engine, name)
     # What the graph computes for zeros of the input's shape.
     zeros = np.zeros(self._shapes[image.name], NUMPY[DTYPES[image.type]])
     return self._engine._session.run([name], {image.name: zeros})[0].shape

@@ -318,7 +318,8 @@ def _create_network(self: Any, flags: int = 0) -> Any:
     return network
 
 
-def _parse_from_file(self: Any, path: str) -> bool:
+def parse_from_file(self: Any, path: str) -> bool:
+    """What `OnnxParser.parse_from_file` does by the script."""
     module, script = self._module, self._module.script
     if "EXPLICIT_BATCH" in module.NetworkDefinitionCreationFlag.__members__ and module.__version__.startswith("8."):
         assert self._network._flags & 1, "8.x parses ONNX into explicit-batch networks only"
@@ -346,7 +347,8 @@ def _get_error(self: Any, index: int) -> Any:
     return error
 
 
-def _build(self: Any, network: Any, config: Any) -> Any:
+def build_by_script(self: Any, network: Any, config: Any) -> Any:
+    """What `Builder.build_serialized_network` does: messages, phases, and the script's engine or None."""
     try:
         return _act_out(self, config)
     finally:
@@ -416,8 +418,8 @@ _INITS: dict[str, Callable[..., None]] = {
 }
 _BEHAVIOURS: dict[tuple[str, str], Callable[..., Any]] = {
     ("Builder", "create_network"): _create_network,
-    ("Builder", "build_serialized_network"): _build,
-    ("OnnxParser", "parse_from_file"): _parse_from_file,
+    ("Builder", "build_serialized_network"): build_by_script,
+    ("OnnxParser", "parse_from_file"): parse_from_file,
     ("OnnxParser", "num_errors"): lambda self: len(self._module.script.parse_errors),
     ("OnnxParser", "get_error"): _get_error,
     ("ParserError", "desc"): lambda self: self._fields[0],

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import fake_builder
 import fake_engines
 import fake_tensorrt
 import pytest
@@ -73,15 +74,15 @@ def test_nothing_is_simulated_that_a_version_lacks(version: str) -> None:
                 setattr(made, absent, 1)
 
 
-@pytest.mark.parametrize("behaviours", [fake_engines._BEHAVIOURS, fake_tensorrt._BEHAVIOURS])
-def test_every_behaviour_belongs_to_a_member_of_some_version(behaviours: Any) -> None:
+@pytest.mark.parametrize("module", [fake_engines, fake_builder, fake_tensorrt])
+def test_every_behaviour_belongs_to_a_member_of_some_version(module: Any) -> None:
     real = {
         (name, member)
         for version in VERSIONS
         for name, members in fake_tensorrt.describe(version)["classes"].items()
         for member in members
     }
-    assert set(behaviours) <= real
+    assert set(module._BEHAVIOURS) <= real
 
 
 def test_members_of_an_enum_are_no_numbers(rtx: Any) -> None:
