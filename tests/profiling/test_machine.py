@@ -81,6 +81,37 @@ def test_a_jetsons_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert described.processor.endswith("(asimd)")
 
 
+def test_memory_clock_heat_limits_and_driver_of_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    root, emc, zone = jetson(tmp_path), "sys/kernel/debug/bpmp/debug/clk/emc", "sys/class/thermal/thermal_zone0"
+    assert machine.glance(root).limits_c == {}
+    trips = (("active", 40_000), ("critical", 104_500), ("passive", 99_000), ("passive", 0), ("hot", "?"))
+    trees.write(
+        root,
+        {
+            f"{zone}/trip_point_{i}_{key}": v
+            for i, t in enumerate(trips)
+            for key, v in zip(("type", "temp"), t, strict=True)
+        },
+    )
+    assert machine.glance(root).limits_c == {"cpu-thermal": 99.0}
+    trees.write(root, {f"{emc}/rate": 2_133_000_000, f"{emc}/max_rate": 3_199_000_000})
+    clocks = {"cpu": 1120.0, "gpu": 625.0, "gpu_max": 918.0}
+    assert machine.glance(root).clocks_mhz == clocks | {"memory": 2133.0, "memory_max": 3199.0}
+    for cap, top in ((0, 3199.0), (2_133_000_000, 2133.0)):
+        trees.write(root, {"sys/kernel/nvpmodel_clk_cap/emc": cap})
+        assert machine.glance(root).clocks_mhz["memory_max"] == top
+    version = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build  (buildbrain)"
+    trees.write(
+        root, {"proc/driver/nvidia/version": version, "etc/nv_tegra_release": "# R36 (release), REVISION: 4.0, GCID: 1"}
+    )
+    versions = machine.describe_versions([], root)
+    assert (versions["driver"], versions["l4t"]) == ("540.4.0", "36.4.0")
+    desktop = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri Aug 16 21:39:15 UTC 2024"
+    trees.write(root, {"proc/driver/nvidia/version": desktop})
+    assert machine.describe_versions([], root)["driver"] == "560.35.03"
+
+
 def test_what_others_do_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     root = jetson(tmp_path)
@@ -98,7 +129,7 @@ def test_throttling_is_told_from_fans(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pynvml", None)
     root = jetson(tmp_path)
     trees.write(root, {"sys/class/thermal/cooling_device1/cur_state": 1})
-    assert machine.throttled(root) == ("cooling by gpu-throttle-alert",)
+    assert machine.glance(root).throttled == machine.look(root).throttled == ("cooling by gpu-throttle-alert",)
 
 
 def test_a_desktops_gpu_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +145,9 @@ def test_a_desktops_gpu_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetHandleByIndex": lambda index: "gpu 0",
         "nvmlDeviceGetClockInfo": lambda device, kind: {real.NVML_CLOCK_SM: 1410, real.NVML_CLOCK_MEM: 7001}[kind],
-        "nvmlDeviceGetMaxClockInfo": lambda device, kind: 2100,
+        "nvmlDeviceGetMaxClockInfo": lambda device, kind: {real.NVML_CLOCK_SM: 2100, real.NVML_CLOCK_MEM: 7001}[kind],
         "nvmlDeviceGetTemperature": refuse,
+        "nvmlDeviceGetTemperatureThreshold": lambda device, kind: {real.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: 95}[kind],
         "nvmlDeviceGetEnforcedPowerLimit": lambda device: 130_000,
         "nvmlDeviceGetCurrentClocksThrottleReasons": lambda device: reasons,
     }.items():
@@ -126,7 +158,8 @@ def test_a_desktops_gpu_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyP
             setattr(fake, name, getattr(real, name))
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     found = machine.look(tmp_path)
-    assert found.clocks_mhz == {"gpu": 1410.0, "gpu_max": 2100.0, "memory": 7001.0}
+    assert found.clocks_mhz == {"gpu": 1410.0, "gpu_max": 2100.0, "memory": 7001.0, "memory_max": 7001.0}
+    assert found.limits_c == {"gpu": 95.0}
     assert (found.power_mode, found.throttled, found.temperatures_c) == ("limit 130 W", ("power limit",), {})
 
 

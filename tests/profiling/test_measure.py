@@ -5,21 +5,22 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trees
 from tiny_graphs import MakeBundle
 from told import Told
 
 from twins_trt.errors import EngineError, ImageError, UsageError
-from twins_trt.profiling import measure
+from twins_trt.profiling import steady
 from twins_trt.profiling.candidates import Candidate, bundle_candidate
 from twins_trt.profiling.measure import draw_picture, profile
-from twins_trt.profiling.results import Profile, ProfileOptions, WarmUp
+from twins_trt.profiling.results import Profile, ProfileOptions
 from twins_trt.profiling.statistics import ratio_of_medians
 from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import DeviceMemory, LayerTime
@@ -27,7 +28,7 @@ from twins_trt.runtime.engines import DeviceMemory, LayerTime
 QUICK = ProfileOptions(rounds=3, calls=2, warm_up_s=0.0, batches=(), layers=False, power_s=0.0)
 # The first call, one window of warm-up and an observed call; in each round one that is not kept, the timed calls and as
 # many observed ones.
-CALLS = 1 + measure.WINDOW + 1 + 3 * (1 + 2 + 2)
+CALLS = 1 + steady.WINDOW + 1 + 3 * (1 + 2 + 2)
 
 
 class Sleeper:
@@ -148,7 +149,7 @@ def test_two_candidates_in_turn_with_their_ratio(sleeper: Any) -> None:
 def test_end_to_end_is_not_observed_and_stages_come_from_calls_of_their_own(sleeper: Any) -> None:
     candidate, engines = sleeper("x", 4.0, observing=40.0)
     found = profile([candidate], QUICK).measurements[0]
-    warm, turn = [False] * (1 + measure.WINDOW) + [True], [False] * (1 + 2) + [True] * 2
+    warm, turn = [False] * (1 + steady.WINDOW) + [True], [False] * (1 + 2) + [True] * 2
     assert engines[0].observed == warm + 3 * turn
     assert engines[0].observe is None
     for latency in (found.end_to_end, found.call):
@@ -174,26 +175,6 @@ def test_turns_rotate_and_the_baseline_can_be_chosen(sleeper: Any) -> None:
     turns = [(name, len(list(calls))) for name, calls in itertools.groupby(order[-30:])]
     assert turns == [("a", 5), ("b", 10), ("a", 10), ("b", 5)]  # a and b, b and a, a and b
     assert {(ratio.label, ratio.baseline) for ratio in found.ratios} == {("a", "b")}
-
-
-def warm_up(times: Iterable[float], limit_s: float) -> WarmUp:
-    """The warm-up of calls that say they took these seconds."""
-    account = iter(times)
-    return measure.warm_up(lambda: next(account), limit_s=limit_s)
-
-
-def test_warm_up_waits_for_two_windows_that_agree() -> None:
-    window = measure.WINDOW
-    falling = [*[0.020] * window, *[0.012] * window, *[0.0101] * window, *[0.0100] * window]
-    assert (warm_up(falling, 30.0).stable, warm_up(falling, 30.0).calls) == (True, 4 * window)
-    outlier = [0.010, 0.9, 0.010, 0.010, 0.010] * 2  # a single hiccup is not what the median is about
-    assert (warm_up(outlier, 30.0).stable, warm_up(outlier, 30.0).calls) == (True, 2 * window)
-
-
-def test_warm_up_ends_when_its_time_is_over() -> None:
-    restless = (0.001 * 2**i for i in itertools.count() for _ in range(measure.WINDOW))
-    found = warm_up(restless, 0.0)
-    assert (found.stable, found.calls) == (False, measure.WINDOW)
 
 
 def test_throughput_stays_within_what_a_graph_takes(sleeper: Any) -> None:
@@ -243,6 +224,40 @@ def test_layers_that_cannot_be_timed_cost_nothing_else(
     assert "x: layers were not timed: reported no layer" in caplog.text
 
 
+def test_clocks_and_heat_are_read_between_rounds(sleeper: Any, tmp_path: Path) -> None:
+    """The board gets hotter and slower with every call; `during` has what it was in the middle of the rounds."""
+    zone, gpu = "sys/class/thermal/thermal_zone0", "sys/class/devfreq/17000000.gpu"
+    still = {f"{zone}/type": "tj-thermal", f"{zone}/trip_point_0_type": "passive", f"{zone}/trip_point_0_temp": 84_000}
+    root = trees.write(tmp_path / "root", {**still, f"{gpu}/max_freq": 1_000_000_000})
+
+    def takes(number: int) -> float:
+        trees.write(root, {f"{gpu}/cur_freq": 10**9 - number * 10**7, f"{zone}/temp": 60_000 + number * 1000})
+        return 1.0
+
+    candidate, _ = sleeper("x", takes)
+    found = profile([candidate], QUICK, root=root)
+    first, last = CALLS - 10, CALLS  # the calls before the first look and before the last
+    assert [state.clocks_mhz["gpu"] for state in found.during] == [1000 - 10 * first, 1000 - 10 * last]
+    assert [state.temperatures_c for state in found.during] == [{"tj-thermal": 60.0 + n} for n in (first, last)]
+    assert f"the gpu clock was down to {1000 - 10 * last} MHz at work, its maximum is 1000 MHz" in found.warnings
+    assert f"tj-thermal reached {60 + last} °C, and is slowed down from 84 °C on" not in found.warnings
+    takes(25)
+    hot = profile([candidate], QUICK, root=root)
+    assert hot.settled is None
+    assert "tj-thermal reached 85 °C, and is slowed down from 84 °C on" in hot.warnings
+
+
+def test_all_run_in_turn_until_they_are_steady(sleeper: Any) -> None:
+    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", 2.0)
+    found = profile([a, b], replace(QUICK, settle_s=0.01))  # less than a window, so there is one
+    assert found.settled is not None
+    assert (found.settled.windows, found.settled.steady) == (1, False)
+    more = [len(each[0].sizes) - CALLS for each in (a_engines, b_engines)]
+    assert more[0] == more[1] > 50
+    assert any("not steady after 1 s of warm-up" in warning for warning in found.warnings)
+    assert Profile.from_json(found.to_json()) == found
+
+
 def stopped_at(call: int, milliseconds: float = 1.0) -> Callable[[int], float]:
     def takes(number: int) -> float:
         if number == call:
@@ -254,7 +269,7 @@ def stopped_at(call: int, milliseconds: float = 1.0) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("late", [2, 4])  # in a timed call, and in an observed one
 def test_an_interrupt_keeps_whole_rounds(sleeper: Any, late: int) -> None:
-    before_rounds, turn = 1 + measure.WINDOW + 1, 1 + 2 + 2
+    before_rounds, turn = 1 + steady.WINDOW + 1, 1 + 2 + 2
     (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(before_rounds + 2 * turn + late))
     found = profile([a, b], replace(QUICK, layers=True, batches=(1,)))
     assert found.interrupted
@@ -267,7 +282,7 @@ def test_an_interrupt_keeps_whole_rounds(sleeper: Any, late: int) -> None:
 
 
 def test_an_interrupt_before_the_first_round_is_raised_and_all_is_closed(sleeper: Any) -> None:
-    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(1 + measure.WINDOW + 2))
+    (a, a_engines), (b, b_engines) = sleeper("a", 1.0), sleeper("b", stopped_at(1 + steady.WINDOW + 2))
     with pytest.raises(KeyboardInterrupt):
         profile([a, b], QUICK)
     assert [a_engines[0].closed, b_engines[0].closed] == [1, 1]

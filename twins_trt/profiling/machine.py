@@ -13,6 +13,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ def describe_machine(root: Path = ROOT) -> Machine:
     )
 
 
-def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of the installed packages that a figure depends on."""
-    versions = {"python": platform.python_version()}
+def describe_versions(packages: Sequence[str] = PACKAGES, root: Path = ROOT) -> dict[str, str]:
+    """Versions of Python, of the installed packages and of the GPU's driver that a figure depends on."""
+    versions = {"python": platform.python_version(), **_driver(root)}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
@@ -77,27 +78,40 @@ def look(root: Path = ROOT, *, watch_s: float = 0.0) -> Conditions:
     the machine; 0 does not watch.
     """
     busy = _busy(root, watch_s) if watch_s else None
-    gpu = _nvml_conditions()
-    clocks = {**_cpu_clock(root), **_jetson_clocks(root), **gpu.clocks_mhz}
-    return Conditions(
+    now = glance(root)
+    return replace(
+        now,
         load_average=_load_average(),
         busy=busy,
-        clocks_mhz=clocks,
-        temperatures_c={**_temperatures(root), **gpu.temperatures_c},
-        power_mode=gpu.power_mode or _nvpmodel(),
-        throttled=throttled(root),
+        power_mode=now.power_mode or _nvpmodel(),
         events=dict(_events(root)),
     )
 
 
-def throttled(root: Path = ROOT) -> tuple[str, ...]:
-    """What holds the clocks back now, in words: active cooling devices, and a GPU's own reasons."""
+def glance(root: Path = ROOT) -> Conditions:
+    """Clocks, temperatures and what holds the clocks back, now. It starts no program, so it fits between two calls.
+
+    The clocks come first, because some fall as soon as the work ends.
+    """
+    clocks = {**_jetson_clocks(root), **_cpu_clock(root)}
+    gpu = _nvml_conditions()
+    return Conditions(
+        clocks_mhz={**clocks, **gpu.clocks_mhz},
+        temperatures_c={**_temperatures(root), **gpu.temperatures_c},
+        limits_c={**_limits(root), **gpu.limits_c},
+        power_mode=gpu.power_mode,
+        throttled=(*_cooling(root), *gpu.throttled),
+    )
+
+
+def _cooling(root: Path) -> tuple[str, ...]:
+    """Cooling devices that hold clocks back now, in words."""
     cooling = []
     for device in sorted(root.glob("sys/class/thermal/cooling_device*")):
         name, state = _text(device / "type") or "", _number(device / "cur_state")
         if state is not None and state > 0 and re.search(r"throttle|freq|processor|gpu", name, re.IGNORECASE):
             cooling.append(f"cooling by {name}")  # not by fans and the like, which cost no speed
-    return *cooling, *_nvml_conditions().throttled
+    return tuple(cooling)
 
 
 def resident_mib() -> tuple[float, float] | None:
@@ -175,8 +189,12 @@ def _jetson_clocks(root: Path) -> dict[str, float]:
             for name, file in (("gpu", "cur_freq"), ("gpu_max", "max_freq")):
                 if (hertz := _number(folder / file)) is not None:
                     clocks[name] = round(hertz / 1e6)
-    if (hertz := _number(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")) is not None:  # root only
+    emc = root / "sys/kernel/debug/bpmp/debug/clk/emc"  # for root only
+    cap = _number(root / "sys/kernel/nvpmodel_clk_cap/emc") or None  # of the power mode; 0 caps nothing
+    if (hertz := _number(emc / "rate")) is not None:
         clocks["memory"] = round(hertz / 1e6)
+    if ends := [each for each in (_number(emc / "max_rate"), cap) if each is not None]:
+        clocks["memory_max"] = round(min(ends) / 1e6)
     return clocks
 
 
@@ -187,6 +205,35 @@ def _temperatures(root: Path) -> dict[str, float]:
         if name and value is not None and value > -200_000:  # a sensor that is off reads -256 degrees
             degrees[name] = round(value / 1e3, 1)
     return degrees
+
+
+def _limits(root: Path) -> dict[str, float]:
+    """Degrees at which a zone slows something down or stops it: the lowest trip point that is not a fan's.
+
+    Documentation/driver-api/thermal/sysfs-api.rst: `trip_point_N_type` is critical, hot, passive or active.
+    """
+    limits = {}
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        degrees = []
+        for kind in zone.glob("trip_point_*_type"):
+            value = _number(kind.with_name(kind.name.replace("_type", "_temp")))
+            if _text(kind) in ("passive", "hot", "critical") and value is not None and value > 0:  # else it is off
+                degrees.append(value)
+        if degrees and (name := _text(zone / "type")):
+            limits[name] = round(min(degrees) / 1e3, 1)
+    return limits
+
+
+def _driver(root: Path) -> dict[str, str]:
+    """The version of the GPU's driver, and of a Jetson's L4T."""
+    versions = {}
+    # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri ...", on a Jetson "... Open Kernel Module for ..."
+    if found := re.search(r"Kernel Module.*?\s(\d+\.\d[\d.]*)", _text(root / "proc/driver/nvidia/version") or ""):
+        versions["driver"] = found[1]
+    # "# R36 (release), REVISION: 4.0, GCID: ..."
+    if found := re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or ""):
+        versions["l4t"] = f"{found[1]}.{found[2]}"
+    return versions
 
 
 def _events(root: Path) -> Iterator[tuple[str, int]]:
@@ -234,14 +281,17 @@ def _nvml_conditions() -> Conditions:
             "gpu": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM),
             "gpu_max": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_SM),
             "memory": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_MEM),
+            "memory_max": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_MEM),
         }
         heat = _ask(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU)
+        slowdown = _ask(nvml.nvmlDeviceGetTemperatureThreshold, device, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
         limit = _ask(nvml.nvmlDeviceGetEnforcedPowerLimit, device)
         bits = _ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, device) or 0
         reasons = {getattr(nvml, f"nvmlClocksThrottleReason{name}"): words for name, words in _REASONS.items()}
         return Conditions(
             clocks_mhz={name: float(value) for name, value in clocks.items() if value is not None},
             temperatures_c={} if heat is None else {"gpu": float(heat)},
+            limits_c={} if slowdown is None else {"gpu": float(slowdown)},
             power_mode=None if limit is None else f"limit {limit / 1e3:.0f} W",
             throttled=tuple(words for bit, words in reasons.items() if bits & bit),
         )

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from twins_trt.profiling.results import (
     COMPARED,
     STAGES,
     Batch,
+    Conditions,
     Energy,
     Latency,
     Layer,
@@ -40,21 +42,21 @@ from twins_trt.profiling.results import (
     Profile,
     ProfileOptions,
     Ratio,
+    Settling,
     Subject,
     WarmUp,
 )
 from twins_trt.profiling.statistics import ratio_of_medians
+from twins_trt.profiling.steady import settle, warm_up
 from twins_trt.profiling.warnings import find_warnings
 from twins_trt.progress import Progress, silent
 from twins_trt.runtime import RuntimeOptions, Segmenter
 from twins_trt.runtime.engines import HoldsDeviceMemory, ProfilesLayers
 from twins_trt.runtime.engines.protocol import Stage
 
-# Warm enough: the medians of the last two windows of calls differ by less than TOLERANCE.
-WINDOW, TOLERANCE = 5, 0.05
 SWEEP_CALLS, SWEEP_S = 7, 5.0
-LAYER_RUNS = 10
-WATCH_S = 0.5
+LAYER_RUNS, WATCH_S = 10, 0.5
+GLANCE_S = 0.5  # between two looks at the clocks: on a board one takes some milliseconds, and the GPU idles meanwhile
 ANY_SIZE = (512, 512)  # of the picture, for graphs that take any
 
 log = logging.getLogger("twins_trt")
@@ -68,13 +70,14 @@ def profile(
     baseline: str | None = None,
     meter: Meter | None = None,
     command: str = "",
+    root: Path = machine.ROOT,
     progress: Progress | None = None,
 ) -> Profile:
     """Measures all candidates side by side.
 
     picture: an image file to segment; None draws one of the first candidate's size. baseline: the label that ratios
     refer to, by default the first candidate's. meter: reads the power; None measures no energy. command: written into
-    the profile, to make it again.
+    the profile, to make it again. root: of the file system that holds /proc and /sys.
     KeyboardInterrupt after the first whole round ends the measuring and returns what was measured, marked
     `interrupted`; before that it is raised. Raises UsageError where there is no candidate or two have one label, and
     what opening or running a candidate raises.
@@ -83,9 +86,9 @@ def profile(
     reference = _reference([candidate.label for candidate in candidates], baseline)
     if picture is not None:
         read_image(picture)  # a broken one fails now, not after minutes of opening
-    before, start = machine.look(watch_s=WATCH_S), time.perf_counter()  # while the load is that of others
+    before, start = machine.look(root, watch_s=WATCH_S), time.perf_counter()  # while the load is that of others
     idle_watts = None if meter is None or not options.power_s else measure_idle(meter)
-    work = _SideBySide(options, progress or silent)
+    work = _SideBySide(options, root, progress or silent)
     interrupted = False
     with tempfile.TemporaryDirectory(prefix="twins-trt-") as folder:
         try:
@@ -93,12 +96,13 @@ def profile(
             work.use_picture(None if picture is None else Path(picture), folder=Path(folder))
             work.warm_up()
             try:
-                throttled = work.measure_rounds()
-                after, end = replace(machine.look(), throttled=throttled), time.perf_counter()
+                work.settle()
+                work.measure_rounds()
+                after, end = work.look_after(), time.perf_counter()
             except KeyboardInterrupt:
                 if not work.drop_unfinished_round():
                     raise
-                after, end, interrupted = machine.look(), time.perf_counter(), True
+                after, end, interrupted = work.look_after(), time.perf_counter(), True
             try:
                 if not interrupted:
                     work.sweep()
@@ -112,8 +116,8 @@ def profile(
     result = Profile(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
-        machine=machine.describe_machine(),
-        versions=machine.describe_versions(),
+        machine=machine.describe_machine(root),
+        versions=machine.describe_versions(root=root),
         settings=work.options,
         before=before,
         after=after,
@@ -121,26 +125,10 @@ def profile(
         measurements=measurements,
         ratios=tuple(_ratios(measurements, reference)),
         interrupted=interrupted,
+        during=tuple(work.during),
+        settled=work.settled,
     )
     return replace(result, warnings=find_warnings(result))
-
-
-def warm_up(call: Callable[[], float], *, limit_s: float) -> WarmUp:
-    """Calls until the medians of the last two windows of calls agree, or `limit_s` seconds are over.
-
-    call: runs once and returns its seconds. The first window always runs whole.
-    """
-    start = time.perf_counter()
-    times: list[float] = []
-    while True:
-        times += [call() for _ in range(WINDOW)]
-        stable = False
-        if len(times) >= 2 * WINDOW:
-            last, previous = np.median(times[-WINDOW:]), np.median(times[-2 * WINDOW : -WINDOW])
-            stable = bool(abs(last / previous - 1) < TOLERANCE)
-        spent = time.perf_counter() - start
-        if stable or spent > limit_s:
-            return WarmUp(len(times), round(spent, 2), stable)
 
 
 def draw_picture(path: Path, size: tuple[int, int]) -> None:
@@ -200,10 +188,12 @@ class _Opened:
 class _SideBySide:
     """Candidates that are open together and segment the same picture. `options` say which, once it is chosen."""
 
-    def __init__(self, options: ProfileOptions, progress: Progress) -> None:
+    def __init__(self, options: ProfileOptions, root: Path, progress: Progress) -> None:
         self.options = options
         self.opened: list[_Opened] = []
-        self._progress = progress
+        self.during: list[Conditions] = []
+        self.settled: Settling | None = None
+        self._root, self._progress = root, progress
         self._picture = Path()
 
     def open(self, candidates: Sequence[Candidate]) -> None:
@@ -226,18 +216,20 @@ class _SideBySide:
     def warm_up(self) -> None:
         for each in self.opened:
             self._progress("warm up", each.subject.label, None)
-            pictures = self._pictures(each)
+            each.warm_up = warm_up(self._seconds(each), limit_s=self.options.warm_up_s)
+            each.observed_call(self._pictures(each))  # an engine prepares its clocks in the first
 
-            def seconds(each: _Opened = each, pictures: Sequence[Path] = pictures) -> float:
-                return each.call(pictures)["call"]
+    def settle(self) -> None:
+        """Runs all in turn until clocks and latencies are steady, if the options want it."""
+        if self.options.settle_s:
+            self._progress("warm up", "until the clocks are steady", None)
+            calls = [self._seconds(each) for each in self.opened]
+            self.settled = settle(calls, partial(machine.glance, self._root), limit_s=self.options.settle_s)
 
-            each.warm_up = warm_up(seconds, limit_s=self.options.warm_up_s)
-            each.observed_call(pictures)  # an engine prepares its clocks in the first
-
-    def measure_rounds(self) -> tuple[str, ...]:
-        """Adds whole rounds to `calls`. Returns what held the clocks back between them."""
+    def measure_rounds(self) -> None:
+        """Adds whole rounds to `calls`, and the machine's state at the end of some to `during`."""
         rounds = self.options.rounds
-        held_back: dict[str, None] = {}
+        glanced = -GLANCE_S
         for number in range(rounds):
             first = number % len(self.opened)
             kept: list[tuple[_Opened, list[tuple[dict[str, float], dict[str, float]]]]] = []
@@ -250,8 +242,14 @@ class _SideBySide:
                 kept.append((each, list(zip(calls, observed, strict=True))))
             for each, both in kept:
                 each.calls += both
-            held_back.update(dict.fromkeys(machine.throttled()))
-        return tuple(held_back)
+            if number + 1 == rounds or time.perf_counter() - glanced >= GLANCE_S:
+                self.during.append(machine.glance(self._root))
+                glanced = time.perf_counter()
+
+    def look_after(self) -> Conditions:
+        """The machine's state now, and what held the clocks back in the rounds."""
+        held_back = dict.fromkeys(each for state in self.during for each in state.throttled)
+        return replace(machine.look(self._root), throttled=tuple(held_back))
 
     def drop_unfinished_round(self) -> int:
         """Keeps the calls of the rounds that every candidate has finished. Returns how many calls each has then."""
@@ -319,6 +317,11 @@ class _SideBySide:
     def _pictures(self, each: _Opened) -> list[Path]:
         """The pictures of one call: as many as the graph's batch."""
         return [self._picture] * each.subject.batch
+
+    def _seconds(self, each: _Opened) -> Callable[[], float]:
+        """A call that returns its seconds, those of decoding left out."""
+        pictures = self._pictures(each)
+        return lambda: each.call(pictures)["call"]
 
 
 def _reference(labels: Sequence[str], baseline: str | None) -> str:

@@ -18,8 +18,9 @@ from twins_trt.spelling import spelled
 FORMAT_VERSION = 1
 PROFILE = "profile.json"
 
-Compared = Literal["end_to_end", "engine"]
+Compared = Literal["end_to_end", "call", "engine"]
 COMPARED: tuple[Compared, ...] = ("end_to_end", "engine")
+"""What a profile gives ratios of."""
 
 STAGES = ("decode", "preprocess", "copy", "engine", "postprocess")
 """The stages of an observed call, in order. `copy`: between host and device, both ways; absent on a CPU."""
@@ -62,6 +63,19 @@ class WarmUp:
     calls: int
     seconds: float
     stable: bool
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How clocks and latencies became steady while all candidates ran in turn.
+
+    seconds: how long that took. windows: how many stretches of time were compared. steady: whether the last ones
+    agreed; False where the time limit came first.
+    """
+
+    seconds: float
+    windows: int
+    steady: bool
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,7 @@ class Measurement:
 
     def rounds(self, of: Compared) -> list[list[float]]:
         """Milliseconds per picture of every call, by round."""
-        latency = self.end_to_end if of == "end_to_end" else self.stages[of]
+        latency = self.stages["engine"] if of == "engine" else self.end_to_end if of == "end_to_end" else self.call
         samples = [each / self.subject.batch for each in latency.samples]
         return [samples[i : i + self.calls_per_round] for i in range(0, len(samples), self.calls_per_round)]
 
@@ -232,8 +246,9 @@ class Conditions:
     """The state of the machine at one moment.
 
     load_average: of the last minute. busy: the share of the processors' time that was in use just before, None where
-    it was not watched. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`). temperatures_c: by sensor.
-    power_mode: nvpmodel of a Jetson, power limit of a GPU. throttled: what held the clocks back, in words.
+    it was not watched. clocks_mhz: by name (`cpu`, `gpu`, `gpu_max`, `memory`, `memory_max`). temperatures_c: by
+    sensor. limits_c: by sensor, the temperature that slows the machine down. power_mode: nvpmodel of a Jetson, power
+    limit of a GPU. throttled: what held the clocks back, in words.
     events: counters of throttling and of time stolen by a hypervisor; a warning says where one grew over the run.
     """
 
@@ -244,6 +259,7 @@ class Conditions:
     power_mode: str | None = None
     throttled: tuple[str, ...] = ()
     events: Mapping[str, int] = field(default_factory=dict)
+    limits_c: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,7 +267,8 @@ class ProfileOptions:
     """How to measure. Times in seconds.
 
     rounds: of interleaved measuring. calls: timed calls of a subject in a round, and as many observed ones.
-    warm_up_s: at most, before the first round. batches: sizes of the throughput sweep. threads: of the CPU, None for
+    warm_up_s: of each by itself, at most. settle_s: of all in turn after that, at most, until clocks and latencies are
+    steady; 0 does not wait for that. batches: sizes of the throughput sweep. threads: of the CPU, None for
     one per core. picture: what is segmented, with its size. layers: whether to time layers, in a session of their own.
     power_s: length of the steady run in which energy is measured, 0 for none.
     """
@@ -264,14 +281,16 @@ class ProfileOptions:
     picture: str = ""
     layers: bool = True
     power_s: float = 5.0
+    settle_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Profile:
     """The content of `profile.json`.
 
-    before, after: the machine's state around the rounds; seconds: between the two. warnings: what makes the figures
-    less reliable than they look, in words. interrupted: Ctrl-C ended it, and only whole rounds are kept.
+    before, after: the machine's state around the rounds; seconds: between the two. during: between rounds, right after
+    a call; empty in files from before it was read. settled: None where `settle_s` was 0. warnings: what makes the
+    figures less reliable than they look, in words. interrupted: Ctrl-C ended it, and only whole rounds are kept.
     """
 
     created: str
@@ -286,6 +305,8 @@ class Profile:
     ratios: tuple[Ratio, ...] = ()
     warnings: tuple[str, ...] = ()
     interrupted: bool = False
+    during: tuple[Conditions, ...] = ()
+    settled: Settling | None = None
     format_version: int = FORMAT_VERSION
 
     def of(self, label: str) -> Measurement:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import median
 
 from twins_trt.profiling.machine import STOLEN
 from twins_trt.profiling.results import Measurement, Profile
@@ -11,6 +12,9 @@ BUSY = 0.1  # share of the cores' time that others used before the run
 STEAL = 0.01  # share of the cores' time that a hypervisor took
 FALLEN = 0.9  # of the clock before the run; under load it should rise
 UNEVEN = 0.15  # jitter as a share of the median
+SLOW = 0.9  # of a clock's maximum, while it works
+DRIFT = 0.05  # of the latency, from the first third of the rounds to the last
+DRIFT_ROUNDS = 6  # fewer say more of single hiccups than of a drift
 
 
 def find_warnings(profile: Profile) -> tuple[str, ...]:
@@ -43,6 +47,27 @@ def _of_machine(profile: Profile) -> Iterator[str]:
     for name, clock in after.clocks_mhz.items():
         if clock < FALLEN * before.clocks_mhz.get(name, 0.0):
             yield f"the {name} clock fell from {before.clocks_mhz[name]:.0f} to {clock:.0f} MHz"
+    yield from _under_load(profile)
+    if profile.settled is not None and not profile.settled.steady:
+        yield f"clocks and latencies were not steady after {profile.settled.seconds:.0f} s of warm-up"
+
+
+def _under_load(profile: Profile) -> Iterator[str]:
+    """Clocks of a GPU that worked below their maximum, and temperatures at their limit, in the middle of the work."""
+    hint = "; sudo jetson_clocks holds it there" if profile.machine.board else ""
+    works = any(m.subject.measured_on != profile.machine.processor for m in profile.measurements)
+    for name in ("gpu", "memory") if works else ():
+        seen = [state.clocks_mhz for state in profile.during if {name, f"{name}_max"} <= set(state.clocks_mhz)]
+        if seen and (low := min(each[name] for each in seen)) < SLOW * (top := max(e[f"{name}_max"] for e in seen)):
+            yield f"the {name} clock was down to {low:.0f} MHz at work, its maximum is {top:.0f} MHz{hint}"
+    heat: dict[str, tuple[float, float]] = {}
+    for state in (profile.before, *profile.during, profile.after):
+        for name, limit in state.limits_c.items():
+            degrees = state.temperatures_c.get(name)
+            if degrees is not None and degrees >= limit:
+                heat[name] = max(heat.get(name, (degrees, limit)), (degrees, limit))
+    for name, (degrees, limit) in heat.items():
+        yield f"{name} reached {degrees:.0f} °C, and is slowed down from {limit:.0f} °C on"
 
 
 def _of_measurement(measurement: Measurement) -> Iterator[str]:
@@ -51,5 +76,19 @@ def _of_measurement(measurement: Measurement) -> Iterator[str]:
         yield f"{label}: {measurement.subject.engine} stands in for the engines in it, which need their GPU"
     if not measurement.warm_up.stable:
         yield f"{label}: still changing after {measurement.warm_up.seconds:.0f} s of warm-up"
+    drift = drift_of([median(calls) for calls in measurement.rounds("call")])
+    if drift is not None and abs(drift) > DRIFT:
+        yield f"{label}: calls became {100 * abs(drift):.0f} % {'slower' if drift > 0 else 'faster'} over the rounds"
     if call.jitter is not None and call.jitter > UNEVEN * call.p50:
         yield f"{label}: calls are uneven, neighbours differ by {100 * call.jitter / call.p50:.0f} % on average"
+
+
+def drift_of(rounds: Sequence[float]) -> float | None:
+    """By what share the last third of the rounds is slower than the first; None for too few rounds.
+
+    rounds: of each the median of its calls.
+    """
+    if len(rounds) < DRIFT_ROUNDS:
+        return None
+    third = len(rounds) // 3
+    return median(rounds[-third:]) / median(rounds[:third]) - 1
