@@ -1,21 +1,29 @@
-"""`twins-trt export-to`: a bundle as other programs take it."""
+"""`twins-trt export-to`: a bundle as devices and other programs take it."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from twins_trt.cli.console import Console, megabytes
+from twins_trt.codec import encode
 from twins_trt.errors import UsageError
-from twins_trt.handoff import TARGETS, resolve_handoff, write_handoff
+from twins_trt.files import sha256_of
+from twins_trt.handoff import TARGETS, Handoff, resolve_handoff, write_handoff
+from twins_trt.handoff.device import next_commands
 from twins_trt.handoff.folder import check_place
 from twins_trt.verbs.export_to import FLAGS
 
 EXAMPLE = (
-    "twins-trt export-to triton-server x.bundle --out models\n"
+    "twins-trt export-to device x.bundle --pack x.pack --out x.tar\n"
+    "  twins-trt export-to device x.bundle --engine sm_87 --out x-orin.bundle\n"
+    "  twins-trt export-to triton-server x.bundle --out models\n"
     "  twins-trt export-to deepstream x.bundle --out deepstream --max-batch 4\n"
     "  twins-trt export-to isaac-ros x.bundle --out isaac --engine sm_87\n\n"
-    "The folder holds everything: configuration, engine or graph, labels, and a README.md that says how to start it.\n"
+    "For a device: the least of the bundle that runs there, which is a bundle again, as a folder or packed in a tar\n"
+    "file. There, twins-trt compile unpacks it, compares every sha256 and compiles its engine.\n"
+    "For another program: configuration, engine or graph, labels, and a README.md that says how to start it.\n"
     "A bundle whose graph the program cannot feed is refused, with the command that builds one that it can.\n"
     "TensorRT-RTX engines run in none of them: without an engine of TensorRT itself the graph is handed over."
 )
@@ -35,18 +43,30 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from twins_trt.runtime import open_bundle
 
     options, out = request.options, Path(request.out)
-    check_place(out, overwrite=request.overwrite)
+    check_place(out, overwrite=request.overwrite, bundled=request.target == "device")
     handoff = resolve_handoff(open_bundle(request.bundle), request.target, options=options)
     value = {"target": handoff.target, "out": str(out), "files": sorted(handoff.files), "notes": list(handoff.notes)}
+    if handoff.manifest is not None:
+        value |= {"contents": encode(handoff.manifest.files), "next": list(next_commands(handoff, out))}
     if arguments.dry_run:
-        console.result({"dry_run": True, **value}, _text(f"{out} would hold:", sorted(handoff.files), handoff.notes))
+        console.result({"dry_run": True, **value}, _text(f"{out} would hold:", handoff, value))
         return 0
     console.progress("write", str(out))
     write_handoff(handoff, out, overwrite=request.overwrite)
-    files = [f"{name}  {megabytes((out / name).stat().st_size)}" for name in sorted(handoff.files)]
-    console.result(value, _text(f"{out}: {handoff.bundle.manifest.model} for {handoff.target}", files, handoff.notes))
+    if out.is_file():
+        value |= {"size": out.stat().st_size, "sha256": sha256_of(out)}
+    console.result(value, _text(f"{out}: {handoff.bundle.manifest.model} for {handoff.target}", handoff, value))
     return 0
 
 
-def _text(head: str, files: list[str], notes: tuple[str, ...]) -> str:
-    return "\n".join([head, *(f"  {file}" for file in files), *(f"note: {note}" for note in notes)])
+def _text(head: str, handoff: Handoff, value: dict[str, Any]) -> str:
+    lines = [head]
+    for name, content in sorted(handoff.files.items()):
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        lines.append(f"  {name}  {megabytes(size)}")
+    if "sha256" in value:
+        lines.append(f"sha256 of {Path(value['out']).name}: {value['sha256']}")
+    lines += [f"note: {note}" for note in handoff.notes]
+    if commands := value.get("next"):
+        lines += ["on the device:", *(f"  {command}" for command in commands)]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Bundles for other programs: NVIDIA Triton Inference Server, DeepStream and Isaac ROS, one module each."""
+"""Bundles for devices, and for other programs: Triton Inference Server, DeepStream and Isaac ROS, one module each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["TARGETS", "Handoff", "HandoffOptions", "resolve_handoff", "write_handoff"]
 
 TARGETS = {
+    "device": "twins_trt.handoff.device",
     "triton-server": "twins_trt.handoff.triton_server",
     "deepstream": "twins_trt.handoff.deepstream",
     "isaac-ros": "twins_trt.handoff.isaac_ros",
@@ -31,5 +32,8 @@ def resolve_handoff(bundle: Bundle, target: str, *, options: HandoffOptions | No
     """
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", f"use one of: {', '.join(TARGETS)}")
-    handoff: Handoff = importlib.import_module(TARGETS[target]).resolve(bundle, options or HandoffOptions())
+    options = options or HandoffOptions()
+    if target != "device":
+        options.refuse("pack", tool=target)
+    handoff: Handoff = importlib.import_module(TARGETS[target]).resolve(bundle, options)
     return handoff

@@ -29,11 +29,11 @@ from typing import BinaryIO, cast
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.files import CHUNK, sha256_of, whole_file
 from twins_trt.runtime.bundle import PACKED, Bundle, amend_bundle, open_bundle, parse_manifest, writing
-from twins_trt.runtime.manifest import MANIFEST, FileEntry, Manifest, safe_path
+from twins_trt.runtime.manifest import MANIFEST, PACK, FileEntry, Manifest, safe_path
 from twins_trt.spelling import spelled
 
 LARGEST_MANIFEST = 16 << 20  # bytes; those of today have a few thousand
-GATE, GATE_PACK = "gate.json", "gate.pack"
+GATE = "gate.json"
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _AGAIN = "copy it again, or write it again: twins-trt export-to device BUNDLE --out {}"
@@ -149,7 +149,7 @@ def _add(bundle: Bundle, arriving: _Arriving) -> None:
     new = {
         entry.path
         for entry in arriving.manifest.files
-        if entry.path not in here or (entry.path == GATE_PACK and here[entry.path] != entry)
+        if entry.path not in here or (entry.path == PACK and here[entry.path] != entry)
     }
     if not new:
         log.info("%s holds the same graph already and stays as it is", bundle.path)

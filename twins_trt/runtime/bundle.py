@@ -169,7 +169,7 @@ def write_bundle(
     target = Path(path)
     _check_names(files)
     with writing(target, overwrite=overwrite) as staging:
-        manifest = _fill(staging, manifest, files)
+        manifest = fill(staging, manifest, files)
         version = _version(staging)
     return Bundle(target, manifest, version)
 
@@ -199,7 +199,7 @@ def amend_bundle(
         gone = {*files, *remove}
         kept = {name: entry for name, entry in _entries(current.manifest).items() if name not in gone}
         content = {**{name: current.path / name for name in kept}, **files}
-        manifest = _fill(staging, current.manifest if change is None else change(current.manifest), content)
+        manifest = fill(staging, current.manifest if change is None else change(current.manifest), content)
         for name, entry in kept.items():
             if (copied := _entries(manifest)[name]) != entry:
                 raise BundleError(
@@ -227,7 +227,7 @@ def writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise BundleError(f"{target} cannot be written: {error}") from error
 
 
-def _fill(staging: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Manifest:
+def fill(staging: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Manifest:
     """Writes the files and the manifest that lists them, and returns it."""
     entries = tuple(FileEntry(name, *write_hashed(staging / name, files[name])) for name in sorted(files))
     created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
