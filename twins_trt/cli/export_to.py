@@ -10,8 +10,8 @@ from twins_trt.cli.console import Console, megabytes
 from twins_trt.codec import encode
 from twins_trt.errors import UsageError
 from twins_trt.files import sha256_of
-from twins_trt.handoff import TARGETS, Handoff, resolve_handoff, write_handoff
-from twins_trt.handoff.device import next_commands
+from twins_trt.handoff import TARGETS, resolve_handoff, write_handoff
+from twins_trt.handoff.device import next_steps
 from twins_trt.handoff.folder import check_place
 from twins_trt.verbs.export_to import FLAGS
 
@@ -45,28 +45,31 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     options, out = request.options, Path(request.out)
     check_place(out, overwrite=request.overwrite, bundled=request.target == "device")
     handoff = resolve_handoff(open_bundle(request.bundle), request.target, options=options)
-    value = {"target": handoff.target, "out": str(out), "files": sorted(handoff.files), "notes": list(handoff.notes)}
+    value: dict[str, Any] = {
+        "target": handoff.target,
+        "out": str(out),
+        "files": sorted(handoff.files),
+        "notes": list(handoff.notes),
+    }
+    steps = None
     if handoff.manifest is not None:
-        value |= {"contents": encode(handoff.manifest.files), "next": list(next_commands(handoff, out))}
+        steps = next_steps(handoff, out)
+        value |= {"contents": encode(handoff.manifest.files), "next": steps.to_json()}
+    lines = [f"  {name}  {megabytes(_size(content))}" for name, content in sorted(handoff.files.items())]
     if arguments.dry_run:
-        console.result({"dry_run": True, **value}, _text(f"{out} would hold:", handoff, value))
-        return 0
-    console.progress("write", str(out))
-    write_handoff(handoff, out, overwrite=request.overwrite)
-    if out.is_file():
-        value |= {"size": out.stat().st_size, "sha256": sha256_of(out)}
-    console.result(value, _text(f"{out}: {handoff.bundle.manifest.model} for {handoff.target}", handoff, value))
+        lines = [f"{out} would hold:", *lines]
+        value["dry_run"] = True
+    else:
+        console.progress("write", str(out))
+        write_handoff(handoff, out, overwrite=request.overwrite)
+        lines = [f"{out}: {handoff.bundle.manifest.model} for {handoff.target}", *lines]
+        if out.is_file():
+            value |= {"size": out.stat().st_size, "sha256": sha256_of(out)}
+            lines.append(f"sha256 of {out.name}: {value['sha256']}")
+    lines += [f"note: {note}" for note in handoff.notes]
+    console.result(value, "\n".join([*lines, *([] if steps is None else [steps.text()])]))
     return 0
 
 
-def _text(head: str, handoff: Handoff, value: dict[str, Any]) -> str:
-    lines = [head]
-    for name, content in sorted(handoff.files.items()):
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        lines.append(f"  {name}  {megabytes(size)}")
-    if "sha256" in value:
-        lines.append(f"sha256 of {Path(value['out']).name}: {value['sha256']}")
-    lines += [f"note: {note}" for note in handoff.notes]
-    if commands := value.get("next"):
-        lines += ["on the device:", *(f"  {command}" for command in commands)]
-    return "\n".join(lines)
+def _size(content: bytes | Path) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)

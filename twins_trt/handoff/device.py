@@ -8,16 +8,15 @@ engine alone still knows which graph it is of.
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.errors import BundleError
 from twins_trt.handoff.folder import Handoff, HandoffOptions
-from twins_trt.runtime.archive import folder_name, seal
-from twins_trt.runtime.bundle import PACKED
+from twins_trt.runtime.archive import seal
 from twins_trt.runtime.manifest import GRAPH, PACK
+from twins_trt.runtime.next_steps import NextSteps, after_export
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -118,12 +117,6 @@ def _notes(engines: tuple[EngineFile, ...], *, with_graph: bool, packed: bool) -
     return tuple(notes)
 
 
-def next_commands(handoff: Handoff, out: Path) -> tuple[str, ...]:
-    """The commands to type on the device, beside what was written to `out`."""
-    bundle = shlex.quote(folder_name(out) if out.name.endswith(PACKED) else out.name)
-    commands = []
-    if out.name.endswith(PACKED) or GRAPH in handoff.files:
-        commands.append(f"twins-trt compile {shlex.quote(out.name)}")
-    if PACK in handoff.files:
-        commands.append(f"twins-trt gate {bundle}")
-    return (*commands, f"twins-trt predict {bundle} IMAGES --out masks")
+def next_steps(handoff: Handoff, out: Path) -> NextSteps:
+    """What to type once the hand-off is written to `out`."""
+    return after_export(out, graph=GRAPH in handoff.files, pack=PACK in handoff.files)

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from twins_trt.runtime.engines.protocol import Array, EngineSource
 
 
+def why_no_graph(source: EngineSource) -> str | None:
+    """Why the graph of `source` cannot be run, or None if it is there."""
+    try:
+        source.graph  # noqa: B018  # a bundle that holds engines alone has none
+    except BundleError as error:
+        return error.cause
+    return None
+
+
 class TakesInterface(Protocol):
     """An engine that has just been opened. inputs, outputs: as its runtime describes them."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from twins_trt.errors import EngineError, first_line, missing
 from twins_trt.inference.tensors import TensorSpec
-from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
+from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs, why_no_graph
 from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, OnStage, RuntimeOptions
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ _DTYPES = {
 
 def why_not(source: EngineSource) -> str | None:
     """Why this kind cannot run `source` here, or None if it can."""
-    return None if find_spec("onnxruntime") else 'onnxruntime is not installed: pip install "twins-trt[cpu]"'
+    if find_spec("onnxruntime") is None:
+        return 'onnxruntime is not installed: pip install "twins-trt[cpu]"'
+    return why_no_graph(source)
 
 
 def open_engine(source: EngineSource, options: RuntimeOptions) -> OnnxRuntimeEngine:

@@ -12,7 +12,7 @@ import numpy as np
 
 from twins_trt.errors import EngineError, missing
 from twins_trt.inference.tensors import TensorSpec
-from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs
+from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs, why_no_graph
 from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, OnStage, RuntimeOptions
 from twins_trt.spelling import spelled
 
@@ -30,19 +30,21 @@ def why_not(source: EngineSource) -> str | None:
         return 'openvino is not installed: pip install "twins-trt[openvino]"'
     if source.precision == "fp16" or (source.precision == "int8" and source.engines):
         return "OpenVINO computes FP16 in float32 on a CPU, so this would not be the graph's own accuracy"
-    return None
+    return why_no_graph(source)
 
 
 def open_engine(source: EngineSource, options: RuntimeOptions) -> OpenVinoEngine:
     """The source's graph.
 
-    Raises BundleError if graph and interface disagree about inputs or outputs, EngineError for a graph in FP16.
+    Raises BundleError if there is no graph, or if graph and interface disagree about inputs or outputs, EngineError for
+    a graph in FP16.
     """
+    graph = source.graph  # which may not be there
     if find_spec("openvino") and (reason := why_not(source)):
         fix = f"take {spelled('engine', 'onnxruntime')}, or build with {spelled('targets', 'cpu')}"
         raise EngineError(f"{source.path}: {reason}", fix)
-    engine = OpenVinoEngine(source.graph, options=options, owner=str(source.path))
-    take_interface(engine, source, file=source.graph.name)
+    engine = OpenVinoEngine(graph, options=options, owner=str(source.path))
+    take_interface(engine, source, file=graph.name)
     return engine
 
 
