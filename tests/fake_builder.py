@@ -105,7 +105,7 @@ def _tensor(node: Any, *, new: bool) -> dict[str, Any]:
 
 def _fuses(graph: bytes) -> bool:
     """No compiler fuses the attentions of a float32 graph (docs/engines.md)."""
-    return dict(_metadata(graph)).get("twins_trt.precision") != "fp32"
+    return dict(metadata(graph)).get("twins_trt.precision") != "fp32"
 
 
 def _layers(nodes: list[_Node], *, fused: bool, unfused: int) -> list[dict[str, Any]]:
@@ -162,7 +162,8 @@ def _nodes(graph: bytes) -> Iterator[_Node]:
                     yield _Node(texts.get(3, b"").decode(), texts.get(4, b"").decode())
 
 
-def _metadata(graph: bytes) -> Iterator[tuple[str, str]]:
+def metadata(graph: bytes) -> Iterator[tuple[str, str]]:
+    """Keys and values of an ONNX file's metadata (ModelProto.metadata_props = 14)."""
     for field, body in _fields(graph):
         if field == 14:
             pair = dict(_fields(body))

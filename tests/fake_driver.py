@@ -29,10 +29,17 @@ INTEGRATED, MAJOR, MINOR = 18, 75, 76  # CU_DEVICE_ATTRIBUTE_*
 
 class FakeDriver:
     """The functions of libcuda that the package calls. fails_at: the one that returns an error. gpu: whose capture
-    modes they exchange."""
+    modes they exchange. cuda: the newest CUDA that it serves, as in `(12, 6)`."""
 
-    def __init__(self, device: Device, *, fails_at: str | None = None, gpu: FakeGpu | None = None) -> None:
-        self._device, self._fails_at, self._gpu = device, fails_at, gpu
+    def __init__(
+        self,
+        device: Device,
+        *,
+        fails_at: str | None = None,
+        gpu: FakeGpu | None = None,
+        cuda: tuple[int, int] = (13, 0),
+    ) -> None:
+        self._device, self._fails_at, self._gpu, self._cuda = device, fails_at, gpu, cuda
         self._started = False
 
     def __getattr__(self, name: str) -> Any:
@@ -44,6 +51,8 @@ class FakeDriver:
             self._started |= name == "cuInit"
             if not self._started and name not in ("cuDriverGetVersion", "cuThreadExchangeStreamCaptureMode"):
                 return NOT_INITIALIZED
+            if name == "cuDriverGetVersion":
+                given[0]._obj.value = 1000 * self._cuda[0] + 10 * self._cuda[1]
             if name == "cuDeviceGetName":
                 given[0].value = self._device.name.encode()
             if name == "cuDeviceGetPCIBusId":

@@ -1,0 +1,45 @@
+"""Simulated Jetsons: environments without torch, onnx and ONNX Runtime, made once a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from environment import JETPACKS, find_python, make_environment
+from simulation import BarePython, MakeJetson, SimulatedJetson
+
+
+@pytest.fixture(scope="session")
+def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "jetson"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+@pytest.fixture(scope="session")
+def bare_python(of_the_run: Path) -> BarePython:
+    """`bare_python("3.10")`: the interpreter of a bare environment.
+
+    It is of that version where this machine has it, else of the tests' own.
+    """
+
+    def python(version: str) -> Path:
+        found = find_python(version) or sys.executable
+        return make_environment(of_the_run / f"python{version}", found, pinned=version == "3.10")
+
+    return python
+
+
+@pytest.fixture
+def jetson(bare_python: BarePython, tmp_path: Path) -> MakeJetson:
+    """`jetson("10.3.0")`: a Jetson with that TensorRT, on an empty disk."""
+
+    def make(version: str) -> SimulatedJetson:
+        made = tmp_path / f"jetson-{len(list(tmp_path.iterdir()))}"
+        return SimulatedJetson(bare_python(JETPACKS[version].python), made, tensorrt=version)
+
+    return make
