@@ -65,6 +65,10 @@ class GateError(TwinsError):
     exit_code = 3
 
 
+class PackError(TwinsError):
+    """A gate's pack is damaged, cannot be written, or was made for something else."""
+
+
 class ProfileError(TwinsError):
     """Profile results cannot be read, written or compared."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.builders.gate.images import JudgedImage
 from twins_trt.builders.gate.result import ImageResult
 from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
 from twins_trt.evaluation import ConfusionMatrix, Scores
@@ -43,16 +44,16 @@ class Comparison:
         self._rows: list[ImageResult] = []
         self._equal = self._pixels = 0
 
-    def add(self, name: str, label: Mask, reference: Mask, engine: Mask) -> None:
-        """Counts one image. label, reference, engine: uint8 [H, W]."""
-        pair = [ConfusionMatrix.of(mask, label, num_classes=self._num_classes) for mask in (reference, engine)]
+    def add(self, judged: JudgedImage, engine: Mask) -> None:
+        """Counts one image. engine: its mask, uint8 [H, W]. The reference's is counted already."""
+        pair = (judged.counts, ConfusionMatrix.of(engine, judged.label, num_classes=self._num_classes))
         for matrix, matrices, total in zip(pair, self._matrices, self._totals, strict=True):
             matrices.append(matrix)
             total.counts += matrix.counts
-        equal = int((engine == reference).sum())
+        equal = int(np.count_nonzero(engine == judged.reference))
         self._equal, self._pixels = self._equal + equal, self._pixels + engine.size
         drop = pair[0].scores().miou - pair[1].scores().miou
-        self._rows.append(ImageResult(name, equal / engine.size, drop))
+        self._rows.append(ImageResult(judged.name, equal / engine.size, drop))
 
     @property
     def images(self) -> int:

@@ -1,33 +1,26 @@
-"""Judges an engine: compares it with the PyTorch float32 model on the same images."""
+"""Judges an engine: compares its masks with those of the PyTorch float32 model on the same images."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from twins_trt.builders.gate.comparison import Comparison, ComparisonResult, Mask
+from twins_trt.builders.gate.images import GateImages
 from twins_trt.builders.gate.options import Thresholds
-from twins_trt.builders.gate.reference import ReferenceMasks
 from twins_trt.builders.gate.result import GateResult
-from twins_trt.data import Dataset
-from twins_trt.data.resizing import resize_image, resize_mask
 from twins_trt.device import current_device
-from twins_trt.errors import DataError, UsageError
+from twins_trt.errors import UsageError
 from twins_trt.models.source import warn_of_random_weights
 from twins_trt.progress import Progress, silent
 from twins_trt.runtime import Bundle, Segmenter
 from twins_trt.runtime.bundle import replaced_error
 from twins_trt.runtime.engines import CPU_KINDS, Engine, EngineSource, RuntimeOptions, open_current_engine, open_engine
-
-if TYPE_CHECKING:
-    from twins_trt.models.segmentor import Segmentor
 
 Image = npt.NDArray[np.uint8]
 # look(name, image, label, reference, engine): is called after every image, to keep pictures.
@@ -38,47 +31,34 @@ REPEATED = 3  # images that run twice, to check that the masks repeat
 
 def gate_bundle(
     bundle: Bundle,
-    model: Segmentor,
-    dataset: Dataset,
+    images: GateImages,
     *,
     thresholds: Thresholds | None = None,
     engine: str = "auto",
     options: RuntimeOptions | None = None,
-    limit: int | None = None,
-    cache: Path | None = None,
     progress: Progress | None = None,
     look: Look | None = None,
 ) -> GateResult:
-    """Judges a bundle: runs its engine and the float32 model over a labelled data set.
+    """Judges a bundle: runs its engine over images whose reference masks are known.
 
-    model: the reference, with the weights that the bundle was built from. thresholds: by default those of the bundle's
-    precision (`MAX_DROP`). engine, options: as `Segmenter` takes them. limit: only the first so many images. cache: a
-    folder that keeps the reference's masks for other bundles (`ReferenceMasks`). progress, look: called after every
-    image.
-    The reference gets each image as the engine does: if a graph of fixed size resizes it, the reference gets the
-    resized image. So only the engine is judged.
-    Raises `UsageError` for a model other than the bundle's, `DataError` for images without labels.
+    images: `ModelImages` of the model that the bundle was built from, or a `Pack` that fits the bundle (`check_fits`).
+    thresholds: by default those of the bundle's precision (`MAX_DROP`). engine, options: as `Segmenter` takes them.
+    progress, look: called after every image.
+    Raises as `gate` does, and `BundleError` if another bundle has replaced this one meanwhile.
     """
     manifest = bundle.manifest
-    if (model.spec.name, model.num_classes) != (manifest.model, manifest.interface.num_classes):
-        raise UsageError(
-            f"the reference is {model.spec.name} with {model.num_classes} classes, the bundle {manifest.model} "
-            f"with {manifest.interface.num_classes}",
-            "give the checkpoint that the bundle was built from",
-        )
     if manifest.source.seeded:
         warn_of_random_weights(bundle.path)
     return gate(
         bundle,
-        model,
-        dataset.first(limit),
+        images,
+        model=manifest.model,
         graph_sha256=manifest.graph_sha256,
-        ships=bool(manifest.engines),
+        ships=bool(manifest.engines or manifest.awaits),
         seeded=manifest.source.seeded,
         thresholds=thresholds or Thresholds.of(manifest.precision),
         engine=engine,
         options=options,
-        cache=cache,
         progress=progress,
         look=look,
     )
@@ -86,68 +66,60 @@ def gate_bundle(
 
 def gate(
     source: EngineSource,
-    model: Segmentor,
-    dataset: Dataset,
+    images: GateImages,
     *,
+    model: str,
     graph_sha256: str,
     ships: bool,
     seeded: bool,
     thresholds: Thresholds,
     engine: str = "auto",
     options: RuntimeOptions | None = None,
-    cache: Path | None = None,
     progress: Progress | None = None,
     look: Look | None = None,
 ) -> GateResult:
     """Judges what an engine can be opened from.
 
-    graph_sha256: of the source's graph. ships: whether the bundle has an engine, or will have one; if ONNX Runtime runs
-    the graph then, the result is a simulation. seeded: whether the weights are random. Other arguments and the errors
-    are those of `gate_bundle`.
+    model: its name. graph_sha256: of the source's graph. ships: whether the bundle has an engine, or will have one; if
+    ONNX Runtime runs the graph then, the result is a simulation. seeded: whether the weights are random. Other
+    arguments are those of `gate_bundle`.
+    Raises `UsageError` for the engine torch, and as the images and the engine do.
     """
     if engine == "torch":
         raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
-    if not dataset.labelled:
-        raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
     interface, progress = source.interface, progress or silent
     comparison = Comparison(interface.num_classes)
     repeated: list[tuple[Image, Mask]] = []
-    seconds = {"reference": 0.0, "engine": 0.0}
-    preprocessing = interface.preprocessing if interface.size is None else None
-    references = ReferenceMasks(model, preprocessing=preprocessing, folder=cache)
+    engine_seconds = 0.0
     # Not Segmenter(bundle), which warns that the bundle has not been judged.
     with Segmenter(interface, _opened(source, engine, options), options=options) as segmenter:
-        for name, image, label in _images(dataset, interface.size):
+        for judged in images:
             started = time.perf_counter()
-            expected = references(image)
-            between = time.perf_counter()
-            mask = segmenter(image).mask
-            seconds["reference"] += between - started
-            seconds["engine"] += time.perf_counter() - between
-            comparison.add(name, label, expected, mask)
+            mask = segmenter(judged.image).mask
+            engine_seconds += time.perf_counter() - started
+            comparison.add(judged, mask)
             if len(repeated) < REPEATED:
-                repeated.append((image, mask))
+                repeated.append((judged.image, mask))
             if look is not None:
-                look(name, image, label, expected, mask)
-            images, total = comparison.images, len(dataset)
-            progress("gate", f"{images} of {total} images, drop {comparison.drop:+.3f}", images / total)
+                look(judged.name, judged.image, judged.label, judged.reference, mask)
+            done, total = comparison.images, len(images)
+            progress("gate", f"{done} of {total} images, drop {comparison.drop:+.3f}", done / total)
         repeats = all(np.array_equal(segmenter(image).mask, mask) for image, mask in repeated)
         batch_agrees = _batch_agrees(segmenter, interface.batch_limits, repeated)
         engine_name = segmenter.engine.name
-    if references.computed < comparison.images:
-        del seconds["reference"]  # masks came from the cache, so this is not the model's time
+    reference_seconds = {} if images.seconds is None else {"reference": images.seconds}
     compared = comparison.result()
     reasons = _reasons(thresholds, compared, repeats, batch_agrees)
     return GateResult(
-        model=model.spec.name,
+        model=model,
         graph_sha256=graph_sha256,
         passed=not reasons,
         reasons=reasons,
         engine=engine_name,
         simulated=engine_name in CPU_KINDS and ships,
         precision=source.precision,
-        dataset=dataset.source,
-        split=dataset.split,
+        dataset=images.dataset,
+        split=images.split,
         images=compared.images,
         thresholds=thresholds,
         drop=compared.drop,
@@ -159,10 +131,11 @@ def gate(
         worst=compared.worst,
         repeats=repeats,
         batch_agrees=batch_agrees,
-        seconds=seconds,
+        seconds={**reference_seconds, "engine": engine_seconds},
         measured_on=_measured_on(engine_name),
         seeded=seeded,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        pack=images.pack,
     )
 
 
@@ -179,17 +152,6 @@ def _opened(source: EngineSource, kind: str, options: RuntimeOptions | None) -> 
 def _measured_on(engine: str) -> str:
     device = None if engine in CPU_KINDS else current_device()
     return f"{platform.machine()} CPU, {platform.system()}" if device is None else f"{device.name} ({device.target})"
-
-
-def _images(dataset: Dataset, size: tuple[int, int] | None) -> Iterator[tuple[str, Image, Mask]]:
-    """Name, image and label of every sample, resized to `size` if the graph has a fixed one."""
-    for sample in dataset.load():
-        if sample.label is None:
-            raise DataError(f"{sample.name} of {dataset.source} has no label", "use a data set with labels")
-        if size is None or sample.image.shape[:2] == size:
-            yield sample.name, sample.image, sample.label
-        else:
-            yield sample.name, resize_image(sample.image, size), resize_mask(sample.label, size)
 
 
 def _batch_agrees(

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from twins_trt.builders.gate.gate import gate
 from twins_trt.builders.gate.options import GateOptions
+from twins_trt.builders.gate.pack_key import PackKey
+from twins_trt.builders.gate.pack_writing import packing
+from twins_trt.builders.gate.reference import ModelImages
 from twins_trt.builders.gate.result import GateResult
 from twins_trt.calib.images import digest
 from twins_trt.evaluation.evaluate import warn_of_other_classes
@@ -79,13 +82,24 @@ class Judge:
         """Judges a candidate. Raises as `gate` does."""
         return gate(
             candidate,
-            self._model,
-            self.dataset,
+            ModelImages(self._model, self.dataset, candidate.interface, cache=self._folder),
+            model=self._model.spec.name,
             graph_sha256=sha256_of(candidate.graph),
             ships=candidate.ships,
             seeded=candidate.seeded,
             thresholds=self.thresholds,
             options=RuntimeOptions(threads=self._threads),
-            cache=self._folder,
             progress=progress,
         )
+
+    def write_pack(
+        self, path: Path, key: PackKey, interface: GraphInterface, *, limit: int | None, overwrite: bool
+    ) -> None:
+        """Writes the images and the reference's masks into a pack; none is computed again. interface: of the graph.
+
+        Raises as `packing` does.
+        """
+        images = ModelImages(self._model, self.dataset, interface, cache=self._folder)
+        with packing(path, images, key, limit=limit, overwrite=overwrite) as packed:
+            for _ in packed:
+                pass

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}
 """Points of mIoU that a precision may lose."""
 
+SPLIT = "val"
+"""The split of a data set that is judged on."""
+
 MIN_IMAGES = 30
 """Fewer images fail: a bootstrap over few images gives too narrow an interval (for one image, of no width)."""
 
@@ -58,7 +61,8 @@ class GateOptions:
 
     data, split: the labelled images. limit: only the first so many; None for all. thresholds: what the build must
     reach. fallback: whether an INT8 build that fails reverts blocks to FP16, the most harmful first, until it passes.
-    max_evaluations: how many plans may be judged, the first one included.
+    max_evaluations: how many plans may be judged, the first one included. pack: the file to write images and reference
+    masks into, or None.
     """
 
     data: str
@@ -67,6 +71,7 @@ class GateOptions:
     thresholds: Thresholds
     fallback: bool
     max_evaluations: int
+    pack: str | None = None
 
     def open(self) -> Dataset:
         """The images to judge on. Raises as `open_dataset` does, and `DataError` if they have no labels."""

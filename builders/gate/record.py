@@ -3,34 +3,76 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from twins_trt.builders.gate.result import GateResult
+from twins_trt.builders.gate.result import GateResult, Simulation
+from twins_trt.codec import decode
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.palette import Colour
 from twins_trt.errors import ImageError
 from twins_trt.files import whole_file
 from twins_trt.runtime import Bundle
-from twins_trt.runtime.bundle import amend_bundle
+from twins_trt.runtime.bundle import amend_bundle, open_bundle
 
 GATE = "gate.json"
 
 GateStatus = Literal["passed", "failed"]
 
+log = logging.getLogger("twins_trt")
+
 
 def record_gate(bundle: Bundle, result: GateResult) -> Bundle:
     """Writes the result into the bundle. An error or a kill leaves the bundle as it was.
 
+    What a simulation had found stays in it, beside a result that was measured on the device (`with_simulation`). A
+    simulation does not replace what was measured: then nothing is written, and a warning says so.
     Raises BundleError as `amend_bundle` does, such as for a bundle whose graph has been replaced.
     """
+    before = _before(bundle, result)
+    if result.simulated and before is not None and before.get("simulated") is False:
+        log.warning(
+            "%s keeps its verdict, which was measured on %s: a simulation does not replace it",
+            bundle.path,
+            before.get("measured_on"),
+        )
+        return bundle
+    result = with_simulation(bundle, result)
     return amend_bundle(
         bundle, {GATE: gate_file(result)}, change=lambda manifest: replace(manifest, gate=gate_status(result))
     )
+
+
+def with_simulation(bundle: Bundle, result: GateResult) -> GateResult:
+    """The result, with what a simulation of the same graph had found according to the bundle's `gate.json`.
+
+    A second result of a device takes it from the first. A result that is itself a simulation is returned as it is.
+    """
+    before = _before(bundle, result)
+    if result.simulated or result.simulation is not None or before is None:
+        return result
+    found = before if before.get("simulated") is True else before.get("simulation")
+    if found is None:
+        return result
+    try:
+        kept = {each.name: found[each.name] for each in fields(Simulation)}
+        return replace(result, simulation=decode(Simulation, kept))
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("%s: what a simulation had found cannot be read from %s: %s", bundle.path, GATE, error)
+        return result
+
+
+def _before(bundle: Bundle, result: GateResult) -> dict[str, Any] | None:
+    """The verdict on the same graph that the bundle on disk holds now; None if it holds none."""
+    current = open_bundle(bundle.path, verify=False)
+    before = current.read_json(GATE)
+    same = isinstance(before, dict) and before.get("graph_sha256") == result.graph_sha256
+    return before if same else None
 
 
 def gate_status(result: GateResult) -> GateStatus:

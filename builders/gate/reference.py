@@ -1,4 +1,4 @@
-"""The float32 model that a bundle is compared with, and its masks, which are computed once for each image."""
+"""The float32 model that a bundle is compared with, and its masks of a data set's images, each computed once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import hashlib
 import json
 import logging
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.builders.gate.images import JudgedImage, UInt8Array
 from twins_trt.calib.images import digest
+from twins_trt.data import Dataset
 from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.data.resizing import resize_image, resize_mask
+from twins_trt.errors import CheckpointError, DataError, UsageError
+from twins_trt.evaluation import ConfusionMatrix
 from twins_trt.files import whole_file
 from twins_trt.inference import predict_mask
 from twins_trt.models.weights import load_weights
@@ -22,6 +28,7 @@ from twins_trt.runtime import Bundle
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
+    from twins_trt.inference.interface import GraphInterface
     from twins_trt.models.segmentor import Segmentor
 
 Mask = npt.NDArray[np.uint8]
@@ -75,12 +82,78 @@ class ReferenceMasks:
         return predict_mask(logits, image, preprocessing=self._preprocessing)
 
 
+class ModelImages:
+    """The images of a data set, with the masks of a PyTorch model: `GateImages`.
+
+    interface: of the graph that is judged. The reference gets each image as the engine does: if a graph of fixed size
+    resizes it, the reference gets the resized image. So only the engine is judged. cache: a folder that keeps the
+    masks (`ReferenceMasks`).
+    Raises `DataError` for images without labels.
+    """
+
+    pack = None
+
+    def __init__(
+        self, model: Segmentor, dataset: Dataset, interface: GraphInterface, *, cache: Path | None = None
+    ) -> None:
+        if not dataset.labelled:
+            raise DataError(f"{dataset.source} has no labels to score against", "use a data set with labels")
+        self.dataset, self.split = dataset.source, dataset.split
+        self.model = model
+        self._samples, self._interface = dataset, interface
+        preprocessing = interface.preprocessing if interface.size is None else None
+        self._references = ReferenceMasks(model, preprocessing=preprocessing, folder=cache)
+        self._seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def seconds(self) -> float | None:
+        """See `GateImages`; None if masks came from the cache, so that this would not be the model's time."""
+        return self._seconds if self._references.computed >= len(self) else None
+
+    def __iter__(self) -> Iterator[JudgedImage]:
+        for name, image, label in self.samples():
+            started = time.perf_counter()
+            reference = self._references(image)
+            self._seconds += time.perf_counter() - started
+            counts = ConfusionMatrix.of(reference, label, num_classes=self._interface.num_classes)
+            yield JudgedImage(name, image, label, reference, counts)
+
+    def samples(self) -> Iterator[tuple[str, UInt8Array, UInt8Array]]:
+        """Name, image and label of every sample, at the size at which the engine gets it. The model does not run."""
+        size = self._interface.size
+        for sample in self._samples.load():
+            if sample.label is None:
+                raise DataError(f"{sample.name} of {self.dataset} has no label", "use a data set with labels")
+            if size is None or sample.image.shape[:2] == size:
+                yield sample.name, sample.image, sample.label
+            else:
+                yield sample.name, resize_image(sample.image, size), resize_mask(sample.label, size)
+
+
 def _load_mask(path: Path, shape: tuple[int, ...]) -> Mask:
     with np.load(path, allow_pickle=False) as stored:
         mask: Mask = stored["mask"]
     if mask.dtype != np.uint8 or mask.shape != shape:
         raise ValueError(f"it holds {mask.dtype} {list(mask.shape)}, not uint8 {list(shape)}")
     return mask
+
+
+def reference_images(bundle: Bundle, model: Segmentor, dataset: Dataset, *, cache: Path | None = None) -> ModelImages:
+    """The images to judge a bundle on. model: with the weights that it was built from. cache: as in `ModelImages`.
+
+    Raises `UsageError` for a model other than the bundle's, `DataError` for images without labels.
+    """
+    manifest = bundle.manifest
+    if (model.spec.name, model.num_classes) != (manifest.model, manifest.interface.num_classes):
+        raise UsageError(
+            f"the reference is {model.spec.name} with {model.num_classes} classes, the bundle {manifest.model} "
+            f"with {manifest.interface.num_classes}",
+            "give the checkpoint that the bundle was built from",
+        )
+    return ModelImages(model, dataset, manifest.interface, cache=cache)
 
 
 def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> Segmentor:

@@ -23,6 +23,22 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
+class Simulation:
+    """What a simulation found of the same graph before a device judged its engine. Fields as in `GateResult`."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    engine: str
+    measured_on: str
+    dataset: str
+    split: str
+    images: int
+    drop: Drop
+    agreement: float
+    created: str
+
+
+@dataclass(frozen=True)
 class GateResult:
     """The verdict on an engine, with everything that it follows from.
 
@@ -31,7 +47,8 @@ class GateResult:
     that does not occur. agreement: the share of equal pixels, 0 to 1. repeats: a second run gave the same masks.
     batch_agrees: masks of a batch equal those of single images; None if the graph takes one image at a time. seconds:
     wall time of the engine over all images, and of the model if it computed all masks; no benchmark on a shared
-    machine. created: ISO 8601 with a zone.
+    machine. created: ISO 8601 with a zone. pack: sha256 of the pack that images and reference masks came from; None if
+    they came from a data set and the model. simulation: what a simulation had found, if a device has judged since.
     """
 
     model: str
@@ -58,6 +75,20 @@ class GateResult:
     measured_on: str
     seeded: bool
     created: str
+    pack: str | None = None
+    simulation: Simulation | None = None
+
+    @property
+    def contradiction(self) -> str | None:
+        """How a device's finding differs from the simulation's, in one sentence; None if both agree."""
+        before = self.simulation
+        if before is None or before.passed == self.passed:
+            return None
+        then, now = ("passed", "fails") if before.passed else ("failed", "passes")
+        return (
+            f"it {then} in simulation with a drop of {before.drop.mean:+.3f} points and {now} on {self.measured_on} "
+            f"with {self.drop.mean:+.3f}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `gate.json`; NaN becomes None."""
@@ -81,9 +112,23 @@ class GateResult:
         ]
         if self.batch_agrees is not None:
             lines.append(f"batch = one   {'yes' if self.batch_agrees else 'NO'}")
+        if self.simulation is not None:
+            lines.append(f"simulation    {simulation_line(self.simulation)}")
+        if self.contradiction is not None:
+            lines.append(f"differs       {self.contradiction}")
         ranked = sorted(zip(self.class_drops, self.classes, strict=True), key=lambda each: -np.nan_to_num(each[0]))
         lines.append("worst classes " + ", ".join(f"{name} {value:+.2f}" for value, name in ranked[:3]))
         lines.append(
             "worst images  " + ", ".join(f"{each.name} {100 * each.agreement:.2f} %" for each in self.worst[:3])
         )
         return "\n".join([*lines, *(f"reason        {reason}" for reason in self.reasons)])
+
+
+def simulation_line(before: Simulation) -> str:
+    """What a simulation found, in one line."""
+    drop = before.drop
+    return (
+        f"{'passed' if before.passed else 'failed'}: {before.engine} on {before.measured_on}, {before.images} images, "
+        f"drop {drop.mean:+.3f} points, {drop.confidence:.0%} interval {drop.low:+.3f} to {drop.high:+.3f}, "
+        f"{100 * before.agreement:.3f} % of pixels equal ({before.created})"
+    )

@@ -9,11 +9,13 @@ from twins_trt.errors import GateError
 from twins_trt.verbs.gate import FLAGS, judge, resolve_gate
 
 EXAMPLE = (
-    "twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth\n\n"
+    "twins-trt gate x.bundle --data camvid:PATH --checkpoint F.pth --pack x.pack\n"
+    "  twins-trt gate x.bundle --pack x.pack\n\n"
     "The mIoU of the bundle's engine may lie at most --max-drop points below that of the PyTorch float32 model on\n"
     "the same images. The upper end of the drop's 95 % interval counts: too few images fail rather than pass by\n"
     "luck. The verdict goes into the bundle (gate.json); a failure ends with exit code 3. Where ONNX\n"
-    "Runtime stands in for a TensorRT engine, which needs its GPU, the verdict says simulated."
+    "Runtime stands in for a TensorRT engine, which needs its GPU, the verdict says simulated.\n"
+    "A pack holds the images and the reference's masks: with it a device judges its engine without torch."
 )
 
 
@@ -26,11 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Judge one bundle and write the verdict into it."""
     job = resolve_gate(FLAGS.read(arguments))
-    bundle, dataset = job.bundle, job.dataset
+    bundle, images = job.bundle, len(job.images)
     if arguments.dry_run:
-        what = f"{len(dataset)} images of {dataset.source} ({dataset.split})"
-        text = f"{bundle.path} ({bundle.manifest.precision}) would be judged on {what}"
-        console.result({"dry_run": True, "bundle": str(bundle.path), "images": len(dataset)}, text)
+        text = f"{bundle.path} ({bundle.manifest.precision}) would be judged on {images} images of {job.source}"
+        console.result({"dry_run": True, "bundle": str(bundle.path), "images": images}, text)
         return 0
     result = judge(job, progress=console.progress)
     console.result(result.to_json(), result.table())

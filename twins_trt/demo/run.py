@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from twins_trt.builders.bundle.run import BuildReport, build_bundle
-from twins_trt.builders.gate import gate_bundle
+from twins_trt.builders.gate import gate_bundle, reference_images
 from twins_trt.builders.gate.record import Gallery
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import draw_scene, write_scenes
@@ -145,8 +145,7 @@ def _draw_worst(request: DemoRequest, bundle: Bundle, data: str, folder: Path, c
     gallery = Gallery(folder, bundle.interface.palette)
     gate_bundle(
         bundle,
-        model,
-        worst,
+        reference_images(bundle, model, worst),
         options=RuntimeOptions(threads=request.threads),
         progress=clock.progress,
         look=gallery,

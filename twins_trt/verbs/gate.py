@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES
-from twins_trt.errors import BundleError
+from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES, SPLIT
+from twins_trt.errors import BundleError, UsageError
 from twins_trt.progress import Progress, silent
+from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups.images import data_flags, labelled_images
+from twins_trt.verbs.groups.images import check_limit, data_flags, labelled_images
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, bundle_path
 from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, checkpoint_flags
 from twins_trt.verbs.kinds import NUMBER, WHOLE
 
 if TYPE_CHECKING:
-    from twins_trt.builders.gate import GateResult, Thresholds
+    from twins_trt.builders.gate import GateResult, Pack, Thresholds
+    from twins_trt.builders.gate.images import GateImages
     from twins_trt.data import Dataset
     from twins_trt.runtime import Bundle
 
@@ -29,20 +32,23 @@ log = logging.getLogger("twins_trt")
 class GateRequest:
     """A gate.
 
-    bundle: the folder to judge. data: labelled images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split, limit:
-    which of them; limit None for all. max_drop: points of mIoU that may be lost; None takes `MAX_DROP`'s of the
-    bundle's precision. min_images: fewer fail. min_agreement: share of pixels that must equal the reference's, or None.
+    bundle: the folder to judge. data: labelled images, `camvid:PATH`, `ade20k:PATH` or `folder:PATH`. split: of `data`,
+    by default `val`. limit: only the first so many images; None for all. pack: with `data`, the file to write images
+    and reference masks into; without, the file to read them from, by default the bundle's own `gate.pack`.
+    max_drop: points of mIoU that may be lost; None takes `MAX_DROP`'s of the bundle's precision. min_images: fewer
+    fail. min_agreement: share of pixels that must equal the reference's, or None.
 
     engine: what runs the bundle, of `runtime.engines.KINDS` but torch, or `auto`. threads: of the CPU. pictures: the
     folder for overlays and difference maps of the worst images. checkpoint, seeded: the reference's weights, which must
-    be those that the bundle was built from.
+    be those that the bundle was built from. A pack that is read holds what they gave, and needs neither.
     Raises `UsageError` for a value of the wrong kind.
     """
 
     bundle: str = ""
-    data: str = ""
-    split: str = "val"
+    data: str | None = None
+    split: str | None = None
     limit: int | None = None
+    pack: str | None = None
     max_drop: float | None = None
     min_images: int = MIN_IMAGES
     min_agreement: float | None = None
@@ -73,9 +79,22 @@ def threshold_flags(group: str = "") -> tuple[Flag, ...]:
     )
 
 
+def _data_flags() -> tuple[Flag, ...]:
+    """Those of every verb, but none is required, and the split is of data alone: a pack holds one split."""
+    data, split, limit = data_flags()
+    return replace(data, required=False), replace(split, help=f"of --data; default: {SPLIT}"), limit
+
+
 TABLE: tuple[Flag, ...] = (
     Flag("BUNDLE", "bundle", "the bundle to judge"),
-    *data_flags(),
+    *_data_flags(),
+    Flag(
+        "--pack",
+        "pack",
+        "with --data: write images and reference masks into this file; without: judge on them, with no torch; "
+        "default: the bundle's own gate.pack",
+        metavar="FILE",
+    ),
     *threshold_flags(),
     ENGINE_FLAG,
     THREADS_FLAG,
@@ -88,8 +107,9 @@ FLAGS = FlagTable(GateRequest, TABLE, groups=WEIGHTS_GROUP)
 
 def gate(
     bundle: str | PathLike[str] | Bundle,
-    data: str,
+    data: str | None = None,
     *,
+    pack: str | PathLike[str] | None = None,
     checkpoint: str | PathLike[str] | None = None,
     seeded: bool | None = None,
     split: str | None = None,
@@ -104,7 +124,8 @@ def gate(
 ) -> GateResult:
     """Judges a bundle's engine against the PyTorch float32 model that it was built from, on the same labelled images.
 
-        passed = twins_trt.gate("x.bundle", "camvid:PATH", checkpoint="F.pth").passed
+        twins_trt.gate("x.bundle", "camvid:PATH", checkpoint="F.pth", pack="x.pack")  # also writes x.pack
+        passed = twins_trt.gate("x.bundle", pack="x.pack").passed                     # on the device, without torch
 
     bundle: its folder, or an opened one. record: write the verdict into it (`gate.json`, and its manifest), before any
     picture, so that a disk that pictures fill cannot lose it. `GateRequest` describes the other parameters. more:
@@ -113,14 +134,16 @@ def gate(
     Returns the verdict, passed or not, and every number behind it.
     Raises `UsageError` for fields that exclude each other, `BundleError` for a bundle that is damaged or was replaced
     meanwhile, `CheckpointError` for weights that are not the bundle's, `DataError` for images without labels,
-    `ImageError` for one that cannot be decoded or written, `EngineError` where an engine refuses the bundle,
-    `MissingDependencyError` where no engine can run here.
+    `PackError` for a pack that is damaged, of another bundle, or cannot be written, `ImageError` for an image that
+    cannot be decoded or written, `EngineError` where an engine refuses the bundle, `MissingDependencyError` where no
+    engine can run here.
     """
     opened = None if isinstance(bundle, (str, PathLike)) else bundle
     request = FLAGS.ask(
         more,
         bundle=bundle_path(bundle),
         data=data,
+        pack=pack,
         checkpoint=checkpoint,
         seeded=seeded,
         split=split,
@@ -135,12 +158,25 @@ def gate(
 
 @dataclass(frozen=True)
 class GateJob:
-    """What a gate will do, checked as far as possible without the weights."""
+    """What a gate will do, checked as far as possible without the weights.
+
+    images: the data set, whose reference masks a model computes, or the pack that has them.
+    """
 
     request: GateRequest
     bundle: Bundle
     thresholds: Thresholds
-    dataset: Dataset
+    images: Dataset | Pack
+
+    @property
+    def source(self) -> str:
+        """What the images are from, in words."""
+        from twins_trt.data import Dataset
+
+        images = self.images
+        if isinstance(images, Dataset):
+            return f"{images.source} ({images.split})"
+        return f"{images.path}, which was made from {images.dataset} ({images.split})"
 
 
 def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
@@ -157,8 +193,38 @@ def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
         min_images=request.min_images,
         min_agreement=request.min_agreement,
     )
-    dataset = labelled_images(request.data, split=request.split, limit=request.limit)
-    return GateJob(request, bundle, thresholds, dataset)
+    return GateJob(request, bundle, thresholds, _images(request, bundle))
+
+
+def _images(request: GateRequest, bundle: Bundle) -> Dataset | Pack:
+    """What to judge on. Raises as `gate` does."""
+    from twins_trt.builders.gate import PackKey, check_fits, check_new_pack, open_pack
+    from twins_trt.runtime.manifest import PACK
+
+    if request.data is not None:
+        if request.pack is not None:
+            check_new_pack(Path(request.pack), PackKey.of_bundle(bundle), outside=bundle.path)
+        return labelled_images(request.data, split=request.split or SPLIT, limit=request.limit)
+    if request.pack is None and PACK not in bundle.files:
+        raise UsageError(
+            f"nothing is named to judge {bundle.path} on, and it holds no {PACK}",
+            f"name labelled images and the checkpoint: {spelled('data', 'KIND:PATH')} {spelled('checkpoint', 'FILE')}, "
+            f"or a pack that was made of them: {spelled('pack', 'FILE')}",
+        )
+    pack = open_pack(bundle.file(PACK) if request.pack is None else request.pack)
+    for name, given in (
+        ("checkpoint", request.checkpoint is not None),
+        ("seeded", request.seeded),
+        ("split", request.split is not None),
+    ):
+        if given:
+            raise UsageError(
+                f"{spelled(name)} is of {spelled('data')}, and {pack.path} holds images and reference masks already",
+                f"leave {spelled(name)} out, or name images: {spelled('data', 'KIND:PATH')}",
+            )
+    check_fits(pack, bundle)
+    check_limit(request.limit)
+    return pack.first(request.limit)
 
 
 def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None) -> GateResult:
@@ -168,19 +234,20 @@ def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None
 
     request, bundle = job.request, job.bundle
     progress = progress or silent
-    progress("load", "the reference", None)
-    model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
     gallery = gates.Gallery(Path(request.pictures), bundle.interface.palette) if request.pictures else None
-    result = gates.gate_bundle(
-        bundle,
-        model,
-        job.dataset,
-        thresholds=job.thresholds,
-        engine=request.engine,
-        options=RuntimeOptions(threads=request.threads),
-        progress=progress,
-        look=gallery,
-    )
+    with ExitStack() as packing:
+        result = gates.gate_bundle(
+            bundle,
+            _judged_images(job, packing, progress),
+            thresholds=job.thresholds,
+            engine=request.engine,
+            options=RuntimeOptions(threads=request.threads),
+            progress=progress,
+            look=gallery,
+        )
+    result = gates.with_simulation(bundle, result)
+    if result.contradiction is not None:
+        log.warning("%s: %s", bundle.path, result.contradiction)
     if record:
         try:
             gates.record_gate(bundle, result)
@@ -190,3 +257,20 @@ def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None
     if gallery is not None:
         gallery.save()
     return result
+
+
+def _judged_images(job: GateJob, packing: ExitStack, progress: Progress) -> GateImages:
+    """The images with the masks of the reference. packing: finishes the pack that is written, if one is asked for."""
+    from twins_trt.builders import gate as gates
+    from twins_trt.data import Dataset
+
+    request, bundle = job.request, job.bundle
+    if not isinstance(job.images, Dataset):
+        return job.images
+    progress("load", "the reference", None)
+    model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
+    images = gates.reference_images(bundle, model, job.images)
+    if request.pack is None:
+        return images
+    path, key = Path(request.pack), gates.PackKey.of_bundle(bundle)
+    return packing.enter_context(gates.packing(path, images, key, limit=request.limit))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.export import DynamicDim
-from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, load_reference, record_gate
+from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, load_reference, record_gate, reference_images
 from twins_trt.builders.gate.statistics import mean_iou
 from twins_trt.data import open_dataset
 from twins_trt.errors import BundleError, ImageError
@@ -137,8 +137,8 @@ def test_a_full_disk_costs_pictures_and_no_verdict(
 ) -> None:
     model, _ = load_weights("twins_svt-demo_fpn", seeded=True, num_classes=CLASSES)
     gallery = Gallery(tmp_path / "pictures", open_bundle(bundle).manifest.interface.palette)
-    dataset = open_dataset(f"folder:{data}").first(2)
-    result = gate_bundle(open_bundle(bundle), model, dataset, look=gallery)
+    images = reference_images(open_bundle(bundle), model, open_dataset(f"folder:{data}").first(2))
+    result = gate_bundle(open_bundle(bundle), images, look=gallery)
     assert record_gate(open_bundle(bundle), result).manifest.gate == "failed"  # two images are too few
 
     def refuse(*given: object, **named: object) -> None:
@@ -154,7 +154,7 @@ def test_a_full_disk_costs_pictures_and_no_verdict(
 def test_a_verdict_is_not_written_into_another_graph(bundle: Path, data: Path) -> None:
     model, _ = load_weights("twins_svt-demo_fpn", seeded=True, num_classes=CLASSES)
     opened = open_bundle(bundle)
-    result = gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2))
+    result = gate_bundle(opened, reference_images(opened, model, open_dataset(f"folder:{data}").first(2)))
     sabotage(bundle)  # another build
     with pytest.raises(BundleError, match="holds another graph or other engines than when it was opened"):
         record_gate(opened, result)
@@ -167,7 +167,7 @@ def test_random_weights_are_warned_of_and_a_missing_verdict_is_not(
     opened = open_bundle(bundle)
     assert opened.manifest.gate == "ungated"
     model = load_reference(opened, checkpoint=None, seeded=True)
-    gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2))
+    gate_bundle(opened, reference_images(opened, model, open_dataset(f"folder:{data}").first(2)))
     assert caplog.messages == [f"{bundle} holds random weights: its masks mean nothing"]
 
 
@@ -188,7 +188,9 @@ def test_a_bundle_that_is_replaced_while_its_engine_opens_is_not_judged(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", replace_first)
     with pytest.raises(BundleError, match="was replaced since it was opened"):
-        gate_bundle(opened, model, open_dataset(f"folder:{data}").first(2), engine="onnxruntime")
+        gate_bundle(
+            opened, reference_images(opened, model, open_dataset(f"folder:{data}").first(2)), engine="onnxruntime"
+        )
 
 
 def test_images_in_a_batch_are_judged_too(data: Path, tmp_path: Path) -> None:

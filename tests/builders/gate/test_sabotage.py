@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_graphsurgeon")
 
 from twins_trt.builders.bundle.run import build_bundle
-from twins_trt.builders.gate import GateResult, Thresholds, gate_bundle
+from twins_trt.builders.gate import GateResult, Thresholds, gate_bundle, reference_images
 from twins_trt.data import open_dataset
 from twins_trt.demo.scenes import write_scenes
 from twins_trt.models.weights import load_weights
@@ -50,7 +50,9 @@ def judged(data: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Bun
     model, _ = load_weights(DEMO.name)
     cache = tmp_path_factory.mktemp("reference")
     dataset = open_dataset(data, split="val")
-    return lambda bundle: gate_bundle(bundle, model, dataset, thresholds=Thresholds.of("int8"), cache=cache)
+    return lambda bundle: gate_bundle(
+        bundle, reference_images(bundle, model, dataset, cache=cache), thresholds=Thresholds.of("int8")
+    )
 
 
 def quantize_residuals(proto: onnx.ModelProto, data: str) -> None:

@@ -39,9 +39,14 @@ def labelled_images(data: str, *, split: str, limit: int | None) -> Dataset:
     """
     from twins_trt.data import open_dataset
 
+    check_limit(limit)
+    return open_dataset(data, split=split).first(limit)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises `UsageError` for a limit below 1."""
     if limit is not None and limit < 1:
         raise UsageError(f"{spelled('limit')} is {limit}", "give at least 1")
-    return open_dataset(data, split=split).first(limit)
 
 
 def scale_of(data: str, test_scale: tuple[int, int] | str | None) -> tuple[int, int] | None:
