@@ -23,6 +23,11 @@ FUNCTIONS = {
     "cuDeviceGetAttribute": 3,
     "cuDeviceGetPCIBusId": 3,
     "cuThreadExchangeStreamCaptureMode": 1,
+    "cuDevicePrimaryCtxRetain": 2,
+    "cuDevicePrimaryCtxRelease_v2": 1,
+    "cuCtxPushCurrent_v2": 1,
+    "cuCtxPopCurrent_v2": 1,
+    "cuMemGetInfo_v2": 2,
 }
 INTEGRATED, MAJOR, MINOR = 18, 75, 76  # CU_DEVICE_ATTRIBUTE_*
 
@@ -53,6 +58,10 @@ class FakeDriver:
                 return NOT_INITIALIZED
             if name == "cuDriverGetVersion":
                 given[0]._obj.value = 1000 * self._cuda[0] + 10 * self._cuda[1]
+            if name == "cuMemGetInfo_v2":
+                capacity = self._gpu.capacity if self._gpu is not None else 8 << 30
+                taken = sum(self._gpu.held().values()) if self._gpu is not None else 0
+                given[0]._obj.value, given[1]._obj.value = capacity - taken, capacity
             if name == "cuDeviceGetName":
                 given[0].value = self._device.name.encode()
             if name == "cuDeviceGetPCIBusId":

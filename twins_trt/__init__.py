@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from twins_trt.runtime import Segmentation, Segmenter, open_bundle
     from twins_trt.verbs.build import BuildRequest, build
     from twins_trt.verbs.calibrate import calibrate
+    from twins_trt.verbs.compile import compile_engine
     from twins_trt.verbs.evaluate import evaluate
     from twins_trt.verbs.gate import gate
     from twins_trt.verbs.profile import profile
@@ -31,6 +32,7 @@ __all__ = [
     "build",
     "build_model",
     "calibrate",
+    "compile_engine",
     "evaluate",
     "gate",
     "get_spec",
@@ -52,6 +54,7 @@ __getattr__, __dir__ = lazy_names(
         "twins_trt.runtime": ["Segmentation", "Segmenter", "open_bundle"],
         "twins_trt.verbs.build": ["BuildRequest", "build"],
         "twins_trt.verbs.calibrate": ["calibrate"],
+        "twins_trt.verbs.compile": ["compile_engine"],
         "twins_trt.verbs.evaluate": ["evaluate"],
         "twins_trt.verbs.gate": ["gate"],
         "twins_trt.verbs.profile": ["profile"],

@@ -109,3 +109,17 @@ class CompilerCache:
     def _refuse(self, level: int, why: str) -> bytes:
         log.log(level, "%s %s %s: not used, and replaced", self.kind, self.path, why)
         return b""
+
+
+def home_folder(name: str, *, what: str) -> Path | None:
+    """The folder `name` of caches in the user's home; None if it cannot be made, and the log says so.
+
+    what: is not kept then, in words and with its verb: `compiled kernels are`.
+    """
+    folder = Path.home() / ".cache" / "twins-trt" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("%s not kept: %s", what, error)
+        return None
+    return folder

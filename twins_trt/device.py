@@ -58,6 +58,26 @@ def pci_bus_id() -> str | None:
     return None if any(call() != 0 for call in calls) else name.value.decode()
 
 
+def free_gpu_mib() -> int | None:
+    """MiB that are free on the first GPU; None if the driver does not say."""
+    driver = load_driver()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    # Only a context can be asked. The compiler uses the same one.
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) != 0:
+        return None
+    try:
+        if driver.cuCtxPushCurrent_v2(context) != 0:
+            return None
+        answer = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        return free.value >> 20 if answer == 0 else None
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+
+
 def load_driver() -> ctypes.CDLL | None:
     """The library of the CUDA driver; None where there is none."""
     try:

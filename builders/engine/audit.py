@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twins_trt.builders.engine.layers import Layer
 from twins_trt.errors import UnfusedAttentionError
 from twins_trt.spelling import spelled
+
+if TYPE_CHECKING:
+    from twins_trt.builders.engine.build import BuiltEngine
 
 # A fused attention is one kernel. Its name is in the layer's name or in its tactic.
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
@@ -202,3 +205,18 @@ def check_fused(audit: Audit) -> None:
         f"{max(lacking, len(audit.unfused_attentions))} of {total} attentions are not fused: {names}",
         f"look at the audit, or take the slower engine as it is: {spelled('allow_unfused', True)}",
     )
+
+
+def audit_entry(file: str, engine: BuiltEngine, audit: Audit, not_int8: Sequence[str]) -> dict[str, Any]:
+    """What `audit.json` says of one engine.
+
+    file: in the bundle. not_int8: places that should run in INT8 and do not.
+    """
+    return {
+        "file": file,
+        "flavour": engine.flavour,
+        "version": engine.version,
+        "targets": list(engine.targets),
+        "audit": audit.to_json(),
+        "not_int8": list(not_int8),
+    }

@@ -1,7 +1,8 @@
 """The final layer list of an engine, as the compiler reports it, in one form for every flavour.
 
 There are two sources: the list that a build of TensorRT-RTX prints into its verbose log, without a GPU, and the JSON of
-`EngineInspector`, which needs a CUDA device. Both need `ProfilingVerbosity.DETAILED` at build time.
+`EngineInspector`, which needs a CUDA device. Both need `ProfilingVerbosity.DETAILED` at build time. A printed line is
+first split into what the inspector says of a layer, so that one parser reads both.
 """
 
 from __future__ import annotations
@@ -116,11 +117,38 @@ class Layer:
         return cls(data["name"], data["type"], inputs, outputs, constants, data.get("tactic", ""), nodes)
 
 
-_TENSOR = re.compile(
-    r"Name: (?P<name>.*?), Dimensions: \[(?P<shape>[^\]]*)\],.*?Datatype: (?P<dtype>[^,]+?)"
-    r"(?:, Format: (?P<format>.*))?$"
-)
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f\s]|$)")
+# The data type in "Format/Datatype" up to 10.x, which is a word ("Half") or a text ("Row major linear FP16 format").
+_WORDS = re.compile(
+    r"\b(bfloat16|bf16|float16|half|fp16|fp8|fp4|float|fp32|double|int64|int32|uint8|int8|int4|bool)\b", re.IGNORECASE
+)
+
+
+def _layer(entry: Mapping[str, Any]) -> Layer:
+    """A layer as `EngineInspector` describes it."""
+    inputs, outputs, constants = (
+        tuple(_tensor(tensor) for tensor in entry.get(key, ())) for key in ("Inputs", "Outputs", "Constants")
+    )
+    return Layer(
+        name=str(entry.get("Name", "")),
+        type=str(entry.get("LayerType", "")).lower(),
+        inputs=inputs,
+        outputs=outputs,
+        constants=constants,
+        tactic=str(entry.get("TacticName", "")),
+        nodes=tuple(_NODE.findall(entry.get("Metadata") or "")),
+    )
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    """A tensor as `EngineInspector` describes it."""
+    combined = str(entry.get("Format/Datatype", ""))
+    text = str(entry.get("Datatype", entry.get("DataType", "")))
+    if not text:
+        found = _WORDS.search(combined)
+        text = found[1] if found else combined
+    shape = tuple(_extent(str(extent)) for extent in entry.get("Dimensions", ()))
+    return Tensor(str(entry.get("Name", "")), shape, _dtype(text), str(entry.get("Format", combined)))
 
 
 def _extent(text: str) -> int:
@@ -131,94 +159,6 @@ def _extent(text: str) -> int:
 def _dtype(text: str) -> str:
     word = re.sub(r"[\s_\-]", "", text).lower()
     return _DTYPES.get(word, word)
-
-
-def _tensors(text: str | None) -> tuple[Tensor, ...]:
-    """The tensors of `[ { Name: ... }, { Name: ... }]`. Raises BuildError for an entry that it cannot read: without it
-    the audit would count too little."""
-    tensors = []
-    for part in re.split(r" ?\}, \{ ", (text or "").strip().removeprefix("[").removesuffix("]").strip()):
-        entry = part.strip().removeprefix("{").removesuffix("}").strip()
-        if not entry:
-            continue
-        match = _TENSOR.match(entry)
-        if match is None:
-            raise BuildError(f"an entry of the layer list does not read as a tensor: {entry[:120]!r}")
-        shape = tuple(_extent(extent) for extent in match["shape"].split(",") if extent.strip())
-        tensors.append(Tensor(match["name"], shape, _dtype(match["dtype"]), (match["format"] or "").strip()))
-    return tuple(tensors)
-
-
-def _nodes(metadata: str | None) -> tuple[str, ...]:
-    return tuple(_NODE.findall(metadata or ""))
-
-
-def _split(line: str) -> dict[str, str] | None:
-    """The fields of one printed layer. Brackets nest inside its lists, so a list ends where the next key starts."""
-    keys = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
-    starts: list[tuple[str, int, int]] = []
-    at = 0
-    for key in keys:
-        marker = f"{key}: " if key == "Name" else f", {key}: "
-        found = line.find(marker, at)
-        if found < 0:
-            continue
-        at = found + len(marker)
-        starts.append((key, found, at))
-    if len(starts) < 4 or starts[0][1] != 0:
-        return None
-    ends = [start[1] for start in starts[1:]] + [len(line)]
-    return {key: line[begin:end].strip() for (key, _, begin), end in zip(starts, ends, strict=True)}
-
-
-def parse_build_log(log: str) -> tuple[Layer, ...]:
-    """The layers that a build with DETAILED profiling verbosity printed into its verbose log.
-
-    `log`: the message that starts with "Layers:", or a whole log with that message (the last one counts).
-    Raises BuildError if there is no such list, or if a line of it is not a layer with its tensors.
-    """
-    start = log.rfind("Layers:\nName: ")
-    if start < 0:
-        raise BuildError(
-            "the build printed no layer list", "build with detailed profiling verbosity and a logger that keeps VERBOSE"
-        )
-    body = log[start + len("Layers:\n") :]
-    body = body.split("\nI/O Tensors:", 1)[0]
-    layers = []
-    for line in body.splitlines():
-        if not line.strip():
-            continue
-        field = _split(line)
-        if field is None:
-            raise BuildError(f"a line of the layer list does not read as a layer: {line[:120]!r}", None)
-        layers.append(
-            Layer(
-                name=field["Name"],
-                type=field["LayerType"].lower(),
-                inputs=_tensors(field.get("Inputs")),
-                outputs=_tensors(field.get("Outputs")),
-                constants=_tensors(field.get("Constants")),
-                tactic=field.get("TacticName", ""),
-                nodes=_nodes(field.get("Metadata")),
-            )
-        )
-    return tuple(layers)
-
-
-# The data type in "Format/Datatype" up to 10.x, which is a word ("Half") or a text ("Row major linear FP16 format").
-_WORDS = re.compile(
-    r"\b(bfloat16|bf16|float16|half|fp16|fp8|fp4|float|fp32|double|int64|int32|uint8|int8|int4|bool)\b", re.IGNORECASE
-)
-
-
-def _inspected_tensor(entry: Mapping[str, Any]) -> Tensor:
-    combined = str(entry.get("Format/Datatype", ""))
-    text = str(entry.get("Datatype", entry.get("DataType", "")))
-    if not text:
-        found = _WORDS.search(combined)
-        text = found[1] if found else combined
-    shape = tuple(_extent(str(extent)) for extent in entry.get("Dimensions", ()))
-    return Tensor(str(entry.get("Name", "")), shape, _dtype(text), str(entry.get("Format", combined)))
 
 
 def parse_inspector(text: str) -> tuple[Layer, ...]:
@@ -234,24 +174,71 @@ def parse_inspector(text: str) -> tuple[Layer, ...]:
         raise BuildError("the engine inspector's answer holds no layer list") from error
     if not ("Bindings" in data or "I/O Tensors" in data):
         raise BuildError("the engine inspector's answer names no inputs and outputs")
-    layers = []
-    for entry in entries:
-        # Engines built with less than DETAILED list bare names.
-        if not isinstance(entry, Mapping):
-            raise BuildError("the engine keeps layer names only", "build it with detailed profiling verbosity")
-        inputs, outputs, constants = (
-            tuple(_inspected_tensor(tensor) for tensor in entry.get(key, ()))
-            for key in ("Inputs", "Outputs", "Constants")
+    # Engines built with less than DETAILED list bare names.
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        raise BuildError("the engine keeps layer names only", "build it with detailed profiling verbosity")
+    return tuple(map(_layer, entries))
+
+
+_PRINTED_TENSOR = re.compile(
+    r"Name: (?P<Name>.*?), Dimensions: \[(?P<Dimensions>[^\]]*)\],.*?Datatype: (?P<Datatype>[^,]+?)"
+    r"(?:, Format: (?P<Format>.*))?$"
+)
+_KEYS = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
+
+
+def parse_build_log(log: str) -> tuple[Layer, ...]:
+    """The layers that a build with DETAILED profiling verbosity printed into its verbose log.
+
+    `log`: the message that starts with "Layers:", or a whole log with that message (the last one counts).
+    Raises BuildError if there is no such list, or if a line of it is not a layer with its tensors.
+    """
+    start = log.rfind("Layers:\nName: ")
+    if start < 0:
+        raise BuildError(
+            "the build printed no layer list", "build with detailed profiling verbosity and a logger that keeps VERBOSE"
         )
-        layers.append(
-            Layer(
-                name=str(entry.get("Name", "")),
-                type=str(entry.get("LayerType", "")).lower(),
-                inputs=inputs,
-                outputs=outputs,
-                constants=constants,
-                tactic=str(entry.get("TacticName", "")),
-                nodes=_nodes(entry.get("Metadata")),
-            )
-        )
-    return tuple(layers)
+    body = log[start + len("Layers:\n") :]
+    body = body.split("\nI/O Tensors:", 1)[0]
+    return tuple(_layer(_printed_layer(line)) for line in body.splitlines() if line.strip())
+
+
+def _printed_layer(line: str) -> dict[str, Any]:
+    """One printed layer, with the keys and values that `EngineInspector` has for it. Raises BuildError."""
+    fields: dict[str, Any] | None = _split(line)
+    if fields is None:
+        raise BuildError(f"a line of the layer list does not read as a layer: {line[:120]!r}")
+    return fields | {key: _printed_tensors(fields[key]) for key in ("Inputs", "Outputs", "Constants") if key in fields}
+
+
+def _split(line: str) -> dict[str, Any] | None:
+    """The fields of one printed layer. Brackets nest inside its lists, so a list ends where the next key starts."""
+    starts: list[tuple[str, int, int]] = []
+    at = 0
+    for key in _KEYS:
+        marker = f"{key}: " if key == "Name" else f", {key}: "
+        found = line.find(marker, at)
+        if found < 0:
+            continue
+        at = found + len(marker)
+        starts.append((key, found, at))
+    if len(starts) < 4 or starts[0][1] != 0:
+        return None
+    ends = [start[1] for start in starts[1:]] + [len(line)]
+    return {key: line[begin:end].strip() for (key, _, begin), end in zip(starts, ends, strict=True)}
+
+
+def _printed_tensors(text: str) -> list[dict[str, Any]]:
+    """The tensors of `[ { Name: ... }, { Name: ... }]`. Raises BuildError for an entry that it cannot read: without it
+    the audit would count too little."""
+    tensors = []
+    for part in re.split(r" ?\}, \{ ", text.strip().removeprefix("[").removesuffix("]").strip()):
+        entry = part.strip().removeprefix("{").removesuffix("}").strip()
+        if not entry:
+            continue
+        match = _PRINTED_TENSOR.match(entry)
+        if match is None:
+            raise BuildError(f"an entry of the layer list does not read as a tensor: {entry[:120]!r}")
+        shape = [extent for extent in match["Dimensions"].split(",") if extent.strip()]
+        tensors.append({**match.groupdict(), "Dimensions": shape, "Format": (match["Format"] or "").strip()})
+    return tensors

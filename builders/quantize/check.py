@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from twins_trt.builders.engine.audit import is_fused_attention
 from twins_trt.builders.engine.layers import Layer
-from twins_trt.builders.quantize.rewrite import Quantization
 
 
-def check_int8(layers: Sequence[Layer], quantized: Quantization) -> tuple[str, ...]:
+class Int8Places(Protocol):
+    """What should run in INT8: nodes, products; attentions, blocks. `Quantization` has both."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]: ...
+    @property
+    def attentions(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class KeptPlaces:
+    """`Int8Places` as a bundle keeps them, for engines that are compiled without the tools that quantized the graph."""
+
+    nodes: tuple[str, ...]
+    attentions: tuple[str, ...]
+
+
+def check_int8(layers: Sequence[Layer], quantized: Int8Places) -> tuple[str, ...]:
     """The products, and the blocks of the attentions, that should run in INT8 and do not.
 
     layers: of the finished engine (`BuiltEngine.layers`). A product runs in INT8 if a layer that computes its node

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_engines import Faults
-from fake_tensorrt import calls
+from fake_tensorrt import calls, fake_module
 from machine import ADA, ORIN, Machine
 
 from twins_trt.device import Device
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
-from twins_trt.runtime import EngineFile, Segmenter, Source, open_engine
+from twins_trt.runtime import EngineFile, Segmenter, Source, open_bundle, open_engine, write_bundle
 from twins_trt.runtime.engines import KINDS, why_not
+from twins_trt.runtime.manifest import Compiled
+from twins_trt.runtime.tensorrt.selection import choose
 
 REBUILD = "twins-trt build twins_svt-s_fpn --checkpoint tiny.pth --num-classes 5 --out tiny.bundle"
 
@@ -29,24 +34,82 @@ def test_an_engine_for_another_gpu_names_both_and_the_mend(machine: Machine) -> 
     with pytest.raises(BundleError) as caught:
         machine.engine(bundle)
     assert f"has engines/tensorrt.engine for sm_86; this GPU is {ADA.name} (sm_89)" in caught.value.cause
-    assert caught.value.fix == f"rebuild for it: {REBUILD}"
+    assert caught.value.fix == f"twins-trt compile {bundle.path}"
 
 
-@pytest.mark.parametrize("built", ["10.3.0", "10.13.2.6", "11.4.0.106"])
+@pytest.mark.parametrize("built", ["10.3.0", "10.13.2.6", "10.13.3.1", "11.4.0.106"])
 def test_an_engine_of_another_version_names_both_and_the_mend(machine: Machine, built: str) -> None:
     bundle = machine.bundle(version=built)
     with pytest.raises(BundleError) as caught:
         machine.engine(bundle)
     assert f"was built with TensorRT {built}, installed is 10.13.3.9" in caught.value.cause
-    assert caught.value.fix == f"rebuild with it: {REBUILD}"
+    assert caught.value.fix == f"twins-trt compile {bundle.path}"
 
 
-def test_another_build_number_is_left_to_tensorrt_and_what_it_says_is_passed_on(machine: Machine) -> None:
+def test_an_unknown_build_number_is_left_to_tensorrt_and_what_it_says_is_passed_on(machine: Machine) -> None:
     """JetPack's Python package leaves the build number out, so the numbers alone prove nothing."""
+    bundle = machine.bundle(version="10.13.3")
     with pytest.raises(EngineError) as caught:
-        machine.engine(machine.bundle(version="10.13.3.1"))
-    assert "expecting library version 10.13.3.9 got 10.13.3.1" in caught.value.cause
-    assert caught.value.fix is not None and REBUILD in caught.value.fix
+        machine.engine(bundle)
+    assert "expecting library version 10.13.3.9 got 10.13.3" in caught.value.cause
+    # For `compile`, too, it seems to fit.
+    assert caught.value.fix == f"twins-trt compile {bundle.path} --again"
+
+
+def test_a_path_with_a_blank_is_quoted_in_the_command(machine: Machine) -> None:
+    bundle = machine.bundle(target="sm_86")
+    place = bundle.path.rename(bundle.path.with_name("my road.bundle"))
+    with pytest.raises(BundleError) as caught:
+        machine.engine(open_bundle(place))
+    assert caught.value.fix == f"twins-trt compile '{place}'"
+
+
+def test_the_flavour_is_named_only_where_the_command_would_choose_another(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = machine.bundle()  # with an engine of TensorRT that fits
+    machine.install("rtx-1.7.1")
+    with pytest.raises(BundleError) as caught:
+        machine.engine(bundle)
+    assert caught.value.fix == f"twins-trt compile {bundle.path} --flavour tensorrt_rtx"
+    other = machine.bundle(target="sm_86")
+    with pytest.raises(BundleError) as caught:
+        machine.engine(other)
+    assert caught.value.fix == f"twins-trt compile {other.path}"
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_module("10.13.3.9"))  # `auto` takes it
+    with pytest.raises(BundleError) as caught:
+        machine.engine(other)
+    assert caught.value.fix == f"twins-trt compile {other.path} --flavour tensorrt_rtx"
+
+
+def test_a_graph_for_cpus_has_to_be_built_again(machine: Machine) -> None:
+    bundle = machine.bundle(target="sm_86", rebuild=f"{REBUILD} --target cpu")
+    with pytest.raises(BundleError) as caught:
+        machine.engine(bundle)
+    assert caught.value.fix == f"{REBUILD} --target sm_89"
+
+
+def test_a_graph_that_did_not_travel_has_to_be_sent(machine: Machine) -> None:
+    bundle = machine.bundle(target="sm_86")
+    left = tuple(entry for entry in bundle.manifest.files if entry.path == "graph.onnx")
+    manifest = replace(bundle.manifest, files=(), left_behind=left)
+    engine = bundle.engines[0].file
+    sent = write_bundle(bundle.path.with_name("sent.bundle"), manifest, {engine: bundle.path / engine})
+    with pytest.raises(BundleError) as caught:
+        machine.engine(sent)
+    assert caught.value.fix is not None and "export-to device sent.bundle --engine graph" in caught.value.fix
+
+
+def test_of_two_engines_the_one_that_was_compiled_on_this_gpu_runs(machine: Machine) -> None:
+    first, second = Compiled("RTX 4090", "", "", 1.0), Compiled(ADA.name, "", "", 1.0)
+    files = [
+        EngineFile(f"engines/{index}.engine", "tensorrt", "10.13.3.9", ("sm_89",), compiled=compiled)
+        for index, compiled in enumerate((first, second))
+    ]
+    source: Any = SimpleNamespace(path=Path("x.bundle"), engines=tuple(files))
+    assert choose(source, "tensorrt", machine.module, ADA) == files[1]
+    source.engines = tuple(files[:1])
+    assert choose(source, "tensorrt", machine.module, ADA) == files[0]
 
 
 def test_a_bundle_without_such_an_engine_says_what_it_has(machine: Machine) -> None:
@@ -66,7 +129,7 @@ def test_rtx_is_asked_before_it_fails(machine: Machine, caplog: pytest.LogCaptur
     machine.install("rtx-1.7.1", faults=Faults(validity=("INVALID", 2 + 4)))
     with pytest.raises(EngineError, match="on this GPU: unsupported cc, old cuda driver") as caught:
         machine.engine()
-    assert caught.value.fix is not None and REBUILD in caught.value.fix
+    assert caught.value.fix is not None and caught.value.fix.startswith("twins-trt compile ")
     assert calls(machine.module, "deserialize_cuda_engine") == []
     machine.install("rtx-1.7.1", faults=Faults(validity=("SUBOPTIMAL", 0)))
     with caplog.at_level(logging.WARNING, "twins_trt"):

@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "weights.pth"  # optional: the weights that the torch engine runs
+PACK = "gate.pack"  # optional: the images and reference masks that `twins-trt gate` judges on where there is no torch
 REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # if no manifest has a better command
 
 # The fields that a file begins with, in the order in which every version has written them.
@@ -103,6 +104,13 @@ class AwaitedEngine:
     device: str = ""
     tensorrt: str = ""
 
+    @property
+    def where(self) -> str:
+        """In words: `on the device: jetson-orin (sm_87, TensorRT 10.3)`."""
+        compiler = f"TensorRT {self.tensorrt}" if self.tensorrt else "its TensorRT"
+        known = f"{self.device} ({self.target}, {compiler})" if self.device else f"{self.target}, {compiler}"
+        return f"on the device: {known}"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -162,6 +170,9 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         plain: dict[str, Any] = encode(self)
+        for engine in plain["engines"]:
+            if engine["compiled"] is None:
+                del engine["compiled"]
         for name in ("awaits", "left_behind"):
             if not plain[name]:
                 del plain[name]  # as earlier versions wrote it, and read it

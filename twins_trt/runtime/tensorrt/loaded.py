@@ -36,17 +36,17 @@ Shape = tuple[int, ...]
 
 
 class LoadedEngine:
-    """An engine in the runtime's memory. content: the serialized engine. owner, rebuild: for errors, its name and the
+    """An engine in the runtime's memory. content: the serialized engine. owner, fix: for errors, its name and the
     command that makes it again.
 
     Several threads may make and use contexts, each context one thread at a time. Raises EngineError if the runtime does
     not start or refuses the engine, or if the engine does not take exactly one image.
     """
 
-    def __init__(self, module: ModuleType, content: bytes, *, owner: str, rebuild: str) -> None:
+    def __init__(self, module: ModuleType, content: bytes, *, owner: str, fix: str) -> None:
         self._module, self._owner = module, owner
         self.name = f"{NAMES[module.__name__]} {module.__version__}"
-        self._fix = f"rebuild it here: {rebuild}"
+        self._fix = fix
         self._config: Any = None
         self._cache: Any = None
         self._stored: CompilerCache | None = None

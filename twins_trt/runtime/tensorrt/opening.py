@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twins_trt.compiler_cache import CacheKey, CompilerCache
+from twins_trt.compiler_cache import CacheKey, CompilerCache, home_folder
 from twins_trt.device import Device
+from twins_trt.runtime.advice import engine_command
 from twins_trt.runtime.engines.checks import take_interface
 from twins_trt.runtime.engines.protocol import RuntimeOptions
 from twins_trt.runtime.memory import open_memory
@@ -34,7 +34,8 @@ def open_engine(source: EngineSource, flavour: str, options: RuntimeOptions) -> 
     memory = open_memory(options.memory)
     content, path = source.read(file), source.path / file.file
     with memory.entered():
-        loaded = LoadedEngine(module, content, owner=str(path), rebuild=source.rebuild)
+        fix = engine_command(source, flavour, device.target, again=True)
+        loaded = LoadedEngine(module, content, owner=str(path), fix=fix)
         loaded.specialize(
             cuda_graph=options.cuda_graph,
             stored=_runtime_cache(options, flavour, str(module.__version__), device, content),
@@ -59,10 +60,7 @@ def _runtime_cache(
     key = CacheKey(flavour, version, device.target, device.name, hashlib.sha256(content).hexdigest()[:12])
     if options.runtime_cache != "auto":
         return CompilerCache.at(options.runtime_cache, key, "runtime cache")
-    folder = Path.home() / ".cache" / "twins-trt" / "runtime"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        log.warning("compiled kernels are not kept: %s", error)
+    folder = home_folder("runtime", what="compiled kernels are")
+    if folder is None:
         return None
     return CompilerCache.at(folder, key, "runtime cache")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from twins_trt.bindings import NAMES, load_bindings
 from twins_trt.device import Device, current_device
 from twins_trt.errors import BundleError, EngineError, TwinsError
+from twins_trt.runtime.advice import engine_command
 from twins_trt.runtime.memory import PACKAGES, installed
+from twins_trt.runtime.tensorrt.fit import outdated, wrong_gpu
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -62,24 +64,19 @@ def choose(source: EngineSource, flavour: str, module: ModuleType, device: Devic
         others = ", ".join(f"{NAMES.get(e.flavour, e.flavour)} for {'+'.join(e.targets)}" for e in source.engines)
         raise BundleError(
             f"{source.path} has no {name} engine; it has {others or 'only its graph'}",
-            f"{source.rebuild} --flavour {flavour}",
+            engine_command(source, flavour, device.target),
         )
-    fitting = [engine for engine in engines if engine.runs_on(device.target)]
+    fitting = [engine for engine in engines if wrong_gpu(engine, device.target) is None]
     if not fitting:
         engines_by_target = ", ".join(f"{engine.file} for {'+'.join(engine.targets)}" for engine in engines)
         raise BundleError(
             f"{source.path} has {engines_by_target}; this GPU is {device.name} ({device.target})",
-            f"rebuild for it: {source.rebuild}",
+            engine_command(source, flavour, device.target),
         )
-    for engine in fitting:
-        if _same_release(engine.version, version):
-            return engine
-    raise BundleError(
-        f"{source.path}: {fitting[0].file} was built with {name} {fitting[0].version}, installed is {version}",
-        f"rebuild with it: {source.rebuild}",
-    )
-
-
-def _same_release(built: str, installed: str) -> bool:
-    """Engines are tied to major, minor and patch. Some packages of a release leave out the build number."""
-    return built.split(".")[:3] == installed.split(".")[:3]
+    current = [engine for engine in fitting if outdated(engine, version) is None]
+    if not current:
+        raise BundleError(
+            f"{source.path}: {outdated(fitting[0], version)}", engine_command(source, flavour, device.target)
+        )
+    # An engine runs on every GPU of its target, and best on the model that its kernels were timed on.
+    return next((e for e in current if e.compiled is not None and e.compiled.device == device.name), current[0])

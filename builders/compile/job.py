@@ -1,0 +1,256 @@
+"""The job of a compilation: what `resolve_compile` makes from a request, with every default decided."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from twins_trt.builders.compile.graph import GraphFacts, graph_facts
+from twins_trt.builders.compile.memory import Forecast, forecast, free_memory
+from twins_trt.builders.engine import FLAVOURS, Compiler, EngineOptions, current_device, open_compiler, parse_target
+from twins_trt.compiler_cache import home_folder
+from twins_trt.device import Device
+from twins_trt.diagnosis.facts import find_driver, find_system
+from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
+from twins_trt.runtime.bundle import Bundle, open_bundle
+from twins_trt.runtime.manifest import EngineFile
+from twins_trt.runtime.tensorrt.fit import Drivers, outdated, wrong_gpu
+from twins_trt.spelling import spelled
+from twins_trt.verbs.compile import CompileRequest
+
+_ORDER = ("tensorrt", "tensorrt_rtx")  # as the runtime prefers their engines
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """An engine that was for this machine and no longer fits it, and why."""
+
+    engine: EngineFile
+    why: str
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """A compilation with every default decided.
+
+    target: what the engine is for. device: the GPU of this machine, None without one. file: of the engine, in the
+    bundle. fitting: an engine that is there already, so that nothing is compiled; None if there is none.
+    misfits: engines that the new one makes useless.
+    """
+
+    request: CompileRequest
+    bundle: Bundle
+    facts: GraphFacts
+    compiler: Compiler
+    target: str
+    device: Device | None
+    drivers: Drivers
+    options: EngineOptions
+    file: str
+    fitting: EngineFile | None
+    misfits: tuple[Misfit, ...]
+    forecast: Forecast
+
+    @property
+    def gpu(self) -> str:
+        """What the engine is for, in words: `Orin (sm_87)`."""
+        there = self.device is not None and self.device.target == self.target
+        return f"{self.device.name} ({self.target})" if there and self.device is not None else self.target
+
+    @property
+    def pruned(self) -> tuple[EngineFile, ...]:
+        """The engines that are removed."""
+        return tuple(misfit.engine for misfit in self.misfits) if self.request.prune else ()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the manifest still says that an engine for this target is to be compiled."""
+        return any(engine.target == self.target for engine in self.bundle.manifest.awaits)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What a finished engine depends on."""
+        options = self.options.to_json()
+        del options["timing_cache"]  # it makes a compilation faster
+        return {
+            "graph": self.bundle.manifest.graph_sha256,
+            "version": self.compiler.version,
+            "device": "" if self.device is None else self.device.name,
+            "driver": self.drivers.kernel,
+            "cuda": self.drivers.cuda,
+            "options": options,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {
+            "bundle": str(self.bundle.path),
+            "file": self.file,
+            "compiler": self.compiler.name,
+            "gpu": self.gpu,
+            "target": self.target,
+            "fitting": None if self.fitting is None else self.fitting.file,
+            "misfits": {misfit.engine.file: misfit.why for misfit in self.misfits},
+            "pruned": [engine.file for engine in self.pruned],
+            "options": self.options.to_json(),
+            "memory": {
+                "host_mib": self.forecast.host,
+                "gpu_mib": self.forecast.gpu,
+                "workspace_mib": self.forecast.workspace,
+                "free_host_mib": self.forecast.free.host,
+                "free_swap_mib": self.forecast.free.swap,
+                "free_gpu_mib": self.forecast.free.gpu,
+                "shared": self.forecast.free.shared,
+                "predicted": True,
+                "reason": self.forecast.reason,
+            },
+        }
+
+
+def resolve_compile(request: CompileRequest, *, verify: bool = True) -> CompileJob:
+    """The job of a request, checked as far as that is possible without compiling.
+
+    verify: as in `open_bundle`. Raises `BundleError` for a bundle that is damaged, or whose graph is written for CPUs,
+    `UsageError` for values that do not fit together, `MissingDependencyError` for a missing compiler or GPU.
+    """
+    _refuse_impossible(request)
+    bundle = open_bundle(request.bundle, verify=verify)
+    facts = graph_facts(bundle)
+    device, drivers = current_device(), Drivers(find_system(Path("/")).kernel_driver or "", find_driver().cuda or "")
+    target = None if request.target is None else parse_target(request.target)
+    compiler = _choose(bundle, request.flavour, target, device, drivers)
+    options = EngineOptions(
+        flavour=compiler.flavour,
+        targets=() if target is None else (target,),
+        workspace_mib=request.workspace,
+        optimization_level=request.optimization_level,
+        profile=facts.profile,
+    )
+    (target,) = compiler.settle_targets(options, device)
+    engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
+    fitting = _fitting(engines, compiler, target, device, drivers)
+    predicted = forecast(facts.nbytes, request.workspace, free_memory(device), on_gpu=not compiler.ahead_of_time)
+    return CompileJob(
+        request=request,
+        bundle=bundle,
+        facts=facts,
+        compiler=compiler,
+        target=target,
+        device=device,
+        drivers=drivers,
+        options=replace(
+            options,
+            targets=(target,),
+            workspace_mib=predicted.workspace if compiler.workspace else request.workspace,
+            timing_cache=_timing_cache(request.timing_cache, compiler),
+        ),
+        file=_file(engines, compiler, target, device),
+        fitting=None if request.again else fitting,
+        misfits=_misfits(engines, compiler, target, device, drivers),
+        forecast=predicted,
+    )
+
+
+def _refuse_impossible(request: CompileRequest) -> None:
+    if request.flavour not in ("auto", *FLAVOURS):
+        raise UsageError(
+            f"{spelled('flavour')} cannot be {request.flavour!r}", f"use auto, {' or '.join(reversed(FLAVOURS))}"
+        )
+    if request.target is not None and request.flavour == "tensorrt":
+        raise UsageError(
+            f"{spelled('target')} is for TensorRT-RTX: TensorRT compiles for the GPU of its own machine",
+            f"leave {spelled('target')} out, or choose {spelled('flavour', 'tensorrt_rtx')}",
+        )
+
+
+def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | None, drivers: Drivers) -> Compiler:
+    """The compiler of a flavour. `auto`: of those that are installed and compile for this GPU, or for `target`, the one
+    whose engine is in the bundle already, else TensorRT before TensorRT-RTX."""
+    if target is None and device is None:
+        raise MissingDependencyError(
+            "there is no CUDA device or driver here to compile for",
+            f"compile on the device itself, or name its GPU to TensorRT-RTX: {spelled('target', 'sm_86')}",
+        )
+    if flavour != "auto":
+        return open_compiler(flavour)
+    if target is not None or device is None:
+        return open_compiler("tensorrt_rtx")
+    able, refusals = [], []
+    for name in (each for each in _ORDER if find_spec(each) is not None):
+        try:
+            compiler = open_compiler(name)
+        except TwinsError as error:
+            refusals.append(error)
+            continue
+        if not compiler.ahead_of_time or device.target in compiler.targets:
+            able.append(compiler)
+        else:
+            refusals.append(
+                MissingDependencyError(
+                    f"{compiler.name} does not compile for this GPU ({device.name}, {device.target}), and TensorRT is "
+                    "not installed",
+                    "twins-trt doctor says how to install it",
+                )
+            )
+    for compiler in able:
+        engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
+        if _fitting(engines, compiler, device.target, device, drivers) is not None:
+            return compiler
+    if able:
+        return able[0]
+    if refusals:
+        raise refusals[0]
+    return open_compiler("tensorrt")  # which is not there, and its error says how to get it
+
+
+def _fitting(
+    engines: list[EngineFile], compiler: Compiler, target: str, device: Device | None, drivers: Drivers
+) -> EngineFile | None:
+    for engine in engines:
+        if wrong_gpu(engine, target) is not None:
+            continue
+        if outdated(engine, compiler.version, device=device, drivers=drivers) is None:
+            return engine
+    return None
+
+
+def _misfits(
+    engines: list[EngineFile], compiler: Compiler, target: str, device: Device | None, drivers: Drivers
+) -> tuple[Misfit, ...]:
+    """The engines that were for this machine alone, and do not fit it any longer.
+
+    An engine that serves another GPU, too, or was compiled on another one, may be in use there.
+    """
+    misfits = []
+    for engine in engines:
+        if engine.targets != (target,) or _of_another(engine, device):
+            continue
+        if (why := outdated(engine, compiler.version, device=device, drivers=drivers)) is not None:
+            misfits.append(Misfit(engine, why))
+    return tuple(misfits)
+
+
+def _file(engines: list[EngineFile], compiler: Compiler, target: str, device: Device | None) -> str:
+    """A name of its own for each flavour, version and target; for a second GPU of one target, with its name."""
+    name = f"engines/{compiler.flavour}-{compiler.version}-{target}"
+    if device is None or not any(each.file == f"{name}.engine" and _of_another(each, device) for each in engines):
+        return f"{name}.engine"
+    return f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device.name).strip('-').lower()}.engine"
+
+
+def _of_another(engine: EngineFile, device: Device | None) -> bool:
+    """Whether TensorRT compiled the engine on another GPU than this one."""
+    if engine.compiled is None or device is None or engine.flavour != "tensorrt":
+        return False
+    return engine.compiled.device != device.name
+
+
+def _timing_cache(wanted: str | None, compiler: Compiler) -> str | None:
+    """The file or folder; by default the one in the user's home, for a compiler that times anything."""
+    if wanted is not None:
+        return None if wanted == "none" else wanted
+    folder = home_folder("timing", what="timed kernels are") if compiler.timing_cache else None
+    return None if folder is None else str(folder)

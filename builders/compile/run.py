@@ -1,0 +1,215 @@
+"""The whole compilation: look what fits, compile, audit, add the engine to the bundle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twins_trt.builders.compile.graph import AUDIT, audits
+from twins_trt.builders.compile.job import CompileJob, resolve_compile
+from twins_trt.builders.compile.memory import refuse_too_large
+from twins_trt.builders.compile.work import keep, kept, working
+from twins_trt.builders.engine import BuiltEngine, build_in_thread
+from twins_trt.builders.engine.audit import Audit, audit_entry, audit_layers, check_fused
+from twins_trt.builders.quantize.check import check_int8
+from twins_trt.errors import UnfusedAttentionError, UsageError
+from twins_trt.progress import Clock, Progress, silent
+from twins_trt.runtime.archive import folder_name, unpack_bundle
+from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed
+from twins_trt.runtime.manifest import Compiled, EngineFile, Manifest
+from twins_trt.spelling import spelled
+from twins_trt.verbs.compile import CompileRequest
+
+log = logging.getLogger("twins_trt")
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What a compilation gave.
+
+    engine: its entry in the manifest. compiled: false if an engine that fits was there already. resumed: whether it had
+    been finished by an earlier call that was ended before the engine was in the bundle. audit: None if nothing was
+    compiled. not_int8: places that should run in INT8 and do not. misfits: by file, why an engine no longer fits this
+    machine. pruned: files of those that were removed.
+    """
+
+    bundle: Bundle
+    engine: EngineFile
+    gpu: str
+    compiled: bool
+    resumed: bool
+    audit: Audit | None
+    not_int8: tuple[str, ...]
+    misfits: dict[str, str]
+    pruned: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        made = self.engine.compiled
+        return {
+            "bundle": str(self.bundle.path),
+            "engine": self.engine.file,
+            "gpu": self.gpu,
+            "flavour": self.engine.flavour,
+            "version": self.engine.version,
+            "targets": list(self.engine.targets),
+            "compiled": self.compiled,
+            "resumed": self.resumed,
+            "seconds": None if made is None else made.seconds,
+            "peak_host_mib": None if made is None else made.peak_host_mib,
+            "shared_memory": None if made is None else made.shared_memory,
+            "driver": None if made is None else made.driver,
+            "cuda": None if made is None else made.cuda,
+            "audit": None if self.audit is None else self.audit.to_json(),
+            "not_int8": list(self.not_int8),
+            "misfits": self.misfits,
+            "pruned": list(self.pruned),
+        }
+
+
+def compile_bundle(request: CompileRequest, *, progress: Progress | None = None) -> CompileReport:
+    """Compiles the engine of a bundle, if none there fits this machine, and adds it to the bundle.
+
+    The bundle is changed in one step at the end: an error, an interrupt or a kill leaves it as it was. A finished
+    engine is kept beside it until then.
+    Raises as `resolve_compile` does, `BuildError` where the compiler refuses the graph or memory does not suffice,
+    `UnfusedAttentionError` where an FP16 or INT8 engine leaves an attention unfused and that is not allowed,
+    `BundleError` where the bundle cannot be written or was replaced meanwhile.
+    """
+    request = _unpacked(request)
+    job = resolve_compile(request)
+    if job.fitting is not None and not job.awaited and not job.pruned:
+        return _report(job, job.bundle, job.fitting)
+    with working(job.bundle.path, progress or silent) as folder:
+        # Another process may have compiled it while this one waited.
+        return do_compile(resolve_compile(request, verify=False), folder, progress=progress)
+
+
+def dry_run(request: CompileRequest) -> CompileJob:
+    """The job of a request, of a packed bundle too, which stays packed. Raises as `compile_bundle` does beforehand."""
+    path = Path(request.bundle)
+    _refuse_idle(request)
+    if not is_packed(path):
+        job = resolve_compile(request)
+    else:
+        with tempfile.TemporaryDirectory(prefix="twins-trt-") as scratch:
+            place = Path(scratch) / folder_name(path)
+            unpack_bundle(path, into=place)
+            job = resolve_compile(replace(request, bundle=str(place)))
+        job = replace(job, bundle=replace(job.bundle, path=path.with_name(place.name)))
+    if job.fitting is None:
+        refuse_too_large(job.forecast, what=str(job.bundle.path))
+    return job
+
+
+def _unpacked(request: CompileRequest) -> CompileRequest:
+    """The request for the folder that a packed bundle holds, which is unpacked beside it."""
+    path = Path(request.bundle)
+    _refuse_idle(request)
+    if not is_packed(path):
+        return request
+    return replace(request, bundle=str(unpack_bundle(path, overwrite=request.overwrite)), overwrite=False)
+
+
+def _refuse_idle(request: CompileRequest) -> None:
+    if request.overwrite and not is_packed(Path(request.bundle)):
+        raise UsageError(
+            f"{spelled('overwrite')} applies only to a packed bundle, and {request.bundle} is none", "leave it out"
+        )
+
+
+def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = None) -> CompileReport:
+    """Does the job. folder: of `working`."""
+    clock = Clock(("engine", "bundle"), progress)
+    if job.fitting is not None:
+        return _report(job, _amend(job, job.fitting, {}, audits(job.bundle)), job.fitting)
+    clock.begin(f"{job.file} for {job.gpu} with {job.compiler.name}; memory {job.forecast}")
+    built = kept(folder, job.key)
+    resumed = built is not None
+    if built is None:
+        refuse_too_large(job.forecast, what=str(job.bundle.path))
+        built = build_in_thread(job.bundle.graph, job.options, clock.progress)
+        keep(folder, job.key, built)
+    audit = _audited(job, built)
+    not_int8 = () if job.facts.places is None else check_int8(built.layers, job.facts.places)
+    if not_int8:
+        log.warning("%s: %d places should run in INT8 and do not: %s", job.file, len(not_int8), ", ".join(not_int8[:4]))
+    clock.begin(str(job.bundle.path))
+    entry = _entry(job, built)
+    content = audits(job.bundle)
+    others = [each for each in content["engines"] if each.get("file") != job.file]
+    content = content | {"engines": [*others, audit_entry(job.file, built, audit, not_int8)]}
+    bundle = _amend(job, entry, {job.file: built.serialized}, content)
+    clock.end()
+    return replace(_report(job, bundle, entry), compiled=True, resumed=resumed, audit=audit, not_int8=not_int8)
+
+
+def _audited(job: CompileJob, built: BuiltEngine) -> Audit:
+    audit = audit_layers(built.layers, expected_attentions=job.facts.attentions)
+    if job.bundle.precision == "fp32":
+        return audit  # no compiler fuses float32 attention, so none can be demanded
+    try:
+        check_fused(audit)
+    except UnfusedAttentionError as error:
+        if not job.request.allow_unfused:
+            log.warning("audit of the engine that is refused:\n%s", audit.table())
+            raise
+        log.warning("%s (allowed)", error.cause)
+    return audit
+
+
+def _entry(job: CompileJob, built: BuiltEngine) -> EngineFile:
+    on_device = not job.compiler.ahead_of_time
+    return EngineFile(
+        job.file,
+        built.flavour,
+        built.version,
+        built.targets,
+        compiled=Compiled(
+            device=job.device.name if on_device and job.device is not None else "",
+            driver=job.drivers.kernel if on_device else "",
+            cuda=job.drivers.cuda if on_device else "",
+            seconds=round(built.seconds, 1),
+            peak_host_mib=built.peak_host_mib,
+            shared_memory=job.forecast.free.shared and on_device,
+            workspace_mib=job.options.workspace_mib,
+            optimization_level=job.options.optimization_level,
+        ),
+    )
+
+
+def _amend(job: CompileJob, entry: EngineFile, files: dict[str, bytes], audited: dict[str, Any]) -> Bundle:
+    """The bundle with the engine, and without those that are pruned."""
+    pruned = {engine.file for engine in job.pruned} - {entry.file}
+    audited = audited | {"engines": [each for each in audited["engines"] if each.get("file") not in pruned]}
+
+    def change(manifest: Manifest) -> Manifest:
+        others = tuple(engine for engine in manifest.engines if engine.file not in {entry.file, *pruned})
+        return replace(
+            manifest,
+            engines=(*others, entry),
+            awaits=tuple(each for each in manifest.awaits if each.target != job.target),
+            tools={**manifest.tools, entry.flavour: entry.version},
+            files=(),  # are listed again
+        )
+
+    content: dict[str, bytes | Path] = {**files, AUDIT: (json.dumps(audited, indent=2) + "\n").encode()}
+    return amend_bundle(job.bundle, content, change=change, remove=pruned)
+
+
+def _report(job: CompileJob, bundle: Bundle, entry: EngineFile) -> CompileReport:
+    return CompileReport(
+        bundle=bundle,
+        engine=entry,
+        gpu=job.gpu,
+        compiled=False,
+        resumed=False,
+        audit=None,
+        not_int8=(),
+        misfits={misfit.engine.file: misfit.why for misfit in job.misfits},
+        pruned=tuple(engine.file for engine in job.pruned),
+    )

@@ -1,0 +1,71 @@
+"""The commands that errors name for a bundle that lacks an engine."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twins_trt.device import current_device
+from twins_trt.errors import BundleError
+from twins_trt.runtime.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from twins_trt.runtime.engines.protocol import EngineSource
+
+_BUILD = "twins-trt build MODEL --checkpoint FILE --out x.bundle"
+
+
+def compile_command(path: Path | str, *, flavour: str | None = None, again: bool = False) -> str:
+    """The command that compiles the engine of the bundle in `path` for the GPU of its machine.
+
+    flavour: None where `auto` finds the right one. again: also if an engine seems to fit.
+    """
+    options = [] if flavour is None else ["--flavour", flavour]
+    return shlex.join(["twins-trt", "compile", str(path), *options, *(["--again"] if again else [])])
+
+
+def rebuild_with(command: str, changes: Mapping[str, str | None]) -> str:
+    """A bundle's `rebuild` command with other options: `{"--input": "uint8"}`; None leaves an option out."""
+    words = shlex.split(command or _BUILD)
+    for option, value in changes.items():
+        at = words.index(option) if option in words else len(words)
+        words[at : at + 2] = [] if value is None else [option, value]
+    return shlex.join(words)
+
+
+def engine_command(source: EngineSource, flavour: str, target: str, *, again: bool = False) -> str:
+    """The command that gives `source` an engine of `flavour` for this machine, whose GPU is of `target`.
+
+    A graph that was written for CPUs has to be built anew, where its checkpoint is. So has what is no bundle yet.
+    A graph that did not travel with the bundle has to be sent.
+    """
+    try:
+        _ = source.graph
+    except BundleError as error:
+        return error.fix or source.rebuild
+    if for_cpus(source.rebuild):
+        return rebuild_with(source.rebuild, {"--target": target})
+    if not (source.path / MANIFEST).is_file():
+        return source.rebuild
+    return compile_command(source.path, flavour=flavour if _ambiguous(source, flavour, target) else None, again=again)
+
+
+def can_compile_here() -> bool:
+    """Whether this machine has a GPU and a compiler, as far as that is known without loading it."""
+    return any(map(find_spec, ("tensorrt", "tensorrt_rtx"))) and current_device() is not None
+
+
+def for_cpus(rebuild: str) -> bool:
+    """Whether the command builds a graph for CPUs, from which no engine is compiled."""
+    words = shlex.split(rebuild)
+    return ("--target", "cpu") in pairwise(words)
+
+
+def _ambiguous(source: EngineSource, flavour: str, target: str) -> bool:
+    """Whether `auto` may choose another flavour: TensorRT where it is installed, or what has an engine already."""
+    others = any(engine.flavour != flavour and engine.runs_on(target) for engine in source.engines)
+    return others or (flavour == "tensorrt_rtx" and find_spec("tensorrt") is not None)
