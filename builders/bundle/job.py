@@ -15,7 +15,7 @@ from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.codec import encode
 from twins_trt.files import sha256_of
-from twins_trt.runtime.manifest import GRAPH, MANIFEST, WEIGHTS
+from twins_trt.runtime.manifest import GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
 from twins_trt.verbs.build import FLAGS, BuildRequest
 from twins_trt.version import __version__
 
@@ -32,14 +32,34 @@ class EngineJob:
 
 
 @dataclass(frozen=True)
+class NearestJob:
+    """An engine that is audited in place of some that await their device, and that does not ship.
+
+    options: its one target is the nearest architecture. stands_for: the targets that await (`sm_87`). file: the engine
+    of the bundle that is compiled for the same architecture anyway, and serves; None if one has to be compiled.
+    """
+
+    options: EngineOptions
+    compiler: str
+    stands_for: tuple[str, ...]
+    file: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The architecture."""
+        return self.options.targets[0]
+
+
+@dataclass(frozen=True)
 class BuildJob:
     """A build with every default decided.
 
     request: the request, with the decisions on model, size, precision and targets filled in.
     weights: their file; None for seeded weights. published: whether the weights are the zoo's, which are checked.
     num_classes: None for the checkpoint's. graph: for an INT8 build, how the FP32 graph is written that is calibrated.
-    engines: empty for a bundle whose graph ONNX Runtime runs. int8: None for FP32 and FP16. gate: None for a build that
-    is not judged.
+    engines: those that are compiled here. awaits: those that the device compiles itself. nearest: what is audited in
+    their place. Without engines and awaits the bundle's graph is for ONNX Runtime. int8: None for FP32 and FP16.
+    gate: None for a build that is not judged.
     """
 
     request: BuildRequest
@@ -53,6 +73,8 @@ class BuildJob:
     graph: ExportOptions
     test_scale: tuple[int, int] | None
     engines: tuple[EngineJob, ...]
+    awaits: tuple[AwaitedEngine, ...]
+    nearest: tuple[NearestJob, ...]
     allow_unfused: bool
     with_weights: bool
     int8: Int8Options | None
@@ -65,6 +87,11 @@ class BuildJob:
         return self.graph.precision if self.int8 is None else "int8"
 
     @property
+    def for_gpu(self) -> bool:
+        """Whether an engine runs the bundle, of here or of its device, so that its graph on a CPU is a simulation."""
+        return bool(self.engines or self.awaits)
+
+    @property
     def rebuild(self) -> str:
         """The shell command that builds the bundle again."""
         return shlex.join(["twins-trt", "build", *FLAGS.words(replace(self.request, overwrite=None))])
@@ -73,7 +100,7 @@ class BuildJob:
     def files(self) -> tuple[str, ...]:
         """The files of the bundle."""
         int8 = (PLAN, CALIBRATION) if self.int8 else ()
-        audit = (AUDIT,) if self.engines else ()
+        audit = (AUDIT,) if self.for_gpu else ()
         gate = (GATE,) if self.gate else ()
         weights = (WEIGHTS,) if self.with_weights else ()
         return (GRAPH, *(engine.file for engine in self.engines), *int8, *audit, *gate, *weights, MANIFEST)
@@ -84,7 +111,8 @@ class BuildJob:
         engines = (f"engine {each.options.flavour} {'+'.join(each.options.targets)}" for each in self.engines)
         int8 = ("calibration", "plan") if self.int8 else ()
         gate = ("gate",) if self.gate else ()
-        return ("weights", "graph", *int8, *gate, *engines, "bundle")
+        nearest = (f"audit {each.target}" for each in self.nearest if each.file is None)
+        return ("weights", "graph", *int8, *gate, *engines, *nearest, "bundle")
 
     @property
     def work(self) -> Path | None:

@@ -15,6 +15,8 @@ from twins_trt.builders.engine import BuiltEngine, build_in_thread, current_devi
 from twins_trt.builders.fallback import HARDEST, Fallback, SearchState, fall_back, search_key
 from twins_trt.builders.gate.judge import GateCandidate, Judge
 from twins_trt.builders.gate.options import GateOptions
+from twins_trt.builders.gate.pack_key import PackKey
+from twins_trt.builders.gate.pack_writing import check_new_pack
 from twins_trt.builders.gate.record import gate_file
 from twins_trt.builders.gate.result import GateResult
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
@@ -53,6 +55,10 @@ def judge(context: BuildContext, graph: BuiltGraph, gate: GateOptions, graphs: Q
         warn_of_random_weights(context.job.out)
     context.clock.begin(f"{gate.data} ({gate.split})")
     judge_candidate = Judge(context.model, gate, threads=context.job.threads, folder=context.folder / REFERENCE)
+    interface = graph_interface(context.job, read_header(graph.path), context.facts)
+    key = PackKey.of(interface, model=context.job.model, source=context.facts.source, padding=context.job.padding)
+    if gate.pack is not None:  # before the work, now that the classes are known
+        check_new_pack(Path(gate.pack), key, overwrite=context.job.overwrite, outside=context.job.out)
     judged = _judge_graph(context, graph, judge_candidate)
     enough = judged.gate.images >= gate.thresholds.min_images  # with too few images no plan would pass
     if not judged.gate.passed and gate.fallback and enough and graphs is not None and graph.int8 is not None:
@@ -61,6 +67,8 @@ def judge(context: BuildContext, graph: BuiltGraph, gate: GateOptions, graphs: Q
         )
     if not judged.gate.passed:
         raise _refusal(context.job, judged, context.folder)
+    if gate.pack is not None:
+        judge_candidate.write_pack(Path(gate.pack), key, interface, limit=gate.limit, overwrite=context.job.overwrite)
     return judged
 
 
@@ -87,7 +95,7 @@ def _judge_graph(context: BuildContext, graph: BuiltGraph, judge_candidate: Judg
     engines: dict[str, BuiltEngine] = {}
     if current_device() is not None:
         engines = {each.file: build_in_thread(graph.path, each.options, clock.progress) for each in job.engines}
-    candidate = gate_candidate(job, graph.path, context.facts, ships=bool(job.engines), engines=engines)
+    candidate = gate_candidate(job, graph.path, context.facts, ships=job.for_gpu, engines=engines)
     return Judged(graph, judge_candidate(candidate, progress=clock.progress), engines)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.engine import BuiltEngine, GraphHeader, TensorInfo, read_header
 from twins_trt.builders.engine.audit import Audit
 from twins_trt.builders.export import GraphInfo
 from twins_trt.builders.export.shapes import Shape, input_shapes
+from twins_trt.builders.quantize import Quantization
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.tensors import DType, TensorSpec
@@ -24,22 +26,70 @@ from twins_trt.version import __version__
 _TOOLS = ("torch", "onnx", "onnx-graphsurgeon", "numpy")
 
 
-def audit_file(
-    engines: Mapping[str, BuiltEngine], audits: Mapping[str, Audit], not_int8: Mapping[str, tuple[str, ...]]
-) -> bytes:
-    """The content of `audit.json`. All arguments are by engine file. not_int8: what `check_int8` found."""
-    entries = [
-        {
-            "file": file,
-            "flavour": engine.flavour,
-            "version": engine.version,
-            "targets": list(engine.targets),
-            "audit": audits[file].to_json(),
-            "not_int8": list(not_int8.get(file, ())),
-        }
-        for file, engine in engines.items()
-    ]
-    return (json.dumps({"engines": entries}, indent=2) + "\n").encode()
+@dataclass(frozen=True)
+class NearestAudit:
+    """The audit of an engine that does not ship, in place of engines that await their device.
+
+    target: the nearest architecture, for which TensorRT-RTX compiled it. stands_for: the targets that await (`sm_87`).
+    version: of TensorRT-RTX. not_int8: what `check_int8` found.
+    """
+
+    target: str
+    stands_for: tuple[str, ...]
+    version: str
+    audit: Audit
+    not_int8: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Audits:
+    """All audits of a build.
+
+    engines: by engine file. not_int8: by engine file, what `check_int8` found. stands_for: by engine file, the targets
+    that await their device and whose nearest architecture the engine is compiled for anyway. nearest: of the other
+    targets that await. not_audited: target that awaits -> why nothing was audited in its place.
+    """
+
+    engines: Mapping[str, Audit]
+    not_int8: Mapping[str, tuple[str, ...]]
+    stands_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    nearest: tuple[NearestAudit, ...] = ()
+    not_audited: Mapping[str, str] = field(default_factory=dict)
+
+
+def audit_file(engines: Mapping[str, BuiltEngine], audits: Audits, quantization: Quantization | None) -> bytes:
+    """The content of `audit.json`. engines: by file. quantization: of an INT8 graph, what the device checks its own
+    engine against.
+
+    An entry that `stands_for` other targets is of their nearest architecture; without a `file` its engine did not ship.
+    """
+    entries: list[dict[str, Any]] = []
+    for file, engine in engines.items():
+        entry = _entry(file, engine.version, engine.targets, audits.engines[file], audits.not_int8.get(file, ()))
+        stands_for = audits.stands_for.get(file, ())
+        entries.append(entry | {"flavour": engine.flavour} | ({"stands_for": list(stands_for)} if stands_for else {}))
+    for each in audits.nearest:
+        entry = _entry(None, each.version, (each.target,), each.audit, each.not_int8)
+        entries.append(entry | {"stands_for": list(each.stands_for)})
+    content: dict[str, Any] = {"engines": entries}
+    if audits.not_audited:
+        content["not_audited"] = dict(audits.not_audited)
+    if quantization is not None:
+        content["int8"] = {"nodes": list(quantization.nodes), "attentions": list(quantization.attentions)}
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _entry(
+    file: str | None, version: str, targets: tuple[str, ...], audit: Audit, not_int8: tuple[str, ...]
+) -> dict[str, Any]:
+    return {
+        "file": file,
+        "flavour": "tensorrt_rtx",
+        "version": version,
+        "targets": list(targets),
+        "audit": audit.to_json(),
+        "not_int8": list(not_int8),
+    }
 
 
 def graph_interface(job: BuildJob, header: GraphHeader, facts: ModelFacts) -> GraphInterface:
@@ -80,6 +130,7 @@ def build_manifest(
         source=facts.source,
         rebuild=job.rebuild,
         engines=engine_files(job, engines),
+        awaits=job.awaits,
         tools=_tools(engines),
     )
 

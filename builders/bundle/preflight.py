@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 from twins_trt.builders.bundle.job import BuildJob
+from twins_trt.builders.gate.pack_key import PackKey
+from twins_trt.builders.gate.pack_writing import check_new_pack
 from twins_trt.builders.plan.precision_plan import read_plan
+from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import BundleError, UsageError
+from twins_trt.files import sha256_of
 from twins_trt.folders import restore
+from twins_trt.models.source import Source
 from twins_trt.runtime.bundle import check_place
 
 
@@ -20,6 +25,8 @@ def check(job: BuildJob) -> None:
     _check_place(job.out, overwrite=job.overwrite)
     if job.gate is not None:
         job.gate.open()
+        if job.gate.pack is not None:
+            check_new_pack(Path(job.gate.pack), _pack_key(job), overwrite=job.overwrite, outside=job.out)
     if job.int8 is None:
         return
     if job.int8.images is not None:
@@ -28,6 +35,15 @@ def check(job: BuildJob) -> None:
         read_plan(job.int8.plan)
     if isinstance(job.int8.ranges, str) and not Path(job.int8.ranges).is_file():
         raise UsageError(f"there is no range file {job.int8.ranges}", "twins-trt calibrate writes one")
+
+
+def _pack_key(job: BuildJob) -> PackKey:
+    """As much of it as is known before the weights are loaded: not the classes."""
+    weights = None if job.weights is None else sha256_of(job.weights)
+    height, width = job.graph.height, job.graph.width
+    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    source = Source(sha256=weights, seeded=weights is None)
+    return PackKey(job.model, source, job.padding, (), Preprocessing(test_scale=job.test_scale), size)
 
 
 def _check_place(out: Path, *, overwrite: bool) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
-from twins_trt.builders.bundle.targets import CPU
-from twins_trt.builders.engine import EngineOptions
+from twins_trt.builders.bundle.targets import TENSORRT, TargetChoice
+from twins_trt.builders.engine.devices import CPU
+from twins_trt.builders.export import ExportOptions
+from twins_trt.builders.plan.levels import FIRST_OPSET
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import check_num_classes, check_padding
+from twins_trt.runtime.manifest import MANIFEST
 from twins_trt.spelling import spelled
 from twins_trt.verbs import build as verb
 from twins_trt.verbs.build import DEFAULTS, BuildRequest
@@ -17,6 +22,12 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 def refuse_impossible(request: BuildRequest) -> None:
     """Raises `UsageError` for a value that is wrong whatever the other values are."""
+    if request.model is not None and _is_bundle(Path(request.model)):
+        raise UsageError(
+            f"{request.model} is a bundle, and a build needs a model or a checkpoint",
+            f"to compile the bundle's graph for the GPU of this machine: "
+            f"twins-trt compile {shlex.quote(request.model)}",
+        )
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"{spelled('threads')} is {request.threads}", "give at least 1, or leave it out")
     if request.padding is not None:
@@ -29,10 +40,33 @@ def refuse_impossible(request: BuildRequest) -> None:
         )
 
 
-def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOptions, ...]) -> None:
+def _is_bundle(path: Path) -> bool:
+    return path.suffix == ".bundle" or (path / MANIFEST).is_file()
+
+
+def check_opset(graph: ExportOptions, choice: TargetChoice, *, int8: bool) -> None:
+    """Raises `UsageError` for an opset that a target's TensorRT does not read, or that INT8 beside FP16 lacks."""
+    limiting, ceiling = choice.limiting, choice.opset
+    reader = ""
+    if limiting is not None and ceiling is not None:
+        reader = f"TensorRT {limiting.tensorrt} of {limiting.text} reads opset {ceiling} at most"
+    if int8 and choice.gpu and reader and ceiling is not None and ceiling < FIRST_OPSET:
+        raise UsageError(
+            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, and {reader}",
+            f"build {spelled('precision', 'fp16')}, or for {spelled('jetpack', '6.1')} or later",
+        )
+    if int8 and choice.gpu and graph.opset < FIRST_OPSET:
+        raise UsageError(
+            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, not {graph.opset}", f"leave {spelled('opset')} out"
+        )
+    if ceiling is not None and graph.opset > ceiling:
+        raise UsageError(f"opset {graph.opset} is too high: {reader}", f"leave {spelled('opset')} out")
+
+
+def refuse_idle(request: BuildRequest, precision: str, choice: TargetChoice) -> None:
     """Raises `UsageError` for a value that would have no effect, such as a threshold without a gate.
 
-    precision, engines: of the build, as they were decided.
+    precision, choice: of the build, as they were decided.
     """
 
     def given(names: Iterable[str]) -> str | None:
@@ -64,9 +98,19 @@ def refuse_idle(request: BuildRequest, precision: str, engines: tuple[EngineOpti
         raise UsageError(
             f"{spelled(idle)} needs images to calibrate on", f"name some: {spelled('calibrate_on', 'KIND:PATH')}"
         )
-    of_engines = [name for name in fields(verb.ENGINES) if name not in ("targets", "with_weights")]
-    if not engines and (idle := given(of_engines)):
+    of_engines = [name for name in fields(verb.ENGINES) if name not in ("targets", "jetpack", "with_weights")]
+    if not choice.gpu and (idle := given(of_engines)):
         raise UsageError(
             f"{spelled(idle)} applies only to engines, and the target {CPU} has none",
             "leave it out, or name GPUs as targets",
+        )
+    of_compilers = {"workspace", "optimization_level", "timing_cache", "hardware_compatibility"}
+    if any(engine.flavour == TENSORRT for engine in choice.engines) or not choice.awaits:
+        return
+    if choice.engines:  # of TensorRT-RTX, which has the other two
+        of_compilers = {"timing_cache", "hardware_compatibility"}
+    if idle := given(name for name in of_engines if name in of_compilers):
+        raise UsageError(
+            f"{spelled(idle)} applies only to an engine that is compiled here, and the device compiles its own",
+            "leave it out, and give it to twins-trt compile on the device",
         )

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from twins_trt.builders.bundle.job import BuildJob, EngineJob
-from twins_trt.builders.bundle.refusals import refuse_idle, refuse_impossible
-from twins_trt.builders.bundle.targets import CPU, engine_jobs, engines_for
-from twins_trt.builders.engine import EngineOptions
+from twins_trt.builders.bundle.refusals import check_opset, refuse_idle, refuse_impossible
+from twins_trt.builders.bundle.targets import TargetChoice, choose_targets, engine_jobs, nearest_jobs
+from twins_trt.builders.engine.devices import CPU
 from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate.options import GateOptions, Thresholds
-from twins_trt.builders.plan.levels import FIRST_OPSET, INT8_OPSET, LEVELS
+from twins_trt.builders.plan.levels import INT8_OPSET, LEVELS
 from twins_trt.builders.quantize.options import CalibrationImages, Int8Options
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import Preprocessing
@@ -19,6 +19,7 @@ from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import fit_mode
 from twins_trt.models.weights import FoundModel, find_model
 from twins_trt.models.zoo import get_spec
+from twins_trt.runtime.manifest import AwaitedEngine
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
 from twins_trt.verbs.request import either
@@ -33,14 +34,14 @@ def resolve(request: BuildRequest) -> BuildJob:
     out = _out(request.out)
     refuse_impossible(request)
     model = find_model(request.model, checkpoint=request.checkpoint, seeded=either(request.seeded, DEFAULTS.seeded))
-    engines = _engines(request)
-    precision = either(request.precision, "fp16" if engines else "fp32")
-    refuse_idle(request, precision, engines)
-    graph = _graph(request, engines, precision, crop_size=get_spec(model.name).crop_size)
+    choice = _targets(request)
+    precision = either(request.precision, "fp16" if choice.gpu else "fp32")
+    refuse_idle(request, precision, choice)
+    graph = _graph(request, choice, precision, crop_size=get_spec(model.name).crop_size)
     test_scale = _test_scale(request, graph)
-    jobs = engine_jobs(engines, graph)
+    jobs = engine_jobs(choice.engines, graph)
     return BuildJob(
-        request=_with_decisions(request, model, graph=graph, precision=precision, engines=jobs),
+        request=_with_decisions(request, model, graph=graph, precision=precision, engines=jobs, choice=choice),
         out=out,
         overwrite=either(request.overwrite, DEFAULTS.overwrite),
         model=model.name,
@@ -51,6 +52,8 @@ def resolve(request: BuildRequest) -> BuildJob:
         graph=graph,
         test_scale=test_scale,
         engines=jobs,
+        awaits=tuple(AwaitedEngine(each.target, each.name, each.tensorrt) for each in choice.awaits),
+        nearest=nearest_jobs(choice.awaits, jobs, graph) if choice.awaits else (),
         allow_unfused=either(request.allow_unfused, DEFAULTS.allow_unfused),
         with_weights=either(request.with_weights, DEFAULTS.with_weights),
         int8=_int8(request, test_scale) if precision == "int8" else None,
@@ -68,9 +71,7 @@ def _out(name: str | None) -> Path:
     return out
 
 
-def _graph(
-    request: BuildRequest, engines: tuple[EngineOptions, ...], precision: str, *, crop_size: tuple[int, int]
-) -> ExportOptions:
+def _graph(request: BuildRequest, choice: TargetChoice, precision: str, *, crop_size: tuple[int, int]) -> ExportOptions:
     """How the graph is written. For an INT8 build: how the FP32 graph is written that is calibrated."""
     quantized = precision == "int8"
     height, width = either(request.size, crop_size)
@@ -82,13 +83,10 @@ def _graph(
         opset=either(request.opset, INT8_OPSET if quantized else ExportOptions.opset),
         input=either(request.input, DEFAULTS.input),
         outputs=either(request.outputs, DEFAULTS.outputs),
-        target="gpu" if engines else "cpu",
+        target="gpu" if choice.gpu else "cpu",
         upernet_levels=request.upernet_levels,
     )
-    if quantized and engines and graph.opset < FIRST_OPSET:
-        raise UsageError(
-            f"INT8 beside FP16 needs opset {FIRST_OPSET} or later, not {graph.opset}", f"leave {spelled('opset')} out"
-        )
+    check_opset(graph, choice, int8=quantized)
     return graph
 
 
@@ -103,9 +101,10 @@ def _test_scale(request: BuildRequest, graph: ExportOptions) -> tuple[int, int] 
     return request.test_scale
 
 
-def _engines(request: BuildRequest) -> tuple[EngineOptions, ...]:
-    return engines_for(
+def _targets(request: BuildRequest) -> TargetChoice:
+    return choose_targets(
         either(request.targets, ()),
+        jetpack=request.jetpack,
         flavours=either(request.flavour, DEFAULTS.flavour),
         workspace_mib=request.workspace,
         optimization_level=request.optimization_level,
@@ -202,6 +201,7 @@ def _gate(request: BuildRequest, precision: str) -> GateOptions | None:
         ),
         fallback=either(request.fallback, DEFAULTS.fallback),
         max_evaluations=evaluations,
+        pack=request.pack,
     )
 
 
@@ -212,20 +212,21 @@ def _with_decisions(
     graph: ExportOptions,
     precision: str,
     engines: tuple[EngineJob, ...],
+    choice: TargetChoice,
 ) -> BuildRequest:
     """The request with the decisions that another version or another machine might make differently.
 
     Fields that hold their default are None again: they are the same everywhere.
     """
     defaults = {name: None for name, value in request.given().items() if value == getattr(DEFAULTS, name, None)}
-    targets = [target for each in engines if each.options.flavour == "tensorrt_rtx" for target in each.options.targets]
+    ahead = [target for each in engines if each.options.flavour == "tensorrt_rtx" for target in each.options.targets]
+    targets = (*ahead, *choice.named) if choice.gpu else (CPU,)
     return replace(
         replace(request, **defaults),
         model=model.name,
         checkpoint=model.checkpoint,
         size=(graph.height, graph.width),
         precision=precision,
-        # TensorRT's engines have no target here: they are built for the GPU of the machine that builds.
-        targets=(tuple(targets) or None) if engines else (CPU,),
-        flavour=tuple(dict.fromkeys(each.options.flavour for each in engines)) or None,
+        targets=targets or None,  # none where TensorRT builds for the GPU of the machine that builds
+        flavour=choice.flavours or None,
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.bundle.job import AUDIT, CALIBRATION, FALLBACK, GATE, PLAN, BuildJob
+from twins_trt.builders.bundle.job import AUDIT, CALIBRATION, FALLBACK, GATE, PLAN, BuildJob, NearestJob
 from twins_trt.builders.bundle.judge import Judged
 from twins_trt.builders.bundle.make import BuiltGraph
-from twins_trt.builders.bundle.manifest import audit_file, build_manifest
+from twins_trt.builders.bundle.manifest import Audits, NearestAudit, audit_file, build_manifest
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.fallback import Fallback
@@ -20,12 +20,13 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.quantize import check_int8
 from twins_trt.calib import save_ranges
 from twins_trt.codec import encode
-from twins_trt.errors import UnfusedAttentionError
+from twins_trt.errors import BuildError, UnfusedAttentionError
 from twins_trt.host_memory import peak_host_mib
 from twins_trt.models.weights import ModelFacts
 from twins_trt.progress import Clock
 from twins_trt.runtime.bundle import Bundle, write_bundle
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
+from twins_trt.runtime.next_steps import NextSteps, after_build
 
 log = logging.getLogger("twins_trt")
 
@@ -45,7 +46,9 @@ class BuildReport:
 
     audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB. gate: None for a build
     without one. plan: None except for INT8. fallback: None if the first plan passed. not_int8: by engine file, the
-    places that the plan has in INT8 and that do not run in INT8.
+    places that the plan has in INT8 and that do not run in INT8. nearest: audits in place of engines that await their
+    device. not_audited: target that awaits -> why nothing was audited in its place. pack: the file that
+    `twins-trt gate` reads on the device, if one was written.
     """
 
     bundle: Bundle
@@ -56,6 +59,14 @@ class BuildReport:
     plan: PrecisionPlan | None = None
     fallback: Fallback | None = None
     not_int8: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    nearest: tuple[NearestAudit, ...] = ()
+    not_audited: Mapping[str, str] = field(default_factory=dict)
+    pack: Path | None = None
+
+    @property
+    def next(self) -> NextSteps:
+        """The commands to type next, here and on the device."""
+        return after_build(self.bundle.path, awaits=bool(self.bundle.manifest.awaits), pack=self.pack)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -69,24 +80,28 @@ class BuildReport:
             "plan": None if self.plan is None else encode(self.plan),
             "fallback": None if self.fallback is None else self.fallback.to_json(),
             "not_int8": {file: list(nodes) for file, nodes in self.not_int8.items()},
+            "nearest": [encode(each) | {"audit": each.audit.to_json()} for each in self.nearest],
+            "not_audited": dict(self.not_audited),
+            "next": self.next.to_json(),
         }
 
 
 def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildReport:
     """Compiles the engines that the gate has not compiled, audits all of them, and writes the bundle.
 
+    In place of an engine that awaits its device, one of the nearest architecture is audited, which does not ship.
+
     folder: of the build. Raises `UnfusedAttentionError` for an engine that leaves an attention unfused unless the job
     allows it, and as `build_in_thread` and `write_bundle` do.
     """
     graph, judged = product.graph, product.judged
     engines = _engines(job, graph, {} if judged is None else judged.engines, clock)
-    audits = {file: _audited(job, graph, engine) for file, engine in engines.items()}
-    not_int8 = {file: _not_int8(graph, file, engine) for file, engine in engines.items()}
+    audits = _audits(job, graph, engines, clock)
     clock.begin(str(job.out))
     files: dict[str, bytes | Path] = {GRAPH: graph.path}
     files |= {file: engine.serialized for file, engine in engines.items()}
-    if engines:
-        files[AUDIT] = audit_file(engines, audits, not_int8)
+    if job.for_gpu:
+        files[AUDIT] = audit_file(engines, audits, None if graph.int8 is None else graph.int8.quantization)
     if graph.int8 is not None:
         files[PLAN] = graph.int8.plan.to_json().encode()
         files[CALIBRATION] = save_ranges(graph.int8.ranges, folder / CALIBRATION)
@@ -102,13 +117,15 @@ def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildRe
     clock.end()
     return BuildReport(
         bundle,
-        audits,
+        audits.engines,
         clock.seconds,
         peak_host_mib(),
         gate=None if judged is None else judged.gate,
         plan=None if graph.int8 is None else graph.int8.plan,
         fallback=None if judged is None else judged.fallback,
-        not_int8=not_int8,
+        not_int8=audits.not_int8,
+        nearest=audits.nearest,
+        not_audited=audits.not_audited,
     )
 
 
@@ -121,6 +138,33 @@ def _engines(
         clock.begin(each.compiler)
         engines[each.file] = judged.get(each.file) or build_in_thread(graph.path, each.options, clock.progress)
     return engines
+
+
+def _audits(job: BuildJob, graph: BuiltGraph, engines: Mapping[str, BuiltEngine], clock: Clock) -> Audits:
+    """The audits of the engines, and of the nearest architecture of every target that awaits its device."""
+    audited = {file: _audited(job, graph, engine) for file, engine in engines.items()}
+    not_int8 = {file: _not_int8(graph, file, engine) for file, engine in engines.items()}
+    nearest = []
+    reasons = {} if job.nearest else {each.target: "TensorRT-RTX is not installed" for each in job.awaits}
+    for each in job.nearest:
+        if each.file is not None:
+            continue
+        try:
+            nearest.append(_audit_nearest(job, graph, each, clock))
+        except UnfusedAttentionError:
+            raise
+        except BuildError as error:  # of a compiler that is not the device's, so it condemns nothing
+            log.warning("nothing is audited in place of %s: %s", ", ".join(each.stands_for), error.cause)
+            reasons |= dict.fromkeys(each.stands_for, error.cause)
+    stands_for = {each.file: each.stands_for for each in job.nearest if each.file is not None}
+    return Audits(audited, not_int8, stands_for, tuple(nearest), reasons)
+
+
+def _audit_nearest(job: BuildJob, graph: BuiltGraph, nearest: NearestJob, clock: Clock) -> NearestAudit:
+    clock.begin(f"{nearest.compiler}, the nearest to {', '.join(nearest.stands_for)}")
+    engine = build_in_thread(graph.path, nearest.options, clock.progress)
+    missing = _not_int8(graph, f"nearest architecture {nearest.target}", engine)
+    return NearestAudit(nearest.target, nearest.stands_for, engine.version, _audited(job, graph, engine), missing)
 
 
 def _audited(job: BuildJob, graph: BuiltGraph, engine: BuiltEngine) -> Audit:

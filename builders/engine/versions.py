@@ -23,6 +23,17 @@ from twins_trt.spelling import spelled
 _OPSETS = {(8, 6): 17, (10, 3): 20, (10, 13): 24, (11, 0): 25}
 
 
+def opset_ceiling(version: str) -> int | None:
+    """The highest ONNX opset that a version of TensorRT is known to read; None if none is on record."""
+    return max((opset for since, opset in _OPSETS.items() if since <= release(version)), default=None)
+
+
+def typing_of(version: str) -> str:
+    """How a version of TensorRT types networks, as `Compiler.typing`, for a version that is not installed here."""
+    major = release(version)[0]
+    return "none" if major < 10 else "flag" if major == 10 else "always"
+
+
 def open_compiler(flavour: str) -> Compiler:
     """The installed compiler of a flavour.
 
@@ -106,9 +117,7 @@ class Compiler:
     @property
     def opset(self) -> int | None:
         """The highest ONNX opset that this version is known to read; None if none is on record."""
-        if self.flavour != "tensorrt":
-            return None
-        return max((opset for version, opset in _OPSETS.items() if version <= release(self.version)), default=None)
+        return opset_ceiling(self.version) if self.flavour == "tensorrt" else None
 
     def settle_targets(self, options: EngineOptions, device: Device | None) -> tuple[str, ...]:
         """The targets that a build of `options` is for.

@@ -58,7 +58,11 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
         ("cpu", ["--target", "cpu"]),
         (["cpu", "86"], ["--target", "cpu,86"]),
         (["orin"], ["--target", "orin"]),
+        (["jetson-orin", "86"], ["--target", "jetson-orin,86"]),
+        (("Jetson-Thor", "sm_87"), ["--target", "Jetson-Thor,sm_87"]),
+        (["rtx-4090", "h100", "l4"], ["--target", "rtx-4090,h100,l4"]),
     ],
+    "jetpack": [("6.0", ["--jetpack", "6.0"]), ("7.2", ["--jetpack", "7.2"]), ("5.1", ["--jetpack", "5.1"])],
     "flavour": [
         ("tensorrt", ["--flavour", "tensorrt"]),
         (("tensorrt_rtx", "tensorrt"), ["--flavour", "tensorrt_rtx,tensorrt"]),

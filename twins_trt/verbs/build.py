@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.export.options import ExportOptions
+from twins_trt.builders.gate.options import SPLIT
 from twins_trt.builders.plan.levels import LEVELS
 from twins_trt.calib.options import CalibrationOptions
 from twins_trt.errors import UsageError
@@ -46,7 +47,9 @@ class BuildRequest(Request):
     their own size, 0 to 3. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
     pixels.
 
-    targets: compute capabilities such as `sm_86`, by default the GPU of this machine; or `cpu` alone, for no engine.
+    targets: devices and compute capabilities, mixed (`jetson-orin`, `sm_86`), by default the GPU of this machine; or
+    `cpu` alone, for no engine. What this machine cannot compile for, the device compiles from the bundle. jetpack: of
+    the Jetsons among them, such as `6.0`.
     flavour: `tensorrt_rtx`, `tensorrt`, both, or `auto`. workspace: limit of a layer's scratch memory, MiB.
     optimization_level, timing_cache, hardware_compatibility: as in `EngineOptions`. allow_unfused: take engines with
     unfused attentions. with_weights: add `weights.pth`, which the torch engine runs.
@@ -56,7 +59,8 @@ class BuildRequest(Request):
     range file instead. smooth: SmoothQuant's strength 0 to 1, `search` or `none`. bias_correction: put the mean shift
     of every quantized product into its bias. observers, percentile, bins, minimum, fit: as in `CalibrationOptions`.
 
-    gate_on: labelled images to judge the build on, with gate_split and gate_limit. max_drop: points of mIoU.
+    gate_on: labelled images to judge the build on, with gate_split and gate_limit. pack: a file that takes them and the
+    reference's masks, for `gate` on a device without torch. max_drop: points of mIoU.
     min_images: fewer fail. min_agreement: share of equal pixels. no_gate: do not judge INT8; the bundle is marked
     `ungated`. fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge at most. threads:
     of the CPU.
@@ -81,6 +85,7 @@ class BuildRequest(Request):
     upernet_levels: int | None = None
     test_scale: tuple[int, int] | Literal["none"] | None = None
     targets: tuple[str, ...] | None = None
+    jetpack: str | None = None
     flavour: tuple[str, ...] | None = None
     workspace: int | None = None
     optimization_level: int | None = None
@@ -104,6 +109,7 @@ class BuildRequest(Request):
     gate_on: str | None = None
     gate_split: str | None = None
     gate_limit: int | None = None
+    pack: str | None = None
     max_drop: float | None = None
     min_images: int | None = None
     min_agreement: float | None = None
@@ -140,10 +146,17 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--target",
         "targets",
-        "GPUs to build for: sm_86,sm_89,sm_120, in one engine; default: the GPU of this machine. "
-        "cpu: the graph alone, for ONNX Runtime",
+        "GPUs to build for, by name or compute capability: rtx-4090,sm_86,jetson-orin (twins-trt targets lists them); "
+        "default: the GPU of this machine. cpu: the graph alone, for ONNX Runtime",
         NAMES,
-        "SM,...",
+        "NAME,...",
+        group=ENGINES,
+    ),
+    Flag(
+        "--jetpack",
+        "jetpack",
+        "of the Jetson; default: 6.1 or later for Orin, 7.0 or later for Thor",
+        metavar="VERSION",
         group=ENGINES,
     ),
     Flag(
@@ -155,14 +168,7 @@ TABLE: tuple[Flag, ...] = (
         "{tensorrt_rtx,tensorrt}",
         group=ENGINES,
     ),
-    Flag(
-        "--workspace",
-        "workspace",
-        "most scratch memory of a layer; default: no limit",
-        WHOLE,
-        "MIB",
-        group=ENGINES,
-    ),
+    Flag("--workspace", "workspace", "most scratch memory of a layer; default: no limit", WHOLE, "MIB", group=ENGINES),
     Flag(
         "--optimization-level",
         "optimization_level",
@@ -258,6 +264,7 @@ TABLE: tuple[Flag, ...] = (
     Flag("--gate-data", "gate_on", "labelled images to judge the build on", metavar="KIND:PATH", group=GATE),
     Flag("--gate-split", "gate_split", "default: {default}", metavar="SPLIT", group=GATE),
     Flag("--gate-limit", "gate_limit", "only the first N images", WHOLE, "N", group=GATE),
+    Flag("--pack", "pack", "write what twins-trt gate needs on a device without torch", metavar="FILE", group=GATE),
     *threshold_flags(GATE),
     Flag(
         "--no-gate",
@@ -315,7 +322,7 @@ class BuildDefaults:
     bins: int = _RANGES.bins
     minimum: int = _RANGES.minimum
     fit: str = _RANGES.fit
-    gate_split: str = GateRequest.split
+    gate_split: str = SPLIT
     min_images: int = GateRequest.min_images
     no_gate: bool = False
     fallback: bool = True

@@ -22,7 +22,7 @@ from fake_tensorrt import COMPILERS, Script, calls, install, install_compilers
 from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.bundle.run import BuildReport, resolve_build
 from twins_trt.builders.bundle.run import build_bundle as build
-from twins_trt.builders.bundle.targets import engine_jobs, engines_for
+from twins_trt.builders.bundle.targets import choose_targets, engine_jobs
 from twins_trt.builders.engine import read_header
 from twins_trt.builders.export import DynamicDim, ExportOptions
 from twins_trt.errors import (
@@ -293,7 +293,7 @@ def test_a_job_has_its_targets_and_refuses_what_cannot_be(
     with pytest.raises(UsageError, match="no target sm_87"):
         job_of(small(targets=("87",)), out)
     with pytest.raises(UsageError, match="name each of them once"):
-        engine_jobs(engines_for(["sm_89"], flavours=["tensorrt_rtx"]) * 2, ExportOptions(64, 96))
+        engine_jobs(choose_targets(["sm_89"], flavours=["tensorrt_rtx"]).engines * 2, ExportOptions(64, 96))
     install_driver(monkeypatch, None)
     with pytest.raises(UsageError, match="there is no GPU here") as raised:
         job_of(small(targets=()), out)
@@ -303,20 +303,22 @@ def test_a_job_has_its_targets_and_refuses_what_cannot_be(
         job_of(small(targets=(), flavour=("tensorrt",)), out)
 
 
-def test_engines_of_targets() -> None:
-    assert engines_for(["cpu"]) == () == engines_for([" CPU "], flavours=["tensorrt_rtx"])
+def test_engines_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu in (choose_targets(["cpu"]), choose_targets([" CPU "], flavours=["tensorrt_rtx"])):
+        assert cpu.engines == () and not cpu.gpu
     with pytest.raises(UsageError, match="cannot be combined with others"):
-        engines_for(["cpu", "sm_86"])
-    both = engines_for(["86"], flavours=["tensorrt_rtx", "tensorrt"], hardware_compatibility="ampere_plus")
+        choose_targets(["cpu", "sm_86"])
+    flavours = ["tensorrt_rtx", "tensorrt"]
+    install_compilers(monkeypatch)
+    both = choose_targets(["86"], flavours=flavours, hardware_compatibility="ampere_plus").engines
     assert [(e.flavour, e.targets, e.hardware_compatibility) for e in both] == [
         ("tensorrt_rtx", ("sm_86",), "none"),
         ("tensorrt", (), "ampere_plus"),
     ]
-    assert engines_for(["sm_87"], flavours=["tensorrt"])[0].targets == ("sm_87",)
-    engines = engines_for(["86", "75"], flavours=["tensorrt_rtx"], workspace_mib=64, optimization_level=1)
+    engines = choose_targets(["86", "75"], flavours=["tensorrt_rtx"], workspace_mib=64, optimization_level=1).engines
     assert [(e.workspace_mib, e.optimization_level) for e in engines] == [(64, 1)] * 2
     with pytest.raises(UsageError, match="not a GPU target"):
-        engines_for(["86", "orin"])
+        choose_targets(["86", "orin"])
 
 
 @pytest.mark.parametrize(
@@ -332,7 +334,7 @@ def test_auto_takes_the_flavour_that_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], flavour: str
 ) -> None:
     install_compilers(monkeypatch, installed)
-    assert engines_for(["sm_86"])[0].flavour == flavour
+    assert choose_targets(["sm_86"]).flavours == (flavour,)
 
 
 def test_requests_survive_json() -> None:
