@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.errors import BundleError
+from twins_trt.handoff.engines import refuse_cpu_graph
 from twins_trt.handoff.folder import Handoff, HandoffOptions
 from twins_trt.runtime.archive import seal
 from twins_trt.runtime.manifest import GRAPH, PACK
@@ -33,7 +34,7 @@ def resolve(bundle: Bundle, options: HandoffOptions) -> Handoff:
     engines, with_graph = _choose(bundle, options.engine)
     files: dict[str, bytes | Path] = {engine.file: bundle.file(engine.file) for engine in engines}
     if with_graph:
-        _refuse_cpu_graph(bundle)
+        refuse_cpu_graph(bundle, tool="a device")
         files[GRAPH] = bundle.graph
     if audit := _audit(bundle, engines, with_graph=with_graph):
         files[AUDIT] = audit
@@ -74,13 +75,6 @@ def _choose(bundle: Bundle, wanted: str) -> tuple[tuple[EngineFile, ...], bool]:
     return engines, False
 
 
-def _refuse_cpu_graph(bundle: Bundle) -> None:
-    """Raises BundleError for a graph that was written for CPUs."""
-    from twins_trt.builders.compile.graph import graph_facts
-
-    graph_facts(bundle)
-
-
 def _audit(bundle: Bundle, engines: tuple[EngineFile, ...], *, with_graph: bool) -> bytes | None:
     """`audit.json` with the audits of these engines, and with the rest only where something can be compiled."""
     content = bundle.read_json(AUDIT)
@@ -95,14 +89,12 @@ def _audit(bundle: Bundle, engines: tuple[EngineFile, ...], *, with_graph: bool)
 
 
 def _pack(bundle: Bundle, pack: str) -> Path:
-    """The file `pack`. Raises PackError if it is damaged, or not of the bundle's checkpoint, classes and size."""
-    from twins_trt.builders.gate.key import PackKey
-    from twins_trt.builders.gate.pack import open_pack
+    """The file `pack`. Raises PackError if it is damaged, or does not belong to the bundle."""
+    from twins_trt.builders.gate import check_fits, open_pack
 
     opened = open_pack(pack)
-    for field, here, there in PackKey.of_bundle(bundle).differences(opened.head.key):
-        raise BundleError(f"{pack} does not belong to {bundle.path}: its {field} is {there}, the bundle's is {here}")
-    return Path(pack)
+    check_fits(opened, bundle)
+    return opened.path
 
 
 def _notes(engines: tuple[EngineFile, ...], *, with_graph: bool, packed: bool) -> tuple[str, ...]:

@@ -119,28 +119,45 @@ def unpack_bundle(tar: str | Path, *, into: str | Path | None = None, overwrite:
     source = Path(tar)
     with _opened(source) as arriving:
         target = source.with_name(arriving.folder) if into is None else Path(into)
-        present = _present(target, arriving.manifest)
-        if present is None:
-            try:
-                with writing(target, overwrite=overwrite) as staging:
-                    arriving.extract(staging)
-                return target
-            except BundleError:
-                present = _present(target, arriving.manifest)  # another process may have unpacked it meanwhile
-                if present is None:
-                    raise
-                return target
-        _add(present, arriving)
-    return target
+        present = _present(target, arriving, overwrite=overwrite)
+        if present is not None:
+            _add(present, arriving)
+            return target
+        try:
+            with writing(target, overwrite=overwrite) as staging:
+                arriving.extract(staging)
+        except BundleError:
+            if overwrite or not _is_bundle(target):
+                raise
+        else:
+            return target
+    return unpack_bundle(source, into=target)  # another process has unpacked one there meanwhile
 
 
-def _present(target: Path, manifest: Manifest) -> Bundle | None:
-    """The bundle in `target` if it is of the same graph as `manifest`. Raises BundleError if it is damaged."""
-    if target.is_symlink() or not (target / MANIFEST).is_file():
+def _present(target: Path, arriving: _Arriving, *, overwrite: bool) -> Bundle | None:
+    """The bundle in `target` if it is of the same graph; None if there is none, or if it is to be replaced.
+
+    Raises BundleError if it is damaged or of another graph, and not to be replaced.
+    """
+    if not _is_bundle(target):
         return None
-    there = open_bundle(target)
-    same = (there.manifest.graph_sha256, there.interface) == (manifest.graph_sha256, manifest.interface)
-    return there if same else None
+    fix = f"replace it: {spelled('overwrite', True)}"
+    try:
+        there = open_bundle(target)
+    except BundleError as error:
+        if overwrite:
+            return None
+        raise BundleError(error.cause, fix) from error
+    here = arriving.manifest
+    if (there.manifest.graph_sha256, there.interface) == (here.graph_sha256, here.interface):
+        return there
+    if overwrite:
+        return None
+    raise BundleError(f"{target} is there already, with another graph than {arriving.path} has", fix)
+
+
+def _is_bundle(target: Path) -> bool:
+    return not target.is_symlink() and (target / MANIFEST).is_file()
 
 
 def _add(bundle: Bundle, arriving: _Arriving) -> None:
@@ -164,6 +181,7 @@ def _add(bundle: Bundle, arriving: _Arriving) -> None:
             awaits=tuple(each for each in manifest.awaits if not any(e.runs_on(each.target) for e in engines)),
             left_behind=tuple(entry for entry in manifest.left_behind if entry.path not in new),
             gate=arriving.manifest.gate if GATE in new else manifest.gate,
+            files=(),  # are listed anew
         )
 
     try:
