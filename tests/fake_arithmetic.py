@@ -47,6 +47,7 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        options.log_severity_level = 3  # not its warnings, which a GPU does not have
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.inputs, self.outputs = (
             {node.name: Node(node.name, node.type, tuple(node.shape)) for node in nodes}

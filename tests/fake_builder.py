@@ -11,7 +11,7 @@ kernels if it is float32. `module.unfused`: so many attentions of an FP16 graph 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +32,16 @@ _KERNELS = {
     "Pad": "kgen",
     "AveragePool": "pooling",
 }
-_WORDS = {"UINT8": "UInt8", "HALF": "Half", "FLOAT": "Float", "INT64": "Int64"}
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_VIEWS = ("Reshape", "Transpose", "Pad", "Cast", "Split", "Slice")
+_WORDS = {"UINT8": "UInt8", "INT8": "Int8", "HALF": "Half", "FLOAT": "Float", "INT64": "Int64"}
 
 
 class _Node(NamedTuple):
     name: str
     operator: str
+    inputs: list[str]
+    outputs: list[str]
 
 
 def building_module(
@@ -90,17 +94,18 @@ def _new_inspector(self: Any) -> Any:
 def _inspect(self: Any, _: Any) -> str:
     module, engine = self._module, self._engine
     new = int(module.__version__.split(".")[0]) >= 11
-    tensors = [_tensor(node, new=new) for node in engine._nodes.values()]
+    tensors = [_tensor(node.name, DTYPES[node.type], node.shape, new=new) for node in engine._nodes.values()]
     layers = _layers(list(_nodes(engine._graph)), fused=_fuses(engine._graph), unfused=module.unfused)
-    layers[0]["Inputs"], layers[-1]["Outputs"] = tensors[:1], tensors[1:]
+    for layer in layers:
+        layer["Inputs"] = [_tensor(name, "INT8", (), new=new) for name in layer["Inputs"]]
+    layers[0]["Inputs"], layers[-1]["Outputs"] = tensors[:1] + layers[0]["Inputs"], tensors[1:]
     return json.dumps({"Layers": layers, "I/O Tensors" if new else "Bindings": [tensor["Name"] for tensor in tensors]})
 
 
-def _tensor(node: Any, *, new: bool) -> dict[str, Any]:
-    word = _WORDS[DTYPES[node.type]]
-    dtype = {"Datatype": word, "Format": "Row major linear"} if new else {"Format/Datatype": word}
-    shape = [extent if isinstance(extent, int) else -1 for extent in node.shape]
-    return {"Name": node.name, "Dimensions": shape, **dtype}
+def _tensor(name: str, dtype: str, shape: Sequence[Any], *, new: bool) -> dict[str, Any]:
+    word = _WORDS[dtype]
+    described = {"Datatype": word, "Format": "Row major linear"} if new else {"Format/Datatype": word}
+    return {"Name": name, "Dimensions": [e if isinstance(e, int) else -1 for e in shape], **described}
 
 
 def _fuses(graph: bytes) -> bool:
@@ -109,7 +114,8 @@ def _fuses(graph: bytes) -> bool:
 
 
 def _layers(nodes: list[_Node], *, fused: bool, unfused: int) -> list[dict[str, Any]]:
-    """The layers as the inspector lists them, in the order of the graph."""
+    """The layers as the inspector lists them, in the order of the graph. Inputs: the names of INT8 tensors alone."""
+    makers = {output: node for node in nodes for output in node.outputs}
     attentions = _attentions(nodes)
     apart = attentions[len(attentions) - unfused :] if fused else attentions
     starts = {start: stop for start, stop in attentions if (start, stop) not in apart}
@@ -127,7 +133,7 @@ def _layers(nodes: list[_Node], *, fused: bool, unfused: int) -> list[dict[str, 
                 {
                     "Name": f"{name}_myl{len(layers)}",
                     "LayerType": kind or "kgen",
-                    "Inputs": [],
+                    "Inputs": [name for node in nodes[at : stop + 1] for name in _int8_inputs(node, makers)],
                     "Outputs": [],
                     "TacticName": "_gemm_mha_v2_0x1f" if at in starts else "",
                     "Metadata": "\x1e".join(names),
@@ -135,6 +141,17 @@ def _layers(nodes: list[_Node], *, fused: bool, unfused: int) -> list[dict[str, 
             )
         at = stop + 1
     return layers
+
+
+def _int8_inputs(node: _Node, makers: Mapping[str, _Node]) -> list[str]:
+    """Names of what a product reads in INT8: what was dequantized on the way to it."""
+    found = []
+    for name in node.inputs if node.operator in _PRODUCTS else ():
+        maker = makers.get(name)
+        while maker is not None and maker.operator in _VIEWS:
+            maker = makers.get(maker.inputs[0])
+        found += [name] if maker is not None and maker.operator == "DequantizeLinear" else []
+    return found
 
 
 def _kind(node: _Node) -> str | None:
@@ -153,13 +170,17 @@ def _attentions(nodes: list[_Node]) -> list[tuple[int, int]]:
 
 
 def _nodes(graph: bytes) -> Iterator[_Node]:
-    """Name and operator of every node of an ONNX file (onnx.proto: ModelProto.graph = 7, GraphProto.node = 1)."""
+    """Every node of an ONNX file (onnx.proto: ModelProto.graph = 7, GraphProto.node = 1; NodeProto.input = 1, output =
+    2, name = 3, op_type = 4)."""
     for field, body in _fields(graph):
         if field == 7:
             for part, node in _fields(body):
                 if part == 1:
-                    texts = dict(_fields(node))
-                    yield _Node(texts.get(3, b"").decode(), texts.get(4, b"").decode())
+                    texts: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""]}
+                    for number, text in _fields(node):
+                        if number in texts:
+                            texts[number].append(text.decode())
+                    yield _Node(texts[3][-1], texts[4][-1], texts[1], texts[2])
 
 
 def metadata(graph: bytes) -> Iterator[tuple[str, str]]:
