@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from twins_trt.verbs.evaluate import evaluate
     from twins_trt.verbs.gate import gate
     from twins_trt.verbs.profile import profile
+    from twins_trt.verbs.speed import compare_speed
 
 __all__ = [
     "BuildRequest",
@@ -32,6 +33,7 @@ __all__ = [
     "build",
     "build_model",
     "calibrate",
+    "compare_speed",
     "compile_engine",
     "evaluate",
     "gate",
@@ -58,5 +60,6 @@ __getattr__, __dir__ = lazy_names(
         "twins_trt.verbs.evaluate": ["evaluate"],
         "twins_trt.verbs.gate": ["gate"],
         "twins_trt.verbs.profile": ["profile"],
+        "twins_trt.verbs.speed": ["compare_speed"],
     },
 )

@@ -226,14 +226,11 @@ def _limits(root: Path) -> dict[str, float]:
 
 def _driver(root: Path) -> dict[str, str]:
     """The version of the GPU's driver, and of a Jetson's L4T."""
-    versions = {}
-    # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri ...", on a Jetson "... Open Kernel Module for ..."
-    if found := re.search(r"Kernel Module.*?\s(\d+\.\d[\d.]*)", _text(root / "proc/driver/nvidia/version") or ""):
-        versions["driver"] = found[1]
-    # "# R36 (release), REVISION: 4.0, GCID: ..."
-    if found := re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or ""):
-        versions["l4t"] = f"{found[1]}.{found[2]}"
-    return versions
+    from twins_trt.diagnosis.facts import find_jetson, find_system
+
+    jetson = find_jetson(root)
+    found = {"driver": find_system(root).kernel_driver, "l4t": None if jetson is None else jetson.l4t}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _events(root: Path) -> Iterator[tuple[str, int]]:

@@ -47,6 +47,8 @@ def _of_machine(profile: Profile) -> Iterator[str]:
     for name, clock in after.clocks_mhz.items():
         if clock < FALLEN * before.clocks_mhz.get(name, 0.0):
             yield f"the {name} clock fell from {before.clocks_mhz[name]:.0f} to {clock:.0f} MHz"
+    if before.power_mode != after.power_mode:
+        yield f"the power mode changed from {before.power_mode} to {after.power_mode}"
     yield from _under_load(profile)
     if profile.settled is not None and not profile.settled.steady:
         yield f"clocks and latencies were not steady after {profile.settled.seconds:.0f} s of warm-up"

@@ -49,6 +49,7 @@ __all__ = [
     "RuntimeOptions",
     "Stage",
     "check_kind",
+    "kind_here",
     "open_current_engine",
     "open_engine",
     "why_not",
@@ -90,13 +91,24 @@ def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOpt
     check_kind(kind)
     if kind != "auto":
         return _open(kind, source, options)
+    name, reasons = _first_that_runs(source)
+    if source.engines and name in CPU_KINDS and current_device() is not None:
+        log.warning("%s runs on the CPU: %s", source.path, "; ".join(reasons))
+    return _open(name, source, options)
+
+
+def kind_here(source: EngineSource) -> str:
+    """The kind that `auto` takes on this machine. Raises MissingDependencyError if none can run here."""
+    return _first_that_runs(source)[0]
+
+
+def _first_that_runs(source: EngineSource) -> tuple[str, list[str]]:
+    """A kind, and why those before it cannot run."""
     reasons: list[str] = []
     for name in (kind for kind in KINDS if kind not in NOT_AUTOMATIC):
         reason = why_not(source, name)
         if reason is None:
-            if source.engines and name in CPU_KINDS and current_device() is not None:
-                log.warning("%s runs on the CPU: %s", source.path, "; ".join(reasons))
-            return _open(name, source, options)
+            return name, reasons
         reasons.append(f"{name}: {reason}")
     raise MissingDependencyError(
         f"no engine can run {source.path} here ({'; '.join(reasons)})", 'pip install "twins-trt[cpu]"'
