@@ -58,10 +58,13 @@ def listed_first(members: list[Member]) -> None:
     members.insert(0, members.pop(1))
 
 
-LINK = {"linkname": "../../precious"}
+ABOVE = "../../precious"
 HOSTILE: dict[str, tuple[Change, str]] = {
-    "symbolic link": (insert("road.bundle/x", type=tarfile.SYMTYPE, **LINK), r"no plain file \(type b'2'\)"),
-    "hard link": (insert("road.bundle/x", type=tarfile.LNKTYPE, **LINK), r"no plain file \(type b'1'\)"),
+    "symbolic link": (
+        insert("road.bundle/x", type=tarfile.SYMTYPE, linkname=ABOVE),
+        r"no plain file \(type b'2'\)",
+    ),
+    "hard link": (insert("road.bundle/x", type=tarfile.LNKTYPE, linkname=ABOVE), r"no plain file \(type b'1'\)"),
     "link in a file's place": (
         lambda members: members.__setitem__(
             1, member("road.bundle/graph.onnx", type=tarfile.SYMTYPE, linkname="/etc/passwd")
