@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twins_trt.builders.compile.for_gpu import INFO, refuse_cpu_graph
 from twins_trt.builders.engine import read_header
 from twins_trt.builders.engine.options import Profile
 from twins_trt.builders.quantize.check import KeptPlaces
 from twins_trt.errors import BundleError
-from twins_trt.runtime.advice import rebuild_with
 from twins_trt.runtime.bundle import Bundle
 
-INFO = "twins_trt.info"
-"""The key of `GraphInfo` in a graph's metadata."""
 AUDIT = "audit.json"
 
 
@@ -34,13 +32,8 @@ def graph_facts(bundle: Bundle) -> GraphFacts:
     """What is known of the bundle's graph. Raises BundleError for a graph that was written for CPUs, and for files that
     cannot be read; BuildError for a graph that is none."""
     path = bundle.graph
+    refuse_cpu_graph(bundle, tool="twins-trt compile")
     info = _info(read_header(path).metadata.get(INFO))
-    options = info.get("options")
-    if isinstance(options, Mapping) and options.get("forms") == "cpu":
-        raise BundleError(
-            f"the graph of {bundle.path} is written for CPUs, and no compiler fuses it for a GPU",
-            f"build one for GPUs: {rebuild_with(bundle.rebuild, {'--target': 'sm_87'})}",
-        )
     attentions = info.get("attentions")
     return GraphFacts(
         attentions if isinstance(attentions, int) else None, _places(bundle), _profile(bundle), path.stat().st_size

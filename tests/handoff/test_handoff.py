@@ -18,10 +18,11 @@ from tiny_graphs import MakeBundle
 from twins_trt.cli import main
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.handoff import TARGETS, HandoffOptions, resolve_handoff, write_handoff
-from twins_trt.handoff.engines import capability, choose, rebuild_with, single_engine
+from twins_trt.handoff.engines import capability, choose, single_engine
 from twins_trt.handoff.folder import Handoff
 from twins_trt.handoff.prototext import Symbol, prototext
 from twins_trt.runtime import write_bundle
+from twins_trt.runtime.advice import rebuild_with
 
 
 def test_a_folder_is_recorded_and_only_one_of_ours_replaced(make_bundle: MakeBundle, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_graph_for_cpus_has_to_be_built_again(machine: Machine) -> None:
     bundle = machine.bundle(target="sm_86", rebuild=f"{REBUILD} --target cpu")
     with pytest.raises(BundleError) as caught:
         machine.engine(bundle)
-    assert caught.value.fix == f"{REBUILD} --target sm_89"
+    assert caught.value.fix == f"{REBUILD.replace('tiny.bundle', 'tiny-gpu.bundle')} --target sm_89"
 
 
 def test_a_graph_that_did_not_travel_has_to_be_sent(machine: Machine) -> None:

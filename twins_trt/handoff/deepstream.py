@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
 from twins_trt.handoff import shipped
-from twins_trt.handoff.engines import single_engine, unfit
+from twins_trt.handoff.engines import refuse_cpu_graph, single_engine, unfit
 from twins_trt.handoff.folder import Handoff, HandoffOptions, readme_notes
 from twins_trt.handoff.prototext import Symbol, prototext
 from twins_trt.handoff.triton_server import max_batch_size, model_files, model_name
@@ -41,7 +41,8 @@ def resolve(bundle: Bundle, options: HandoffOptions) -> Handoff:
 
 
 def _check(bundle: Bundle) -> Size:
-    """The graph's (height, width). Raises BundleError if neither element can feed it."""
+    """The graph's (height, width). Raises BundleError if neither element can feed it, and for a graph for CPUs."""
+    refuse_cpu_graph(bundle, tool="DeepStream")
     interface = bundle.interface
     planes = interface.layout == "NCHW"
     for_nvinfer = planes and [spec.name for spec in interface.outputs] == ["logits"]

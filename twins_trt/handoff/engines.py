@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
+from twins_trt.runtime.advice import compile_command, rebuild_with
 from twins_trt.runtime.manifest import GRAPH
 from twins_trt.spelling import spelled
 
@@ -47,10 +47,10 @@ def choose(bundle: Bundle, wanted: str, *, tool: str) -> Chosen:
     named = [engine for engine in bundle.engines if wanted in (*engine.targets, *_names(engine))]
     if not named:
         has = "; ".join(f"{engine.file} ({', '.join(engine.targets)})" for engine in bundle.engines) or "none"
-        raise BundleError(f"{bundle.path} has no engine {wanted}; its engines: {has}", _rebuild_here(bundle))
+        raise BundleError(f"{bundle.path} has no engine {wanted}; its engines: {has}", _compile_there(bundle))
     if not (loadable := [engine for engine in named if engine in usable]):
         raise BundleError(
-            f"{named[0].file} was compiled by {named[0].flavour}, which {tool} does not load", _rebuild_here(bundle)
+            f"{named[0].file} was compiled by {named[0].flavour}, which {tool} does not load", _compile_there(bundle)
         )
     by_target = _by_target(loadable, bundle)
     return Chosen({wanted: by_target[wanted]} if wanted in by_target else by_target)
@@ -59,8 +59,10 @@ def choose(bundle: Bundle, wanted: str, *, tool: str) -> Chosen:
 def single_engine(bundle: Bundle, wanted: str, *, tool: str, file: str) -> tuple[dict[str, bytes | Path], list[str]]:
     """Files with one engine, called `file`, or with the graph and BUILD_SCRIPT that makes `file`; and notes on them.
 
-    Raises BundleError as `choose` does, and if it leaves several engines, or if the graph itself is wanted.
+    Raises BundleError as `choose` does, if it leaves several engines, if the graph itself is wanted, and if the graph
+    was written for CPUs.
     """
+    refuse_cpu_graph(bundle, tool=tool)
     if wanted == "onnxruntime":
         raise BundleError(f"{tool} runs TensorRT engines only", f"leave {spelled('engine')} out, or name a target")
     chosen = choose(bundle, wanted, tool=tool)
@@ -91,13 +93,19 @@ def unfit(bundle: Bundle, faults: Mapping[str, tuple[str, str]]) -> BundleError:
     return BundleError(f"{bundle.path}: its graph {causes}", rebuild_with(bundle.rebuild, changes))
 
 
-def rebuild_with(command: str, changes: Mapping[str, str | None]) -> str:
-    """A bundle's `rebuild` command with other options: `{"--input": "uint8"}`; None leaves an option out."""
-    words = shlex.split(command or "twins-trt build MODEL --checkpoint FILE --out x.bundle")
-    for option, value in changes.items():
-        at = words.index(option) if option in words else len(words)
-        words[at : at + 2] = [] if value is None else [option, value]
-    return shlex.join(words)
+def refuse_cpu_graph(bundle: Bundle, *, tool: str) -> None:
+    """Raises BundleError for a graph that was written for CPUs, which `tool` would run on a GPU."""
+    from twins_trt.builders.compile.for_gpu import refuse_cpu_graph
+
+    refuse_cpu_graph(bundle, tool=tool)
+
+
+def is_for_cpus(bundle: Bundle) -> bool:
+    """Whether the bundle's graph was written for CPUs."""
+    from twins_trt.builders.compile.for_gpu import is_for_cpus
+    from twins_trt.builders.engine import read_header
+
+    return is_for_cpus(read_header(bundle.graph))
 
 
 def _names(engine: EngineFile) -> tuple[str, str]:
@@ -117,8 +125,11 @@ def _by_target(engines: list[EngineFile], bundle: Bundle) -> dict[str, EngineFil
     return by_target
 
 
-def _rebuild_here(bundle: Bundle) -> str:
-    words = rebuild_with(bundle.rebuild, {"--flavour": FLAVOUR, "--target": None})
+def _compile_there(bundle: Bundle) -> str:
+    """The command that makes the engine on the GPU that it shall run on."""
+    words = compile_command(bundle.path, flavour=FLAVOUR)
+    if GRAPH not in bundle.files:
+        words = rebuild_with(bundle.rebuild, {"--flavour": FLAVOUR, "--target": None, "--jetpack": None})
     return f"on the GPU that it shall run on: {words}"
 
 

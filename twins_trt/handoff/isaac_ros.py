@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.handoff import shipped
-from twins_trt.handoff.engines import single_engine, unfit
+from twins_trt.handoff.engines import refuse_cpu_graph, single_engine, unfit
 from twins_trt.handoff.folder import Handoff, HandoffOptions, readme_notes
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def model_facts(interface: GraphInterface, size: Size) -> dict[str, object]:
 
 
 def _check(bundle: Bundle) -> Size:
-    """The graph's (height, width). Raises BundleError with every fault and one command that fixes them all."""
+    """The graph's (height, width). Raises BundleError with every fault and one command that fixes them all; a graph for
+    CPUs has to be built anew first."""
+    refuse_cpu_graph(bundle, tool="Isaac ROS")
     interface = bundle.interface
     dtype, outputs, batch = interface.image.dtype, [spec.name for spec in interface.outputs], interface.batch_limits[0]
     faults = {}

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import BundleError
-from twins_trt.handoff.engines import Chosen, capability, choose, rebuild_with
+from twins_trt.handoff.engines import Chosen, capability, choose, is_for_cpus, refuse_cpu_graph
 from twins_trt.handoff.folder import Handoff, HandoffOptions, readme_notes
 from twins_trt.handoff.prototext import Symbol, prototext
+from twins_trt.runtime.advice import rebuild_with
 
 if TYPE_CHECKING:
     from twins_trt.inference.interface import GraphInterface
@@ -44,18 +45,20 @@ def model_files(bundle: Bundle, options: HandoffOptions) -> tuple[dict[str, byte
     chosen = choose(bundle, options.engine, tool="Triton")
     weights: dict[str, bytes | Path] = {}
     if chosen.engines:
+        refuse_cpu_graph(bundle, tool="TensorRT in Triton")
         files = _engine_files(chosen)
         weights = {f"{name}/1/{files[t]}": bundle.file(engine.file) for t, engine in chosen.engines.items()}
     else:
         weights[f"{name}/1/model.onnx"] = bundle.graph
-    config = prototext(_config(bundle.manifest, name, chosen, options))
+    on_cpu = not chosen.engines and is_for_cpus(bundle)
+    config = prototext(_config(bundle.manifest, name, chosen, options, on_cpu=on_cpu))
     labels = "".join(f"{label}\n" for label in bundle.interface.classes)
     model: dict[str, bytes | Path] = {
         f"{name}/config.pbtxt": config.encode(),
         f"{name}/labels.txt": labels.encode(),
         **weights,
     }
-    return model, _notes(bundle.interface, chosen)
+    return model, _notes(bundle.manifest, chosen)
 
 
 def max_batch_size(manifest: Manifest, wanted: int | None) -> int:
@@ -82,10 +85,14 @@ def max_batch_size(manifest: Manifest, wanted: int | None) -> int:
     return wanted
 
 
-def _config(manifest: Manifest, name: str, chosen: Chosen, options: HandoffOptions) -> dict[str, object]:
+def _config(
+    manifest: Manifest, name: str, chosen: Chosen, options: HandoffOptions, *, on_cpu: bool
+) -> dict[str, object]:
+    """The fields of model_config.proto. on_cpu: never use a GPU, for which the graph was not written."""
     interface = manifest.interface
     largest = max_batch_size(manifest, options.max_batch)
     engine = bool(chosen.engines)
+    kind = "KIND_GPU" if engine else "KIND_CPU" if on_cpu else "KIND_AUTO"
     files = _engine_files(chosen) if engine else {"": "model.onnx"}
     several = files if len(set(files.values())) > 1 else {}
     return {
@@ -97,7 +104,7 @@ def _config(manifest: Manifest, name: str, chosen: Chosen, options: HandoffOptio
         "input": [_tensor(spec, batched=largest > 0) for spec in interface.inputs],
         "output": [_tensor(spec, batched=largest > 0) for spec in interface.outputs],
         "dynamic_batching": _batching(interface.image, largest, options.queue_delay),
-        "instance_group": [{"count": options.instances, "kind": Symbol("KIND_GPU" if engine else "KIND_AUTO")}],
+        "instance_group": [{"count": options.instances, "kind": Symbol(kind)}],
         # One launch instead of two hundred. It needs a single shape for each batch size.
         "optimization": {"cuda": {"graphs": True}} if engine and interface.size is not None else None,
         "model_warmup": _warmup(interface, largest),
@@ -158,10 +165,13 @@ def _engine_files(chosen: Chosen) -> dict[str, str]:
     return {target: names[engine.file] for target, engine in chosen.engines.items()}
 
 
-def _notes(interface: GraphInterface, chosen: Chosen) -> list[str]:
-    notes = []
+def _notes(manifest: Manifest, chosen: Chosen) -> list[str]:
+    notes, interface = [], manifest.interface
     if chosen.first is None:
         notes.append("Triton's onnxruntime backend runs the graph: the folder holds no engine of TensorRT")
+        if manifest.awaits:
+            there = ", ".join(dict.fromkeys(each.device or each.target for each in manifest.awaits))
+            notes.append(f"for an engine, run twins-trt compile on the bundle on {there}, and hand it over from there")
     else:
         notes.append(f"Triton has to come with TensorRT {chosen.first.version}, which wrote the engine")
     if interface.layout == "NCHW":

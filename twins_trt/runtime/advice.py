@@ -37,6 +37,21 @@ def rebuild_with(command: str, changes: Mapping[str, str | None]) -> str:
     return shlex.join(words)
 
 
+def gpu_build_command(rebuild: str, target: str) -> str:
+    """The command that builds a bundle for a GPU of this target from the command that built it for CPUs.
+
+    It writes another bundle beside the old one. Precision and opset are left to the build where they were a CPU's.
+    """
+    changes: dict[str, str | None] = {"--opset": None, "--target": target}
+    words = shlex.split(rebuild)
+    for option, value in pairwise(words):
+        if option == "--precision" and value == "fp32":
+            changes[option] = None  # no compiler fuses float32 attention
+        elif option == "--out":
+            changes[option] = f"{value.removesuffix('.bundle')}-gpu.bundle"
+    return rebuild_with(rebuild, changes)
+
+
 def engine_command(source: EngineSource, flavour: str, target: str, *, again: bool = False) -> str:
     """The command that gives `source` an engine of `flavour` for this machine, whose GPU is of `target`.
 
@@ -48,7 +63,7 @@ def engine_command(source: EngineSource, flavour: str, target: str, *, again: bo
     except BundleError as error:
         return error.fix or source.rebuild
     if for_cpus(source.rebuild):
-        return rebuild_with(source.rebuild, {"--target": target})
+        return gpu_build_command(source.rebuild, target)
     if not (source.path / MANIFEST).is_file():
         return source.rebuild
     return compile_command(source.path, flavour=flavour if _ambiguous(source, flavour, target) else None, again=again)
