@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from twins_trt.builders.gate.record import Gallery, gate_file, gate_status, record_gate, with_simulation
     from twins_trt.builders.gate.reference import ModelImages, load_reference, reference_images
     from twins_trt.builders.gate.result import GateResult, ImageResult, Simulation
-    from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
+    from twins_trt.builders.gate.statistics import Drop, bootstrap_drop, overlap
 
 __all__ = [
     "MAX_DROP",
@@ -38,6 +38,7 @@ __all__ = [
     "gate_status",
     "load_reference",
     "open_pack",
+    "overlap",
     "packing",
     "record_gate",
     "reference_images",
@@ -54,6 +55,6 @@ __getattr__, __dir__ = lazy_names(
         "twins_trt.builders.gate.record": ["Gallery", "gate_file", "gate_status", "record_gate", "with_simulation"],
         "twins_trt.builders.gate.reference": ["ModelImages", "load_reference", "reference_images"],
         "twins_trt.builders.gate.result": ["GateResult", "ImageResult", "Simulation"],
-        "twins_trt.builders.gate.statistics": ["Drop", "bootstrap_drop"],
+        "twins_trt.builders.gate.statistics": ["Drop", "bootstrap_drop", "overlap"],
     },
 )

@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from twins_trt.builders.gate.images import JudgedImage
 from twins_trt.builders.gate.result import ImageResult
-from twins_trt.builders.gate.statistics import Drop, bootstrap_drop
+from twins_trt.builders.gate.statistics import Drop, bootstrap_drop, overlap
 from twins_trt.evaluation import ConfusionMatrix, Scores
 
 WORST = 8  # images listed
 
 Mask = npt.NDArray[np.uint8]
+Overlap = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Comparison:
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        self._matrices: tuple[list[ConfusionMatrix], list[ConfusionMatrix]] = ([], [])
+        self._overlaps: tuple[list[Overlap], list[Overlap]] = ([], [])
         self._totals = (ConfusionMatrix(num_classes), ConfusionMatrix(num_classes))
         self._rows: list[ImageResult] = []
         self._equal = self._pixels = 0
@@ -47,8 +48,8 @@ class Comparison:
     def add(self, judged: JudgedImage, engine: Mask) -> None:
         """Counts one image. engine: its mask, uint8 [H, W]. The reference's is counted already."""
         pair = (judged.counts, ConfusionMatrix.of(engine, judged.label, num_classes=self._num_classes))
-        for matrix, matrices, total in zip(pair, self._matrices, self._totals, strict=True):
-            matrices.append(matrix)
+        for matrix, overlaps, total in zip(pair, self._overlaps, self._totals, strict=True):
+            overlaps.append(overlap(matrix))
             total.counts += matrix.counts
         equal = int(np.count_nonzero(engine == judged.reference))
         self._equal, self._pixels = self._equal + equal, self._pixels + engine.size
@@ -71,7 +72,7 @@ class Comparison:
         reference, scores = (total.scores() for total in self._totals)
         return ComparisonResult(
             images=len(self._rows),
-            drop=bootstrap_drop(*self._matrices),
+            drop=bootstrap_drop(*self._overlaps),
             reference=reference,
             scores=scores,
             class_drops=tuple(a - b for a, b in zip(reference.iou, scores.iou, strict=True)),

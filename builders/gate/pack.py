@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -230,10 +231,9 @@ def _check_info(info: zipfile.ZipInfo) -> None:
 
 def _member_fault(archive: zipfile.ZipFile, head: PackHead) -> str | None:
     """Why the members are not those of the head; None if they are."""
-    found = [info.filename for info in archive.infolist()]
-    if len(set(found)) != len(found):
-        twice = next(name for i, name in enumerate(found) if name in found[:i])
-        return f"it holds {twice} twice"
+    found = Counter(info.filename for info in archive.infolist())
+    if twice := [name for name, count in found.items() if count > 1]:
+        return f"it holds {twice[0]} twice"
     wanted = {member(i, kind): (entry, kind) for i, entry in enumerate(head.images) for kind in KINDS}
     if lacking := sorted(set(wanted) - set(found)):
         return f"it lacks {lacking[0]}"

@@ -100,12 +100,15 @@ def packing(
         with whole_file(path) as file:
             writer = _Writer(file, path, images)
             try:
-                yield writer
-            except BaseException as error:
-                failed = error
+                try:
+                    yield writer
+                except BaseException as error:
+                    failed = error
+                    raise
+                writer.finish(key, limit)
+            except BaseException:
                 writer.abandon()
                 raise
-            writer.finish(key, limit)
     except OSError as error:
         if error is failed:
             raise
@@ -156,7 +159,6 @@ class _Writer:
         return self._images.seconds
 
     def __iter__(self) -> Iterator[JudgedImage]:
-        self._entries.clear()
         for judged in self._images:
             try:
                 self._add(judged)
@@ -175,7 +177,9 @@ class _Writer:
         self._entries.append(PackedImage(judged.name, height, width, **digests))
 
     def finish(self, key: PackKey, limit: int | None) -> None:
-        """Writes the head. Raises OSError."""
+        """Writes the head. Raises OSError, and PackError if images are left that were not read."""
+        if len(self._entries) != len(self):
+            raise PackError(f"{len(self._entries)} of {len(self)} images were read for {self._path}", "read them all")
         digests = [(entry.image, entry.label) for entry in self._entries]
         head = PackHead(key, self.dataset, self.split, limit, data_sha256(digests), tuple(self._entries), __version__)
         self._write(HEAD, head.dumps())

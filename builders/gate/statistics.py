@@ -27,31 +27,44 @@ class Drop:
     confidence: float
 
 
-def mean_iou(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The mIoU of confusion matrices [..., C, C] (label, prediction), percent, over the classes that occur."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(-1) + counts.sum(-2) - hits
+def overlap(matrix: ConfusionMatrix) -> npt.NDArray[np.float64]:
+    """What the mIoU of an image depends on: pixels that label and mask share, and that either has, by class: [2, C].
+
+    A fraction of the confusion matrix, so that those of many images fit into a device's memory. The sums over images
+    are of whole numbers below 2**53, so they are exact.
+    """
+    counts = matrix.counts
+    hits = np.diagonal(counts)
+    return np.stack([hits, counts.sum(axis=0) + counts.sum(axis=1) - hits]).astype(np.float64)
+
+
+def mean_iou(overlaps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The mIoU of overlaps [..., 2, C], percent, over the classes that occur."""
+    hits, union = overlaps[..., 0, :], overlaps[..., 1, :]
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = np.where(union > 0, hits / union, np.nan)
     return 100 * np.nanmean(iou, axis=-1)
 
 
 def bootstrap_drop(
-    reference: Sequence[ConfusionMatrix], engine: Sequence[ConfusionMatrix], *, confidence: float = 0.95
+    reference: Sequence[npt.NDArray[np.float64]],
+    engine: Sequence[npt.NDArray[np.float64]],
+    *,
+    confidence: float = 0.95,
 ) -> Drop:
     """The drop over all images, and its interval over resamples of the images (Efron's percentile interval).
 
-    reference, engine: one matrix for each image, in the same order. A resample draws the same images for both, so that
-    the difficulty of an image cancels out. confidence: of the interval, 0 to 1.
+    reference, engine: the `overlap` of each image, in the same order. A resample draws the same images for both, so
+    that the difficulty of an image cancels out. confidence: of the interval, 0 to 1.
     """
-    pairs = [np.stack([m.counts for m in each]).astype(np.float64) for each in (reference, engine)]  # [I, C, C]
+    pairs = [np.stack(each) for each in (reference, engine)]  # [I, 2, C]
     images = len(reference)
     mean = mean_iou(pairs[0].sum(0)) - mean_iou(pairs[1].sum(0))
     rng = np.random.default_rng(SEED)
     times = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES).astype(np.float64)  # [R, I]
     drops = np.zeros(RESAMPLES)
-    for sign, counts in zip((1, -1), pairs, strict=True):
-        drops += sign * mean_iou(np.tensordot(times, counts, axes=1))
+    for sign, overlaps in zip((1, -1), pairs, strict=True):
+        drops += sign * mean_iou(np.tensordot(times, overlaps, axes=1))
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(drops, [tail, 100 - tail])
     return Drop(float(mean), float(low), float(high), confidence)

@@ -148,3 +148,27 @@ def test_what_cannot_be_counted_is_refused_and_counts_nothing() -> None:
             ConfusionMatrix(classes)
     with pytest.raises(UsageError, match="do not add up"):
         matrix + ConfusionMatrix(4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs())
+def test_bytes_and_wider_integers_are_counted_alike(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    mask, label = pair
+    assert ConfusionMatrix.of(mask, label, num_classes=CLASSES) == ConfusionMatrix.of(
+        mask.astype(np.int64), label.astype(np.int64), num_classes=CLASSES
+    )
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+@pytest.mark.parametrize(
+    ("mask", "label", "words"), [(200, 0, "a mask has class 200"), (0, 254, "a label has class 254")]
+)
+def test_a_class_that_does_not_exist_is_named_for_every_kind_of_integer(
+    kind: type, mask: int, label: int, words: str
+) -> None:
+    matrix = ConfusionMatrix(CLASSES)
+    with pytest.raises(UsageError, match=words):
+        matrix.update(np.array([[mask, 0]], kind), np.array([[label, 0]], kind))
+    assert matrix.pixels == 0
+    matrix.update(np.array([[200, 0]], kind), np.array([[255, 0]], kind))  # ignored where the label is
+    assert matrix.pixels == 1

@@ -18,7 +18,7 @@ from PIL import Image
 from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.export import DynamicDim
 from twins_trt.builders.gate import Gallery, bootstrap_drop, gate_bundle, load_reference, record_gate, reference_images
-from twins_trt.builders.gate.statistics import mean_iou
+from twins_trt.builders.gate.statistics import mean_iou, overlap
 from twins_trt.data import open_dataset
 from twins_trt.errors import BundleError, ImageError
 from twins_trt.evaluation import ConfusionMatrix
@@ -253,20 +253,20 @@ def test_the_reference_must_have_the_bundles_own_weights(bundle: Path, data: Pat
     assert ran.code == 2 and "has seeded weights" in ran.json["error"]
 
 
-def matrices(rng: np.random.Generator, images: int, *, error: float) -> list[ConfusionMatrix]:
+def overlaps(rng: np.random.Generator, images: int, *, error: float) -> list[np.ndarray]:
     out = []
     for _ in range(images):
         matrix = ConfusionMatrix(3)
         label = rng.integers(0, 3, (40, 40)).astype(np.uint8)
         wrong = rng.random((40, 40)) < error
         matrix.update(np.where(wrong, (label + 1) % 3, label).astype(np.uint8), label)
-        out.append(matrix)
+        out.append(overlap(matrix))
     return out
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_images() -> None:
     rng = np.random.default_rng(0)
-    few, many = (bootstrap_drop(matrices(rng, n, error=0.10), matrices(rng, n, error=0.12)) for n in (20, 320))
+    few, many = (bootstrap_drop(overlaps(rng, n, error=0.10), overlaps(rng, n, error=0.12)) for n in (20, 320))
     for drop in (few, many):
         assert drop.low < drop.mean < drop.high
     assert many.high - many.low < 0.5 * (few.high - few.low)  # a quarter by the square root of 16, with room
@@ -274,7 +274,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_images() -> None:
 
 
 def test_equal_masks_drop_nothing() -> None:
-    same = matrices(np.random.default_rng(1), 10, error=0.2)
+    same = overlaps(np.random.default_rng(1), 10, error=0.2)
     drop = bootstrap_drop(same, same)
     assert drop.mean == drop.low == drop.high == 0.0
 
@@ -285,4 +285,4 @@ def test_mean_iou_is_the_confusion_matrixs(seed: int) -> None:
     matrix = ConfusionMatrix(4)
     rng = np.random.default_rng(seed)
     matrix.update(rng.integers(0, 3, (6, 6)).astype(np.uint8), rng.integers(0, 3, (6, 6)).astype(np.uint8))
-    assert float(mean_iou(matrix.counts.astype(np.float64))) == pytest.approx(matrix.scores().miou)
+    assert float(mean_iou(overlap(matrix))) == pytest.approx(matrix.scores().miou)
