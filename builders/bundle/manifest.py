@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.engine import BuiltEngine, GraphHeader, TensorInfo, read_header
-from twins_trt.builders.engine.audit import Audit
+from twins_trt.builders.engine.audit import Audit, audit_entry
 from twins_trt.builders.export import GraphInfo
 from twins_trt.builders.export.shapes import Shape, input_shapes
 from twins_trt.builders.quantize import Quantization
@@ -65,31 +65,27 @@ def audit_file(engines: Mapping[str, BuiltEngine], audits: Audits, quantization:
     """
     entries: list[dict[str, Any]] = []
     for file, engine in engines.items():
-        entry = _entry(file, engine.version, engine.targets, audits.engines[file], audits.not_int8.get(file, ()))
+        entry = audit_entry(file, engine, audits.engines[file], audits.not_int8.get(file, ()))
         stands_for = audits.stands_for.get(file, ())
-        entries.append(entry | {"flavour": engine.flavour} | ({"stands_for": list(stands_for)} if stands_for else {}))
-    for each in audits.nearest:
-        entry = _entry(None, each.version, (each.target,), each.audit, each.not_int8)
-        entries.append(entry | {"stands_for": list(each.stands_for)})
+        entries.append(entry | ({"stands_for": list(stands_for)} if stands_for else {}))
+    entries += [
+        {
+            "file": None,
+            "flavour": "tensorrt_rtx",
+            "version": each.version,
+            "targets": [each.target],
+            "stands_for": list(each.stands_for),
+            "audit": each.audit.to_json(),
+            "not_int8": list(each.not_int8),
+        }
+        for each in audits.nearest
+    ]
     content: dict[str, Any] = {"engines": entries}
     if audits.not_audited:
         content["not_audited"] = dict(audits.not_audited)
     if quantization is not None:
         content["int8"] = {"nodes": list(quantization.nodes), "attentions": list(quantization.attentions)}
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _entry(
-    file: str | None, version: str, targets: tuple[str, ...], audit: Audit, not_int8: tuple[str, ...]
-) -> dict[str, Any]:
-    return {
-        "file": file,
-        "flavour": "tensorrt_rtx",
-        "version": version,
-        "targets": list(targets),
-        "audit": audit.to_json(),
-        "not_int8": list(not_int8),
-    }
 
 
 def graph_interface(job: BuildJob, header: GraphHeader, facts: ModelFacts) -> GraphInterface:

@@ -81,6 +81,7 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
         *(("input", str(spec)) for spec in manifest.interface.inputs),
         *(("output", str(spec)) for spec in manifest.interface.outputs),
         *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
+        *(("engine", f"{awaited.where}; twins-trt compile makes it there") for awaited in manifest.awaits),
         *(("runs here", f"{kind}: {why or 'yes'}") for kind, why in here.items()),
         ("gate", _gate(manifest)),
         *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
@@ -93,12 +94,25 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
     text = _rows(rows)
     for entry in [] if audits is None else audits["engines"]:
         try:
-            text += f"\n\naudit of {entry['file']}\n{Audit.from_json(entry['audit']).table()}"
+            text += f"\n\naudit of {_audited(entry)}\n{Audit.from_json(entry['audit']).table()}"
         except (KeyError, TypeError) as error:
             raise BundleError(f"{path}: audit.json cannot be read: {error!r}", manifest.rebuild) from error
+    for target, why in ({} if audits is None else audits.get("not_audited", {})).items():
+        text += f"\n\nnothing audited in place of {target}: {why}"
     value = {"kind": "bundle", "path": str(path), "verified": verify, "manifest": manifest.to_json(), "audit": audits}
     value["runs_here"] = {kind: {"ready": why is None, "why_not": why} for kind, why in here.items()}
     return value, text
+
+
+def _audited(entry: dict[str, Any]) -> str:
+    """What an entry of audit.json is of: an engine of the bundle, or the nearest architecture of one that it awaits."""
+    from twins_trt.builders.engine.devices import nearest_title
+
+    if "stands_for" not in entry:
+        return str(entry["file"])
+    if entry["file"] is None:
+        return f"{nearest_title(entry['targets'][0], entry['stands_for'])}; this engine did not ship"
+    return f"{entry['file']}, also in place of {', '.join(entry['stands_for'])}, whose nearest architecture it is for"
 
 
 def _runs_here(bundle: Bundle, engine: str) -> dict[str, str | None]:

@@ -53,7 +53,7 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
         subject = replace(
             _subject(segmenter, options, label=named, kind="bundle", name=bundle.path.name),
             precision=manifest.precision,
-            simulated=segmenter.engine.name in CPU_KINDS and bool(manifest.engines),
+            simulated=segmenter.engine.name in CPU_KINDS and bool(manifest.engines or manifest.awaits),
             model=manifest.model,
             graph_sha256=manifest.graph_sha256,
             weights_sha256=manifest.source.sha256,

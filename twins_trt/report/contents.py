@@ -26,9 +26,10 @@ def built_section(inputs: Inputs) -> Section:
             ("Weights", _weights(inputs)),
         )
     )
+    awaited = tuple(Note(f"Engine {each.where}. twins-trt compile makes it there.") for each in manifest.awaits)
     if not manifest.engines:
-        note = Note("The bundle holds the graph alone, which ONNX Runtime runs on a CPU; no engine was compiled.")
-        return Section("built", "What was built", (facts, note))
+        alone = Note("The bundle holds the graph alone, which ONNX Runtime runs on a CPU; no engine was compiled.")
+        return Section("built", "What was built", (facts, *(awaited or (alone,))))
     sizes = {entry.path: entry.size for entry in manifest.files}
     rows = tuple(
         (
@@ -41,7 +42,7 @@ def built_section(inputs: Inputs) -> Section:
         for engine in manifest.engines
     )
     columns = (Column("Engine"), Column("Compiler"), Column("Version"), Column("GPUs"), Column("MB", numeric=True))
-    return Section("built", "What was built", (facts, Table("Engines", columns, rows)))
+    return Section("built", "What was built", (facts, Table("Engines", columns, rows), *awaited))
 
 
 def plan_section(inputs: Inputs) -> list[Section]:
@@ -73,7 +74,8 @@ def audit_section(inputs: Inputs) -> Section:
     """The kernels and tensors that the compiler made of the graph, engine by engine."""
     engines = pick_list(inputs.audit, "engines")
     if not engines:
-        return Section("audit", "Audit", (Note("No engine was compiled, so nothing was audited."),))
+        nothing = Note("No engine was compiled, so nothing was audited.")
+        return Section("audit", "Audit", (nothing, *_not_audited(inputs)))
     blocks: list[Block] = []
     for engine in engines:
         audit = pick(engine, "audit")
@@ -85,7 +87,8 @@ def audit_section(inputs: Inputs) -> Section:
         blocks.append(
             Facts(
                 (
-                    ("Engine", f"{pick_text(engine, 'file')} ({targets})"),
+                    ("Engine", f"{pick_text(engine, 'file') or 'none that shipped'} ({targets})"),
+                    ("In place of", _stands_for(engine)),
                     ("Compiler", f"{pick_text(engine, 'flavour')} {pick_text(engine, 'version')}"),
                     ("Kernels", pick_text(audit, "kernels")),
                     ("Fused attentions", "" if fused is None else _of(fused, expected)),
@@ -101,7 +104,7 @@ def audit_section(inputs: Inputs) -> Section:
             blocks.append(Note("Attentions that are not fused are slow.", "warn"))
         blocks += _kernel_tables(audit)
     note = Note("Read from the compiler's own layer list when the engine was built; no GPU ran it.")
-    return Section("audit", "Audit", (note, *blocks))
+    return Section("audit", "Audit", (note, *blocks, *_not_audited(inputs)))
 
 
 def provenance_section(inputs: Inputs) -> Section:
@@ -142,6 +145,18 @@ def provenance_section(inputs: Inputs) -> Section:
         blocks.append(Code(profile.command))
         blocks.append(Table(f"Versions that measured {name}", (Column("Tool"), Column("Version")), tools))
     return Section("provenance", "Provenance", tuple(blocks))
+
+
+def _stands_for(engine: Any) -> str:
+    """The targets whose engine the device compiles itself, if this engine was audited as the nearest."""
+    targets = ", ".join(map(str, pick_list(engine, "stands_for")))
+    return f"{targets}, which the device compiles: the nearest architecture was audited" if targets else ""
+
+
+def _not_audited(inputs: Inputs) -> list[Note]:
+    missing = pick(inputs.audit, "not_audited")
+    missing = missing if isinstance(missing, dict) else {}
+    return [Note(f"Nothing was audited in place of {target}: {why}.") for target, why in missing.items()]
 
 
 def _kernel_tables(audit: Any) -> list[Table]:

@@ -12,7 +12,7 @@ from twins_trt.report.accuracy import gate_section, ladder_section, worst_sectio
 from twins_trt.report.blocks import Mood, Page, Tile
 from twins_trt.report.contents import audit_section, built_section, plan_section, provenance_section
 from twins_trt.report.html import render_html
-from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, read_inputs
+from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text, read_inputs
 from twins_trt.report.markdown import render_markdown
 from twins_trt.report.speed import blocks_section, latency_section
 from twins_trt.spelling import spelled
@@ -109,6 +109,8 @@ def _tiles(inputs: Inputs) -> list[Tile]:
         if fused is not None and expected is not None:
             whole: Mood = "good" if fused >= expected else "warn"
             count = "" if kernels is None else f"{kernels:.0f} kernels"
+            if pick_list(engine, "stands_for") and not pick_text(engine, "file"):
+                count = f"{count} on {', '.join(map(str, pick_list(engine, 'targets')))}, the nearest architecture"
             tiles.append(Tile("Fused attentions", f"{fused:.0f} of {expected:.0f}", count, whole))
     total = sum(entry.size for entry in bundle.manifest.files) / 1e6
     tiles.append(Tile("Bundle", f"{total:.1f} MB", f"{len(bundle.manifest.files)} files, verified"))

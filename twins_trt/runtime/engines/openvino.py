@@ -12,6 +12,7 @@ import numpy as np
 
 from twins_trt.errors import EngineError, missing
 from twins_trt.inference.tensors import TensorSpec
+from twins_trt.runtime.advice import for_cpus
 from twins_trt.runtime.engines.checks import check_buffer, check_input, take_interface, wanted_outputs, why_no_graph
 from twins_trt.runtime.engines.protocol import EngineSource, LayerTime, OnStage, RuntimeOptions
 from twins_trt.spelling import spelled
@@ -28,7 +29,7 @@ def why_not(source: EngineSource) -> str | None:
     """Why this kind cannot run `source` here, or None if it can."""
     if find_spec("openvino") is None:
         return 'openvino is not installed: pip install "twins-trt[openvino]"'
-    if source.precision == "fp16" or (source.precision == "int8" and source.engines):
+    if source.precision == "fp16" or (source.precision == "int8" and not for_cpus(source.rebuild)):
         return "OpenVINO computes FP16 in float32 on a CPU, so this would not be the graph's own accuracy"
     return why_no_graph(source)
 
