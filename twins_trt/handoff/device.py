@@ -76,13 +76,18 @@ def _choose(bundle: Bundle, wanted: str) -> tuple[tuple[EngineFile, ...], bool]:
 
 
 def _audit(bundle: Bundle, engines: tuple[EngineFile, ...], *, with_graph: bool) -> bytes | None:
-    """`audit.json` with the audits of these engines, and with the rest only where something can be compiled."""
+    """`audit.json` with the audits of these engines. With the graph go what its engine is held against, and the audits
+    that stand for engines of the device."""
     content = bundle.read_json(AUDIT)
     if not isinstance(content, dict):
         return None
     files = {engine.file for engine in engines}
     kept: dict[str, Any] = dict(content) if with_graph else {}
-    kept["engines"] = [entry for entry in content.get("engines", ()) if entry.get("file") in files]
+    kept["engines"] = [
+        entry
+        for entry in content.get("engines", ())
+        if entry.get("file") in files or (with_graph and entry.get("file") is None)
+    ]
     if not any(kept.values()):
         return None
     return (json.dumps(kept, indent=2) + "\n").encode()
