@@ -66,15 +66,11 @@ class CompileJob:
         return tuple(misfit.engine for misfit in self.misfits) if self.request.prune else ()
 
     @property
-    def awaited(self) -> bool:
-        """Whether the manifest still says that an engine for this target is to be compiled."""
-        return any(engine.target == self.target for engine in self.bundle.manifest.awaits)
-
-    @property
     def key(self) -> dict[str, Any]:
         """What a finished engine depends on."""
         options = self.options.to_json()
         del options["timing_cache"]  # it makes a compilation faster
+        options["workspace_mib"] = self.request.workspace  # the one that is chosen depends on what is free now
         return {
             "graph": self.bundle.manifest.graph_sha256,
             "version": self.compiler.version,
@@ -110,16 +106,17 @@ class CompileJob:
         }
 
 
-def resolve_compile(request: CompileRequest, *, verify: bool = True) -> CompileJob:
+def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path = Path("/")) -> CompileJob:
     """The job of a request, checked as far as that is possible without compiling.
 
-    verify: as in `open_bundle`. Raises `BundleError` for a bundle that is damaged, or whose graph is written for CPUs,
-    `UsageError` for values that do not fit together, `MissingDependencyError` for a missing compiler or GPU.
+    verify: as in `open_bundle`. root: of the file system that holds /proc. Raises `BundleError` for a bundle that is
+    damaged, or whose graph is written for CPUs, `UsageError` for values that do not fit together,
+    `MissingDependencyError` for a missing compiler or GPU.
     """
     _refuse_impossible(request)
     bundle = open_bundle(request.bundle, verify=verify)
     facts = graph_facts(bundle)
-    device, drivers = current_device(), Drivers(find_system(Path("/")).kernel_driver or "", find_driver().cuda or "")
+    device, drivers = current_device(), Drivers(find_system(root).kernel_driver or "", find_driver().cuda or "")
     target = None if request.target is None else parse_target(request.target)
     compiler = _choose(bundle, request.flavour, target, device, drivers)
     options = EngineOptions(
@@ -132,7 +129,7 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True) -> CompileJ
     (target,) = compiler.settle_targets(options, device)
     engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
     fitting = _fitting(engines, compiler, target, device, drivers)
-    predicted = forecast(facts.nbytes, request.workspace, free_memory(device), on_gpu=not compiler.ahead_of_time)
+    predicted = forecast(facts.nbytes, request.workspace, free_memory(device, root), on_gpu=not compiler.ahead_of_time)
     return CompileJob(
         request=request,
         bundle=bundle,

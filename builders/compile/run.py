@@ -12,7 +12,7 @@ from typing import Any
 from twins_trt.builders.compile.graph import AUDIT, audits
 from twins_trt.builders.compile.job import CompileJob, resolve_compile
 from twins_trt.builders.compile.memory import refuse_too_large
-from twins_trt.builders.compile.work import keep, kept, working
+from twins_trt.builders.compile.work import forget, keep, kept, working
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_entry, audit_layers, check_fused
 from twins_trt.builders.quantize.check import check_int8
@@ -71,22 +71,25 @@ class CompileReport:
         }
 
 
-def compile_bundle(request: CompileRequest, *, progress: Progress | None = None) -> CompileReport:
+def compile_bundle(
+    request: CompileRequest, *, progress: Progress | None = None, root: Path = Path("/")
+) -> CompileReport:
     """Compiles the engine of a bundle, if none there fits this machine, and adds it to the bundle.
 
     The bundle is changed in one step at the end: an error, an interrupt or a kill leaves it as it was. A finished
-    engine is kept beside it until then.
+    engine is kept beside it until then. root: as in `resolve_compile`.
     Raises as `resolve_compile` does, `BuildError` where the compiler refuses the graph or memory does not suffice,
     `UnfusedAttentionError` where an FP16 or INT8 engine leaves an attention unfused and that is not allowed,
     `BundleError` where the bundle cannot be written or was replaced meanwhile.
     """
     request = _unpacked(request)
-    job = resolve_compile(request)
-    if job.fitting is not None and not job.awaited and not job.pruned:
+    job = resolve_compile(request, root=root)
+    if job.fitting is not None and not job.pruned:
+        forget(job.bundle.path, job.key)
         return _report(job, job.bundle, job.fitting)
     with working(job.bundle.path, progress or silent) as folder:
         # Another process may have compiled it while this one waited.
-        return do_compile(resolve_compile(request, verify=False), folder, progress=progress)
+        return do_compile(resolve_compile(request, verify=False, root=root), folder, progress=progress)
 
 
 def dry_run(request: CompileRequest) -> CompileJob:
@@ -132,8 +135,9 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     resumed = built is not None
     if built is None:
         refuse_too_large(job.forecast, what=str(job.bundle.path))
-        built = build_in_thread(job.bundle.graph, job.options, clock.progress)
-        keep(folder, job.key, built)
+        built = build_in_thread(
+            job.bundle.graph, job.options, clock.progress, keep=lambda built: keep(folder, job.key, built)
+        )
     audit = _audited(job, built)
     not_int8 = () if job.facts.places is None else check_int8(built.layers, job.facts.places)
     if not_int8:
@@ -141,11 +145,16 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     clock.begin(str(job.bundle.path))
     entry = _entry(job, built)
     content = audits(job.bundle)
-    others = [each for each in content["engines"] if each.get("file") != job.file]
+    others = [each for each in content["engines"] if each.get("file") != job.file and not _stands_in(each, job.target)]
     content = content | {"engines": [*others, audit_entry(job.file, built, audit, not_int8)]}
     bundle = _amend(job, entry, {job.file: built.serialized}, content)
     clock.end()
     return replace(_report(job, bundle, entry), compiled=True, resumed=resumed, audit=audit, not_int8=not_int8)
+
+
+def _stands_in(audit: dict[str, Any], target: str) -> bool:
+    """Whether it is the audit of an engine that did not ship, which stood for the one of this target alone."""
+    return audit.get("file") is None and audit.get("stands_for") == [target]
 
 
 def _audited(job: CompileJob, built: BuiltEngine) -> Audit:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,27 @@ def working(bundle: Path, progress: Progress) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def forget(bundle: Path, key: Mapping[str, Any]) -> None:
+    """Removes what a process has left that was killed when its engine, of this key, was in the bundle already.
+
+    A finished engine of another key stays.
+    """
+    folder = work_folder(bundle)
+    with suppress(OSError), held(folder, wait=False):  # else it is in use, or there is none, or it has to stay
+        if (folder / KEPT).exists() and kept(folder, key) is None:
+            return
+        shutil.rmtree(folder)
+
+
 def keep(folder: Path, key: Mapping[str, Any], built: BuiltEngine) -> None:
-    """Keeps a finished engine in the folder. Raises OSError."""
+    """Keeps a finished engine in the folder. If the disk refuses, the log says so: only a kill would then lose it."""
+    try:
+        _keep(folder, key, built)
+    except OSError as error:
+        log.warning("%s cannot keep the engine until it is in the bundle: %s", folder, error.strerror)
+
+
+def _keep(folder: Path, key: Mapping[str, Any], built: BuiltEngine) -> None:
     (folder / KEPT).unlink(missing_ok=True)
     (folder / ENGINE).unlink(missing_ok=True)
     digest, _ = write_hashed(folder / ENGINE, built.serialized)

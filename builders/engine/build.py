@@ -17,7 +17,7 @@ from twins_trt.builders.engine.progress import BuildState, attach_monitor, watch
 from twins_trt.builders.engine.versions import Compiler, group_targets, open_compiler
 from twins_trt.compiler_cache import CacheKey, CompilerCache
 from twins_trt.device import Device, current_device
-from twins_trt.errors import BuildError, MissingDependencyError, UsageError
+from twins_trt.errors import BuildError, MissingDependencyError, UsageError, first_line
 from twins_trt.host_memory import peak_host_mib
 from twins_trt.progress import Progress, silent
 
@@ -120,10 +120,14 @@ def _compile(compilation: _Compilation, targets: tuple[str, ...], device: Device
     _parse(compilation, parser)
     config = _configure(compilation, builder, network, targets)
     cache = _open_cache(compilation, config, device)
-    serialized = _serialize(compilation, builder, network, config)
-    if cache is not None:
-        _store_cache(config, cache)
-    return serialized
+    state = BuildState()
+    try:
+        return _serialize(compilation, builder, network, config, state)
+    finally:
+        # Also after a failure or an interrupt, so that the next build need not time the same kernels. A build that a
+        # second interrupt left running still writes to the cache.
+        if cache is not None and state.ended.is_set():
+            _store_cache(config, cache)
 
 
 def _start(compilation: _Compilation, factory: Any) -> Any:
@@ -162,10 +166,9 @@ def _configure(compilation: _Compilation, builder: Any, network: Any, targets: t
     return config
 
 
-def _serialize(compilation: _Compilation, builder: Any, network: Any, config: Any) -> bytes:
+def _serialize(compilation: _Compilation, builder: Any, network: Any, config: Any, state: BuildState) -> bytes:
     """Runs the compiler, which takes nearly all of a build's time."""
     compiler, messages = compilation.compiler, compilation.messages
-    state = BuildState()
     if compiler.progress:
         attach_monitor(compiler.module, config, state)
     messages.errors.clear()
@@ -201,6 +204,7 @@ def _open_cache(compilation: _Compilation, config: Any, device: Device | None) -
 
 
 def _store_cache(config: Any, stored: CompilerCache) -> None:
+    """Writes what was timed to the file. A failure costs time in the next build, and never this one."""
     cache = config.get_timing_cache()
 
     def merge(present: bytes) -> bytes:
@@ -209,7 +213,10 @@ def _store_cache(config: Any, stored: CompilerCache) -> None:
             cache.combine(config.create_timing_cache(present), False)
         return bytes(cache.serialize())
 
-    stored.write(merge)
+    try:
+        stored.write(merge)
+    except Exception as error:  # the bindings return None, or raise what they like
+        log.warning("timing cache %s cannot be written: %s", stored.path, first_line(error))
 
 
 def _layers(compilation: _Compilation, serialized: bytes) -> tuple[Layer, ...]:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
 
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
 from twins_trt.builders.engine.options import EngineOptions
+from twins_trt.builders.engine.progress import StopRequest
 from twins_trt.progress import Progress
 
 _POLL_S = 0.1
 
 
-def build_in_thread(graph: Path, engine: EngineOptions, progress: Progress) -> BuiltEngine:
+def build_in_thread(
+    graph: Path, engine: EngineOptions, progress: Progress, *, keep: Callable[[BuiltEngine], None] | None = None
+) -> BuiltEngine:
     """Runs `build_engine` in a thread of its own, while this thread calls `progress` and waits.
+
+    keep: called there with the finished engine, also if this thread was interrupted meanwhile and raises: a compiler
+    that cannot be stopped has then worked to its end.
 
     An interrupt arrives in the main thread. If a compiler has just called back into Python there, the interrupt is
     lost: the bindings print the exception and continue. `Thread.join` does not help: after an interrupt it takes a
@@ -29,12 +36,15 @@ def build_in_thread(graph: Path, engine: EngineOptions, progress: Progress) -> B
 
     def pass_on(step: str, detail: str, share: float | None) -> None:
         if stopped.is_set():
-            raise KeyboardInterrupt
+            raise StopRequest
         news.append((step, detail, share))
 
     def build() -> None:
         try:
-            outcome.append(build_engine(graph, engine, progress=pass_on))
+            built = build_engine(graph, engine, progress=pass_on)
+            if keep is not None:
+                keep(built)
+            outcome.append(built)
         except BaseException as error:
             failure.append(error)
         finally:

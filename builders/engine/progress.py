@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from types import ModuleType
@@ -21,13 +22,22 @@ log = logging.getLogger("twins_trt")
 Result = TypeVar("Result")
 
 INTERVAL = 0.1  # seconds between two looks at the build
+HEARTBEAT = 1.0  # seconds after which the caller is told again, so that it can cancel a build that says nothing
+
+
+class StopRequest(KeyboardInterrupt):
+    """Raised by a `progress` whose caller waits until the build has ended: one that cannot stop goes on to its end."""
 
 
 class BuildState:
-    """Phases of a running build, written by the compiler's threads and read by the caller's."""
+    """Phases of a running build, written by the compiler's threads and read by the caller's.
+
+    cancelled: set by the caller; the build ends when it next reports a step. ended: set when the compiler has returned.
+    """
 
     def __init__(self) -> None:
         self.cancelled = False
+        self.ended = threading.Event()
         self._lock = threading.Lock()
         self._phases: dict[str, list[Any]] = {}  # name -> [steps done, steps, name of the parent phase or None]
         self._reached = 0.0
@@ -99,27 +109,31 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
             outcome.append(work())
         except BaseException as error:
             failure.append(error)
+        finally:
+            state.ended.set()
 
     here = copy_context()  # so that errors spell options as the caller does
     thread = threading.Thread(target=here.run, args=(run,), name="twins-trt build", daemon=True)
     thread.start()
-    last: tuple[str, float | None] | None = None
+    last: tuple[str, float | None] = ("Compiling", None)
+    told = time.monotonic()
     try:
-        while thread.is_alive():
-            thread.join(INTERVAL)
-            seen = state.look()
-            if progress is not None and seen is not None and seen != last:
-                last = seen
+        # Not by joining the thread: an interrupted join takes a running thread for an ended one (CPython 3.11).
+        while not state.ended.wait(INTERVAL):
+            seen = state.look() or last
+            if progress is not None and (seen != last or time.monotonic() - told >= HEARTBEAT):
+                last, told = seen, time.monotonic()
                 progress("engine", *seen)
-    except BaseException:
+    except BaseException as error:
         state.cancelled = True
         log.warning(
             "stopping the build"
             if can_cancel
             else "this TensorRT cannot stop a build: waiting for it to end, interrupt again to leave at once"
         )
-        thread.join()
-        raise
+        state.ended.wait()
+        if can_cancel or not isinstance(error, StopRequest):
+            raise
     if failure:
         raise failure[0]
     return outcome[0]
