@@ -13,6 +13,7 @@ from twins_trt.builders.engine.options import Profile
 from twins_trt.builders.quantize.check import KeptPlaces
 from twins_trt.errors import BundleError
 from twins_trt.runtime.bundle import Bundle
+from twins_trt.runtime.manifest import GRAPH
 
 AUDIT = "audit.json"
 
@@ -20,7 +21,8 @@ AUDIT = "audit.json"
 @dataclass(frozen=True)
 class GraphFacts:
     """attentions: how many a perfect engine fuses; None if the graph does not say. places: what of an INT8 graph should
-    run in INT8; None if the bundle does not say. nbytes: of the file, nearly all of them weights."""
+    run in INT8; None if the bundle does not say. nbytes: of the file, nearly all of them weights; 0 if it did not
+    travel."""
 
     attentions: int | None
     places: KeptPlaces | None
@@ -31,6 +33,8 @@ class GraphFacts:
 def graph_facts(bundle: Bundle) -> GraphFacts:
     """What is known of the bundle's graph. Raises BundleError for a graph that was written for CPUs, and for files that
     cannot be read; BuildError for a graph that is none."""
+    if GRAPH not in bundle.files:  # an engine that fits may be there, and then nothing is compiled
+        return GraphFacts(None, None, _profile(bundle), 0)
     path = bundle.graph
     refuse_cpu_graph(bundle, tool="twins-trt compile")
     info = _info(read_header(path).metadata.get(INFO))

@@ -16,7 +16,7 @@ from twins_trt.device import Device
 from twins_trt.diagnosis.facts import find_driver, find_system
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
 from twins_trt.runtime.bundle import Bundle, open_bundle
-from twins_trt.runtime.manifest import EngineFile
+from twins_trt.runtime.manifest import GRAPH, EngineFile
 from twins_trt.runtime.tensorrt.fit import Drivers, outdated, wrong_gpu
 from twins_trt.spelling import spelled
 from twins_trt.verbs.compile import CompileRequest
@@ -110,8 +110,8 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
     """The job of a request, checked as far as that is possible without compiling.
 
     verify: as in `open_bundle`. root: of the file system that holds /proc. Raises `BundleError` for a bundle that is
-    damaged, or whose graph is written for CPUs, `UsageError` for values that do not fit together,
-    `MissingDependencyError` for a missing compiler or GPU.
+    damaged, whose graph is written for CPUs, or whose graph is needed and did not travel, `UsageError` for values that
+    do not fit together, `MissingDependencyError` for a missing compiler or GPU.
     """
     _refuse_impossible(request)
     bundle = open_bundle(request.bundle, verify=verify)
@@ -128,7 +128,9 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
     )
     (target,) = compiler.settle_targets(options, device)
     engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
-    fitting = _fitting(engines, compiler, target, device, drivers)
+    fitting = None if request.again else _fitting(bundle, compiler, target, device, drivers)
+    if fitting is None:
+        bundle.graph  # noqa: B018  # raises if it did not travel
     predicted = forecast(facts.nbytes, request.workspace, free_memory(device, root), on_gpu=not compiler.ahead_of_time)
     return CompileJob(
         request=request,
@@ -145,8 +147,8 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
             timing_cache=_timing_cache(request.timing_cache, compiler),
         ),
         file=_file(engines, compiler, target, device),
-        fitting=None if request.again else fitting,
-        misfits=_misfits(engines, compiler, target, device, drivers),
+        fitting=fitting,
+        misfits=_misfits(engines, compiler, target, device, drivers) if GRAPH in bundle.files else (),
         forecast=predicted,
     )
 
@@ -193,8 +195,7 @@ def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | N
                 )
             )
     for compiler in able:
-        engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
-        if _fitting(engines, compiler, device.target, device, drivers) is not None:
+        if _fitting(bundle, compiler, device.target, device, drivers) is not None:
             return compiler
     if able:
         return able[0]
@@ -204,12 +205,15 @@ def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | N
 
 
 def _fitting(
-    engines: list[EngineFile], compiler: Compiler, target: str, device: Device | None, drivers: Drivers
+    bundle: Bundle, compiler: Compiler, target: str, device: Device | None, drivers: Drivers
 ) -> EngineFile | None:
-    for engine in engines:
-        if wrong_gpu(engine, target) is not None:
+    """The engine that makes a compilation needless. Without the graph, one that runs is enough, wherever its kernels
+    were timed."""
+    at = (device, drivers) if GRAPH in bundle.files else (None, None)
+    for engine in bundle.engines:
+        if engine.flavour != compiler.flavour or wrong_gpu(engine, target) is not None:
             continue
-        if outdated(engine, compiler.version, device=device, drivers=drivers) is None:
+        if outdated(engine, compiler.version, device=at[0], drivers=at[1]) is None:
             return engine
     return None
 
