@@ -65,9 +65,8 @@ def forget(bundle: Path, key: Mapping[str, Any]) -> None:
     """
     folder = work_folder(bundle)
     with suppress(OSError), held(folder, wait=False):  # else it is in use, or there is none, or it has to stay
-        if (folder / KEPT).exists() and kept(folder, key) is None:
-            return
-        shutil.rmtree(folder)
+        if kept(folder, key) is not None or not (folder / KEPT).exists() or not (folder / ENGINE).exists():
+            shutil.rmtree(folder)
 
 
 def keep(folder: Path, key: Mapping[str, Any], built: BuiltEngine) -> None:
