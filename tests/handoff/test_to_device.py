@@ -6,21 +6,19 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_packs import write_pack
 from stand_ins import ADA, ORIN, RTX
 from tiny_graphs import CLASSES, PALETTE, PROTOTYPES, MakeBundle, UInt8Array, nearest_class
 
-from twins_trt.builders.gate import PackKey, packing
-from twins_trt.builders.gate.images import JudgedImage
 from twins_trt.cli import main
 from twins_trt.errors import BundleError, PackError, UsageError
-from twins_trt.evaluation import ConfusionMatrix
 from twins_trt.files import sha256_of
 from twins_trt.handoff import HandoffOptions, resolve_handoff, write_handoff
 from twins_trt.handoff.folder import Handoff
@@ -31,7 +29,7 @@ from twins_trt.runtime.manifest import AwaitedEngine, EngineFile
 AWAITED = AwaitedEngine("sm_87", "jetson-orin", "10.3")
 STAYS = ("calibration.json", "fallback.json", "plan.json", "profile.json", "weights.pth")
 AUDITS = [{"file": engine.file, "audit": {}} for engine in (RTX, ORIN, ADA)]
-NEAREST = {"file": None, "targets": ["sm_86"], "stands_for": ["sm_87"], "audit": {}}
+NEAREST: dict[str, Any] = {"file": None, "targets": ["sm_86"], "stands_for": ["sm_87"], "audit": {}}
 PLACES = {"nodes": ["fc2"], "attentions": []}
 
 MakeRoad = Callable[..., Bundle]
@@ -170,31 +168,6 @@ def test_a_graph_for_cpus_is_refused(make_bundle: MakeBundle, tmp_path: Path) ->
 
 
 # The pack of the gate
-
-
-@dataclass
-class Given:
-    images: list[JudgedImage]
-    dataset: str = "folder:x"
-    split: str = "val"
-    pack: None = None
-    seconds: None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[JudgedImage]:
-        return iter(self.images)
-
-
-def write_pack(path: Path, bundle: Bundle, **other: Any) -> Path:
-    label = np.zeros((24, 32), np.uint8)
-    counts = ConfusionMatrix.of(label, label, num_classes=len(CLASSES))
-    images = Given([JudgedImage("im", np.zeros((24, 32, 3), np.uint8), label, label, counts)])
-    with packing(path, images, replace(PackKey.of_bundle(bundle), **other), limit=None) as written:
-        for _ in written:
-            pass
-    return path
 
 
 def test_a_pack_goes_along_and_travels_on(road: MakeRoad, tmp_path: Path) -> None:
