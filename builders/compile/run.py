@@ -20,7 +20,8 @@ from twins_trt.errors import UnfusedAttentionError, UsageError
 from twins_trt.progress import Clock, Progress, silent
 from twins_trt.runtime.archive import folder_name, unpack_bundle
 from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed
-from twins_trt.runtime.manifest import Compiled, EngineFile, Manifest
+from twins_trt.runtime.manifest import PACK, Compiled, EngineFile, Manifest
+from twins_trt.runtime.next_steps import after_compile
 from twins_trt.spelling import spelled
 from twins_trt.verbs.compile import CompileRequest
 
@@ -47,6 +48,11 @@ class CompileReport:
     misfits: dict[str, str]
     pruned: tuple[str, ...]
 
+    @property
+    def next(self) -> tuple[str, ...]:
+        """The commands to type next on this machine."""
+        return after_compile(self.bundle.path, pack=PACK in self.bundle.files)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         made = self.engine.compiled
@@ -68,6 +74,7 @@ class CompileReport:
             "not_int8": list(self.not_int8),
             "misfits": self.misfits,
             "pruned": list(self.pruned),
+            "next": list(self.next),
         }
 
 

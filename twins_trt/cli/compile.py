@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from twins_trt.cli.console import Console, megabytes
+from twins_trt.runtime.advice import compile_command
 from twins_trt.verbs.compile import FLAGS
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def _report_text(report: CompileReport) -> str:
     lines += _misfits(report.misfits)
     lines += [f"removed: {file}" for file in report.pruned]
     if set(report.misfits) - set(report.pruned) - {engine.file}:
-        lines.append("twins-trt compile --prune removes what no longer fits")
+        lines.append(f"to remove what no longer fits: {compile_command(path)} --prune")
+    if report.compiled:
+        lines += ["next:", *(f"  {command}" for command in report.next)]
     return "\n".join(lines)
 
 
