@@ -24,6 +24,9 @@ from twins_trt.models.source import Source
 from twins_trt.runtime import Bundle
 from twins_trt.verbs.build import BuildRequest
 
+MakeJetsonBundle = Callable[..., Bundle]
+"""The fixture `jetson_bundle`."""
+
 SIZE, CLASSES, IMAGES = (64, 96), 5, 30
 
 
