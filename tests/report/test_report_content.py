@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from samples import SCRIPT, WORST, audit, full_bundle, full_profile, gate, ladder, pictures
 
+from tests.builders.gate.speed_pairs import around, int8_and_fp16, timed
 from tests.profiling.results_of import measurement, profile
 from tests.tiny_graphs import MakeBundle
+from twins_trt.builders.gate.speed import judge_speed, record_speed
 from twins_trt.cli import main
 from twins_trt.errors import BundleError, ProfileError, ReportError
 from twins_trt.profiling.results import Layer, write_profile
@@ -143,6 +145,29 @@ def test_a_profile_saved_in_the_bundle_is_found(make_bundle: MakeBundle, tmp_pat
     inputs = read_inputs(bundle.path)
     assert [name for name, _ in inputs.profiles] == ["profile.json"]
     assert inputs.own is not None and inputs.own[1].subject.label == SCRIPT
+
+
+def test_a_speed_verdict_is_shown_with_what_limits_it(make_bundle: MakeBundle) -> None:
+    pair = int8_and_fp16(make_bundle, gates=("passed", "passed"))
+    measured = timed(pair, around(6.5), around(6.0))
+    hot = replace(measured, warnings=("clocks were held back: too hot",))
+    assert "speed" not in [each.key for each in build_page(read_inputs(pair.ours.path)).sections]
+    found = judge_speed(pair, hot)
+    record_speed(pair.ours, replace(found, simulated=True))
+    page = build_page(read_inputs(pair.ours.path))
+    said = words(page, "speed")
+    assert said.startswith("Failed. int8.bundle is 0.9") and "times as fast as fp16.bundle: not faster." in said
+    assert "Simulated: onnxruntime stood in for the engines" in said
+    assert "clocks were held back: too hot." in said and "Advice: ship fp16.bundle" in said
+    assert "Power mode: MAXN." in said and "counts no more" not in said
+    rows = table(page, "speed", "Both bundles")
+    assert [row[:4] for row in rows] == [
+        ["int8.bundle", "int8", "onnxruntime", "6.50"],
+        ["fp16.bundle", "fp16", "onnxruntime", "6.00"],
+    ]
+    other = record_speed(make_bundle(48), found)
+    stale = words(build_page(read_inputs(other.path)), "speed")
+    assert stale.startswith("This verdict counts no more: the graph was replaced since. Time them again: Failed.")
 
 
 def test_work_is_counted_on_the_graph(make_bundle: MakeBundle) -> None:

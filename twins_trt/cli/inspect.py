@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.cli.console import Console, megabytes, table
-from twins_trt.errors import BuildError, BundleError, UsageError
+from twins_trt.errors import BuildError, BundleError, ProfileError, UsageError
 from twins_trt.spelling import spelled
 from twins_trt.verbs.inspect import FLAGS, InspectRequest
 
@@ -71,7 +71,9 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
     bundle = open_bundle(path, verify=verify)
     manifest, source = bundle.manifest, bundle.manifest.source
     audits = bundle.read_json("audit.json")
+    judged = bundle.read_json("gate.json")
     here = _runs_here(bundle, engine)
+    found, speed = _speed(bundle)
     weights = "random (seeded): its masks mean nothing" if source.seeded else f"{source.checkpoint} {source.sha256}"
     rows = [
         ("bundle", str(path)),
@@ -83,7 +85,8 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
         *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
         *(("engine", f"{awaited.where}; twins-trt compile makes it there") for awaited in manifest.awaits),
         *(("runs here", f"{kind}: {why or 'yes'}") for kind, why in here.items()),
-        ("gate", _gate(manifest)),
+        *(("gate", line) for line in _gate(manifest, judged)),
+        *([("speed", speed)] if speed else []),
         *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
         ("classes", ", ".join(manifest.interface.classes)),
         ("created", manifest.created),
@@ -100,6 +103,7 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
     for target, why in ({} if audits is None else audits.get("not_audited", {})).items():
         text += f"\n\nnothing audited in place of {target}: {why}"
     value = {"kind": "bundle", "path": str(path), "verified": verify, "manifest": manifest.to_json(), "audit": audits}
+    value |= {"gate": judged, "speed": found}
     value["runs_here"] = {kind: {"ready": why is None, "why_not": why} for kind, why in here.items()}
     return value, text
 
@@ -123,9 +127,35 @@ def _runs_here(bundle: Bundle, engine: str) -> dict[str, str | None]:
     return {kind: why_not(bundle, kind) for kind in kinds}
 
 
-def _gate(manifest: Manifest) -> str:
-    unknown = manifest.precision == "int8" and manifest.gate == "ungated"
-    return f"{manifest.gate}: nobody has measured what INT8 costs in mIoU" if unknown else manifest.gate
+def _speed(bundle: Bundle) -> tuple[dict[str, Any] | None, str]:
+    """The speed verdict as plain values with why it counts no more, if so, and in one line; nothing without one."""
+    from twins_trt.profiling.speed import in_short, outdated, read_speed
+
+    try:
+        found = read_speed(bundle)
+    except ProfileError as error:  # of a newer version, say: the rest can be shown
+        return None, f"cannot be read: {error.cause}"
+    if found is None:
+        return None, ""
+    return {**found.to_json(), "outdated": outdated(found, bundle.manifest)}, in_short(found, bundle.manifest)
+
+
+def _gate(manifest: Manifest, judged: Any) -> list[str]:
+    """The gate's status and what it found; on a second line what a simulation had found before a device judged.
+
+    judged: the content of gate.json, None without one.
+    """
+    from twins_trt.report.accuracy import finding_text, simulation_text
+
+    if manifest.gate == "ungated":
+        unknown = ": nobody has measured what INT8 costs in mIoU" if manifest.precision == "int8" else ""
+        return [f"{manifest.gate}{unknown}"]
+    simulated = " in simulation" if isinstance(judged, dict) and judged.get("simulated") is True else ""
+    found, before = finding_text(judged), simulation_text(judged)
+    return [
+        f"{manifest.gate}{simulated}{found and f': {found}'}",
+        *([f"in simulation it had {before}"] if before else []),
+    ]
 
 
 def _graph(path: Path) -> tuple[dict[str, Any], str]:

@@ -245,6 +245,18 @@ def outdated(found: SpeedVerdict, manifest: Manifest) -> str | None:
     return f"{added[0]} was compiled since, and was not timed" if added else None
 
 
+def in_short(found: SpeedVerdict, manifest: Manifest) -> str:
+    """The verdict in one line, beginning with whether it still holds."""
+    stale, count = outdated(found, manifest), len(found.warnings)
+    words = [
+        f"{'passed' if found.passed else 'failed'}: {times_as_fast(found.ratio)} times as fast as {found.theirs.name}",
+        f"on {found.measured_on}{'' if found.power_mode is None else f', {found.power_mode}'}",
+        *(["simulated"] if found.simulated else []),
+        *([f"{count} warning{'s' if count > 1 else ''}"] if count else []),
+    ]
+    return f"{'' if stale is None else f'counts no more ({stale}), was '}{', '.join(words)}"
+
+
 def state_rows(found: SpeedVerdict) -> Iterator[tuple[str, str]]:
     """Power mode, driver, clocks and temperatures, each with its name; nothing for what could not be read."""
     if found.power_mode is not None:

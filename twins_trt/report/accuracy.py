@@ -106,9 +106,31 @@ def _outcome(gate: Any) -> list[Note]:
     notes += [Note(f"{str(reason)[:1].upper()}{str(reason)[1:]}.", "bad") for reason in pick_list(gate, "reasons")]
     if pick(gate, "simulated") is True:
         notes.append(Note("Simulated: ONNX Runtime stood in for the TensorRT engine, on the same graph.", "warn"))
+    if found := simulation_text(gate):
+        differs = pick(gate, "simulation", "passed") is not pick(gate, "passed")
+        notes.append(Note(f"In simulation it had {found}.", "warn" if differs else "plain"))
     if pick(gate, "seeded") is True:
         notes.append(Note("Random weights: the scores mean nothing.", "warn"))
     return notes
+
+
+def finding_text(gate: Any) -> str:
+    """What a gate found, in one line: `drop +0.210 points, 95% interval +0.050 to +0.410, ...`; the empty text for a
+    file without it. gate: the content of `gate.json`."""
+    agreement = pick_number(gate, "agreement")
+    equal = "" if agreement is None else f"{100 * agreement:.3f} % of the pixels equal"
+    drop, engine = _interval_text(gate), pick_text(gate, "engine")
+    where = f"{engine} on {pick_text(gate, 'measured_on')}" if engine else ""
+    return ", ".join(part for part in (f"drop {drop}" if drop else "", equal, where) if part)
+
+
+def simulation_text(gate: Any) -> str:
+    """What a simulation had found before a device judged the engine, in one line; the empty text if none had."""
+    found = pick(gate, "simulation")
+    if not isinstance(found, dict):
+        return ""
+    date = pick_text(found, "created")[:10]
+    return f"{'passed' if _passed(found) else 'failed'}: {finding_text(found)}{date and f', {date}'}"
 
 
 def _gate_facts(gate: Any, bound: float | None) -> Facts:
@@ -127,6 +149,7 @@ def _gate_facts(gate: Any, bound: float | None) -> Facts:
             ("A second run", repeats.get(pick(gate, "repeats"), "")),
             ("Masks of a batch", batches.get(pick(gate, "batch_agrees"), "")),
             ("Measured on", pick_text(gate, "measured_on")),
+            ("Pack", pick_text(gate, "pack") and f"sha256 {pick_text(gate, 'pack')}"),
         )
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from twins_trt.errors import ReportError
 from twins_trt.profiling.results import PROFILE, Measurement, Profile, read_profile
+from twins_trt.profiling.speed import SpeedVerdict, read_speed
 from twins_trt.runtime.bundle import Bundle, open_bundle
 
 MAX_PICTURES = 8
@@ -22,7 +23,7 @@ class Inputs:
 
     profiles: each with its file's name, the one saved in the bundle first. ladder: its rows, as plain objects.
     pictures: files of `twins-trt gate --pictures`. gate, audit, plan, calibration: JSON files of the bundle, None
-    where it has none.
+    where it has none. speed: the bundle's speed verdict, None without one.
     """
 
     bundle: Bundle
@@ -33,6 +34,7 @@ class Inputs:
     audit: Any = None
     plan: Any = None
     calibration: Any = None
+    speed: SpeedVerdict | None = None
 
     @property
     def measurements(self) -> list[tuple[Profile, Measurement]]:
@@ -55,8 +57,8 @@ def read_inputs(
 ) -> Inputs:
     """Opens the bundle, verifies it, and reads everything else.
 
-    Raises BundleError for a bundle that is damaged, ProfileError for a file that is no profile, ReportError for a
-    ladder or a folder of pictures that cannot be read.
+    Raises BundleError for a bundle that is damaged, ProfileError for a file that is no profile or no speed verdict,
+    ReportError for a ladder or a folder of pictures that cannot be read.
     """
     opened = open_bundle(bundle)
     saved = [opened.file(PROFILE)] if PROFILE in opened.files else []
@@ -67,6 +69,7 @@ def read_inputs(
         profiles=tuple((path.name, read_profile(path)) for path in files),
         ladder=() if ladder is None else _read_ladder(Path(ladder)),
         pictures=() if pictures is None else _find_pictures(Path(pictures), read["gate"]),
+        speed=read_speed(opened),
         **read,
     )
 

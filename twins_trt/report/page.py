@@ -14,7 +14,7 @@ from twins_trt.report.contents import audit_section, built_section, plan_section
 from twins_trt.report.html import render_html
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text, read_inputs
 from twins_trt.report.markdown import render_markdown
-from twins_trt.report.speed import blocks_section, latency_section
+from twins_trt.report.speed import blocks_section, latency_section, speed_section
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
@@ -59,6 +59,8 @@ def build_page(inputs: Inputs) -> Page:
     gate, mood = _GATE_WORDS[manifest.gate]
     if pick(inputs.gate, "simulated") is True:
         gate += ", simulated"
+    if manifest.gate == "failed" and pick(inputs.gate, "simulation", "passed") is True:
+        gate += ", passed in simulation"
     size = "dynamic size" if manifest.interface.size is None else "×".join(map(str, manifest.interface.size))
     return Page(
         title=inputs.bundle.path.name,
@@ -71,6 +73,7 @@ def build_page(inputs: Inputs) -> Page:
             gate_section(inputs),
             worst_section(inputs),
             ladder_section(inputs),
+            *speed_section(inputs),
             latency_section(inputs),
             blocks_section(inputs),
             audit_section(inputs),

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 from twins_trt.profiling.results import Latency, Measurement, Profile
-from twins_trt.report.blocks import Block, Cell, Chart, Column, Facts, Note, Section, Table, number, text, without_empty
+from twins_trt.profiling.speed import SpeedVerdict, outdated, state_rows, times_as_fast
+from twins_trt.report.blocks import (
+    Block,
+    Cell,
+    Chart,
+    Code,
+    Column,
+    Facts,
+    Note,
+    Section,
+    Table,
+    number,
+    text,
+    without_empty,
+)
 from twins_trt.report.charts import Spread, Work, distribution, roofline
 from twins_trt.report.inputs import Inputs
 from twins_trt.report.roofline import BlockWork, Ceilings, block_work, find_ceilings
 from twins_trt.runtime.engines import CPU_KINDS
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
+
+
+def speed_section(inputs: Inputs) -> list[Section]:
+    """The verdict on its speed beside another bundle; no section for a bundle without one."""
+    found = inputs.speed
+    if found is None:
+        return []
+    stale = outdated(found, inputs.bundle.manifest)
+    blocks: list[Block] = []
+    if stale is not None:
+        again = f"twins-trt gate {inputs.bundle.path} --against OTHER.bundle"
+        blocks += [Note(f"This verdict counts no more: {stale}. Time them again:", "bad"), Code(again)]
+    blocks.append(Note("Passed.", "good") if found.passed else Note("Failed.", "bad"))
+    blocks += [Note(f"{reason}.", "bad") for reason in found.reasons]  # begins with a bundle's name
+    if found.simulated:
+        blocks.append(Note(f"Simulated: {found.ours.engine} stood in for the engines, so it is about a CPU.", "warn"))
+    blocks += [Note(f"{warning}.", "warn") for warning in found.warnings]
+    facts = (
+        ("Compared with", found.theirs.name),
+        ("Times as fast", f"{times_as_fast(found.ratio)}, in {found.ratio.rounds} rounds"),
+        ("Asked for", f"more than {found.min_speedup:g}, for the interval's lower end"),
+        ("Advice", found.advice),
+        ("Measured on", found.measured_on),
+        ("When", found.created),
+        *((name.capitalize(), value) for name, value in state_rows(found)),
+    )
+    return [Section("speed", "Speed verdict", (*blocks, Facts(facts), _pair(found)))]
 
 
 def latency_section(inputs: Inputs) -> Section:
@@ -59,6 +100,24 @@ def blocks_section(inputs: Inputs) -> Section:
     elif works and ceilings:
         blocks += _roof(measurement, works, ceilings, inputs.bundle.manifest.precision)
     return Section("blocks", title, (*blocks, _block_table(measurement, works or {})))
+
+
+def _pair(found: SpeedVerdict) -> Table:
+    columns = (
+        Column("Bundle"),
+        Column("Precision"),
+        Column("Engine"),
+        Column("Picture to mask, ms", numeric=True),
+        Column("p99, ms", numeric=True),
+        Column("Engine, ms", numeric=True),
+        Column("File to mask, ms", numeric=True),
+    )
+    rows = []
+    for each in (found.ours, found.theirs):
+        call, engine, whole = (each.times[name] for name in ("call", "engine", "end_to_end"))
+        times = map(number, (call.p50, call.p99, engine.p50, whole.p50))
+        rows.append((text(each.name), text(each.precision), text(each.file or each.engine), *times))
+    return without_empty(Table("Both bundles, timed in turn, medians", columns, tuple(rows)))
 
 
 def _distribution(profile: Profile) -> Chart:
