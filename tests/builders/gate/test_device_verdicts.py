@@ -12,6 +12,9 @@ from commands import run_command
 from packs import MakeJetsonBundle, tiny_pack
 
 import twins_trt
+from twins_trt.report.blocks import Facts, Note
+from twins_trt.report.inputs import read_inputs
+from twins_trt.report.page import build_page
 from twins_trt.runtime import Bundle, Segmenter, open_bundle
 from twins_trt.runtime.bundle import amend_bundle
 
@@ -54,6 +57,29 @@ def test_int8_that_passed_in_simulation_and_fails_on_the_device_says_both(
     text = run_command("gate", bundle.path, "--pack", tmp_path / "x.pack").out
     assert "simulation    passed: onnxruntime on" in text
     assert "differs       it passed in simulation with a drop of +0.000 points and fails on Orin (sm_87)" in text
+
+
+def test_inspect_and_report_say_both(int8: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = int8(60_000.0)
+    text = run_command("inspect", bundle.path).out
+    assert "passed in simulation: drop +0.000 points" in text and "in simulation it had" not in text
+    found = twins_trt.gate(bundle, pack=tmp_path / "x.pack")
+    assert found.simulation is not None
+    text = run_command("inspect", bundle.path).out
+    assert f"failed: drop {found.drop.mean:+.3f} points, 95% interval" in text
+    assert f"{100 * found.agreement:.3f} % of the pixels equal, tensorrt on Orin (sm_87)" in text
+    assert "in simulation it had passed: drop +0.000 points, 95% interval +0.000 to +0.000, 100.000 %" in text
+    assert f"onnxruntime on {found.simulation.measured_on}, {found.simulation.created[:10]}" in text
+    told = run_command("inspect", bundle.path, "--json").json["gate"]
+    assert told == open_bundle(bundle.path).read_json("gate.json")
+    page = build_page(read_inputs(bundle.path))
+    assert (page.gate, page.mood) == ("gate failed, passed in simulation", "bad")
+    (section,) = (each for each in page.sections if each.key == "gate")
+    (note,) = (each for each in section.blocks if isinstance(each, Note) and each.text.startswith("In simulation"))
+    assert note.mood == "warn" and "passed: drop +0.000 points" in note.text
+    assert found.pack is not None and any(
+        found.pack in value for each in section.blocks if isinstance(each, Facts) for _, value in each.rows
+    )
 
 
 def test_a_second_verdict_of_the_device_keeps_the_simulation(int8: Callable[..., Bundle], tmp_path: Path) -> None:
