@@ -11,7 +11,6 @@ from typing import Any
 from twins_trt.builders.compile.graph import GraphFacts, graph_facts
 from twins_trt.builders.compile.memory import Forecast, forecast, free_memory
 from twins_trt.builders.engine import FLAVOURS, Compiler, EngineOptions, current_device, open_compiler, parse_target
-from twins_trt.compiler_cache import home_folder
 from twins_trt.device import Device
 from twins_trt.diagnosis.facts import find_driver, find_system
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
@@ -19,7 +18,7 @@ from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.manifest import GRAPH, EngineFile
 from twins_trt.runtime.tensorrt.fit import Drivers, outdated, wrong_gpu
 from twins_trt.spelling import spelled
-from twins_trt.verbs.compile import CompileRequest
+from twins_trt.verbs.compile import NO_CACHE, CompileRequest
 
 _ORDER = ("tensorrt", "tensorrt_rtx")  # as the runtime prefers their engines
 
@@ -124,6 +123,7 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
         targets=() if target is None else (target,),
         workspace_mib=request.workspace,
         optimization_level=request.optimization_level,
+        timing_cache=None if request.timing_cache == NO_CACHE else request.timing_cache,
         profile=facts.profile,
     )
     (target,) = compiler.settle_targets(options, device)
@@ -144,7 +144,6 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
             options,
             targets=(target,),
             workspace_mib=predicted.workspace if compiler.workspace else request.workspace,
-            timing_cache=_timing_cache(request.timing_cache, compiler),
         ),
         file=_file(engines, compiler, target, device),
         fitting=fitting,
@@ -247,11 +246,3 @@ def _of_another(engine: EngineFile, device: Device | None) -> bool:
     if engine.compiled is None or device is None or engine.flavour != "tensorrt":
         return False
     return engine.compiled.device != device.name
-
-
-def _timing_cache(wanted: str | None, compiler: Compiler) -> str | None:
-    """The file or folder; by default the one in the user's home, for a compiler that times anything."""
-    if wanted is not None:
-        return None if wanted == "none" else wanted
-    folder = home_folder("timing", what="timed kernels are") if compiler.timing_cache else None
-    return None if folder is None else str(folder)

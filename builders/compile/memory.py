@@ -1,8 +1,9 @@
 """The memory that a compilation will take, predicted, and the memory that is free for it.
 
-No builder says beforehand what it needs. What is measured are builds of TensorRT-RTX 1.7 without a GPU
-(docs/measurements.md): whole processes with engines of 62 to 267 MiB had 570 to 1417 MiB resident at most, which is
-below `_PROCESS + _HOST_COPIES` times the weights. What TensorRT takes on a device was not measured.
+No builder says beforehand what it needs. What is measured are builds of TensorRT-RTX 1.7 without a GPU: whole
+processes with graphs of 54, 104 and 252 MiB had 642, 764 and 1342 MiB resident at most, those of docs/measurements.md
+with engines of 62 to 267 MiB 570 to 1417 MiB. All are below `_PROCESS + _HOST_COPIES` times the weights. What TensorRT
+takes on a device was not measured.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from twins_trt.errors import BuildError
 from twins_trt.spelling import spelled
 
 _MIB = 1 << 20
-_PROCESS = 350  # MiB: Python, the compiler's libraries, and what does not depend on the weights
-_HOST_COPIES = 5  # the graph, the parsed network, the optimized one, the engine and its serialized form
+_ZRAM = 2  # compressed memory, a Jetson's default swap: what it holds still takes about half of its size
+_PROCESS = 500  # MiB: Python, the compiler's libraries, and what does not depend on the weights
+_HOST_COPIES = 4  # the graph, the parsed network, the optimized one, the engine and its serialized form
 _CONTEXT = 300  # MiB of the GPU: the CUDA context and the kernels of the compiler's libraries
 _GPU_COPIES = 2  # the weights that are timed, and the engine that is loaded to be audited
 LARGEST_WORKSPACE, SMALLEST_WORKSPACE = 2048, 128  # MiB, of those chosen where the GPU shares the host's memory
@@ -27,8 +29,8 @@ LARGEST_WORKSPACE, SMALLEST_WORKSPACE = 2048, 128  # MiB, of those chosen where 
 class FreeMemory:
     """MiB that are free now; None where the system does not say.
 
-    host: available without swapping. swap: free swap space, which a GPU cannot use. gpu: of a GPU's own memory; None
-    for a GPU that shares the host's (`shared`).
+    host: available without swapping. swap: what swap space can still take, which a GPU cannot use. gpu: of a GPU's own
+    memory; None for a GPU that shares the host's (`shared`).
     """
 
     host: int | None
@@ -64,14 +66,20 @@ class Forecast:
 
 def free_memory(device: Device | None, root: Path = Path("/")) -> FreeMemory:
     """What is free now. root: of the file system that holds /proc."""
-    try:
-        text = (root / "proc" / "meminfo").read_text()
-    except OSError:
-        text = ""
-    sizes = {name: int(kib) >> 10 for name, kib in re.findall(r"^(\w+):\s*(\d+) kB", text, re.MULTILINE)}
+    available = re.search(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc" / "meminfo"), re.MULTILINE)
+    # File name, type, size and use in KiB, priority.
+    swaps = re.findall(r"^(\S+)\s+\w+\s+(\d+)\s+(\d+)\s", _text(root / "proc" / "swaps"), re.MULTILINE)
+    swap = sum((int(size) - int(used)) / (_ZRAM if "zram" in name else 1) for name, size, used in swaps)
     shared = device is not None and device.integrated
     gpu = None if device is None or shared else free_gpu_mib()
-    return FreeMemory(sizes.get("MemAvailable"), sizes.get("SwapFree", 0), gpu, shared)
+    return FreeMemory(int(available[1]) >> 10 if available else None, int(swap) >> 10, gpu, shared)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def forecast(nbytes: int, workspace: int | None, free: FreeMemory, *, on_gpu: bool) -> Forecast:
@@ -110,13 +118,13 @@ def refuse_too_large(forecast: Forecast, *, what: str) -> None:
             raise BuildError(
                 f"compiling {what} is predicted to take {forecast.gpu} MiB that cannot be swapped, and {free.host} MiB "
                 "are free",
-                f"close other programs (on a Jetson sudo systemctl isolate multi-user.target), {smaller}",
+                f"close other programs (sudo systemctl isolate multi-user.target ends a Jetson's desktop), {smaller}",
             )
         if on_host > free.host + free.swap:
             raise BuildError(
                 f"compiling {what} is predicted to take {on_host} MiB, and {free.host} MiB and {free.swap} MiB of swap "
                 "are free",
-                f"close other programs, add swap (sudo fallocate -l 8G /swap && sudo chmod 600 /swap && sudo mkswap "
+                "close other programs, add swap (sudo fallocate -l 8G /swap && sudo chmod 600 /swap && sudo mkswap "
                 f"/swap && sudo swapon /swap), {smaller}",
             )
     if not free.shared and free.gpu is not None and forecast.gpu > free.gpu:

@@ -13,9 +13,10 @@ from twins_trt.builders.compile.graph import AUDIT, audits
 from twins_trt.builders.compile.job import CompileJob, resolve_compile
 from twins_trt.builders.compile.memory import refuse_too_large
 from twins_trt.builders.compile.work import forget, keep, kept, working
-from twins_trt.builders.engine import BuiltEngine, build_in_thread
+from twins_trt.builders.engine import BuiltEngine, EngineOptions, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_entry, audit_layers, check_fused
 from twins_trt.builders.quantize.check import check_int8
+from twins_trt.compiler_cache import home_folder
 from twins_trt.errors import UnfusedAttentionError, UsageError
 from twins_trt.progress import Clock, Progress, silent
 from twins_trt.runtime.archive import folder_name, unpack_bundle
@@ -143,7 +144,7 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     if built is None:
         refuse_too_large(job.forecast, what=str(job.bundle.path))
         built = build_in_thread(
-            job.bundle.graph, job.options, clock.progress, keep=lambda built: keep(folder, job.key, built)
+            job.bundle.graph, _with_timing_cache(job), clock.progress, keep=lambda built: keep(folder, job.key, built)
         )
     audit = _audited(job, built)
     not_int8 = () if job.facts.places is None else check_int8(built.layers, job.facts.places)
@@ -157,6 +158,14 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     bundle = _amend(job, entry, {job.file: built.serialized}, content)
     clock.end()
     return replace(_report(job, bundle, entry), compiled=True, resumed=resumed, audit=audit, not_int8=not_int8)
+
+
+def _with_timing_cache(job: CompileJob) -> EngineOptions:
+    """The options, with the folder in the user's home where the request names no cache and the compiler has one."""
+    if job.request.timing_cache is not None or not job.compiler.timing_cache:
+        return job.options
+    folder = home_folder("timing", what="timed kernels are")
+    return replace(job.options, timing_cache=None if folder is None else str(folder))
 
 
 def _stands_in(audit: dict[str, Any], target: str) -> bool:

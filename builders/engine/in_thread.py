@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
 from twins_trt.builders.engine.options import EngineOptions
-from twins_trt.builders.engine.progress import StopRequest
+from twins_trt.builders.engine.progress import StopRequest, wait_for
 from twins_trt.progress import Progress
 
 _POLL_S = 0.1
@@ -51,14 +51,15 @@ def build_in_thread(
             ended.set()
 
     here = copy_context()  # so that errors spell options as the caller does
-    threading.Thread(target=here.run, args=(build,), name="twins-trt engine", daemon=True).start()
+    thread = threading.Thread(target=here.run, args=(build,), name="twins-trt engine", daemon=True)
     try:
+        thread.start()  # here, because an interrupt may arrive while it starts
         while not ended.wait(_POLL_S):
             while news:
                 progress(*news.popleft())
     except BaseException:
         stopped.set()
-        ended.wait()
+        wait_for(thread, ended)
         raise
     if failure:
         raise failure[0]

@@ -114,10 +114,10 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
 
     here = copy_context()  # so that errors spell options as the caller does
     thread = threading.Thread(target=here.run, args=(run,), name="twins-trt build", daemon=True)
-    thread.start()
     last: tuple[str, float | None] = ("Compiling", None)
     told = time.monotonic()
     try:
+        thread.start()  # here, because an interrupt may arrive while it starts
         # Not by joining the thread: an interrupted join takes a running thread for an ended one (CPython 3.11).
         while not state.ended.wait(INTERVAL):
             seen = state.look() or last
@@ -131,9 +131,15 @@ def watch(work: Callable[[], Result], state: BuildState, progress: Progress | No
             if can_cancel
             else "this TensorRT cannot stop a build: waiting for it to end, interrupt again to leave at once"
         )
-        state.ended.wait()
+        wait_for(thread, state.ended)
         if can_cancel or not isinstance(error, StopRequest):
             raise
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def wait_for(thread: threading.Thread, ended: threading.Event) -> None:
+    """Waits until a thread has set `ended`. It may not have started, if its start was interrupted."""
+    while thread in threading.enumerate() and not ended.wait(INTERVAL):
+        pass

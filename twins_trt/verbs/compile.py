@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from twins_trt.builders.compile import CompileReport
     from twins_trt.runtime import Bundle
 
+NO_CACHE = "none"
+"""The timing cache of a request that wants none."""
+
 
 @dataclass(frozen=True)
 class CompileRequest:
