@@ -80,9 +80,9 @@ def test_the_gate_says_of_which_graph_the_engine_is(alone: Bundle, tmp_path: Pat
     pack = write_pack(tmp_path / "road.pack", alone, images=30)
     assert main(["gate", str(alone.path), "--pack", str(pack)]) == 0
     judged = open_bundle(alone.path)
-    verdict = judged.read_json("gate.json")
-    assert verdict["graph_sha256"] == alone.manifest.graph_sha256 == judged.manifest.graph_sha256
-    assert (verdict["simulated"], verdict["engine"], judged.manifest.gate) == (False, "tensorrt", "passed")
+    found = judged.read_json("gate.json")
+    assert found["graph_sha256"] == alone.manifest.graph_sha256 == judged.manifest.graph_sha256
+    assert (found["simulated"], found["engine"], judged.manifest.gate) == (False, "tensorrt", "passed")
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])

@@ -83,7 +83,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "pax header first": (insert("x", b"20 path=../../evil\n", type=tarfile.XHDTYPE, at=0), r"\(type b'x'\)"),
     "global pax header": (insert("x", b"20 path=../../evil\n", type=tarfile.XGLTYPE, at=0), r"\(type b'g'\)"),
     "unknown type": (insert("road.bundle/x", type=b"Z"), r"no plain file \(type b'Z'\)"),
-    "absolute name": (insert("/tmp/evil", b"x"), r"holds '/tmp/evil', which manifest.json does not list"),
+    "absolute name": (insert("/etc/evil", b"x"), r"holds '/etc/evil', which manifest.json does not list"),
     "name above": (insert("road.bundle/../evil", b"x"), r"'road.bundle/../evil', which manifest.json does not list"),
     "other folder": (insert("other.bundle/graph.onnx", b"x"), "does not list"),
     "dotted name": (rename(1, "./road.bundle/graph.onnx"), "does not list"),
