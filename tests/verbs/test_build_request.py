@@ -96,6 +96,7 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
     "gate_on": [("ade20k:there", ["--gate-data", "ade20k:there"])],
     "gate_split": [("test", ["--gate-split", "test"])],
     "gate_limit": [(50, ["--gate-limit", "50"]), (0, ["--gate-limit", "0"])],
+    "pack": [("x.pack", ["--pack", "x.pack"]), ("no/x.pack", ["--pack", "no/x.pack"])],
     "max_drop": [(0.75, ["--max-drop", "0.75"]), (1, ["--max-drop", "1"]), (-1.0, ["--max-drop=-1"])],
     "min_images": [(8, ["--min-images", "8"])],
     "min_agreement": [(0.98, ["--min-agreement", "0.98"])],

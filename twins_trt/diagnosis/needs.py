@@ -40,7 +40,8 @@ NEEDS: dict[str, tuple[tuple[Way, ...], ...]] = {
         (("onnx_graphsurgeon",),),
         (("tensorrt_rtx",), ("tensorrt", GPU)),
     ),
-    "gate": ((("numpy",),), (("PIL",),), (("torch",),), _RUN),
+    "compile": ((("numpy",),), (("tensorrt", GPU), ("tensorrt_rtx",))),  # the latter for a GPU that is named
+    "gate": ((("numpy",),), (("PIL",),), _RUN),  # from a pack; with --data also torch, which says so itself
     "profile": ((("numpy",),), (("PIL",),), (*_RUN, ("torch",))),
     "train": ((("numpy",),), (("PIL",),), (("torch",),)),
     "export-to": ((("numpy",),),),
