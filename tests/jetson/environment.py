@@ -41,6 +41,14 @@ JETPACKS = {
 """By the version of TensorRT."""
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps the other processes of a test run out, by this file."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def find_python(version: str) -> str | None:
     """An interpreter of this version: on PATH, or beside the one that runs the tests, as pyenv and uv keep them."""
     beside = sorted(Path(sys.base_prefix).parent.glob(f"*{version}*/bin/python{version}"))
@@ -64,7 +72,7 @@ def make_environment(folder: Path, python: str, *, pinned: bool) -> Path:
     pinned: with the oldest versions that `requirements/jetson.txt` allows, where the index has them for this Python.
     """
     made = folder / "bin" / "python"
-    with _locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not (folder / "complete").is_file():
             subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
             install = [str(made), "-m", "pip", "install", "--quiet"]
@@ -82,18 +90,6 @@ def make_environment(folder: Path, python: str, *, pinned: bool) -> Path:
     return made
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps the other processes of a run out."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def bare(environment: dict[str, str]) -> dict[str, str]:
-    """An environment without the variables that let Python find other packages."""
-    return {name: value for name, value in environment.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-
-
 def clean_environment() -> dict[str, str]:
-    return bare(dict(os.environ))
+    """This process's, without the variables that let Python find other packages."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}

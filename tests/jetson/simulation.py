@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,16 @@ class SimulatedJetson:
     def twins(self, *words: object, **simulated: str) -> Done:
         """`twins-trt WORDS`."""
         return self.run("twins-trt", *words, **simulated)
+
+    def copy(self, path: Path, folder: str = ".") -> Path:
+        """Puts a file of the desktop on the disk, and returns where it is now."""
+        (self.folder / folder).mkdir(exist_ok=True)
+        return Path(shutil.copy(path, self.folder / folder / path.name))
+
+    def package_files(self) -> list[Path]:
+        """The files of this package that were imported so far."""
+        named = {name: file for name, file in self.modules.items() if name.partition(".")[0] == "twins_trt"}
+        return sorted(Path(file) for file in named.values() if file is not None)
 
     def _loaded(self) -> dict[str, str | None]:
         found: dict[str, str | None] = {}

@@ -1,0 +1,132 @@
+"""A checkpoint's way to a Jetson: built on the desktop, compiled, judged, compared, profiled and used on the device.
+
+Once with the demo's checkpoint and drawn scenes, and once with the CamVid checkpoint, on TensorRT of each version.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("vermin")
+
+from desktop import Built, Subject, build
+from environment import JETPACKS
+from PIL import Image
+from python310 import newer_than_310
+from simulation import MakeJetson, SimulatedJetson
+
+import twins_trt
+from twins_trt.demo.scenes import write_scenes
+from twins_trt.runtime import RuntimeOptions, Segmenter
+
+pytestmark = pytest.mark.slow
+PACKAGE = Path(twins_trt.__file__).parent
+SIZE = ("--size", "96x128")
+ROUNDS = ("--rounds", "6", "--calls", "2", "--warm-up", "1")
+FEW = ("--min-images", "8", "--max-drop", "50")  # eight images cannot show more
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The demo's checkpoint, with drawn scenes, judged by the limits that hold for everyone."""
+    folder = tmp_path_factory.mktemp("scenes")
+    data = write_scenes(folder, "val", range(410_000, 410_032), size=(128, 192))
+    write_scenes(folder, "train", range(310_000, 310_008), size=(128, 192))
+    photos = shrunk(folder / "val" / "images", folder / "photos")
+    return Subject("demo", PACKAGE / "demo" / "weights.pth", data, photos, SIZE)
+
+
+@pytest.fixture(scope="session")
+def trained(camvid: Path, camvid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The CamVid checkpoint with eight images, at a small size."""
+    photos = shrunk(camvid / "val" / "images", tmp_path_factory.mktemp("photos"))
+    build = (*SIZE, "--gate-limit", "8")
+    return Subject("camvid", camvid_checkpoint, f"camvid:{camvid}", photos, build, FEW)
+
+
+def shrunk(pictures: Path, folder: Path) -> tuple[Path, ...]:
+    """Two pictures at the graph's size: a device without OpenCV resizes others with Pillow, which rounds otherwise."""
+    folder.mkdir(exist_ok=True)
+    made = []
+    for picture in sorted(pictures.iterdir())[:2]:
+        made.append(folder / f"{picture.stem}.png")
+        Image.open(picture).convert("RGB").resize((128, 96)).save(made[-1])
+    return tuple(made)
+
+
+@pytest.fixture(params=["demo", pytest.param("trained", marks=pytest.mark.shared)])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    made: Subject = request.getfixturevalue(request.param)
+    return made
+
+
+@pytest.fixture(params=JETPACKS)
+def device(request: pytest.FixtureRequest, jetson: MakeJetson) -> SimulatedJetson:
+    return jetson(request.param)
+
+
+@pytest.fixture
+def built(of_the_run: Path, subject: Subject, device: SimulatedJetson) -> Built:
+    """The bundles for the JetPack of the device, or for the oldest of the same GPU after JetPack 6.0."""
+    jetpack = JETPACKS["10.13.3.9"] if device.jetpack.gpu == "Thor" else device.jetpack
+    return build(of_the_run / f"{subject.name}-{jetpack.release}", subject, jetpack)
+
+
+def test_the_whole_way(device: SimulatedJetson, subject: Subject, built: Built) -> None:
+    disk = device.folder
+    for name in ("road.tar", "other.tar", "road.pack"):
+        device.copy(built.folder / name)
+    photos = [device.copy(photo, "photos") for photo in subject.photos]
+
+    for name in ("road", "other"):
+        done = device.twins("compile", f"{name}.tar")
+        assert done.code == 0, done.err
+        compiled = json.loads((disk / f"{name}.bundle" / "manifest.json").read_text())
+        (engine,) = compiled["engines"]
+        assert (engine["flavour"], engine["version"]) == ("tensorrt", device.tensorrt)
+        assert engine["targets"] == [device.jetpack.target] and "awaits" not in compiled
+    again = device.twins("compile", "road.bundle", "--json")
+    assert (again.code, again.json["compiled"]) == (0, False)
+
+    judged = device.twins("gate", "road.bundle", *subject.gate, "--json")
+    assert judged.code == 0, judged.out + judged.err
+    verdict = judged.json
+    assert (verdict["passed"], verdict["simulated"], verdict["engine"]) == (True, False, "tensorrt")
+    assert device.jetpack.gpu in verdict["measured_on"] and device.jetpack.target in verdict["measured_on"]
+    on_desktop = json.loads((built.folder / "road.bundle" / "gate.json").read_text())
+    assert on_desktop["simulated"] is True
+    for field in ("drop", "agreement", "images", "scores", "reference", "worst"):
+        assert verdict[field] == on_desktop[field], field
+    assert json.loads((disk / "road.bundle" / "manifest.json").read_text())["gate"] == "passed"
+    other = device.twins("gate", "other.bundle", "--pack", "road.pack", *subject.gate, "--json")
+    assert (other.code, other.json["precision"]) == (0, built.other), other.err
+
+    faster = device.twins("gate", "road.bundle", "--against", "other.bundle", *ROUNDS, "--json")
+    assert faster.code == 0, faster.out + faster.err
+
+    profiled = device.twins("profile", "road.bundle", "--save", "--rounds", "2", "--calls", "2", "--json")
+    assert profiled.code == 0, profiled.err
+    assert (disk / "road.bundle" / "profile.json").is_file()
+
+    predicted = device.twins("predict", "road.bundle", "photos", "--out", "masks", "--json")
+    assert predicted.code == 0, predicted.err
+    with Segmenter(built.folder / "road.bundle", engine="onnxruntime", options=RuntimeOptions(threads=1)) as segmenter:
+        for photo in photos:
+            (mask,) = disk.glob(f"masks/{photo.stem}*mask*.png")
+            assert np.array_equal(np.asarray(Image.open(mask)), segmenter(photo).mask)
+
+    inspected = device.twins("inspect", "road.bundle", "--json")
+    assert inspected.code == 0, inspected.err
+    for command in ("compile", "gate", "profile", "predict", "inspect"):
+        ready = device.twins("doctor", "--for", command, "--json")
+        assert (ready.code, ready.json["ready"]) == (0, True), command
+
+    files = device.package_files()
+    assert len(files) > 80 and not newer_than_310(files)
