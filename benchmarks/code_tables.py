@@ -12,7 +12,14 @@ from benchmarks.markdown import table
 ROOT = Path(__file__).parents[1]
 MODELS_PAGE = "https://github.com/open-mmlab/mmsegmentation/tree/main/configs/twins"
 
-VERBS = {"build": "build", "calibrate": "calibrate", "gate": "gate", "evaluate": "eval", "profile": "profile"}
+VERBS = {
+    "build": "build",
+    "calibrate": "calibrate",
+    "compile_engine": "compile",
+    "gate": "gate",
+    "evaluate": "eval",
+    "profile": "profile",
+}
 """The verbs that Python has too, and their commands."""
 
 
@@ -46,7 +53,7 @@ def flags() -> str:
 
     parts = []
     for verb, command in VERBS.items():
-        table_of = import_module(f"twins_trt.verbs.{verb}").FLAGS
+        table_of = import_module(f"twins_trt.verbs.{verb.removesuffix('_engine')}").FLAGS
         rows = []
         for flag in table_of.flags:
             in_python = flag.field if flag.sets is None else f"{flag.field}={flag.sets}"

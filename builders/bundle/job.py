@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from twins_trt.builders.compile.graph import AUDIT
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate.options import GateOptions
@@ -19,7 +20,7 @@ from twins_trt.runtime.manifest import GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
 from twins_trt.verbs.build import FLAGS, BuildRequest
 from twins_trt.version import __version__
 
-AUDIT, PLAN, CALIBRATION, GATE, FALLBACK = "audit.json", "plan.json", "calibration.json", "gate.json", "fallback.json"
+PLAN, CALIBRATION, GATE, FALLBACK = "plan.json", "calibration.json", "gate.json", "fallback.json"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.bundle.job import AUDIT, CALIBRATION, FALLBACK, GATE, PLAN, BuildJob, NearestJob
+from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, GATE, PLAN, BuildJob, NearestJob
 from twins_trt.builders.bundle.judge import Judged
 from twins_trt.builders.bundle.make import BuiltGraph
 from twins_trt.builders.bundle.manifest import Audits, NearestAudit, audit_file, build_manifest
+from twins_trt.builders.compile.graph import AUDIT
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.fallback import Fallback

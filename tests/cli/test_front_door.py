@@ -31,7 +31,7 @@ from twins_trt.verbs.flags import FlagTable
 from twins_trt.verbs.gate import GateRequest
 from twins_trt.verbs.profile import ProfileRequest
 
-VERBS = ("build", "calibrate", "evaluate", "gate", "profile")
+VERBS = ("build", "calibrate", "compile_engine", "evaluate", "gate", "profile")
 EVERY = ("--json", "--verbose", "-v", "--help", "-h", "--dry-run")
 SOURCES = sorted(Path(cli.__file__).parent.glob("*.py"))
 
@@ -126,7 +126,7 @@ def test_one_of_several_needs_no_list() -> None:
 def test_a_verb_asks_for_fields_of_its_request(name: str) -> None:
     """Every parameter is a field of the request, or `more`, `progress` or `record`; its default is None or True."""
     verb = getattr(twins_trt, name)
-    module = importlib.import_module(f"twins_trt.verbs.{name}")
+    module = importlib.import_module(f"twins_trt.verbs.{name.removesuffix('_engine')}")
     fields = {field.name for field in dataclasses.fields(module.FLAGS.request)}
     parameters = inspect.signature(verb).parameters
     assert set(parameters) - fields <= {"more", "progress", "record"}

@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from twins_trt.cli.console import Console, megabytes
-from twins_trt.runtime.advice import compile_command
 from twins_trt.verbs.compile import FLAGS
 
 if TYPE_CHECKING:
@@ -14,11 +13,14 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "twins-trt compile x.bundle\n"
-    "  twins-trt compile x.bundle --prune                 # after an upgrade of TensorRT or the driver\n"
-    "  twins-trt compile x.bundle --target sm_86          # TensorRT-RTX, without the GPU\n\n"
+    "  twins-trt compile x.tar --workspace 512\n"
+    "  twins-trt compile x.bundle --prune\n"
+    "  twins-trt compile x.bundle --target sm_86\n\n"
     "Run it on the device that shall run the bundle: it needs numpy and TensorRT's Python bindings. The engine joins\n"
     "the bundle in one step, after its audit. Where an engine fits already, nothing is done. A finished engine is\n"
-    "kept in BUNDLE.compile until it is in the bundle: the same command continues after a kill."
+    "kept in BUNDLE.compile until it is in the bundle: the same command continues after a kill. After an upgrade of\n"
+    "TensorRT or the driver it says which engine no longer fits, and compiles anew; --prune removes the old one.\n"
+    "With --target TensorRT-RTX compiles for a GPU that is not there."
 )
 
 
@@ -59,6 +61,8 @@ def _job_text(job: CompileJob) -> str:
 
 
 def _report_text(report: CompileReport) -> str:
+    from twins_trt.runtime.advice import compile_command
+
     path, engine, made = report.bundle.path, report.engine, report.engine.compiled
     if not report.compiled or report.audit is None or made is None:
         lines = [f"{path}: {engine.file} fits {report.gpu}: nothing to compile"]

@@ -55,7 +55,7 @@ TABLE: tuple[Flag, ...] = (
         "--flavour",
         "flavour",
         "the compiler; default: {default}, the installed one that compiles for this GPU",
-        metavar="{auto,tensorrt,tensorrt_rtx}",
+        metavar="{tensorrt_rtx,tensorrt}",
     ),
     Flag(
         "--target", "target", "compile for this GPU instead (sm_86), without having it: TensorRT-RTX only", metavar="SM"
@@ -72,7 +72,7 @@ TABLE: tuple[Flag, ...] = (
         "optimization_level",
         "0 (fast compilation) to 5 (longest search); default: the compiler's, 3",
         WHOLE,
-        "N",
+        "{0..5}",
     ),
     Flag(
         "--timing-cache",
