@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from twins_trt.calib.images import digest
 from twins_trt.data import Dataset
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.data.resizing import resize_image, resize_mask
-from twins_trt.errors import CheckpointError, DataError, UsageError
+from twins_trt.errors import CheckpointError, DataError, MissingDependencyError, UsageError
 from twins_trt.evaluation import ConfusionMatrix
 from twins_trt.files import whole_file
 from twins_trt.inference import predict_mask
@@ -160,8 +161,14 @@ def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> S
     """The float32 model with the weights that a bundle was built from.
 
     checkpoint: their file. seeded: whether the weights are seeded. Raises `UsageError` and `CheckpointError` for other
-    weights than the bundle's.
+    weights than the bundle's, `MissingDependencyError` without torch.
     """
+    if find_spec("torch") is None:
+        raise MissingDependencyError(
+            "the float32 reference needs torch, which is not installed",
+            'pip install "twins-trt[build]"; or judge on a pack that was written where torch is, in place of '
+            f"{spelled('data')}: {spelled('pack', 'FILE')}",
+        )
     manifest = bundle.manifest
     if manifest.source.seeded != seeded:
         has = "seeded weights" if manifest.source.seeded else f"the weights of {manifest.source.checkpoint}"
