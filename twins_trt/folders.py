@@ -47,7 +47,7 @@ def whole_folder(path: Path, *, replace: Callable[[], None] | None = None) -> It
                 locks.enter_context(held(path))
                 owned = True
         _sweep(path)
-        with _staging(path) as staging:
+        with hidden_folder(path) as staging:
             yield staging
             for folder, _, _ in os.walk(staging):
                 sync_folder(Path(folder))
@@ -154,10 +154,11 @@ def _unlock(descriptor: int) -> None:
 
 
 @contextmanager
-def _staging(path: Path) -> Iterator[Path]:
+def hidden_folder(path: Path) -> Iterator[Path]:
     """A new, hidden, locked folder beside `path`.
 
-    At the end the hidden folder is removed: the new one, or the one that was replaced.
+    At the end the folder that has its name by then is removed. If the process is killed, the next writer of `path`
+    removes it.
     """
     with ExitStack() as lock:
         while True:

@@ -257,6 +257,20 @@ def test_a_kill_while_unpacking_keeps_the_old_bundle_or_gives_the_new(
     assert names(tmp_path) == ["road.bundle", "road.tar"]  # what the killed ones left is gone
 
 
+def test_a_kill_while_a_pack_is_added_keeps_what_the_device_made(
+    tmp_path: Path, manifest: Manifest, there: Bundle
+) -> None:
+    tar = packed(tmp_path / "road.tar", manifest, {**CONTENT, "gate.pack": b"pack"}, overwrite=True)
+    when = 1
+    while killed("unpack", tar, when):
+        now = open_bundle(there.path)
+        assert now.engines == (ENGINE,) and now.read_json("gate.json") == {"simulated": False}
+        when += 1
+    assert when > 5 and open_bundle(there.path).file("gate.pack").read_bytes() == b"pack"
+    unpack_bundle(packed(tar, manifest, {**CONTENT, "gate.pack": b"newer pack"}, overwrite=True))
+    assert names(tmp_path) == ["road.bundle", "road.tar"]  # what the killed ones left is gone
+
+
 def test_a_kill_while_packing_keeps_the_old_file(tmp_path: Path, manifest: Manifest, there: Bundle) -> None:
     tar = tmp_path / "road.tar"
     before = tar.read_bytes()

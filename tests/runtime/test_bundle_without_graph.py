@@ -66,6 +66,9 @@ def test_predict_profile_and_inspect(
     (measured,) = profiled.read_json("profile.json")["measurements"]
     assert measured["subject"]["graph_sha256"] == alone.manifest.graph_sha256
     assert measured["subject"]["simulated"] is False
+    page = tmp_path / "page.md"
+    assert main(["report", path, "--markdown", "--out", str(page)]) == 0
+    assert "The graph did not travel with the bundle, so its operations were not counted." in page.read_text()
     capsys.readouterr()
     assert main(["inspect", path, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

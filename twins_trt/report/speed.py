@@ -22,6 +22,7 @@ from twins_trt.report.charts import Spread, Work, distribution, roofline
 from twins_trt.report.inputs import Inputs
 from twins_trt.report.roofline import BlockWork, Ceilings, block_work, find_ceilings
 from twins_trt.runtime.engines import CPU_KINDS
+from twins_trt.runtime.manifest import GRAPH
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
 
@@ -88,9 +89,11 @@ def blocks_section(inputs: Inputs) -> Section:
     on_cpu = subject.engine in CPU_KINDS or subject.measured_on == machine.processor
     device = None if on_cpu else machine.gpu or machine.board
     ceilings = find_ceilings(device)
+    works, why = None, "The graph did not travel with the bundle, so its operations were not counted."
     try:
-        works = block_work(inputs.bundle.graph)
-        why = "The graph has a dynamic size, so its blocks have no fixed number of operations."
+        if GRAPH in inputs.bundle.files:
+            works = block_work(inputs.bundle.graph)
+            why = "The graph has a dynamic size, so its blocks have no fixed number of operations."
     except ImportError:
         works, why = None, "onnx is not installed, so operations were not counted: pip install 'twins-trt[build]'."
     blocks: list[Block] = [] if works else [Note(why)]

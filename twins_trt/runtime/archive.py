@@ -17,7 +17,6 @@ import logging
 import os
 import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from typing import BinaryIO, cast
 
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.files import CHUNK, sha256_of, whole_file
+from twins_trt.folders import hidden_folder
 from twins_trt.runtime.bundle import PACKED, Bundle, amend_bundle, open_bundle, parse_manifest, writing
 from twins_trt.runtime.manifest import MANIFEST, PACK, FileEntry, Manifest, safe_path
 from twins_trt.spelling import spelled
@@ -185,9 +185,9 @@ def _add(bundle: Bundle, arriving: _Arriving) -> None:
         )
 
     try:
-        with tempfile.TemporaryDirectory(prefix=".", dir=bundle.path.parent) as folder:
-            arriving.extract(Path(folder))
-            amend_bundle(bundle, {name: Path(folder) / name for name in new}, change=change)
+        with hidden_folder(bundle.path) as folder:
+            arriving.extract(folder)
+            amend_bundle(bundle, {name: folder / name for name in new}, change=change)
     except OSError as error:
         raise BundleError(f"{bundle.path} cannot be written: {error}") from error
 
