@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from twins_trt.builders.engine.devices import Abilities
 
 EXAMPLE = (
-    "twins-trt targets\n"
-    "  twins-trt targets jetson-orin sm_86\n\n"
+    "twins-trt targets jetson-orin sm_86\n"
+    "  twins-trt targets --json\n\n"
     "A build takes these names and compute capabilities, mixed: --target rtx-4090,sm_86,jetson-orin.\n"
     "What this machine cannot compile for, the device compiles from the bundle: twins-trt compile BUNDLE."
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import pairwise
@@ -42,13 +43,12 @@ def gpu_build_command(rebuild: str, target: str) -> str:
 
     It writes another bundle beside the old one. Precision and opset are left to the build where they were a CPU's.
     """
+    given = defaultdict(str, pairwise(shlex.split(rebuild)))
     changes: dict[str, str | None] = {"--opset": None, "--target": target}
-    words = shlex.split(rebuild)
-    for option, value in pairwise(words):
-        if option == "--precision" and value == "fp32":
-            changes[option] = None  # no compiler fuses float32 attention
-        elif option == "--out":
-            changes[option] = f"{value.removesuffix('.bundle')}-gpu.bundle"
+    if given["--precision"] == "fp32":
+        changes["--precision"] = None  # no compiler fuses float32 attention
+    if out := given["--out"]:
+        changes["--out"] = f"{out.removesuffix('.bundle')}-gpu.bundle"
     return rebuild_with(rebuild, changes)
 
 

@@ -25,7 +25,7 @@ class TargetsRequest:
 
 
 TABLE: tuple[Flag, ...] = (
-    Flag("NAME", "names", "devices (jetson-orin) or compute capabilities (sm_86); default: all", nargs="*"),
+    Flag("NAME", "names", "devices (jetson-orin) or compute capabilities (sm_86); none: all", nargs="*"),
 )
 
 FLAGS = FlagTable(TargetsRequest, TABLE)
