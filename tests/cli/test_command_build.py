@@ -83,7 +83,7 @@ def test_a_dry_run_checks_and_writes_nothing(twins: Twins, tmp_path: Path) -> No
     assert ran.json["files"] == ["graph.onnx", *engines, "audit.json", "manifest.json"]
     assert BuildRequest.from_json(ran.json["request"]).targets == ("sm_86", "sm_89", "sm_75")
     assert all(file in twins(*words).out for file in engines)
-    assert twins("build", MODEL, "--seeded", "--target", "sm_87", "--out", out, "--dry-run").code == 2
+    assert twins("build", MODEL, "--seeded", "--target", "sm_98", "--out", out, "--dry-run").code == 2
     assert not out.exists()
 
 
