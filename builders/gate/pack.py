@@ -225,8 +225,8 @@ def _read_head(archive: zipfile.ZipFile) -> bytes:
 
 def _check_info(info: zipfile.ZipInfo) -> None:
     """Other methods have no bound on the memory that they take to decompress, or are not there on every device."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 0x1:
-        raise ValueError(f"{info.filename} is encrypted, or compressed by method {info.compress_type}")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
 
 
 def _member_fault(archive: zipfile.ZipFile, head: PackHead) -> str | None:

@@ -103,7 +103,7 @@ class GateResult:
         what = f"{self.engine}{' standing in for the engine' if self.simulated else ''}, {self.precision}"
         lines = [
             f"gate          {'passed' if self.passed else 'FAILED'}: {what}",
-            f"data          {self.dataset} ({self.split}), {self.images} images",
+            f"data          {self.dataset} ({self.split}), {self.images} images{', from a pack' if self.pack else ''}",
             f"mIoU          {self.scores.miou:.3f} against {self.reference.miou:.3f}",
             f"drop          {drop.mean:+.3f} points, {drop.confidence:.0%} interval "
             f"{drop.low:+.3f} to {drop.high:+.3f}, at most {bound:g} allowed",

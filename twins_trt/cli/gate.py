@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if job is not None:
         result = judge(job, progress=console.progress)
         value, texts, passed = result.to_json(), [result.table()], result.passed
+        if job.new_pack is not None:
+            texts = [f"{result.table()}\npack          {job.new_pack}"]
     if timing is not None:
         if job is not None:  # the advice goes by the gate's status, which has just been written
             timing = speed.resolve_speed(timing.request)

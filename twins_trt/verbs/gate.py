@@ -178,6 +178,11 @@ class GateJob:
             return f"{images.source} ({images.split})"
         return f"{images.path}, which was made from {images.dataset} ({images.split})"
 
+    @property
+    def new_pack(self) -> str | None:
+        """The pack that is written, or is there already; None if none is asked for."""
+        return self.request.pack if self.request.data is not None else None
+
 
 def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
     """The job of a request. bundle: the bundle that the request names, if it is already open. Raises as `gate` does."""
@@ -270,7 +275,7 @@ def _judged_images(job: GateJob, packing: ExitStack, progress: Progress) -> Gate
     progress("load", "the reference", None)
     model = gates.load_reference(bundle, checkpoint=request.checkpoint, seeded=request.seeded)
     images = gates.reference_images(bundle, model, job.images)
-    if request.pack is None:
+    if job.new_pack is None:
         return images
-    path, key = Path(request.pack), gates.PackKey.of_bundle(bundle)
+    path, key = Path(job.new_pack), gates.PackKey.of_bundle(bundle)
     return packing.enter_context(gates.packing(path, images, key, limit=request.limit))

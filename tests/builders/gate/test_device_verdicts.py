@@ -98,6 +98,16 @@ def test_both_that_pass_are_both_there(int8: Callable[..., Bundle], tmp_path: Pa
     assert open_bundle(bundle.path).read_json("gate.json")["simulation"]["passed"] is True
 
 
+def test_what_failed_in_simulation_and_passes_on_the_device_says_so(
+    int8: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    bundle = int8(0.0)
+    twins_trt.gate(bundle, pack=tmp_path / "x.pack", engine="onnxruntime", limit=3)  # too few images
+    ran = run_command("gate", bundle.path, "--pack", tmp_path / "x.pack")
+    assert ran.code == 0 and open_bundle(bundle.path).manifest.gate == "passed"
+    assert "differs       it failed in simulation with a drop of +0.000 points and passes on Orin (sm_87)" in ran.out
+
+
 def test_a_simulation_does_not_replace_what_was_measured(
     int8: Callable[..., Bundle], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,6 +57,8 @@ def test_the_commands_find_the_same(built: tuple[Path, Path, dict[str, Any]], tm
     assert set(ran.json["seconds"]) == {"engine"} and set(with_data["seconds"]) == {"engine", "reference"}
     assert open_bundle(bundle).read_json("gate.json") == ran.json
     assert {path.stem for path in (tmp_path / "worst").iterdir()} == {each["name"] for each in ran.json["worst"]}
+    text = run_command("gate", bundle, "--pack", pack).out
+    assert f"data          {with_data['dataset']} (val), 8 images, from a pack\n" in text and str(pack) not in text
     few = run_command("gate", bundle, "--pack", pack, "--limit", "5", "--json")
     assert few.code == 3 and few.json["images"] == 5
     assert few.json["reasons"] == ["5 images are too few to judge by, at least 30 are asked for"]
@@ -212,6 +214,7 @@ def test_a_pack_is_not_written_into_its_bundle_nor_over_another_file(
 def test_a_failed_verdict_leaves_its_pack(built: tuple[Path, Path, dict[str, Any]], data: str, tmp_path: Path) -> None:
     ran = run_command("gate", built[0], "--data", data, "--seeded", "--limit", "2", "--pack", tmp_path / "x.pack")
     assert ran.code == 3 and len(open_pack(tmp_path / "x.pack")) == 2
+    assert ran.out.endswith(f"pack          {tmp_path / 'x.pack'}\n")
     assert open_pack(tmp_path / "x.pack").head.limit == 2
 
 

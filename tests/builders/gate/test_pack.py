@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zipfile
@@ -309,6 +311,24 @@ def test_a_bomb_takes_no_memory(pack: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_head_without_an_end_is_not_read(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twins_trt.builders.gate.pack.MAX_HEAD", 100)
+    with pytest.raises(PackError, match=r"pack\.json cannot be read: it has \d+ bytes, more than 100"):
+        open_pack(pack)
+
+
+def test_reading_takes_numpy_and_nothing_that_a_device_lacks(pack: Path) -> None:
+    absent = "torch onnx onnx_graphsurgeon onnxruntime openvino cv2 scipy torchvision triton"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent.split()!r}))\n"
+        "from twins_trt.builders.gate import check_fits, gate_bundle, open_pack, packing, record_gate\n"
+        "import twins_trt.verbs.gate, twins_trt.cli.gate\n"
+        "print(*[each.name for each in open_pack(sys.argv[1])], sep=',')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, pack], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "im 0,im 1,im 2\n"), ran.stderr
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
