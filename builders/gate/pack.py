@@ -14,8 +14,9 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -266,8 +267,8 @@ def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dty
         if (found, by_columns, kind) != (shape, False, dtype):
             raise ValueError(f"it is {kind} {list(found)}, not {dtype} {list(shape)}")
         array = np.empty(shape, dtype)
-        view, done = memoryview(array).cast("B"), 0
-        while done < size and (taken := file.readinto(view[done:])):
+        view, done = array.data.cast("B"), 0
+        while done < size and (taken := cast(BufferedIOBase, file).readinto(view[done:])):
             done += taken
         if done != size or file.read(1):  # reading to the end also compares the zip's own checksum
             raise ValueError(f"it has {done} bytes where {size} are announced, or more")

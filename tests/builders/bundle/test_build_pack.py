@@ -28,7 +28,7 @@ def request(out: Path, data: Path, **fields: Any) -> BuildRequest:
 
 
 def test_the_pack_gives_the_builds_own_finding(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = []
+    computed: list[int] = []
     compute = reference.ReferenceMasks._compute
     monkeypatch.setattr(
         reference.ReferenceMasks, "_compute", lambda self, image: computed.append(1) or compute(self, image)

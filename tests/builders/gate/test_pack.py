@@ -251,6 +251,14 @@ def swap(kind: str, array: np.ndarray) -> Callable[[Path], None]:
     return change
 
 
+def moved(counts: np.ndarray) -> np.ndarray:
+    """More pixels of one prediction than a label has, fewer than none of another: every label's sum is right."""
+    changed = counts.copy()
+    changed[0, 0] += 100
+    changed[0, 1] -= 100
+    return changed
+
+
 def label(*, value: int) -> np.ndarray:
     changed = some().images[0].label.copy()
     changed[1, 1] = value
@@ -288,6 +296,7 @@ def flip_raw(path: Path) -> None:
         (swap("references", np.full((4, 6), 7, np.uint8)), "the reference's mask of im 0 has class 7"),
         (swap("counts", np.zeros((5, 5), np.int64)), "the counts of im 0 are not of its label"),
         (swap("counts", np.full((5, 5), -1, np.int64)), "the counts of im 0 are not of its label"),
+        (swap("counts", moved(some().images[0].counts.counts)), "the counts of im 0 are not of its label"),
     ],
 )
 def test_a_member_that_is_not_the_heads_is_not_used(pack: Path, damage: Callable[[Path], None], words: str) -> None:
