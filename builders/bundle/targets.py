@@ -90,6 +90,8 @@ def choose_targets(
     auto = "auto" in flavours
     if auto:
         flavours = (TENSORRT,) if find_spec(RTX) is None and find_spec(TENSORRT) else (RTX,)
+    for flavour in flavours:
+        EngineOptions(flavour=flavour)  # which refuses one that does not exist
     ahead = _of_rtx(targets, only=flavours == (RTX,) and not auto) if RTX in flavours else ()
     others = tuple(target for target in targets if target not in ahead)
     if auto and others:

@@ -87,6 +87,32 @@ def test_a_dry_run_checks_and_writes_nothing(twins: Twins, tmp_path: Path) -> No
     assert not out.exists()
 
 
+def test_a_build_for_a_jetson_ends_with_the_commands_for_it(twins: Twins, tmp_path: Path) -> None:
+    """Real TensorRT-RTX audits the nearest architecture; the text ends with lines that a shell takes as they are."""
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path / "my road.bundle"
+    words = ("build", "twins_svt-demo_fpn", "--seeded", *SMALL, "--target", "jetson-orin", "--out", out)
+    dry = twins(*words, "--dry-run").out
+    assert "\nengine: on the device: jetson-orin (sm_87, TensorRT 10.3)\n" in dry
+    assert dry.endswith("\naudited in place of sm_87: sm_86, the nearest architecture\n") and not out.exists()
+    ran = twins(*words)
+    assert ran.code == 0, ran.err
+    assert "\naudit of sm_86, the nearest architecture, in place of sm_87; this engine does not ship\n" in ran.out
+    assert "\nengine: on the device: jetson-orin (sm_87, TensorRT 10.3)\n" in ran.out
+    here, _, there = ran.out.partition("\nnext, here:\n")[2].partition("then, on the device:\n")
+    export, copy = map(shlex.split, here.splitlines())
+    assert export[1:4] == ["export-to", "device", str(out)] and export[-1] == str(tmp_path / "my road.tar")
+    assert copy == ["scp", str(tmp_path / "my road.tar"), "USER@DEVICE:"]
+    assert [shlex.split(line)[1:3] for line in there.splitlines()] == [
+        ["compile", "my road.tar"],
+        ["profile", "my road.bundle"],
+        ["predict", "my road.bundle"],
+    ]
+    manifest = open_bundle(out).manifest
+    assert [each.target for each in manifest.awaits] == ["sm_87"] and manifest.engines == ()
+    assert twins(*export[1:]).code == 0 and (tmp_path / "my road.tar").is_file()  # it works when it is pasted
+
+
 def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: Path) -> None:
     out = tmp_path / "x.bundle"
     words = ("build", MODEL, "--seeded", *SMALL, "--target", "cpu", "--out", out)

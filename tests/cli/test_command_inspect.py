@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from commands import MODEL, Twins
 
 from twins_trt.models.checkpoint import sha256_of
-from twins_trt.runtime import open_bundle
+from twins_trt.runtime import open_bundle, write_bundle
+from twins_trt.runtime.manifest import AwaitedEngine
 
 
 def test_a_bundle_shows_its_manifest_and_audit(twins: Twins, bundle: Path) -> None:
@@ -84,3 +86,37 @@ def test_a_backbone_and_something_else(twins: Twins, checkpoint: Path, tmp_path:
     torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "other.pth")
     record = twins("inspect", tmp_path / "other.pth", "--json").json
     assert (record["model"], record["backbone"], record["parameters"]) == (None, None, 12)
+
+
+def test_a_bundle_that_awaits_its_engine_says_so_and_whose_audit_it_has(
+    twins: Twins, bundle: Path, tmp_path: Path
+) -> None:
+    """A bundle of an awaiting build, put together from one with an engine."""
+    built = open_bundle(bundle)
+    audits = built.read_json("audit.json")
+    audits["engines"][0] |= {"file": None, "targets": ["sm_86"], "stands_for": ["sm_87"]}
+    audits["not_audited"] = {"sm_90": "it was not to be"}
+    awaits = (AwaitedEngine("sm_87", "jetson-orin", "10.3"), AwaitedEngine("sm_90"))
+    manifest = replace(built.manifest, engines=(), awaits=awaits)
+    files = {"graph.onnx": built.graph, "audit.json": json.dumps(audits).encode()}
+    write_bundle(tmp_path / "x.bundle", manifest, files)
+    ran = twins("inspect", tmp_path / "x.bundle")
+    assert ran.code == 0, ran.err
+    assert "engine     on the device: jetson-orin (sm_87, TensorRT 10.3); twins-trt compile makes it there\n" in ran.out
+    assert "           on the device: sm_90, its TensorRT; twins-trt compile makes it there\n" in ran.out
+    assert "\naudit of sm_86, the nearest architecture, in place of sm_87; this engine did not ship\n" in ran.out
+    assert "\nnothing audited in place of sm_90: it was not to be" in ran.out
+    as_json = twins("inspect", tmp_path / "x.bundle", "--json").json
+    assert as_json["manifest"]["awaits"][0] == {"target": "sm_87", "device": "jetson-orin", "tensorrt": "10.3"}
+    assert as_json["audit"] == audits
+
+
+def test_an_engine_that_also_stands_for_a_device_is_said_to(twins: Twins, bundle: Path, tmp_path: Path) -> None:
+    built = open_bundle(bundle)
+    audits = built.read_json("audit.json")
+    audits["engines"][0] |= {"stands_for": ["sm_90"]}
+    files = {name: built.file(name) for name in built.files}
+    write_bundle(tmp_path / "x.bundle", built.manifest, {**files, "audit.json": json.dumps(audits).encode()})
+    (engine,) = built.manifest.engines
+    said = f"audit of {engine.file}, also in place of sm_90, whose nearest architecture it is for\n"
+    assert said in twins("inspect", tmp_path / "x.bundle").out

@@ -24,6 +24,7 @@ from twins_trt.report.inputs import read_inputs
 from twins_trt.report.page import build_page
 from twins_trt.report.roofline import BlockWork, block_work, find_ceilings
 from twins_trt.runtime import write_bundle
+from twins_trt.runtime.manifest import AwaitedEngine
 
 
 class Tags(HTMLParser):
@@ -145,6 +146,25 @@ def test_a_profile_saved_in_the_bundle_is_found(make_bundle: MakeBundle, tmp_pat
     inputs = read_inputs(bundle.path)
     assert [name for name, _ in inputs.profiles] == ["profile.json"]
     assert inputs.own is not None and inputs.own[1].subject.label == SCRIPT
+
+
+def test_the_audit_of_the_nearest_architecture_is_said_to_be_one(make_bundle: MakeBundle) -> None:
+    plain = make_bundle(awaits=(AwaitedEngine("sm_87", "jetson-orin", "10.3"), AwaitedEngine("sm_90")))
+    content = audit()
+    content["engines"][0] |= {"file": None, "stands_for": ["sm_87"]}
+    content["not_audited"] = {"sm_90": "it was not to be"}
+    files = {"graph.onnx": plain.graph.read_bytes(), "audit.json": json.dumps(content).encode()}
+    bundle = write_bundle(plain.path, plain.manifest, files, overwrite=True)
+    page = build_page(read_inputs(bundle.path))
+    built, audited = words(page, "built"), words(page, "audit")
+    assert "Engine on the device: jetson-orin (sm_87, TensorRT 10.3). twins-trt compile makes it there." in built
+    assert "no engine was compiled" not in built
+    assert "Engine: none that shipped (sm_86)." in audited
+    assert "In place of: sm_87, which the device compiles: the nearest architecture was audited." in audited
+    assert "Nothing was audited in place of sm_90: it was not to be." in audited
+    assert [tile.detail for tile in page.tiles if tile.label == "Fused attentions"] == [
+        "12 kernels on sm_86, the nearest architecture"
+    ]
 
 
 def test_a_speed_verdict_is_shown_with_what_limits_it(make_bundle: MakeBundle) -> None:
