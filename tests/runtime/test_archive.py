@@ -123,6 +123,16 @@ def test_it_gets_an_engine_that_it_awaits(tmp_path: Path, manifest: Manifest) ->
     assert (bundle.engines, bundle.manifest.awaits, bundle.manifest.left_behind) == ((ENGINE,), (), ())
 
 
+def test_it_gets_a_verdict_only_if_it_has_none(tmp_path: Path, manifest: Manifest) -> None:
+    ungated = {"graph.onnx": CONTENT["graph.onnx"]}
+    failed, passed = replace(manifest, gate="failed"), replace(manifest, gate="passed")
+    unpack_bundle(packed(tmp_path / "road.tar", manifest, ungated))
+    for sent in (failed, passed):
+        files = {**ungated, "gate.json": sent.gate.encode()}
+        bundle = open_bundle(unpack_bundle(packed(tmp_path / "road.tar", sent, files, overwrite=True)))
+        assert (bundle.manifest.gate, bundle.file("gate.json").read_bytes()) == ("failed", b"failed")
+
+
 def test_an_engine_without_its_graph_gets_the_graph(tmp_path: Path, manifest: Manifest) -> None:
     left = tuple(entry for entry in seal(manifest, CONTENT).files if entry.path == "graph.onnx")
     alone = replace(manifest, engines=(ENGINE,), awaits=(), left_behind=left)
