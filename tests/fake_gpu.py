@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,11 @@ LEGACY, PER_THREAD = 1, 2  # cudaStreamLegacy, which 0 is too, and cudaStreamPer
 
 @dataclass
 class Token:
-    """A point in a stream. order: the time at which an event passed it."""
+    """A point in a stream. time: at which an event passed it, in milliseconds."""
 
     stream: Stream
     passed: bool = False
-    order: int = 0
+    time: float = 0.0
 
 
 @dataclass
@@ -93,13 +94,20 @@ class _Hidden:
 
 class FakeGpu:
     """integrated: it shares the host's memory. capacity: bytes of memory of each device. devices: how many GPUs there
-    are; a thread begins with device 0.
+    are; a thread begins with device 0. clock: milliseconds, which events note; by default it ticks with every event.
 
     `fail`: statuses for the next calls of a function, by its name in the runtime API. `calls`: the names of all calls.
     `overlaps`: how often work was given while other work waited in another stream. `lock`: held by every call.
     """
 
-    def __init__(self, *, integrated: bool = False, capacity: int = 1 << 30, devices: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        integrated: bool = False,
+        capacity: int = 1 << 30,
+        devices: int = 1,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.integrated, self.capacity, self.devices = integrated, capacity, devices
         self.device: dict[int, Any] = {}  # address -> bytes
         self.device_of: dict[int, int] = {}  # address -> the device that has it
@@ -119,7 +127,7 @@ class FakeGpu:
         self._hidden: list[_Hidden] = []
         self._freed: list[Any] = []
         self._next = 0x7F00_0000_0000
-        self._ticks = 0
+        self._clock: Callable[[], float] = clock or count(1).__next__
         self._objects: dict[int, Any] = {}
         self._thread = threading.local()
         self.lock = threading.RLock()
@@ -358,8 +366,7 @@ class FakeGpu:
         token = Token(stream)
 
         def run() -> None:
-            self._ticks += 1
-            token.passed, token.order = True, self._ticks
+            token.passed, token.time = True, self._clock()
 
         self._give(stream, Work(run))
         event.token, event.capture = token, None
@@ -386,14 +393,14 @@ class FakeGpu:
             self._drain(event.token.stream, event.token)
 
     def milliseconds(self, start: Event, end: Event) -> float:
-        """cudaEventElapsedTime. The clock ticks with every event."""
+        """cudaEventElapsedTime."""
         for event in (start, end):
             self.rules.event_asked(event)
         if start.token is None or end.token is None or not (start.timed and end.timed) or start.device != end.device:
             raise Failure(Status.cudaErrorInvalidResourceHandle)
         if not (start.token.passed and end.token.passed):
             raise Failure(Status.cudaErrorNotReady)
-        return float(end.token.order - start.token.order)
+        return float(end.token.time - start.token.time)
 
     def launch(self, graph: Executable, handle: Any) -> None:
         """cudaGraphLaunch: after earlier work of the stream, and after earlier launches of the graph."""

@@ -70,7 +70,7 @@ class Jetson:
         self._server = [environment["SIMULATED_SERVER"]]
         self._milliseconds = MILLISECONDS | json.loads(environment.get("SIMULATED_MS", "{}"))
         self._fault = "SIMULATED_FAULT" in environment
-        self._gpu = FakeGpu(integrated=True, capacity=MEMORY)
+        self._gpu = FakeGpu(integrated=True, capacity=MEMORY, clock=lambda: 1e3 * time.perf_counter())
         self.tensorrt: Any = building_module(
             environment["SIMULATED_TENSORRT"],
             self._gpu,

@@ -155,8 +155,8 @@ def test_what_a_call_that_succeeds_returns(fake: Any) -> None:
 def test_the_simulated_driver_has_functions_of_the_real_one() -> None:
     driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
     for name, count in fake_driver.FUNCTIONS.items():
-        # The real package returns what C writes through its first pointer.
-        parameters, results = documented(driver, name)
+        # The real package returns what C writes through its first pointer, and calls the newest of a name's versions.
+        parameters, results = documented(driver, name.removesuffix("_v2"))
         assert count == len(set(parameters) | set(results)), name
     for number, name in (
         (fake_driver.INTEGRATED, "INTEGRATED"),
