@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ VERBS = {
     "calibrate": "calibrate",
     "compile_engine": "compile",
     "gate": "gate",
+    "compare_speed": "gate --against",
     "evaluate": "eval",
     "profile": "profile",
 }
@@ -51,9 +53,11 @@ def flags() -> str:
     """The parameters of each verb, in Python and on the command line."""
     from importlib import import_module
 
+    import twins_trt
+
     parts = []
     for verb, command in VERBS.items():
-        table_of = import_module(f"twins_trt.verbs.{verb.removesuffix('_engine')}").FLAGS
+        table_of = import_module(getattr(twins_trt, verb).__module__).FLAGS
         rows = []
         for flag in table_of.flags:
             in_python = flag.field if flag.sets is None else f"{flag.field}={flag.sets}"
@@ -121,6 +125,36 @@ def compilers() -> str:
         "ONNX Attention",
     )
     return table(head, rows, align="llclcccc")
+
+
+def targets() -> str:
+    """What a graph may hold for each device that a build can name; devices of which the same holds share a row."""
+    from twins_trt.builders.engine.devices import DEVICES, RTX_TARGETS, Abilities, abilities, nearest_target
+
+    found: dict[tuple[str, Abilities], tuple[list[str], list[str]]] = {}
+    for device in DEVICES:
+        for each in abilities(device):
+            names, jetpacks = found.setdefault((device.target, replace(each, jetpack="")), ([], []))
+            names += [f"`{device.name}`"] if f"`{device.name}`" not in names else []
+            jetpacks += [each.jetpack] if each.jetpack and each.jetpack not in jetpacks else []
+    typing = {"always": "strong, always", "flag": "strong, by flag", "none": "weak", "": ""}
+    rows = []
+    for (target, each), (names, jetpacks) in found.items():
+        ahead = target in RTX_TARGETS
+        tensorrt = f"{each.tensorrt} (JetPack {', '.join(jetpacks)})" if jetpacks else "RTX" if ahead else "its own"
+        rows.append(
+            (
+                target,
+                ", ".join(names),
+                tensorrt,
+                each.opset or "",
+                typing[each.typing],
+                *("yes" if has else "" for has in (each.int8, each.fp8)),
+                "" if ahead else nearest_target(target, RTX_TARGETS),
+            )
+        )
+    head = ("target", "names", "TensorRT", "opset up to", "typing", "INT8", "FP8", "audited in its place")
+    return table(head, rows, align="lllclccl")
 
 
 def resources() -> str:
