@@ -44,6 +44,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "gpu-traces": ("docs/measurements.md", gpu_tables.traces),
     "gpu-training": ("docs/measurements.md", gpu_tables.training),
     "compilers": ("docs/engines.md", code_tables.compilers),
+    "targets": ("docs/engines.md", code_tables.targets),
     "errors": ("docs/errors.md", code_tables.errors),
     "flags": ("docs/api.md", code_tables.flags),
 }
