@@ -13,6 +13,7 @@ import pytest
 from fake_engines import Faults
 from fake_tensorrt import calls, fake_module
 from machine import ADA, ORIN, Machine
+from tiny_graphs import MakeBundle
 
 from twins_trt.device import Device
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
@@ -232,3 +233,36 @@ def test_orin_takes_its_own_engine(machine: Machine) -> None:
     machine.install("10.3.0", device=ORIN)
     assert machine.engine().name == "tensorrt"
     assert machine.gpu.held()["device"] == 0  # everything lies in memory that both share
+
+
+def test_a_device_without_any_engine_names_the_command(
+    machine: Machine, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Jetson: no ONNX Runtime, and a bundle that awaits its engine."""
+    machine.install("10.3.0", device=ORIN)
+    bundle = make_bundle()
+    for cpu in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, cpu, None)
+    with pytest.raises(MissingDependencyError, match=r"no engine can run .* the bundle has no such engine") as caught:
+        Segmenter(bundle)
+    assert caught.value.fix == f"twins-trt compile {bundle.path}"
+    machine.install("10.3.0", device=ORIN, package=None)
+    with pytest.raises(MissingDependencyError) as caught:
+        Segmenter(bundle)
+    assert caught.value.fix == 'pip install "twins-trt[cuda]"'
+    machine.install(device=None)
+    with pytest.raises(MissingDependencyError) as caught:
+        Segmenter(bundle)
+    assert caught.value.fix == 'pip install "twins-trt[cpu]"'
+
+
+def test_a_bundle_that_awaits_its_engine_says_so_before_it_runs_on_the_cpu(
+    machine: Machine, make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = make_bundle()
+    with caplog.at_level(logging.WARNING, "twins_trt"), Segmenter(bundle) as segmenter:
+        assert segmenter.engine.name == "onnxruntime"
+    assert caplog.text.rstrip().endswith(f"for an engine of this GPU: twins-trt compile {bundle.path}")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "twins_trt"), Segmenter(make_bundle(rebuild=f"{REBUILD} --target cpu")):
+        assert caplog.text == ""  # it was built for the CPU

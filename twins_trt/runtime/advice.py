@@ -69,9 +69,16 @@ def engine_command(source: EngineSource, flavour: str, target: str, *, again: bo
     return compile_command(source.path, flavour=flavour if _ambiguous(source, flavour, target) else None, again=again)
 
 
-def can_compile_here() -> bool:
-    """Whether this machine has a GPU and a compiler, as far as that is known without loading it."""
-    return any(map(find_spec, ("tensorrt", "tensorrt_rtx"))) and current_device() is not None
+def command_here(source: EngineSource) -> str | None:
+    """The command that gives `source` an engine for the GPU of this machine; None where no GPU or no TensorRT is."""
+    device = current_device()
+    flavour = next((name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name) is not None), None)
+    return None if device is None or flavour is None else engine_command(source, flavour, device.target)
+
+
+def lacks_engine(source: EngineSource) -> bool:
+    """Whether `source` is a bundle for GPUs that no engine was compiled for yet."""
+    return not source.engines and not for_cpus(source.rebuild) and (source.path / MANIFEST).is_file()
 
 
 def for_cpus(rebuild: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from twins_trt.bindings import NAMES
 from twins_trt.device import current_device
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
+from twins_trt.runtime.advice import command_here, lacks_engine
 from twins_trt.runtime.engines.protocol import (
     DeviceMemory,
     Engine,
@@ -26,6 +27,7 @@ from twins_trt.runtime.engines.protocol import (
     RuntimeOptions,
     Stage,
 )
+from twins_trt.runtime.memory import PACKAGES, installed
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
@@ -82,8 +84,8 @@ def check_kind(kind: str) -> None:
 def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOptions | None = None) -> Engine:
     """Opens an engine that runs `source`.
 
-    kind: one of `KINDS`, or `auto` for the first of them that can run here; `auto` never takes torch. If the source has
-    engines for a GPU and none of them runs on the GPU of this machine, `auto` logs why.
+    kind: one of `KINDS`, or `auto` for the first of them that can run here; `auto` never takes torch. If the source is
+    for GPUs and has no engine that runs on the GPU of this machine, `auto` logs why, and the command that compiles one.
     Raises UsageError for an unknown kind, MissingDependencyError if a package that the kind needs is absent,
     EngineError if the kind refuses the source.
     """
@@ -92,8 +94,10 @@ def open_engine(source: EngineSource, kind: str = "auto", *, options: RuntimeOpt
     if kind != "auto":
         return _open(kind, source, options)
     name, reasons = _first_that_runs(source)
-    if source.engines and name in CPU_KINDS and current_device() is not None:
-        log.warning("%s runs on the CPU: %s", source.path, "; ".join(reasons))
+    if name in CPU_KINDS and current_device() is not None and (source.engines or lacks_engine(source)):
+        command = command_here(source)
+        for_gpu = "" if command is None else f"; for an engine of this GPU: {command}"
+        log.warning("%s runs on the CPU: %s%s", source.path, "; ".join(reasons), for_gpu)
     return _open(name, source, options)
 
 
@@ -110,9 +114,15 @@ def _first_that_runs(source: EngineSource) -> tuple[str, list[str]]:
         if reason is None:
             return name, reasons
         reasons.append(f"{name}: {reason}")
-    raise MissingDependencyError(
-        f"no engine can run {source.path} here ({'; '.join(reasons)})", 'pip install "twins-trt[cpu]"'
-    )
+    raise MissingDependencyError(f"no engine can run {source.path} here ({'; '.join(reasons)})", _what_helps(source))
+
+
+def _what_helps(source: EngineSource) -> str:
+    """The command after which an engine can run `source` here."""
+    command = command_here(source)
+    if command is None:
+        return 'pip install "twins-trt[cpu]"'
+    return command if any(map(installed, PACKAGES)) else 'pip install "twins-trt[cuda]"'
 
 
 def open_current_engine(bundle: Bundle, kind: str = "auto", *, options: RuntimeOptions | None = None) -> Engine | None:
