@@ -152,8 +152,8 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
         log.warning("%s: %d places should run in INT8 and do not: %s", job.file, len(not_int8), ", ".join(not_int8[:4]))
     clock.begin(str(job.bundle.path))
     entry = _entry(job, built)
-    content = audits(job.bundle)
-    others = [each for each in content["engines"] if each.get("file") != job.file and not _stands_in(each, job.target)]
+    content = _without_stand_ins(audits(job.bundle), job.target)
+    others = [each for each in content["engines"] if each.get("file") != job.file]
     content = content | {"engines": [*others, audit_entry(job.file, built, audit, not_int8)]}
     bundle = _amend(job, entry, {job.file: built.serialized}, content)
     clock.end()
@@ -168,9 +168,13 @@ def _with_timing_cache(job: CompileJob) -> EngineOptions:
     return replace(job.options, timing_cache=None if folder is None else str(folder))
 
 
-def _stands_in(audit: dict[str, Any], target: str) -> bool:
-    """Whether it is the audit of an engine that did not ship, which stood for the one of this target alone."""
-    return audit.get("file") is None and audit.get("stands_for") == [target]
+def _without_stand_ins(content: dict[str, Any], target: str) -> dict[str, Any]:
+    """`audit.json` without what stood in for the engine of this target: the audit of one that did not ship and stood
+    for it alone, and the note that nothing was audited."""
+    engines = [each for each in content["engines"] if each.get("file") or each.get("stands_for") != [target]]
+    noted = {name: why for name, why in content.get("not_audited", {}).items() if name != target}
+    kept = {key: value for key, value in content.items() if key != "not_audited"}
+    return kept | {"engines": engines} | ({"not_audited": noted} if noted else {})
 
 
 def _audited(job: CompileJob, built: BuiltEngine) -> Audit:
