@@ -78,6 +78,7 @@ class BuildReport:
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "peak_host_mib": self.peak_host_mib,
             "gate": None if self.gate is None else self.gate.to_json(),
+            "pack": None if self.pack is None else str(self.pack),
             "plan": None if self.plan is None else encode(self.plan),
             "fallback": None if self.fallback is None else self.fallback.to_json(),
             "not_int8": {file: list(nodes) for file, nodes in self.not_int8.items()},
@@ -127,6 +128,7 @@ def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildRe
         not_int8=audits.not_int8,
         nearest=audits.nearest,
         not_audited=audits.not_audited,
+        pack=None if job.gate is None or job.gate.pack is None else Path(job.gate.pack),
     )
 
 

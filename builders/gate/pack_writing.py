@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("twins_trt")
 
-_MADE = (1980, 1, 1, 0, 0, 0)  # the same images give the same file
-
 
 def check_fits(pack: Pack, bundle: Bundle) -> None:
     """Raises PackError, naming the field and both values, for a pack that was made for another checkpoint, padding,
@@ -191,7 +189,7 @@ class _Writer:
             self._archive.close()
 
     def _write(self, name: str, content: bytes) -> None:
-        info = zipfile.ZipInfo(name, date_time=_MADE)
+        info = zipfile.ZipInfo(name)  # of 1980, so that the same images give the same file
         info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
         self._archive.writestr(info, content)
 

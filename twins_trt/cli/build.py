@@ -72,6 +72,8 @@ def _report_text(report: BuildReport) -> str:
     lines += [f"  {entry.path}  {megabytes(entry.size)}" for entry in manifest.files]
     if report.gate is not None:
         lines += ["", report.gate.table()]
+    if report.pack is not None:
+        lines.append(f"pack          {report.pack}")
     if report.fallback is not None:
         lines.append(f"fallback      {report.fallback.summary()}")
     for file, audit in report.audits.items():

@@ -81,6 +81,30 @@ def test_a_pack_of_other_classes_is_refused_before_the_gate(data: Path, tmp_path
     assert not (tmp_path / "y.bundle").exists()
 
 
+def test_the_commands_to_type_next_take_the_pack_along(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--seeded", "--num-classes", CLASSES, "--size", "64x96", "--target", "jetson-orin", "--out", "x.bundle")
+    ran = run_command(
+        "build",
+        MODEL,
+        *words,
+        "--gate-data",
+        f"folder:{data}",
+        "--min-images",
+        "8",
+        "--max-drop",
+        "9",
+        "--pack",
+        "x.pack",
+    )
+    assert ran.code == 0, ran.err
+    assert "\npack          x.pack\n" in ran.out
+    assert "  twins-trt export-to device x.bundle --pack x.pack --out x.tar\n" in ran.out
+    assert "  twins-trt gate x.bundle --pack x.bundle/gate.pack\n" in ran.out
+
+
 @pytest.mark.parametrize(
     ("pack", "words"),
     [("x.bundle/gate.pack", "holds only what its manifest lists"), ("no/x.pack", "there is no folder")],

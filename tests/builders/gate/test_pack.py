@@ -431,7 +431,7 @@ def test_a_pack_of_other_images_or_another_key_is_replaced_if_that_is_asked_for(
     before = pack.read_bytes()
     write(pack, some(seed=1), overwrite=True)
     assert open_pack(pack).head.images[0].image == digest_of(some(seed=1).images[0].image)
-    write(pack, some(), other_key(padding="masked"), overwrite=True)
+    write(pack, some(seed=1), other_key(padding="masked"), overwrite=True)
     assert open_pack(pack).head.key.padding == "masked"
     pack.write_bytes(b"damaged")
     write(pack, some(), overwrite=True)
