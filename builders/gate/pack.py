@@ -188,7 +188,7 @@ def open_pack(path: str | Path) -> Pack:
     """
     file = Path(path)
     if not file.is_file():
-        what = "is a folder, not a pack" if file.is_dir() else "does not exist"
+        what = "does not exist" if not file.exists() else f"is {"a folder" if file.is_dir() else "no file"}, not a pack"
         raise PackError(
             f"{file} {what}", f"make one: twins-trt gate BUNDLE --data KIND:PATH --checkpoint FILE --pack {file.name}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES, SPLIT
-from twins_trt.errors import BundleError, UsageError
+from twins_trt.errors import BundleError, PackError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
@@ -240,6 +240,7 @@ def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None
     request, bundle = job.request, job.bundle
     progress = progress or silent
     gallery = gates.Gallery(Path(request.pictures), bundle.interface.palette) if request.pictures else None
+    unwritten: PackError | None = None
     with ExitStack() as packing:
         result = gates.gate_bundle(
             bundle,
@@ -250,6 +251,10 @@ def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None
             progress=progress,
             look=gallery,
         )
+        try:
+            packing.close()  # the pack is whole now
+        except PackError as error:
+            unwritten = error  # raised once the verdict is safe
     result = gates.with_simulation(bundle, result)
     if result.contradiction is not None:
         log.warning("%s: %s", bundle.path, result.contradiction)
@@ -261,6 +266,8 @@ def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None
             raise
     if gallery is not None:
         gallery.save()
+    if unwritten is not None:
+        raise unwritten
     return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,26 @@ def test_a_failed_verdict_leaves_its_pack(built: tuple[Path, Path, dict[str, Any
     assert ran.code == 3 and len(open_pack(tmp_path / "x.pack")) == 2
     assert ran.out.endswith(f"pack          {tmp_path / 'x.pack'}\n")
     assert open_pack(tmp_path / "x.pack").head.limit == 2
+
+
+def test_a_disk_that_fills_at_the_end_of_a_pack_costs_no_verdict(
+    built: tuple[Path, Path, dict[str, Any]], data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = zipfile.ZipFile.writestr
+
+    def refuse_head(self: Any, info: Any, *given: Any) -> None:
+        if info.filename == "pack.json":
+            raise OSError(28, "No space left on device")
+        real(self, info, *given)
+
+    bundle = shutil.copytree(built[0], tmp_path / "x.bundle")
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", refuse_head)
+    ran = run_command(
+        "gate", bundle, "--data", data, "--seeded", "--limit", "3", "--pack", tmp_path / "x.pack", "--json"
+    )
+    assert ran.code == 1 and "x.pack cannot be written" in ran.json["error"]
+    assert open_bundle(bundle).read_json("gate.json")["images"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
 
 
 def test_an_engine_that_fails_leaves_none(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -345,6 +346,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         open_pack(tmp_path / "x.pack")
     with pytest.raises(PackError, match="is a folder, not a pack"):
         open_pack(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PackError, match="pipe is no file, not a pack"):  # and nothing waits for who writes into it
+        open_pack(tmp_path / "pipe")
 
 
 # --- whole or not at all
