@@ -21,13 +21,15 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.quantize import check_int8
 from twins_trt.calib import save_ranges
 from twins_trt.codec import encode
-from twins_trt.errors import BuildError, UnfusedAttentionError
+from twins_trt.errors import BuildError, MissingDependencyError, UnfusedAttentionError
 from twins_trt.host_memory import peak_host_mib
 from twins_trt.models.weights import ModelFacts
 from twins_trt.progress import Clock
 from twins_trt.runtime.bundle import Bundle, write_bundle
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 from twins_trt.runtime.next_steps import NextSteps, after_build
+
+NOT_THERE = "TensorRT-RTX, which compiles for the nearest architecture, is not installed or does not load"
 
 log = logging.getLogger("twins_trt")
 
@@ -148,7 +150,7 @@ def _audits(job: BuildJob, graph: BuiltGraph, engines: Mapping[str, BuiltEngine]
     audited = {file: _audited(job, graph, engine) for file, engine in engines.items()}
     not_int8 = {file: _not_int8(graph, file, engine) for file, engine in engines.items()}
     nearest = []
-    reasons = {} if job.nearest else {each.target: "TensorRT-RTX is not installed" for each in job.awaits}
+    reasons = {} if job.nearest else dict.fromkeys((each.target for each in job.awaits), NOT_THERE)
     for each in job.nearest:
         if each.file is not None:
             continue
@@ -156,7 +158,10 @@ def _audits(job: BuildJob, graph: BuiltGraph, engines: Mapping[str, BuiltEngine]
             nearest.append(_audit_nearest(job, graph, each, clock))
         except UnfusedAttentionError:
             raise
-        except BuildError as error:  # of a compiler that is not the device's, so it condemns nothing
+        except (
+            BuildError,
+            MissingDependencyError,
+        ) as error:  # of a compiler that is not the device's, so it condemns nothing
             log.warning("nothing is audited in place of %s: %s", ", ".join(each.stands_for), error.cause)
             reasons |= dict.fromkeys(each.stands_for, error.cause)
     stands_for = {each.file: each.stands_for for each in job.nearest if each.file is not None}

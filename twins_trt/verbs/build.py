@@ -365,7 +365,8 @@ def build(
     `BuildRequest` describes the parameters. more: further fields of that request, such as
     `BuildRequest(level="int8-linear")`; a field may be given only once. progress: called with step, detail and share at
     every step, and while one lasts.
-    Returns the report: `bundle`, `audits`, `gate`, `plan`, `fallback`, `seconds`.
+    Returns the report: `bundle`, `audits`, `gate`, `plan`, `fallback`, `seconds`; for engines that await their device
+    also `nearest`, the audits in their place, and `next`, the commands to type.
     Raises `UsageError` for fields that exclude each other, `CheckpointError` for weights that do not fit the model,
     `DataError` for files that are not images, `ExportError` and `BuildError` where graph or engine cannot be made,
     `UnfusedAttentionError` where an engine leaves an attention unfused, `GateError` where the build fails its gate,

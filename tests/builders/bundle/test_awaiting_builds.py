@@ -21,6 +21,7 @@ from int8_builds import int8
 
 from twins_trt.builders.bundle.resolve import resolve
 from twins_trt.builders.bundle.run import build_bundle
+from twins_trt.builders.bundle.ship import NOT_THERE
 from twins_trt.builders.engine import read_header
 from twins_trt.cli.parsing import Parser
 from twins_trt.device import Device
@@ -102,9 +103,8 @@ def test_it_ends_with_the_commands_for_the_device(tmp_path: Path, rtx: Callable[
 def test_no_compiler_is_needed_and_then_nothing_is_audited(tmp_path: Path, no_compiler: None) -> None:
     report = build_bundle(request(tmp_path / "x.bundle", targets=("jetson-thor",), jetpack="7.2"))
     assert report.bundle.manifest.awaits == (AwaitedEngine("sm_110", "jetson-thor", "10.16"),)
-    assert report.not_audited == {"sm_110": "TensorRT-RTX is not installed"} and report.nearest == ()
-    content = report.bundle.read_json("audit.json")
-    assert content == {"engines": [], "not_audited": {"sm_110": "TensorRT-RTX is not installed"}}
+    assert report.not_audited == {"sm_110": NOT_THERE} and report.nearest == ()
+    assert report.bundle.read_json("audit.json") == {"engines": [], "not_audited": {"sm_110": NOT_THERE}}
     with pytest.raises(MissingDependencyError):  # while a target of TensorRT-RTX needs it
         resolve(request(targets=("sm_86",)))
 
@@ -139,14 +139,19 @@ def test_an_unfused_attention_of_the_nearest_fails_the_build(tmp_path: Path, rtx
     assert report.nearest[0].audit.attentions == 17
 
 
+@pytest.mark.parametrize(("script", "why"), [({"serialized": None}, "cannot build"), ({"device": False}, "not start")])
 def test_a_compiler_that_is_not_the_devices_condemns_nothing(
-    tmp_path: Path, rtx: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    rtx: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    script: dict[str, Any],
+    why: str,
 ) -> None:
-    rtx(serialized=None)
+    rtx(**script)
     with caplog.at_level(logging.WARNING):
         report = build_bundle(request(tmp_path / "x.bundle"))
-    assert "nothing is audited in place of sm_87: TensorRT-RTX 1.7.1.116 cannot build" in caplog.text
-    assert report.nearest == () and "cannot build" in report.not_audited["sm_87"]
+    assert "nothing is audited in place of sm_87: TensorRT-RTX 1.7.1.116" in caplog.text
+    assert report.nearest == () and why in report.not_audited["sm_87"]
 
 
 def test_on_the_device_itself_the_engine_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
