@@ -20,8 +20,8 @@ from twins_trt.compiler_cache import home_folder
 from twins_trt.errors import UnfusedAttentionError, UsageError
 from twins_trt.progress import Clock, Progress, silent
 from twins_trt.runtime.archive import folder_name, unpack_bundle
-from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed
-from twins_trt.runtime.manifest import PACK, Compiled, EngineFile, Manifest
+from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed, open_bundle
+from twins_trt.runtime.manifest import MANIFEST, PACK, Compiled, EngineFile, Manifest
 from twins_trt.runtime.next_steps import after_compile
 from twins_trt.spelling import spelled
 from twins_trt.verbs.compile import CompileRequest
@@ -108,13 +108,21 @@ def dry_run(request: CompileRequest) -> CompileJob:
         job = resolve_compile(request)
     else:
         with tempfile.TemporaryDirectory(prefix="twins-trt-") as scratch:
-            place = Path(scratch) / folder_name(path)
-            unpack_bundle(path, into=place)
-            job = resolve_compile(replace(request, bundle=str(place)))
-        job = replace(job, bundle=replace(job.bundle, path=path.with_name(place.name)))
+            place, unpacked = path.with_name(folder_name(path)), Path(scratch) / folder_name(path)
+            unpack_bundle(path, into=unpacked)
+            there = place if _of_one_graph(place, unpacked) else unpacked
+            job = resolve_compile(replace(request, bundle=str(there), overwrite=False))
+        job = replace(job, bundle=replace(job.bundle, path=place))
     if job.fitting is None:
         refuse_too_large(job.forecast, what=str(job.bundle.path))
     return job
+
+
+def _of_one_graph(place: Path, unpacked: Path) -> bool:
+    """Whether the bundle that is to be unpacked at `place` is there already."""
+    if not (place / MANIFEST).is_file():
+        return False
+    return open_bundle(place).manifest.graph_sha256 == open_bundle(unpacked).manifest.graph_sha256
 
 
 def _unpacked(request: CompileRequest) -> CompileRequest:
