@@ -17,8 +17,9 @@ from twins_trt.builders.engine import BuiltEngine, EngineOptions, build_in_threa
 from twins_trt.builders.engine.audit import Audit, audit_entry, audit_layers, check_fused
 from twins_trt.builders.quantize.check import check_int8
 from twins_trt.compiler_cache import home_folder
-from twins_trt.errors import UnfusedAttentionError, UsageError
+from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
 from twins_trt.progress import Clock, Progress, silent
+from twins_trt.runtime.advice import rebuild_with
 from twins_trt.runtime.archive import folder_name, unpack_bundle
 from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed, open_bundle
 from twins_trt.runtime.manifest import MANIFEST, PACK, Compiled, EngineFile, Manifest
@@ -151,9 +152,7 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     resumed = built is not None
     if built is None:
         refuse_too_large(job.forecast, what=str(job.bundle.path))
-        built = build_in_thread(
-            job.bundle.graph, _with_timing_cache(job), clock.progress, keep=lambda built: keep(folder, job.key, built)
-        )
+        built = _compile(job, folder, clock.progress)
     audit = _audited(job, built)
     not_int8 = () if job.facts.places is None else check_int8(built.layers, job.facts.places)
     if not_int8:
@@ -166,6 +165,24 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     bundle = _amend(job, entry, {job.file: built.serialized}, content)
     clock.end()
     return replace(_report(job, bundle, entry), compiled=True, resumed=resumed, audit=audit, not_int8=not_int8)
+
+
+def _compile(job: CompileJob, folder: Path, progress: Progress) -> BuiltEngine:
+    """Runs the compiler. The finished engine is kept in the folder."""
+    try:
+        return build_in_thread(
+            job.bundle.graph, _with_timing_cache(job), progress, keep=lambda built: keep(folder, job.key, built)
+        )
+    except BuildError as error:
+        ceiling, manifest = job.compiler.opset, job.bundle.manifest
+        if ceiling is None or manifest.opset <= ceiling:
+            raise
+        if manifest.precision == "int8":
+            fix = f"take an FP16 bundle of opset {ceiling}, or install a newer TensorRT (JetPack 6.1 or later)"
+        else:
+            command = rebuild_with(manifest.rebuild, {"--opset": str(ceiling), "--jetpack": None})
+            fix = f"where the checkpoint is: {command}"
+        raise BuildError(error.cause, fix) from error
 
 
 def _with_timing_cache(job: CompileJob) -> EngineOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from fake_gpu import FakeGpu
 from fake_tensorrt import calls
 
 from twins_trt import compile_engine
-from twins_trt.errors import BundleError, MissingDependencyError, UnfusedAttentionError, UsageError
+from twins_trt.errors import BuildError, BundleError, MissingDependencyError, UnfusedAttentionError, UsageError
 from twins_trt.runtime import open_bundle
 
 LAYERS = (
@@ -103,6 +104,23 @@ def test_a_graph_for_cpus_is_refused(install: Install, to_compile: ToCompile) ->
         compile_engine(bundle.path)
     assert caught.value.fix is not None and caught.value.fix.endswith("--target sm_87")
     assert module.built == []
+
+
+def test_a_graph_of_a_later_opset_names_the_build_that_an_old_tensorrt_reads(
+    install: Install, to_compile: ToCompile
+) -> None:
+    for precision, fix in (
+        ("fp16", "where the checkpoint is: twins-trt build .* --opset 17$"),
+        ("int8", "an FP16 bundle"),
+    ):
+        module = install("8.6.1")
+        module.script.parse_errors = (("no importer for Gelu", "block/gelu", "Gelu"),)
+        bundle = to_compile(precision=precision, opset=20)
+        with pytest.raises(BuildError, match="no importer for Gelu") as caught:
+            compile_engine(bundle.path)
+        # The tiny graph itself has opset 17; the manifest says what a real one would have.
+        assert caught.value.fix is not None and re.search(fix, caught.value.fix)
+        assert open_bundle(bundle.path).engines == ()
 
 
 def test_without_a_gpu_the_target_has_to_be_named(install: Install, to_compile: ToCompile) -> None:
