@@ -22,6 +22,7 @@ from twins_trt.profiling.candidates import (
 )
 from twins_trt.runtime import RuntimeOptions, Source
 from twins_trt.runtime.engines import Stage
+from twins_trt.runtime.manifest import AwaitedEngine
 from twins_trt.runtime.manifest import EngineFile
 
 pytest.importorskip("onnxruntime")
@@ -53,8 +54,9 @@ def test_a_bundle_is_named_after_its_folder_and_engine(make_bundle: MakeBundle) 
 
 def test_a_stand_in_for_an_engine_is_called_simulated(make_bundle: MakeBundle) -> None:
     engine = EngineFile("engines/x.engine", "tensorrt", "10.3.0", ("sm_87",))
-    _, subject = bundle_candidate(make_bundle(engines=(engine,)).path, "onnxruntime").open(RuntimeOptions())
-    assert subject.simulated
+    for engines in ({"engines": (engine,)}, {"awaits": (AwaitedEngine("sm_87"),)}):
+        _, subject = bundle_candidate(make_bundle(**engines).path, "onnxruntime").open(RuntimeOptions())
+        assert subject.simulated
 
 
 def test_a_damaged_bundle_is_refused_before_anything_is_measured(make_bundle: MakeBundle) -> None:

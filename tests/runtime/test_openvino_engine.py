@@ -16,7 +16,7 @@ from twins_trt.errors import BundleError, EngineError, MissingDependencyError, U
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
 from twins_trt.runtime import Engine, RuntimeOptions, Segmenter, TensorSpec, open_engine
-from twins_trt.runtime.engines import ProfilesLayers
+from twins_trt.runtime.engines import ProfilesLayers, why_not
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from twins_trt.runtime.engines.openvino import OpenVinoEngine
 from twins_trt.verbs.command_line import on_command_line
@@ -148,6 +148,15 @@ def test_a_graph_in_fp16_is_left_to_onnxruntime(make_bundle: MakeBundle) -> None
         open_engine(half, "openvino")
     assert caught.value.fix == "take --engine onnxruntime, or build with --target cpu"
     assert open_engine(half).name == "onnxruntime"
+
+
+def test_int8_is_run_where_its_graph_is_for_cpus(make_bundle: MakeBundle) -> None:
+    """For a GPU the graph has FP16 beside INT8, whether its engine is in the bundle or still to be compiled."""
+    plain = make_bundle(precision="int8")
+    for target, runs in (("cpu", True), ("jetson-orin", False), ("sm_86", False)):
+        rebuild = f"{plain.rebuild} --target {target}"
+        bundle = replace(plain, manifest=replace(plain.manifest, rebuild=rebuild))
+        assert (why_not(bundle, "openvino") is None) == runs, target
 
 
 def test_without_openvino_the_error_names_the_extra(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
