@@ -22,8 +22,7 @@ from twins_trt.profiling.candidates import (
 )
 from twins_trt.runtime import RuntimeOptions, Source
 from twins_trt.runtime.engines import Stage
-from twins_trt.runtime.manifest import AwaitedEngine
-from twins_trt.runtime.manifest import EngineFile
+from twins_trt.runtime.manifest import AwaitedEngine, EngineFile
 
 pytest.importorskip("onnxruntime")
 
