@@ -17,7 +17,7 @@ from tiny_graphs import MakeBundle
 from told import Told
 
 from twins_trt.errors import EngineError, ImageError, UsageError
-from twins_trt.profiling import steady
+from twins_trt.profiling import measure, steady
 from twins_trt.profiling.candidates import Candidate, bundle_candidate
 from twins_trt.profiling.measure import draw_picture, profile
 from twins_trt.profiling.results import Profile, ProfileOptions
@@ -224,19 +224,25 @@ def test_layers_that_cannot_be_timed_cost_nothing_else(
     assert "x: layers were not timed: reported no layer" in caplog.text
 
 
-def test_clocks_and_heat_are_read_between_rounds(sleeper: Any, tmp_path: Path) -> None:
+def test_clocks_and_heat_are_read_between_rounds(sleeper: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The board gets hotter and slower with every call; `during` has what it was in the middle of the rounds."""
+    monkeypatch.setattr(measure, "GLANCE_S", 1e6)  # so that they are read after the first round and the last
     zone, gpu = "sys/class/thermal/thermal_zone0", "sys/class/devfreq/17000000.gpu"
     still = {f"{zone}/type": "tj-thermal", f"{zone}/trip_point_0_type": "passive", f"{zone}/trip_point_0_temp": 84_000}
-    root = trees.write(tmp_path / "root", {**still, f"{gpu}/max_freq": 1_000_000_000})
+    cooling = "sys/class/thermal/cooling_device0"
+    still |= {f"{gpu}/max_freq": "1000000000", f"{cooling}/type": "gpu-throttle-alert"}
+    root = trees.write(tmp_path / "root", still)
+    first, last = CALLS - 10, CALLS  # the calls before the first look and before the last
 
     def takes(number: int) -> float:
         trees.write(root, {f"{gpu}/cur_freq": 10**9 - number * 10**7, f"{zone}/temp": 60_000 + number * 1000})
+        trees.write(root, {f"{cooling}/cur_state": int(number <= first)})  # it has ended when all is over
         return 1.0
 
     candidate, _ = sleeper("x", takes)
     found = profile([candidate], QUICK, root=root)
-    first, last = CALLS - 10, CALLS  # the calls before the first look and before the last
+    assert [state.throttled for state in found.during] == [("cooling by gpu-throttle-alert",), ()]
+    assert found.after.throttled == ("cooling by gpu-throttle-alert",)
     assert [state.clocks_mhz["gpu"] for state in found.during] == [1000 - 10 * first, 1000 - 10 * last]
     assert [state.temperatures_c for state in found.during] == [{"tj-thermal": 60.0 + n} for n in (first, last)]
     assert f"the gpu clock was down to {1000 - 10 * last} MHz at work, its maximum is 1000 MHz" in found.warnings
@@ -253,8 +259,8 @@ def test_all_run_in_turn_until_they_are_steady(sleeper: Any) -> None:
     assert found.settled is not None
     assert (found.settled.windows, found.settled.steady) == (1, False)
     more = [len(each[0].sizes) - CALLS for each in (a_engines, b_engines)]
-    assert more[0] == more[1] > 50
-    assert any("not steady after 1 s of warm-up" in warning for warning in found.warnings)
+    assert more[0] == more[1] > 1
+    assert any("latencies were not steady after" in warning for warning in found.warnings)
     assert Profile.from_json(found.to_json()) == found
 
 

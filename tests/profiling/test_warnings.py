@@ -28,6 +28,7 @@ def test_a_clean_run_raises_none() -> None:
     [
         ({"busy": 0.4}, {}, "busy before the run: 40 % of 2 cores"),
         ({}, {"throttled": ("too hot",)}, "clocks were held back: too hot"),
+        ({"power_mode": "MAXN"}, {"power_mode": "15W"}, "the power mode changed from MAXN to 15W"),
         ({}, {"events": {STOLEN: 1000, "over-current oc1": 5}}, "over-current oc1: 3 more at the end"),
         ({}, {"events": {STOLEN: 21_000}}, "the hypervisor took 10 % of the processor time"),
         ({}, {"clocks_mhz": {"cpu": 1300.0}}, "the cpu clock fell from 2600 to 1300 MHz"),
