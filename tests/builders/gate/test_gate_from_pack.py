@@ -66,6 +66,8 @@ def test_the_commands_find_the_same(built: tuple[Path, Path, dict[str, Any]], tm
     assert few.json["reasons"] == ["5 images are too few to judge by, at least 30 are asked for"]
     strict = run_command("gate", bundle, "--pack", pack, "--limit", "5", "--min-images", "1", "--max-drop", "9")
     assert strict.code == 0
+    none = run_command("gate", bundle, "--pack", pack, "--limit", "0", "--json")
+    assert none.code == 2 and "--limit is 0" in none.json["error"]
     dry = run_command("gate", bundle, "--pack", pack, "--dry-run", "--limit", "4", "--json")
     assert (dry.code, dry.json["images"]) == (0, 4)
 
