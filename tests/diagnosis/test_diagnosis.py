@@ -185,6 +185,8 @@ def test_what_commands_need() -> None:
     assert all(lacking(command, everything) == [] for command in NEEDS)
     assert lacking("build", everything - {"tensorrt_rtx"}) == ["tensorrt-rtx-cu13 or tensorrt + a GPU"]
     assert lacking("build", everything - {"tensorrt_rtx"} | {"gpu"}) == []
+    assert lacking("compile", {"numpy", "tensorrt", "gpu"}) == lacking("compile", {"numpy", "tensorrt_rtx"}) == []
+    assert lacking("compile", {"numpy", "tensorrt"}) == ["tensorrt + a GPU or tensorrt-rtx-cu13"]
     assert lacking("convert", {"numpy"}) == ["torch"]
     here = tuple(PackageState(package, "ok") for package in PACKAGES if package.module != "torch")
     assert commands(Facts(here))["train"] == ["torch"]

@@ -73,10 +73,8 @@ def _report_text(report: CompileReport) -> str:
         if report.not_int8:
             places = ", ".join(report.not_int8[:4])
             lines.append(f"not in INT8       {len(report.not_int8)} places that the graph has so: {places}")
-        peak = "" if made.peak_host_mib is None else f", {made.peak_host_mib:.0f} MiB of the host at most"
-        shared = ", which the GPU shares" if made.shared_memory and peak else ""
-        earlier = " by an earlier call" if report.resumed else ""
-        lines += ["", f"compiled{earlier} in {made.seconds:.1f} s{peak}{shared}"]
+        earlier = "compiled by an earlier call" if report.resumed else "compiled"
+        lines += ["", f"{earlier} {made.how}"]
     lines += _misfits(report.misfits)
     lines += [f"removed: {file}" for file in report.pruned]
     if set(report.misfits) - set(report.pruned) - {engine.file}:

@@ -83,6 +83,7 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
         *(("input", str(spec)) for spec in manifest.interface.inputs),
         *(("output", str(spec)) for spec in manifest.interface.outputs),
         *(("engine", f"{e.file} ({e.flavour} {e.version}: {', '.join(e.targets)})") for e in manifest.engines),
+        *(("compiled", f"{e.file} {e.compiled.how}") for e in manifest.engines if e.compiled is not None),
         *(("engine", f"{awaited.where}; twins-trt compile makes it there") for awaited in manifest.awaits),
         *(("runs here", f"{kind}: {why or 'yes'}") for kind, why in here.items()),
         *(("gate", line) for line in _gate(manifest, judged)),

@@ -69,6 +69,19 @@ class Compiled:
     workspace_mib: int | None = None
     optimization_level: int | None = None
 
+    @property
+    def how(self) -> str:
+        """In words: `on Orin, driver 540.4.0, CUDA 12.6, in 95.0 s, 1830 MiB of the host at most, which the GPU
+        shares`."""
+        parts = [f"on {self.device}" if self.device else "without the GPU"]
+        parts += [f"driver {self.driver}"] if self.driver else []
+        parts += [f"CUDA {self.cuda}"] if self.cuda else []
+        parts.append(f"in {self.seconds:.1f} s")
+        if self.peak_host_mib is not None:
+            shared = ", which the GPU shares" if self.shared_memory else ""
+            parts.append(f"{self.peak_host_mib:.0f} MiB of the host at most{shared}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class EngineFile:

@@ -41,7 +41,10 @@ def test_a_new_tensorrt_gets_an_engine_beside_the_old_one_which_is_named_and_pru
     old, new = "engines/tensorrt-10.3.0-sm_87.engine", "engines/tensorrt-10.16.1.11-sm_87.engine"
     install("10.3.0")
     first = compile_on(bundle, root)
-    assert first.engine.compiled is not None and first.engine.compiled.driver == "540.4.0"
+    made = first.engine.compiled
+    assert made is not None and made.driver == "540.4.0"
+    assert f"on Orin, driver 540.4.0, CUDA 13.0, in {made.seconds:.1f} s, " in made.how
+    assert f"{old} {made.how}" in run_command("inspect", bundle.path).out
     install("10.16.1.11")
     report = compile_on(bundle, root)
     assert report.compiled and report.engine.file == new
