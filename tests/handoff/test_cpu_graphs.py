@@ -60,6 +60,14 @@ def test_programs_on_a_gpu_refuse_it(
     assert raised.value.fix == "twins-trt build M --out 'my x-gpu.bundle' --target jetson-orin"
 
 
+def test_forms_for_cpus_come_before_what_else_does_not_fit(make_bundle: MakeBundle) -> None:
+    """A command that mended the input alone would give the next graph for CPUs."""
+    with pytest.raises(BundleError, match="is written for CPUs, and Isaac ROS"):
+        resolve_handoff(written_for(make_bundle(24, 32, dtype="uint8"), "cpu"), "isaac-ros")
+    with pytest.raises(BundleError, match="is written for CPUs, and DeepStream"):
+        resolve_handoff(written_for(make_bundle(24, 32, batch=1), "cpu"), "deepstream")
+
+
 def test_triton_refuses_it_for_tensorrt_and_keeps_it_on_the_cpu(make_bundle: MakeBundle) -> None:
     bundle = written_for(make_bundle(24, 32, engines=(ORIN,)), "cpu")
     with pytest.raises(BundleError, match="TensorRT in Triton runs it on a GPU"):
