@@ -188,13 +188,7 @@ def open_pack(path: str | Path) -> Pack:
     """
     file = Path(path)
     if not file.is_file():
-        what = (
-            "is a folder, not a pack"
-            if file.is_dir()
-            else "is no file, not a pack"
-            if file.exists()
-            else "does not exist"
-        )
+        what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
         raise PackError(
             f"{file} {what}", f"make one: twins-trt gate BUNDLE --data KIND:PATH --checkpoint FILE --pack {file.name}"
         )

@@ -344,7 +344,7 @@ def test_reading_takes_numpy_and_nothing_that_a_device_lacks(pack: Path) -> None
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(PackError, match=r"x\.pack does not exist"):
         open_pack(tmp_path / "x.pack")
-    with pytest.raises(PackError, match="is a folder, not a pack"):
+    with pytest.raises(PackError, match="is a folder"):
         open_pack(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(PackError, match="pipe is no file"):  # and nothing waits for who writes into it
