@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 18, 75, 76  # CUdevice_attribute in cuda.h
 
@@ -39,6 +40,14 @@ def current_device() -> Device | None:
     if any(call() != 0 for call in calls):
         return None
     return Device(name.value.decode(errors="replace"), f"sm_{major.value}{minor.value}", bool(integrated.value))
+
+
+def board(root: Path = Path("/")) -> str:
+    """The model of the board, such as `NVIDIA Jetson Orin Nano Developer Kit`; empty where no device tree tells it."""
+    try:
+        return (root / "proc" / "device-tree" / "model").read_bytes().decode(errors="replace").strip("\0 \n")
+    except OSError:
+        return ""
 
 
 def pci_bus_id() -> str | None:

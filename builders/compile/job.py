@@ -11,12 +11,13 @@ from typing import Any
 from twins_trt.builders.compile.graph import GraphFacts, graph_facts
 from twins_trt.builders.compile.memory import Forecast, forecast, free_memory
 from twins_trt.builders.engine import FLAVOURS, Compiler, EngineOptions, current_device, open_compiler, parse_target
-from twins_trt.device import Device
+from twins_trt.codec import encode
+from twins_trt.device import Device, board
 from twins_trt.diagnosis.facts import find_driver, find_system
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
 from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.manifest import GRAPH, EngineFile
-from twins_trt.runtime.tensorrt.fit import Drivers, outdated, wrong_gpu
+from twins_trt.runtime.tensorrt.fit import Place, compiled_elsewhere, outdated, wrong_gpu
 from twins_trt.spelling import spelled
 from twins_trt.verbs.compile import NO_CACHE, CompileRequest
 
@@ -46,7 +47,7 @@ class CompileJob:
     compiler: Compiler
     target: str
     device: Device | None
-    drivers: Drivers
+    here: Place
     options: EngineOptions
     file: str
     fitting: EngineFile | None
@@ -73,9 +74,7 @@ class CompileJob:
         return {
             "graph": self.bundle.manifest.graph_sha256,
             "version": self.compiler.version,
-            "device": "" if self.device is None else self.device.name,
-            "driver": self.drivers.kernel,
-            "cuda": self.drivers.cuda,
+            "here": encode(self.here),
             "options": options,
         }
 
@@ -115,9 +114,10 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
     _refuse_impossible(request)
     bundle = open_bundle(request.bundle, verify=verify)
     facts = graph_facts(bundle)
-    device, drivers = current_device(), Drivers(find_system(root).kernel_driver or "", find_driver().cuda or "")
+    device = current_device()
+    here = _look(device, root)
     target = None if request.target is None else parse_target(request.target)
-    compiler = _choose(bundle, request.flavour, target, device, drivers)
+    compiler = _choose(bundle, request.flavour, target, device, here)
     options = EngineOptions(
         flavour=compiler.flavour,
         targets=() if target is None else (target,),
@@ -128,7 +128,7 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
     )
     (target,) = compiler.settle_targets(options, device)
     engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
-    fitting = None if request.again else _fitting(bundle, compiler, target, device, drivers)
+    fitting = None if request.again else _fitting(bundle, compiler, target, here)
     if fitting is None:
         bundle.graph  # noqa: B018  # raises if it did not travel
     predicted = forecast(facts.nbytes, request.workspace, free_memory(device, root), on_gpu=not compiler.ahead_of_time)
@@ -139,15 +139,15 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
         compiler=compiler,
         target=target,
         device=device,
-        drivers=drivers,
+        here=here,
         options=replace(
             options,
             targets=(target,),
             workspace_mib=predicted.workspace if compiler.workspace else request.workspace,
         ),
-        file=_file(engines, compiler, target, device),
+        file=_file(engines, compiler, target, here),
         fitting=fitting,
-        misfits=_misfits(engines, compiler, target, device, drivers) if GRAPH in bundle.files else (),
+        misfits=_misfits(engines, compiler, target, here) if GRAPH in bundle.files else (),
         forecast=predicted,
     )
 
@@ -164,7 +164,7 @@ def _refuse_impossible(request: CompileRequest) -> None:
         )
 
 
-def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | None, drivers: Drivers) -> Compiler:
+def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | None, here: Place) -> Compiler:
     """The compiler of a flavour. `auto`: of those that are installed and compile for this GPU, or for `target`, the one
     whose engine is in the bundle already, else TensorRT before TensorRT-RTX."""
     if target is None and device is None:
@@ -194,7 +194,7 @@ def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | N
                 )
             )
     for compiler in able:
-        if _fitting(bundle, compiler, device.target, device, drivers) is not None:
+        if _fitting(bundle, compiler, device.target, here) is not None:
             return compiler
     if able:
         return able[0]
@@ -203,46 +203,42 @@ def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | N
     return open_compiler("tensorrt")  # which is not there, and its error says how to get it
 
 
-def _fitting(
-    bundle: Bundle, compiler: Compiler, target: str, device: Device | None, drivers: Drivers
-) -> EngineFile | None:
+def _fitting(bundle: Bundle, compiler: Compiler, target: str, here: Place) -> EngineFile | None:
     """The engine that makes a compilation needless. Without the graph, one that runs is enough, wherever its kernels
     were timed."""
-    at = (device, drivers) if GRAPH in bundle.files else (None, None)
+    place = here if GRAPH in bundle.files else None
     for engine in bundle.engines:
         if engine.flavour != compiler.flavour or wrong_gpu(engine, target) is not None:
             continue
-        if outdated(engine, compiler.version, device=at[0], drivers=at[1]) is None:
+        if outdated(engine, compiler.version, here=place) is None:
             return engine
     return None
 
 
-def _misfits(
-    engines: list[EngineFile], compiler: Compiler, target: str, device: Device | None, drivers: Drivers
-) -> tuple[Misfit, ...]:
+def _misfits(engines: list[EngineFile], compiler: Compiler, target: str, here: Place) -> tuple[Misfit, ...]:
     """The engines that were for this machine alone, and do not fit it any longer.
 
     An engine that serves another GPU, too, or was compiled on another one, may be in use there.
     """
     misfits = []
     for engine in engines:
-        if engine.targets != (target,) or _of_another(engine, device):
+        if engine.targets != (target,) or compiled_elsewhere(engine, here):
             continue
-        if (why := outdated(engine, compiler.version, device=device, drivers=drivers)) is not None:
+        if (why := outdated(engine, compiler.version, here=here)) is not None:
             misfits.append(Misfit(engine, why))
     return tuple(misfits)
 
 
-def _file(engines: list[EngineFile], compiler: Compiler, target: str, device: Device | None) -> str:
-    """A name of its own for each flavour, version and target; for a second GPU of one target, with its name."""
+def _file(engines: list[EngineFile], compiler: Compiler, target: str, here: Place) -> str:
+    """A name of its own for each flavour, version and target; for a second machine of one target, with its name."""
     name = f"engines/{compiler.flavour}-{compiler.version}-{target}"
-    if device is None or not any(each.file == f"{name}.engine" and _of_another(each, device) for each in engines):
+    if not any(each.file == f"{name}.engine" and compiled_elsewhere(each, here) for each in engines):
         return f"{name}.engine"
-    return f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device.name).strip('-').lower()}.engine"
+    machine = here.board or here.gpu
+    return f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', machine).strip('-').lower()}.engine"
 
 
-def _of_another(engine: EngineFile, device: Device | None) -> bool:
-    """Whether TensorRT compiled the engine on another GPU than this one."""
-    if engine.compiled is None or device is None or engine.flavour != "tensorrt":
-        return False
-    return engine.compiled.device != device.name
+def _look(device: Device | None, root: Path) -> Place:
+    """This machine, as far as it matters to an engine."""
+    driver, cuda = find_system(root).kernel_driver or "", find_driver().cuda or ""
+    return Place("" if device is None else device.name, board(root), driver, cuda)

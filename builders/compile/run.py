@@ -224,14 +224,15 @@ def _entry(job: CompileJob, built: BuiltEngine) -> EngineFile:
         built.version,
         built.targets,
         compiled=Compiled(
-            device=job.device.name if on_device and job.device is not None else "",
-            driver=job.drivers.kernel if on_device else "",
-            cuda=job.drivers.cuda if on_device else "",
+            device=job.here.gpu if on_device else "",
+            driver=job.here.driver if on_device else "",
+            cuda=job.here.cuda if on_device else "",
             seconds=round(built.seconds, 1),
             peak_host_mib=built.peak_host_mib,
             shared_memory=job.forecast.free.shared and on_device,
             workspace_mib=job.options.workspace_mib,
             optimization_level=job.options.optimization_level,
+            board=job.here.board if on_device else "",
         ),
     )
 

@@ -54,10 +54,11 @@ class FileEntry:
 class Compiled:
     """Where and how `twins-trt compile` made an engine.
 
-    device: the GPU's name; empty for an engine that was compiled for a GPU that was not there. driver, cuda: versions
-    of NVIDIA's kernel driver and of the CUDA that it serves; empty where unknown. seconds: wall time. peak_host_mib:
-    the highest resident memory of its process, MiB; None if the system does not tell. shared_memory: whether the GPU
-    uses the same memory. workspace_mib, optimization_level: as given or chosen; None for the compiler's own.
+    device: the GPU's name; empty for an engine that was compiled for a GPU that was not there. board: of a Jetson.
+    driver, cuda: versions of NVIDIA's kernel driver and of the CUDA that it serves. Empty where unknown. seconds: wall
+    time. peak_host_mib: the highest resident memory of its process, MiB; None if the system does not tell.
+    shared_memory: whether the GPU uses the same memory. workspace_mib, optimization_level: as given or chosen; None for
+    the compiler's own.
     """
 
     device: str
@@ -68,12 +69,14 @@ class Compiled:
     shared_memory: bool = False
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    board: str = ""
 
     @property
     def how(self) -> str:
         """In words: `on Orin, driver 540.4.0, CUDA 12.6, in 95.0 s, 1830 MiB of the host at most, which the GPU
         shares`."""
         parts = [f"on {self.device}" if self.device else "without the GPU"]
+        parts += [self.board] if self.board else []
         parts += [f"driver {self.driver}"] if self.driver else []
         parts += [f"CUDA {self.cuda}"] if self.cuda else []
         parts.append(f"in {self.seconds:.1f} s")

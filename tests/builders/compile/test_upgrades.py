@@ -17,11 +17,13 @@ from twins_trt.verbs.compile import CompileRequest
 DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  {}  Release Build  (buildbrain)\n"
 
 
-def machine(root: Path, driver: str) -> Path:
-    """A file system with that kernel driver and an Orin Nano's memory."""
+def machine(root: Path, driver: str, board: str = "") -> Path:
+    """A file system with that kernel driver and board, and an Orin Nano's memory."""
     version = root / "proc" / "driver" / "nvidia" / "version"
     version.parent.mkdir(parents=True, exist_ok=True)
     version.write_text(DRIVER.format(driver))
+    (root / "proc" / "device-tree").mkdir(exist_ok=True)
+    (root / "proc" / "device-tree" / "model").write_bytes(board.encode() + b"\0")
     (root / "proc" / "meminfo").write_text("MemTotal: 7990000 kB\nMemAvailable: 6000000 kB\nSwapFree: 3990000 kB\n")
     return root
 
@@ -123,6 +125,33 @@ def test_two_models_of_one_target_keep_an_engine_each(install: Install, to_compi
         report = compile_on(bundle, root)
         assert not report.compiled
         assert report.engine.compiled is not None and report.engine.compiled.device == card.name
+
+
+def test_two_boards_whose_gpus_have_one_name_keep_an_engine_each(
+    install: Install, to_compile: ToCompile, tmp_path: Path
+) -> None:
+    bundle = to_compile()
+    module = install("10.3.0")
+    boards = ("NVIDIA Jetson AGX Orin Developer Kit", "NVIDIA Jetson Orin Nano Developer Kit")
+    for board in boards:
+        report = compile_on(bundle, machine(tmp_path, "540.4.0", board), prune=True)
+        assert report.compiled and report.misfits == {}
+        assert report.engine.compiled is not None and report.engine.compiled.board == board
+    assert files(bundle) == [
+        "engines/tensorrt-10.3.0-sm_87-nvidia-jetson-orin-nano-developer-kit.engine",
+        "engines/tensorrt-10.3.0-sm_87.engine",
+    ]
+    for board, engine in zip(boards, reversed(files(bundle)), strict=True):
+        assert compile_on(bundle, machine(tmp_path, "540.4.0", board)).engine.file == engine
+    assert len(module.built) == 2
+
+
+def test_a_driver_that_cannot_be_read_is_no_new_driver(install: Install, to_compile: ToCompile, tmp_path: Path) -> None:
+    """In a container it may be hidden."""
+    bundle = to_compile()
+    install("10.3.0")
+    compile_on(bundle, machine(tmp_path / "host", "540.4.0"))
+    assert not compile_on(bundle, tmp_path / "container").compiled
 
 
 def test_an_engine_that_build_made_on_the_device_fits(install: Install, to_compile: ToCompile, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from twins_trt.bindings import NAMES, load_bindings
-from twins_trt.device import Device, current_device
+from twins_trt.device import Device, board, current_device
 from twins_trt.errors import BundleError, EngineError, TwinsError
 from twins_trt.runtime.advice import engine_command
 from twins_trt.runtime.memory import PACKAGES, installed
-from twins_trt.runtime.tensorrt.fit import outdated, wrong_gpu
+from twins_trt.runtime.tensorrt.fit import Place, compiled_elsewhere, outdated, wrong_gpu
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -79,4 +79,6 @@ def choose(source: EngineSource, flavour: str, module: ModuleType, device: Devic
             f"{source.path}: {outdated(fitting[0], version)}", engine_command(source, flavour, device.target)
         )
     # An engine runs on every GPU of its target, and best on the model that its kernels were timed on.
-    return next((e for e in current if e.compiled is not None and e.compiled.device == device.name), current[0])
+    here = Place(device.name, board())
+    timed_here = (each for each in current if each.compiled is not None and not compiled_elsewhere(each, here))
+    return next(timed_here, current[0])
