@@ -230,6 +230,13 @@ def test_what_does_not_fit_a_device_is_refused_by_name(
     assert raised.value.fix is not None and fix in raised.value.fix
 
 
+def test_what_limits_the_compiler_here_applies_beside_a_device(rtx: Callable[..., Any]) -> None:
+    rtx()
+    job = resolve(request(targets=("sm_86", "jetson-orin"), workspace=64, optimization_level=1))
+    assert [(each.options.workspace_mib, each.options.optimization_level) for each in job.engines] == [(64, 1)]
+    assert resolve(again(job.rebuild)) == job
+
+
 def test_a_bundle_is_not_built_but_compiled(tmp_path: Path) -> None:
     (folder := tmp_path / "a folder").mkdir()
     (folder / "manifest.json").touch()
