@@ -15,7 +15,7 @@ from twins_trt.runtime import Bundle, open_bundle
 from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.runtime.manifest import PACK
 
-QUICK = ("--rounds", "6", "--calls", "2", "--warm-up", "0", "--threads", "1")
+QUICK = ("--rounds", "8", "--calls", "5", "--warm-up", "0", "--threads", "1")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_faster_bundle_passes_and_holds_the_verdict(twins: Twins, light_and_
     found = SpeedVerdict.from_json(ran.json["speed"])
     assert found == read_speed(open_bundle(light.path))
     assert (found.passed, found.ship, found.min_speedup) == (True, light.path.name, 1.0)
-    assert (found.options.rounds, found.options.calls, found.options.threads) == (6, 2, 1)
+    assert (found.options.rounds, found.options.calls, found.options.threads) == (8, 5, 1)
     inspected = twins("inspect", light.path)
     assert "speed      passed: " in inspected.out
     value = twins("inspect", light.path, "--json").json["speed"]

@@ -296,13 +296,16 @@ def test_real_engines_of_very_different_speed(make_bundle: MakeBundle, rng: np.r
         with Segmenter(bundle) as segmenter:
             masks.append(segmenter(image).mask)
     assert np.array_equal(*masks)
-    quick = {"rounds": MIN_ROUNDS, "calls": 2, "warm_up": 0.0, "threads": 1}
+    # Medians of five calls, since a busy machine holds up single ones.
+    quick = {"rounds": 10, "calls": 5, "warm_up": 0.0, "threads": 1}
     faster = compare_speed(light.path, heavy.path, **quick)  # type: ignore[arg-type]
-    assert faster.passed and faster.ratio.low is not None and faster.ratio.low > 2
+    assert faster.passed and faster.ratio.low is not None and 1 < faster.ratio.low <= faster.ratio.value
+    assert faster.ratio.value > 4
     assert read_speed(open_bundle(light.path)) == faster
     assert any("nothing waited for steady clocks" in each for each in faster.warnings)
     slower = compare_speed(heavy, light, record=False, **quick)  # type: ignore[arg-type]
-    assert not slower.passed and slower.ratio.high is not None and slower.ratio.high < 0.5
+    assert not slower.passed and slower.ratio.high is not None and slower.ratio.high < 1
+    assert slower.ratio.value < 0.25
     assert SPEED not in open_bundle(heavy.path).files
     assert slower.ours.name == "heavy.bundle" and slower.ours.times["call"].p50 > slower.theirs.times["call"].p50
 
@@ -310,7 +313,7 @@ def test_real_engines_of_very_different_speed(make_bundle: MakeBundle, rng: np.r
 def test_the_same_graph_under_two_names_is_not_three_times_as_fast(make_bundle: MakeBundle) -> None:
     bundle = make_bundle()
     found = compare_speed(
-        bundle, renamed(bundle, "twin.bundle"), min_speedup=3.0, rounds=8, calls=3, warm_up=0.0, threads=1
+        bundle, renamed(bundle, "twin.bundle"), min_speedup=3.0, rounds=10, calls=5, warm_up=0.0, threads=1
     )
     assert not found.passed
 
