@@ -31,7 +31,7 @@ COMMANDS = {
     "targets": "list the devices that a build can name, and what each allows",
     "build": "build a bundle: graph, engines and audit",
     "compile": "compile a bundle's graph into an engine for the GPU of this machine",
-    "gate": "judge a bundle against the PyTorch model it was built from: mIoU drop with its interval",
+    "gate": "judge a bundle: mIoU drop beside the PyTorch model it was built from, speed beside another bundle",
     "eval": "score a bundle or a PyTorch model on a data set: mIoU, accuracy, IoU per class",
     "train": "fine-tune a model on a data set: resumable, on one process or several",
     "profile": "measure bundles side by side: latency by stage and layer, throughput, memory, energy",
