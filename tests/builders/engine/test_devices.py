@@ -25,6 +25,7 @@ from twins_trt.builders.engine.devices import (
 from twins_trt.builders.engine.versions import Compiler, opset_ceiling, typing_of
 from twins_trt.builders.plan.levels import FIRST_OPSET
 from twins_trt.errors import UsageError
+from twins_trt.verbs.build import FLAGS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -157,3 +158,13 @@ def test_what_a_graph_for_a_device_may_hold() -> None:
     assert (ada.typing, ada.fp8) == ("always", True)
     assert (hopper.typing, hopper.fp8) == ("", True)
     assert [has_fp8(target) for target in ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")] == [False] * 3 + [True] * 2
+
+
+def test_help_says_the_jetpacks_that_are_assumed() -> None:
+    flag = FLAGS.of("jetpack")
+    assert flag is not None
+    for device in DEVICES:
+        if device.is_jetson:
+            family = device.name.split("-")[1].capitalize()
+            assert f"{device.default} or later for {family}" in flag.help
+            assert device.jetpack(None).version == device.default
