@@ -154,9 +154,7 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
         refuse_too_large(job.forecast, what=str(job.bundle.path))
         built = _compile(job, folder, clock.progress)
     audit = _audited(job, built)
-    not_int8 = () if job.facts.places is None else check_int8(built.layers, job.facts.places)
-    if not_int8:
-        log.warning("%s: %d places should run in INT8 and do not: %s", job.file, len(not_int8), ", ".join(not_int8[:4]))
+    not_int8 = _not_int8(job, built)
     clock.begin(str(job.bundle.path))
     entry = _entry(job, built)
     content = _without_stand_ins(audits(job.bundle), job.target)
@@ -214,6 +212,18 @@ def _audited(job: CompileJob, built: BuiltEngine) -> Audit:
             raise
         log.warning("%s (allowed)", error.cause)
     return audit
+
+
+def _not_int8(job: CompileJob, built: BuiltEngine) -> tuple[str, ...]:
+    """The places that should run in INT8 and do not."""
+    if job.facts.places is None:
+        if job.bundle.precision == "int8":
+            log.warning("%s does not say which places should run in INT8: not checked", job.bundle.path)
+        return ()
+    missing = check_int8(built.layers, job.facts.places)
+    if missing:
+        log.warning("%s: %d places should run in INT8 and do not: %s", job.file, len(missing), ", ".join(missing[:4]))
+    return missing
 
 
 def _entry(job: CompileJob, built: BuiltEngine) -> EngineFile:

@@ -98,6 +98,14 @@ def test_places_that_do_not_run_in_int8_are_told(
     assert audit["int8"] == places  # stays for the next compilation
 
 
+def test_an_int8_bundle_that_names_no_places_is_not_checked_and_says_so(
+    install: Install, to_compile: ToCompile, caplog: pytest.LogCaptureFixture
+) -> None:
+    install()
+    assert compile_engine(to_compile(precision="int8").path).not_int8 == ()
+    assert "does not say which places should run in INT8: not checked" in caplog.text
+
+
 def test_a_graph_for_cpus_is_refused(install: Install, to_compile: ToCompile) -> None:
     module, bundle = install(), to_compile(forms="cpu")
     with pytest.raises(BundleError, match="is written for CPUs") as caught:

@@ -24,6 +24,7 @@ KILLED = Path(__file__).with_name("killed.py")
 TESTS = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_bundle_whole_and_nothing_is_compiled_twice(
     to_compile: ToCompile, tmp_path: Path
 ) -> None:
