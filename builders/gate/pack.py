@@ -97,7 +97,7 @@ class PackHead:
         key = {name: plain.pop(name) for name in PackKey.__dataclass_fields__ if name in plain}
         head = decode(cls, {**plain, "key": key})
         if type(count) is not int or count != len(head.key.classes):
-            raise ValueError(f"num_classes is {count!r} but classes has {len(head.key.classes)} entries")
+            raise ValueError(f"it says that there are {count!r} classes, and names {len(head.key.classes)}")
         return head
 
 

@@ -211,7 +211,7 @@ HUGE = {"height": 1_000_000, "width": 1_000_000}
         (head(lambda it: it.pop("padding")), "lacks the field 'padding'"),
         (head(lambda it: it.update(size=[4.5, 6])), "size"),
         (head(lambda it: it.update(size=[4, 7])), "size is (4, 7)"),
-        (head(lambda it: it.update(num_classes=6)), "num_classes is 6 but classes has 5 entries"),
+        (head(lambda it: it.update(num_classes=6)), "it says that there are 6 classes, and names 5"),
         (head(lambda it: it.update(images=[])), "images is empty"),
         (head(lambda it: it["images"][1].update(name="im 0")), "images has a name twice"),
         (head(lambda it: it["images"][0].update(name="../../etc/x")), "'../../etc/x', which is no plain name"),
