@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from environment import JETPACKS, find_python, make_environment
+from environment import JETPACKS, SimulatedJetPack, find_python, make_environment
 from simulation import BarePython, MakeJetson, SimulatedJetson
 
 
@@ -36,10 +36,12 @@ def bare_python(of_the_run: Path) -> BarePython:
 
 @pytest.fixture
 def jetson(bare_python: BarePython, tmp_path: Path) -> MakeJetson:
-    """`jetson("10.3.0")`: a Jetson with that TensorRT, on an empty disk."""
+    """`jetson("10.3.0")`: a Jetson with that TensorRT. jetpack: if not the one of `JETPACKS`. folder: its disk, by
+    default an empty one."""
 
-    def make(version: str) -> SimulatedJetson:
-        made = tmp_path / f"jetson-{len(list(tmp_path.iterdir()))}"
-        return SimulatedJetson(bare_python(JETPACKS[version].python), made, tensorrt=version)
+    def make(version: str, *, jetpack: SimulatedJetPack | None = None, folder: Path | None = None) -> SimulatedJetson:
+        jetpack = jetpack or JETPACKS[version]
+        disk = folder or tmp_path / f"jetson-{len(list(tmp_path.iterdir()))}"
+        return SimulatedJetson(bare_python(jetpack.python), disk, tensorrt=version, jetpack=jetpack)
 
     return make

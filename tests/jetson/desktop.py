@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from environment import SimulatedJetPack, locked
+from environment import ROOT, SimulatedJetPack, locked
 from simulation import TIMEOUT_S, Done
 
+PACKAGE = ROOT / "twins_trt"
 TWINS = (sys.executable, "-m", "twins_trt")
 
 

@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from environment import ABSENT, JETPACKS, ROOT, clean_environment
+from environment import ABSENT, ROOT, SimulatedJetPack, clean_environment
 
 TIMEOUT_S = 300
-NVPMODEL = '#!/bin/sh\necho "NV Power Mode: MAXN_SUPER"\necho 2\n'
+PROGRAMS = {
+    "nvpmodel": 'echo "NV Power Mode: MAXN_SUPER"; echo 2',
+    "jetson_clocks": "true",
+    "sudo": 'exec "$@"',
+}
+"""What a Jetson has beside Python, as far as the documentation types it: name and shell script."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,19 @@ class Done:
 
 
 class SimulatedJetson:
-    """A Jetson with one TensorRT. python: of the bare environment. folder: its disk, which commands run in.
+    """A Jetson with one TensorRT. python: of the bare environment. folder: its disk, which commands run in; what is
+    there stays, as through an upgrade.
 
     modules: what all commands together imported, with the files.
     """
 
-    def __init__(self, python: Path, folder: Path, *, tensorrt: str) -> None:
-        self.python, self.folder, self.tensorrt, self.jetpack = python, folder, tensorrt, JETPACKS[tensorrt]
+    def __init__(self, python: Path, folder: Path, *, tensorrt: str, jetpack: SimulatedJetPack) -> None:
+        self.python, self.folder, self.tensorrt, self.jetpack = python, folder, tensorrt, jetpack
         self.modules: dict[str, str | None] = {}
         for name in ("home", "bin", "modules"):
-            (folder / f".{name}").mkdir(parents=True)
-        nvpmodel = folder / ".bin" / "nvpmodel"
-        nvpmodel.write_text(NVPMODEL)
-        nvpmodel.chmod(0o755)
+            (folder / f".{name}").mkdir(parents=True, exist_ok=True)
+        for name, script in PROGRAMS.items():
+            write_program(folder / ".bin" / name, script)
 
     def environment(self, **simulated: str) -> dict[str, str]:
         """Of a process there. simulated: the words of `device/sitecustomize.py`, such as `SIMULATED_MS`."""
@@ -77,14 +82,15 @@ class SimulatedJetson:
             check=False,
         )
         modules = self._loaded()
-        assert modules, "no process said what it imported"
         assert not {name.partition(".")[0] for name in modules} & set(ABSENT)
         self.modules |= modules
         return Done(done.returncode, done.stdout, done.stderr, modules)
 
     def twins(self, *words: object, **simulated: str) -> Done:
         """`twins-trt WORDS`."""
-        return self.run("twins-trt", *words, **simulated)
+        done = self.run("twins-trt", *words, **simulated)
+        assert "twins_trt.cli" in done.modules, "no process said what it imported"
+        return done
 
     def copy(self, path: Path, folder: str = ".") -> Path:
         """Puts a file of the desktop on the disk, and returns where it is now."""
@@ -102,6 +108,12 @@ class SimulatedJetson:
             found |= json.loads(file.read_text())["modules"]
             file.unlink()
         return found
+
+
+def write_program(path: Path, script: str) -> None:
+    """Makes a program of a shell script."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 BarePython = Callable[[str], Path]
