@@ -33,6 +33,7 @@ class Simulation:
     dataset: str
     split: str
     images: int
+    thresholds: Thresholds
     drop: Drop
     agreement: float
     created: str
@@ -85,9 +86,14 @@ class GateResult:
         if before is None or before.passed == self.passed:
             return None
         then, now = ("passed", "fails") if before.passed else ("failed", "passes")
+        limits, others = self.thresholds, before.thresholds
+        differ = (
+            f"; at most {others.max_drop:g} points were allowed then, over {others.min_images} images or more, and "
+            f"{limits.max_drop:g} over {limits.min_images} now"
+        )
         return (
             f"it {then} in simulation with a drop of {before.drop.mean:+.3f} points and {now} on {self.measured_on} "
-            f"with {self.drop.mean:+.3f}"
+            f"with {self.drop.mean:+.3f}{differ if limits != others else ''}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from twins_trt.report.inputs import read_inputs
 from twins_trt.report.page import build_page
 from twins_trt.runtime import Bundle, Segmenter, open_bundle
 from twins_trt.runtime.bundle import amend_bundle
+from twins_trt.verbs.gate import GateRequest
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_int8_that_passed_in_simulation_and_fails_on_the_device_says_both(
     said = open_bundle(bundle.path)
     now = said.read_json("gate.json")
     assert said.manifest.gate == "failed" and now == ran.json
-    kept = ("passed", "reasons", "engine", "measured_on", "dataset", "split", "images", "drop", "agreement", "created")
+    kept = ("passed", "reasons", "engine", "measured_on", "dataset", "split", "images", "thresholds", "drop")
+    kept += ("agreement", "created")
     assert now["simulation"] == {name: simulated[name] for name in kept}
     assert (now["simulation"]["passed"], now["passed"]) == (True, False)
     assert now["simulation"]["drop"]["mean"] == 0.0 and now["drop"]["mean"] > 0.5
@@ -106,6 +108,17 @@ def test_what_failed_in_simulation_and_passes_on_the_device_says_so(
     ran = run_command("gate", bundle.path, "--pack", tmp_path / "x.pack")
     assert ran.code == 0 and open_bundle(bundle.path).manifest.gate == "passed"
     assert "differs       it failed in simulation with a drop of +0.000 points and passes on Orin (sm_87)" in ran.out
+
+
+def test_other_limits_are_not_taken_for_another_device(int8: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = int8(0.0)
+    few = GateRequest(min_images=3, max_drop=1.0)
+    twins_trt.gate(bundle, pack=tmp_path / "x.pack", engine="onnxruntime", limit=3, more=few)
+    found = twins_trt.gate(bundle.path, pack=tmp_path / "x.pack", limit=3)
+    assert not found.passed and found.contradiction is not None
+    assert found.contradiction.endswith(
+        "with +0.000; at most 1 points were allowed then, over 3 images or more, and 0.5 over 30 now"
+    )
 
 
 def test_a_simulation_does_not_replace_what_was_measured(
