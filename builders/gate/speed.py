@@ -39,11 +39,12 @@ log = logging.getLogger("twins_trt")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two bundles that can be compared. names: in the verdict. kinds: of the engines that run them here."""
+    """Two bundles that can be compared. names: in the verdict. engine: as asked for. kinds: of the engines that run."""
 
     ours: Bundle
     theirs: Bundle
     names: tuple[str, str]
+    engine: str
     kinds: tuple[str, str]
 
     @property
@@ -86,7 +87,7 @@ def pair_of(ours: Bundle, theirs: Bundle, *, engine: str = "auto") -> Pair:
         )
     alike = ours.path.name == theirs.path.name
     names = [str(each.path) if alike else each.path.name for each in (ours, theirs)]
-    return Pair(ours, theirs, (names[0], names[1]), (first, second))
+    return Pair(ours, theirs, (names[0], names[1]), engine, (first, second))
 
 
 def time_pair(pair: Pair, options: ProfileOptions, *, root: Path = ROOT, progress: Progress | None = None) -> Profile:
@@ -95,9 +96,9 @@ def time_pair(pair: Pair, options: ProfileOptions, *, root: Path = ROOT, progres
     Raises KeyboardInterrupt if it is interrupted, `BundleError` for a bundle that is damaged or was replaced meanwhile,
     and what opening or running an engine raises.
     """
-    candidates = [
-        bundle_candidate(bundle.path, kind, label=name)
-        for bundle, name, kind in zip((pair.ours, pair.theirs), pair.names, pair.kinds, strict=True)
+    candidates = [  # by the engine as asked for: then `auto` says why it takes a CPU where there is a GPU
+        bundle_candidate(bundle.path, pair.engine, label=name)
+        for bundle, name in zip((pair.ours, pair.theirs), pair.names, strict=True)
     ]
     measured = profile(candidates, options, baseline=pair.names[1], root=root, progress=progress)
     if measured.interrupted:  # the rounds so far would give an interval that is too narrow

@@ -12,7 +12,7 @@ from tiny_graphs import MakeBundle
 
 from benchmarks import profile_camvid
 from twins_trt.profiling.candidates import Candidate, bundle_candidate
-from twins_trt.profiling.measure import draw_picture
+from twins_trt.profiling.picture import draw_picture
 from twins_trt.runtime import Engine, RuntimeOptions, Segmenter
 
 pytest.importorskip("onnxruntime")

@@ -19,7 +19,8 @@ from told import Told
 from twins_trt.errors import EngineError, ImageError, UsageError
 from twins_trt.profiling import measure, steady
 from twins_trt.profiling.candidates import Candidate, bundle_candidate
-from twins_trt.profiling.measure import draw_picture, profile
+from twins_trt.profiling.measure import profile
+from twins_trt.profiling.picture import draw_picture
 from twins_trt.profiling.results import Profile, ProfileOptions
 from twins_trt.profiling.statistics import ratio_of_medians
 from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter

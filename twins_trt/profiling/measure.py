@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from twins_trt.inference.fitting import fit_size
 from twins_trt.profiling import machine
 from twins_trt.profiling.candidates import Candidate, noise
 from twins_trt.profiling.layers import profile_layers
+from twins_trt.profiling.picture import draw_picture
 from twins_trt.profiling.power import Meter, measure_energy, measure_idle
 from twins_trt.profiling.results import (
     COMPARED,
@@ -131,17 +131,6 @@ def profile(
     return replace(result, warnings=find_warnings(result))
 
 
-def draw_picture(path: Path, size: tuple[int, int]) -> None:
-    """Writes a JPEG of patches of colour with some noise, the same every time: about as many bytes as a photograph."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    height, width = size
-    patches = rng.integers(0, 256, (-(-height // 24), -(-width // 24), 3)).repeat(24, 0).repeat(24, 1)
-    noisy = patches[:height, :width] + rng.normal(0, 6, (height, width, 3))
-    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
-
-
 @dataclass
 class _Opened:
     """A candidate that is open, and what has been measured of it so far. calls: of whole rounds, the seconds of a call
@@ -222,9 +211,12 @@ class _SideBySide:
     def settle(self) -> None:
         """Runs all in turn until clocks and latencies are steady, if the options want it."""
         if self.options.settle_s:
-            self._progress("warm up", "until the clocks are steady", None)
             calls = [self._seconds(each) for each in self.opened]
-            self.settled = settle(calls, partial(machine.glance, self._root), limit_s=self.options.settle_s)
+            self.settled = settle(calls, self._glance_while_settling, limit_s=self.options.settle_s)
+
+    def _glance_while_settling(self) -> Conditions:
+        self._progress("warm up", "until the clocks are steady", None)
+        return machine.glance(self._root)
 
     def measure_rounds(self) -> None:
         """Adds whole rounds to `calls`, and the machine's state at the end of some to `during`."""

@@ -157,6 +157,19 @@ def test_a_cpu_in_place_of_the_engines_says_so_and_replaces_nothing(
     assert "keeps its speed verdict, which was measured on Orin (sm_87)" in caplog.text
 
 
+def test_engines_that_do_not_fit_leave_the_cpu_and_a_reason(
+    orin: Callable[[str], None], engine_of: Callable[..., Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after an upgrade of JetPack, where ONNX Runtime is installed."""
+    orin("10.13.3.9")
+    pair = engine_of("int8", 2.0, "10.3.0"), engine_of("fp16", 15.0, "10.3.0")
+    found = compare_speed(*pair, rounds=6, calls=1, warm_up=0.0, threads=1, record=False)
+    assert (found.simulated, found.ship, found.ours.engine) == (True, None, "onnxruntime")
+    for bundle in pair:
+        assert f"{bundle.path} runs on the CPU: tensorrt: " in caplog.text
+    assert "was built with TensorRT 10.3.0, installed is 10.13.3.9" in caplog.text
+
+
 def test_heat_clocks_and_power_mode_are_in_the_verdict(
     orin: Callable[[str], None],
     engine_of: Callable[..., Bundle],
