@@ -38,6 +38,21 @@ def test_a_printed_list_reads_in_full() -> None:
     assert (last.inputs[0].shape, last.inputs[0].nbytes) == ((), 8)
 
 
+@pytest.mark.parametrize("name", ["copy", "a/qkv, [0]", "x: y"])
+@pytest.mark.parametrize(("word", "dtype"), [("Half", "float16"), ("UInt8", "uint8"), ("FP8E4M3", "float8")])
+def test_both_sources_give_the_same_layer(name: str, word: str, dtype: str) -> None:
+    printed = (
+        f"Layers:\nName: {name}, LayerType: Gemm, Inputs: [ {{ Name: x, Dimensions: [-1,8], Datatype: {word}, Format: "
+        "Row major linear }], Constants: [], Outputs: [], TacticName: t_0x1, StreamId: 0, "
+        "Metadata: [ONNX Layer: a/b]\n"
+    )
+    tensor = {"Name": "x", "Dimensions": [-1, 8], "Datatype": word, "Format": "Row major linear"}
+    layer = {"Name": name, "LayerType": "Gemm", "Inputs": [tensor], "TacticName": "t_0x1"}
+    inspected = json.dumps({"Layers": [{**layer, "Metadata": "[ONNX Layer: a/b]"}], "I/O Tensors": []})
+    assert parse_build_log(printed) == parse_inspector(inspected)
+    assert parse_build_log(printed)[0].inputs == (Tensor("x", (-1, 8), dtype, "Row major linear"),)
+
+
 def test_the_last_list_of_a_log_counts() -> None:
     other = LOG.replace("LayerType: gemm", "LayerType: correlation")
     layers = parse_build_log(f"[VERBOSE] {LOG}\n[INFO] something\n[VERBOSE] {other}[INFO] Peak memory\n")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twins_trt.builders.engine import progress
 from twins_trt.builders.engine.log import BuildLog
-from twins_trt.builders.engine.progress import BuildState, watch
+from twins_trt.builders.engine.progress import BuildState, StopRequest, watch
 
 
 def test_nested_phases_share_out_their_parent() -> None:
@@ -80,6 +82,59 @@ def test_cancelling_waits_for_the_work_to_end() -> None:
     with pytest.raises(KeyboardInterrupt):
         watch(work, state, impatient, can_cancel=True)
     assert ended.is_set()
+
+
+def test_an_interrupt_that_arrives_while_the_thread_starts_cancels_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, start = BuildState(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        while not state.cancelled:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watch(work, state, None, can_cancel=True)
+    assert state.ended.is_set()
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: interrupt())  # before it starts
+    with pytest.raises(KeyboardInterrupt):
+        watch(work, BuildState(), None, can_cancel=True)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_work_that_cannot_stop_ends_for_a_caller_that_waits_for_it() -> None:
+    state = BuildState()
+
+    def work() -> int:
+        time.sleep(0.3)
+        return 42
+
+    def ask(step: str, phase: str, share: float | None) -> None:
+        raise StopRequest
+
+    state.start("build", None, 2)
+    assert watch(work, state, ask, can_cancel=False) == 42
+    with pytest.raises(StopRequest):
+        watch(work, state_with_a_phase(), ask, can_cancel=True)
+
+
+def state_with_a_phase() -> BuildState:
+    state = BuildState()
+    state.start("build", None, 2)
+    return state
+
+
+def test_a_silent_compiler_is_told_of_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "HEARTBEAT", 0.2)
+    told: list[tuple[str, float | None]] = []
+    watch(lambda: time.sleep(0.7), BuildState(), lambda _, phase, share: told.append((phase, share)), can_cancel=False)
+    assert told[0] == ("Compiling", None) and 1 <= len(told) <= 3
 
 
 def test_the_log_keeps_what_matters() -> None:
