@@ -16,7 +16,7 @@ from fake_tensorrt import calls
 from twins_trt.builders.compile import compile_bundle
 from twins_trt.builders.compile.memory import FreeMemory, forecast, free_memory, refuse_too_large
 from twins_trt.device import Device
-from twins_trt.errors import BuildError
+from twins_trt.errors import BuildError, UnfusedAttentionError
 from twins_trt.verbs.compile import CompileRequest
 
 MIB = 1 << 20
@@ -128,3 +128,15 @@ def test_a_real_compilation_stays_below_the_forecast(to_compile: ToCompile) -> N
     planned = json.loads(subprocess.run([*command, "--dry-run"], capture_output=True, check=True).stdout)
     done = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert 100 < done["peak_host_mib"] < planned["memory"]["host_mib"]
+
+
+def test_a_finished_engine_is_taken_whatever_is_free_when_it_is_asked_for(
+    install: Install, to_compile: ToCompile, tmp_path: Path
+) -> None:
+    """The workspace that was chosen for it depends on the memory that was free, and the request does not name one."""
+    module, bundle = install("10.3.0"), to_compile(attentions=1, precision="fp16")
+    with pytest.raises(UnfusedAttentionError):
+        compile_bundle(CompileRequest(bundle=str(bundle.path)), root=proc(tmp_path, available=2000))
+    request = CompileRequest(bundle=str(bundle.path), allow_unfused=True)
+    assert compile_bundle(request, root=proc(tmp_path, available=3000)).resumed
+    assert len(module.built) == 1
