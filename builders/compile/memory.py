@@ -1,7 +1,7 @@
 """The memory that a compilation will take, predicted, and the memory that is free for it.
 
 No builder says beforehand what it needs. What is measured are builds of TensorRT-RTX 1.7 without a GPU: whole
-processes with graphs of 54, 104 and 252 MiB had 642, 764 and 1342 MiB resident at most, those of docs/measurements.md
+processes with graphs of 27, 54, 104 and 252 MiB had 594, 642, 764 and 1342 MiB resident at most, those of docs/measurements.md
 with engines of 62 to 267 MiB 570 to 1417 MiB. All are below `_PROCESS + _HOST_COPIES` times the weights. What TensorRT
 takes on a device was not measured.
 """
@@ -18,7 +18,7 @@ from twins_trt.spelling import spelled
 
 _MIB = 1 << 20
 _ZRAM = 2  # compressed memory, a Jetson's default swap: what it holds still takes about half of its size
-_PROCESS = 500  # MiB: Python, the compiler's libraries, and what does not depend on the weights
+_PROCESS = 550  # MiB: Python, the compiler's libraries, and what does not depend on the weights
 _HOST_COPIES = 4  # the graph, the parsed network, the optimized one, the engine and its serialized form
 _CONTEXT = 300  # MiB of the GPU: the CUDA context and the kernels of the compiler's libraries
 _GPU_COPIES = 2  # the weights that are timed, and the engine that is loaded to be audited

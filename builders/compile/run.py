@@ -15,6 +15,7 @@ from twins_trt.builders.compile.memory import refuse_too_large
 from twins_trt.builders.compile.work import forget, keep, kept, working
 from twins_trt.builders.engine import BuiltEngine, EngineOptions, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_entry, audit_layers, check_fused
+from twins_trt.builders.gate.options import limit_words
 from twins_trt.builders.quantize.check import check_int8
 from twins_trt.compiler_cache import home_folder
 from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
@@ -37,7 +38,7 @@ class CompileReport:
     engine: its entry in the manifest. compiled: false if an engine that fits was there already. resumed: whether it had
     been finished by an earlier call that was ended before the engine was in the bundle. audit: None if nothing was
     compiled. not_int8: places that should run in INT8 and do not. misfits: by file, why an engine no longer fits this
-    machine. pruned: files of those that were removed.
+    machine. pruned: files of those that were removed. runs_here: whether the engine is for the GPU of this machine.
     """
 
     bundle: Bundle
@@ -53,7 +54,7 @@ class CompileReport:
     @property
     def next(self) -> tuple[str, ...]:
         """The commands to type next on this machine."""
-        return after_compile(self.bundle.path, pack=PACK in self.bundle.files)
+        return after_compile(self.bundle.path, pack=PACK in self.bundle.files, limits=limit_words(self.bundle))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -277,4 +278,5 @@ def _report(job: CompileJob, bundle: Bundle, entry: EngineFile) -> CompileReport
         not_int8=(),
         misfits={misfit.engine.file: misfit.why for misfit in job.misfits},
         pruned=tuple(engine.file for engine in job.pruned),
+        runs_here=job.device is not None and entry.runs_on(job.device.target),
     )

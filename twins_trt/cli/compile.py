@@ -79,7 +79,7 @@ def _report_text(report: CompileReport) -> str:
     lines += [f"removed: {file}" for file in report.pruned]
     if set(report.misfits) - set(report.pruned) - {engine.file}:
         lines.append(f"to remove what no longer fits: {compile_command(path)} --prune")
-    if report.compiled:
+    if report.compiled and report.next:
         lines += ["next:", *(f"  {command}" for command in report.next)]
     return "\n".join(lines)
 

@@ -45,8 +45,8 @@ def test_a_gpu_with_its_own_memory_is_asked(tmp_path: Path, install: Install) ->
 def test_the_forecast_grows_with_the_weights_and_shares_out_what_is_left() -> None:
     free = FreeMemory(4000, 0, None, shared=True)
     found = forecast(100 * MIB, None, free, on_gpu=True)
-    assert found.host == 500 + 4 * 100
-    assert found.workspace == (4000 - (300 + 2 * 100) - found.host) // 2 == 1300
+    assert found.host == 550 + 4 * 100
+    assert found.workspace == (4000 - (300 + 2 * 100) - found.host) // 2 == 1275
     assert found.gpu == 300 + 2 * 100 + found.workspace
     assert found.host + found.gpu < 4000
     assert str(found).startswith("predicted: ") and "not measured" in found.reason
@@ -63,9 +63,9 @@ def test_the_forecast_grows_with_the_weights_and_shares_out_what_is_left() -> No
     ("free", "workspace", "cause", "fix"),
     [
         (FreeMemory(600, 9000, None, shared=True), 512, "1012 MiB that cannot be swapped, and 600", "workspace=128"),
-        (FreeMemory(1200, 300, None, shared=True), 512, "1912 MiB, and 1200 MiB and 300 MiB of swap", "swapon"),
+        (FreeMemory(1200, 300, None, shared=True), 512, "1962 MiB, and 1200 MiB and 300 MiB of swap", "swapon"),
         (FreeMemory(600, 0, None, shared=True), 128, "628 MiB that cannot be swapped", "a device with more memory"),
-        (FreeMemory(800, 0, 8000), None, "900 MiB, and 800 MiB and 0 MiB of swap", "swapon"),
+        (FreeMemory(800, 0, 8000), None, "950 MiB, and 800 MiB and 0 MiB of swap", "swapon"),
         (FreeMemory(8000, 0, 400), None, "500 MiB of the GPU, and 400 MiB are free there", "nvidia-smi"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_full_orin_refuses_before_it_compiles_and_a_free_one_bounds_the_worksp
         compile_bundle(request, root=proc(tmp_path, available=300))
     assert module.built == []
     compile_bundle(request, root=proc(tmp_path, available=2000))
-    expected = (2000 - 302 - 504) // 2
+    expected = (2000 - 302 - 554) // 2
     assert calls(module, "set_memory_pool_limit") == [(module.MemoryPoolType.WORKSPACE, expected * MIB)]
     compile_bundle(CompileRequest(bundle=str(bundle.path), workspace=64, again=True), root=tmp_path)
     assert calls(module, "set_memory_pool_limit")[1:] == [(module.MemoryPoolType.WORKSPACE, 64 * MIB)]
@@ -111,11 +111,11 @@ def test_a_dry_run_says_the_memory_and_changes_nothing(install: Install, to_comp
     planned = run_command("compile", bundle.path, "--workspace", "256", "--dry-run", "--json")
     assert planned.code == 0 and module.built == []
     memory = planned.json["memory"]
-    assert (memory["host_mib"], memory["gpu_mib"], memory["workspace_mib"]) == (504, 302 + 256, 256)
+    assert (memory["host_mib"], memory["gpu_mib"], memory["workspace_mib"]) == (554, 302 + 256, 256)
     assert memory["predicted"] and memory["shared"] and memory["free_host_mib"] > 0
     assert (planned.json["file"], planned.json["gpu"]) == ("engines/tensorrt-10.3.0-sm_87.engine", "Orin (sm_87)")
     text = run_command("compile", bundle.path, "--workspace", "256", "--dry-run").out
-    assert "predicted: 1062 MiB of the memory that GPU and host share, of which 256 MiB of workspace" in text
+    assert "predicted: 1112 MiB of the memory that GPU and host share, of which 256 MiB of workspace" in text
     assert sorted(path.name for path in bundle.path.parent.iterdir()) == before
     refused = run_command("compile", bundle.path, "--workspace", "90000000", "--dry-run")
     assert refused.code == 1 and "lower the workspace: --workspace 128" in refused.err
