@@ -17,6 +17,7 @@ from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.fallback import Fallback
 from twins_trt.builders.gate import GateResult, gate_file, gate_status
+from twins_trt.builders.gate.options import limit_words
 from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.builders.quantize import check_int8
 from twins_trt.calib import save_ranges
@@ -69,7 +70,12 @@ class BuildReport:
     @property
     def next(self) -> NextSteps:
         """The commands to type next, here and on the device."""
-        return after_build(self.bundle.path, awaits=bool(self.bundle.manifest.awaits), pack=self.pack)
+        return after_build(
+            self.bundle.path,
+            awaits=bool(self.bundle.manifest.awaits),
+            pack=self.pack,
+            limits=limit_words(self.bundle),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""

@@ -50,10 +50,13 @@ class CompileReport:
     not_int8: tuple[str, ...]
     misfits: dict[str, str]
     pruned: tuple[str, ...]
+    runs_here: bool
 
     @property
     def next(self) -> tuple[str, ...]:
-        """The commands to type next on this machine."""
+        """The commands to type next on this machine; empty if its GPU is not the engine's."""
+        if not self.runs_here:
+            return ()
         return after_compile(self.bundle.path, pack=PACK in self.bundle.files, limits=limit_words(self.bundle))
 
     def to_json(self) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from twins_trt.errors import DataError, UsageError
+from twins_trt.codec import decode
+from twins_trt.errors import BundleError, DataError, UsageError
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset
+    from twins_trt.runtime import Bundle
 
 MAX_DROP = {"fp32": 0.1, "fp16": 0.1, "int8": 0.5}
 """Points of mIoU that a precision may lose."""
@@ -53,6 +55,26 @@ class Thresholds:
     ) -> Thresholds:
         """The thresholds of a precision (`MAX_DROP`), with those that are given in their place."""
         return cls(MAX_DROP[precision] if max_drop is None else max_drop, min_images, min_agreement)
+
+
+def limit_words(bundle: Bundle) -> tuple[str, ...]:
+    """The words of a `gate` command for the limits that a bundle was judged by, where they are not the defaults.
+
+    So a device judges by the limits of the build. Empty without a verdict, or for one that cannot be read.
+    """
+    try:
+        found = decode(Thresholds, bundle.read_json("gate.json")["thresholds"])
+    except (BundleError, TypeError, KeyError, ValueError):
+        return ()
+    default = Thresholds.of(bundle.manifest.precision)
+    words: list[str] = []
+    if found.max_drop != default.max_drop:
+        words += ["--max-drop", f"{found.max_drop!r}"]
+    if found.min_images != default.min_images:
+        words += ["--min-images", f"{found.min_images}"]
+    if found.min_agreement != default.min_agreement:
+        words += ["--min-agreement", f"{found.min_agreement!r}"]
+    return tuple(words)
 
 
 @dataclass(frozen=True)

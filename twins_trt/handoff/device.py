@@ -116,4 +116,7 @@ def _notes(engines: tuple[EngineFile, ...], *, with_graph: bool, packed: bool) -
 
 def next_steps(handoff: Handoff, out: Path) -> NextSteps:
     """What to type once the hand-off is written to `out`."""
-    return after_export(out, graph=GRAPH in handoff.files, pack=PACK in handoff.files)
+    from twins_trt.builders.gate.options import limit_words
+
+    limits = limit_words(handoff.bundle)
+    return after_export(out, graph=GRAPH in handoff.files, pack=PACK in handoff.files, limits=limits)

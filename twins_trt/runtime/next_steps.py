@@ -43,24 +43,25 @@ class NextSteps:
         return "\n".join([*lines, "then, on the device:", *_indented(*self.device, self.predict)])
 
 
-def after_build(bundle: Path, *, awaits: bool, pack: Path | None = None) -> NextSteps:
+def after_build(bundle: Path, *, awaits: bool, pack: Path | None = None, limits: tuple[str, ...] = ()) -> NextSteps:
     """What to type after a build.
 
     awaits: whether an engine of the bundle is still to be compiled on a device. pack: the file that the gate on the
-    device reads; None if none was written.
+    device reads; None if none was written. limits: words of its command, see `builders.gate.options.limit_words`.
     """
     if not awaits:
         return NextSteps((_profile(str(bundle)),), _predict(str(bundle)))
     archive = bundle.with_name(f"{bundle.name.removesuffix('.bundle')}.tar")
     packed = [] if pack is None else ["--pack", str(pack)]
     export = shlex.join(["twins-trt", "export-to", "device", str(bundle), *packed, "--out", str(archive)])
-    return replace(after_export(archive, graph=True, pack=pack is not None), here=(export,))
+    return replace(after_export(archive, graph=True, pack=pack is not None, limits=limits), here=(export,))
 
 
-def after_export(out: Path, *, graph: bool, pack: bool) -> NextSteps:
+def after_export(out: Path, *, graph: bool, pack: bool, limits: tuple[str, ...] = ()) -> NextSteps:
     """What to type after `out` was written for a device: a packed bundle, or a folder.
 
     graph: whether it holds the graph, so that the device compiles its engine. pack: whether it holds a gate's pack.
+    limits: as in `after_build`.
     """
     packed = out.name.endswith(PACKED)
     name = folder_name(out) if packed else out.name
@@ -70,13 +71,19 @@ def after_export(out: Path, *, graph: bool, pack: bool) -> NextSteps:
         archive=str(out),
         copy=shlex.join(["scp", *([] if packed else ["-r"]), str(out), "USER@DEVICE:"]),
         # What unpacks it is `compile`, which leaves an engine that fits as it is.
-        device=(*((compile_command(out.name),) if packed or graph else ()), *after_compile(name, pack=pack)),
+        device=(
+            *((compile_command(out.name),) if packed or graph else ()),
+            *after_compile(name, pack=pack, limits=limits),
+        ),
     )
 
 
-def after_compile(bundle: Path | str, *, pack: bool) -> tuple[str, ...]:
-    """What to type on the device once the engine is compiled. pack: whether the bundle holds a gate's pack."""
-    judged = (shlex.join(["twins-trt", "gate", str(bundle), "--pack", f"{bundle}/{PACK}"]),) if pack else ()
+def after_compile(bundle: Path | str, *, pack: bool, limits: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What to type on the device once the engine is compiled.
+
+    pack: whether the bundle holds a gate's pack. limits: as in `after_build`.
+    """
+    judged = (shlex.join(["twins-trt", "gate", str(bundle), "--pack", f"{bundle}/{PACK}", *limits]),) if pack else ()
     return (*judged, _profile(str(bundle)))
 
 

@@ -102,7 +102,9 @@ def test_the_commands_to_type_next_take_the_pack_along(
     assert ran.code == 0, ran.err
     assert "\npack          x.pack\n" in ran.out
     assert "  twins-trt export-to device x.bundle --pack x.pack --out x.tar\n" in ran.out
-    assert "  twins-trt gate x.bundle --pack x.bundle/gate.pack\n" in ran.out
+    gate = "  twins-trt gate x.bundle --pack x.bundle/gate.pack --max-drop 9.0 --min-images 8\n"
+    assert gate in ran.out
+    assert gate in run_command("export-to", "device", "x.bundle", "--pack", "x.pack", "--out", "x.tar").out
 
 
 @pytest.mark.parametrize(

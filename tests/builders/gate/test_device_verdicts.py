@@ -12,6 +12,7 @@ from commands import run_command
 from packs import MakeJetsonBundle, tiny_pack
 
 import twins_trt
+from twins_trt.builders.gate.options import limit_words
 from twins_trt.report.blocks import Facts, Note
 from twins_trt.report.inputs import read_inputs
 from twins_trt.report.page import build_page
@@ -119,6 +120,18 @@ def test_other_limits_are_not_taken_for_another_device(int8: Callable[..., Bundl
     assert found.contradiction.endswith(
         "with +0.000; at most 1 points were allowed then, over 3 images or more, and 0.5 over 30 now"
     )
+
+
+def test_the_limits_of_a_bundles_verdict_as_words(int8: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = int8(0.0)
+    assert limit_words(bundle) == ()
+    twins_trt.gate(bundle, pack=tmp_path / "x.pack", max_drop=1.25, more=GateRequest(min_images=3, min_agreement=0.5))
+    words = limit_words(open_bundle(bundle.path))
+    assert words == ("--max-drop", "1.25", "--min-images", "3", "--min-agreement", "0.5")
+    assert run_command("gate", bundle.path, "--pack", tmp_path / "x.pack", *words).code == 0
+    for damaged in (b"[]", b'{"thresholds": {"max_drop": "x"}}', b"{}"):
+        amend_bundle(open_bundle(bundle.path), {"gate.json": damaged})
+        assert limit_words(open_bundle(bundle.path)) == ()
 
 
 def test_a_simulation_does_not_replace_what_was_measured(
