@@ -1,9 +1,9 @@
 """The memory that a compilation will take, predicted, and the memory that is free for it.
 
 No builder says beforehand what it needs. What is measured are builds of TensorRT-RTX 1.7 without a GPU: whole
-processes with graphs of 27, 54, 104 and 252 MiB had 594, 642, 764 and 1342 MiB resident at most, those of docs/measurements.md
-with engines of 62 to 267 MiB 570 to 1417 MiB. All are below `_PROCESS + _HOST_COPIES` times the weights. What TensorRT
-takes on a device was not measured.
+processes with graphs of 27, 54, 104 and 252 MiB had 594, 642, 764 and 1342 MiB resident at most, those of
+docs/measurements.md with engines of 62 to 267 MiB 570 to 1417 MiB. All are below `_PROCESS + _HOST_COPIES` times the
+weights. What TensorRT takes on a device was not measured.
 """
 
 from __future__ import annotations
