@@ -12,6 +12,7 @@ from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.plan.levels import FIRST_OPSET
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import check_num_classes, check_padding
+from twins_trt.runtime.archive import holds_bundle
 from twins_trt.runtime.manifest import MANIFEST
 from twins_trt.spelling import spelled
 from twins_trt.verbs import build as verb
@@ -41,7 +42,7 @@ def refuse_impossible(request: BuildRequest) -> None:
 
 
 def _is_bundle(path: Path) -> bool:
-    return path.suffix == ".bundle" or (path / MANIFEST).is_file()
+    return path.suffix == ".bundle" or (path / MANIFEST).is_file() or holds_bundle(path)
 
 
 def check_opset(graph: ExportOptions, choice: TargetChoice, *, int8: bool) -> None:

@@ -126,8 +126,10 @@ DEVICES = (
     DeviceSpec("dgx-spark", "sm_121", "DGX Spark (GB10)"),
 )
 
-JETPACKS = tuple(dict.fromkeys(each.version for device in (DEVICES[0], DEVICES[3]) for each in device.jetpacks))
-"""Every JetPack on record."""
+JETPACKS = tuple(
+    sorted({each.version for device in DEVICES for each in device.jetpacks}, key=lambda v: [*map(int, v.split("."))])
+)
+"""Every JetPack on record, the oldest first."""
 
 _BY_NAME = {device.name: device for device in DEVICES}
 
@@ -192,7 +194,10 @@ def read_targets(texts: tuple[str, ...], jetpack: str | None = None) -> tuple[Ta
     Raises UsageError as `read_target` does, and for a JetPack where no target is a Jetson.
     """
     if jetpack is not None and jetpack not in JETPACKS:
-        raise UsageError(f"there is no JetPack {jetpack} on record", f"use one of {', '.join(JETPACKS)}")
+        raise UsageError(
+            f"there is no JetPack {jetpack} on record",
+            f"use one of {', '.join(JETPACKS)}; for another release, the last of them before it",
+        )
     targets = tuple(dict.fromkeys(read_target(text, jetpack) for text in texts))
     if jetpack is not None and not any(target.tensorrt for target in targets):
         raise UsageError(

@@ -87,13 +87,13 @@ def test_a_dry_run_checks_and_writes_nothing(twins: Twins, tmp_path: Path) -> No
     assert not out.exists()
 
 
-def test_a_build_for_a_jetson_ends_with_the_commands_for_it(twins: Twins, tmp_path: Path) -> None:
+def test_a_build_for_a_jetson_ends_with_the_commands_for_it(twins: Twins, scenes: Path, tmp_path: Path) -> None:
     """Real TensorRT-RTX audits the nearest architecture; the text ends with lines that a shell takes as they are."""
     pytest.importorskip("tensorrt_rtx")
     out = tmp_path / "my road.bundle"
     words = ("build", "twins_svt-demo_fpn", "--seeded", *SMALL, "--target", "jetson-orin", "--out", out)
-    dry = twins(*words, "--dry-run").out
-    assert "\nengine: on the device: jetson-orin (sm_87, TensorRT 10.3)\n" in dry
+    dry = twins(*words, "--gate-data", f"folder:{scenes}", "--pack", "a.pack", "--dry-run").out
+    assert "\npack: a.pack\nengine: on the device: jetson-orin (sm_87, TensorRT 10.3)\n" in dry
     assert dry.endswith("\naudited in place of sm_87: sm_86, the nearest architecture\n") and not out.exists()
     ran = twins(*words)
     assert ran.code == 0, ran.err

@@ -120,3 +120,12 @@ def test_an_engine_that_also_stands_for_a_device_is_said_to(twins: Twins, bundle
     (engine,) = built.manifest.engines
     said = f"audit of {engine.file}, also in place of sm_90, whose nearest architecture it is for\n"
     assert said in twins("inspect", tmp_path / "x.bundle").out
+
+
+def test_a_packed_bundle_is_not_taken_for_a_checkpoint(twins: Twins, bundle: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "my road.tar"
+    assert twins("export-to", "device", bundle, "--out", tar).code == 0
+    ran = twins("inspect", tar)
+    assert ran.code == 1 and "is a packed bundle" in ran.err and f"fix: twins-trt compile '{tar}'\n" in ran.err
+    ran = twins("build", tar, "--out", tmp_path / "y.bundle")
+    assert ran.code == 2 and "is a bundle, and a build needs a model" in ran.err and f"compile '{tar}'\n" in ran.err

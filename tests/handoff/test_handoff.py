@@ -71,6 +71,8 @@ def test_which_engine_is_taken(make_bundle: MakeBundle) -> None:
     assert error.value.fix is not None and "--flavour tensorrt" in error.value.fix
     with pytest.raises(BundleError, match=r"no engine sm_75; its engines: engines/rtx.engine \(sm_86, sm_120\); "):
         choose(bundle, "sm_75", tool="T")
+    with pytest.raises(UsageError, match='engine="graph" is for a device, not for T'):
+        choose(bundle, "graph", tool="T")
     with pytest.raises(BundleError, match="T takes one"):
         single_engine(bundle, "auto", tool="T", file="p")
     with pytest.raises(BundleError, match="TensorRT engines only"):

@@ -154,6 +154,14 @@ def test_folder_and_tar_hold_the_same_bundle_which_gives_the_same_masks(
         assert np.array_equal(mask, nearest_class(picture))
 
 
+@pytest.mark.parametrize("name", ["road.zip", "road.tar.xz", "road.tar.ZST"])
+def test_a_folder_is_not_called_like_an_archive(road: MakeRoad, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="a bundle is not packed as") as error:
+        write_handoff(to_device(road()), tmp_path / name)
+    assert error.value.fix == "name a file that ends in .tar, .tar.gz or .tgz, or a folder"
+    assert not (tmp_path / name).exists()
+
+
 def test_a_graph_for_cpus_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
     import onnx
 

@@ -19,7 +19,7 @@ from tiny_graphs import tensors, tiny_interface
 from twins_trt import folders
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.runtime import Bundle, Manifest, open_bundle
-from twins_trt.runtime.archive import pack_bundle, seal, unpack_bundle
+from twins_trt.runtime.archive import holds_bundle, pack_bundle, seal, unpack_bundle
 from twins_trt.runtime.bundle import amend_bundle
 
 NAMES = ("road.tar", "road.tar.gz", "road.tgz", "my road.tar")
@@ -74,6 +74,37 @@ def test_a_packed_bundle_is_no_folder_and_says_what_unpacks_it(tmp_path: Path, m
     with pytest.raises(BundleError, match="is a packed bundle") as caught:
         open_bundle(packed(tmp_path / "my road.tar", manifest))
     assert caught.value.fix == f"twins-trt compile '{tmp_path / 'my road.tar'}'"
+
+
+def test_one_that_is_not_there_is_copied_or_written_and_not_built(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not exist") as caught:
+        open_bundle(tmp_path / "my road.tar")
+    command = "twins-trt export-to device BUNDLE --out 'my road.tar' --overwrite"
+    assert caught.value.fix == f"copy it here, or write it where the bundle is: {command}"
+    (tmp_path / "my road.tar").write_bytes(b"")
+    with pytest.raises(BundleError, match="ends early") as caught:
+        unpack_bundle(tmp_path / "my road.tar")
+    assert caught.value.fix == f"copy it again, or write it again: {command}"
+
+
+def test_a_checkpoint_may_be_called_tar(tmp_path: Path, manifest: Manifest) -> None:
+    (tmp_path / "x.pth.tar").write_bytes(b"checkpoint")
+    assert not holds_bundle(tmp_path / "x.pth.tar") and not holds_bundle(tmp_path / "absent.tar")
+    tar = packed(tmp_path / "road.tar", manifest)
+    assert holds_bundle(tar) and not holds_bundle(tar.rename(tmp_path / "road"))
+
+
+def test_where_nothing_can_be_written_it_is_copied_first(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only file system: this also runs as root, who may write into every folder of others."""
+    tar = packed(tmp_path / "road.tar", manifest)
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)
+    for into in (None, tmp_path / "deep" / "x"):
+        with pytest.raises(BundleError, match="nothing can be written there") as caught:
+            unpack_bundle(tar, into=into)
+        assert caught.value.fix == "copy it to a folder that can be written to"
+    assert names(tmp_path) == ["road.tar"]
 
 
 # An earlier bundle in its place

@@ -53,6 +53,7 @@ def _job_text(job: BuildJob) -> str:
     compilers = f", with {' and '.join(names)}" if names else ""
     lines = [f"{job.out} would be built from {job.model} with {origin}{compilers}:"]
     lines += [f"  {file}" for file in job.files]
+    lines += [f"pack: {job.gate.pack}"] if job.gate is not None and job.gate.pack is not None else []
     lines += [f"engine: {awaited.where}" for awaited in job.awaits]
     lines += [
         f"audited in place of {', '.join(each.stands_for)}: {each.target}, the nearest architecture"

@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Describe one path."""
+    from twins_trt.runtime.archive import holds_bundle
     from twins_trt.runtime.engines import check_kind
 
     request = FLAGS.read(arguments)
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if request.compiles and not is_graph:
         names = f"{spelled('targets')} and {spelled('layers')}"
         raise UsageError(f"{path} is no graph to compile", f"name an .onnx file, or leave {names} out")
-    if path.is_dir() or path.suffix == ".bundle":
+    if path.is_dir() or path.suffix == ".bundle" or holds_bundle(path):
         value, text = _bundle(path, verify=request.verify, engine=request.engine)
     elif path.suffix.lower() in _ENGINE_SUFFIXES:
         raise UsageError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from twins_trt.errors import BundleError
+from twins_trt.errors import BundleError, UsageError
 from twins_trt.runtime.advice import compile_command, rebuild_with
 from twins_trt.runtime.manifest import GRAPH
 from twins_trt.spelling import spelled
@@ -37,11 +37,16 @@ class Chosen:
 def choose(bundle: Bundle, wanted: str, *, tool: str) -> Chosen:
     """The engines of `bundle` that `wanted` names, see `HandoffOptions.engine`.
 
-    Raises BundleError if there is no such engine, if two are for one target, or if `tool` cannot load it.
+    Raises BundleError if there is no such engine, if two are for one target, or if `tool` cannot load it, UsageError
+    for `graph`, which is a device's.
     """
     usable = [engine for engine in bundle.engines if engine.flavour == FLAVOUR]
     if wanted == "onnxruntime":
         return Chosen({})
+    if wanted == "graph":
+        raise UsageError(
+            f"{spelled('engine', wanted)} is for a device, not for {tool}", f"leave {spelled('engine')} out"
+        )
     if wanted == "auto":
         return Chosen(_by_target(usable, bundle))
     named = [engine for engine in bundle.engines if wanted in (*engine.targets, *_names(engine))]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RECORD = "handoff.json"
 """The record in the folder of a hand-off. Only a folder with this file may be overwritten."""
 
+_OTHER_ARCHIVES = (".zip", ".7z", ".gz", ".bz2", ".xz", ".zst")  # a folder of such a name would be a surprise
+
 
 @dataclass(frozen=True)
 class HandoffOptions:
@@ -113,6 +115,11 @@ def check_place(out: Path, *, overwrite: bool, bundled: bool = False) -> None:
     """Raises BundleError if no hand-off may be written to `out`. bundled: of one that is itself a bundle."""
     if bundled and out.name.endswith(PACKED):
         check_archive_place(out, overwrite=overwrite)
+    elif bundled and out.suffix.lower() in _OTHER_ARCHIVES:
+        raise UsageError(
+            f"{out.name}: a bundle is not packed as {out.suffix}",
+            f"name a file that ends in {', '.join(PACKED[:-1])} or {PACKED[-1]}, or a folder",
+        )
     elif bundled:
         check_bundle_place(out, overwrite=overwrite)
     elif not out.name:

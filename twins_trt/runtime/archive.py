@@ -28,7 +28,16 @@ from typing import BinaryIO, cast
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.files import CHUNK, sha256_of, whole_file
 from twins_trt.folders import hidden_folder
-from twins_trt.runtime.bundle import PACKED, Bundle, amend_bundle, open_bundle, parse_manifest, writing
+from twins_trt.runtime.bundle import (
+    PACKED,
+    Bundle,
+    amend_bundle,
+    is_packed,
+    open_bundle,
+    pack_command,
+    parse_manifest,
+    writing,
+)
 from twins_trt.runtime.manifest import MANIFEST, PACK, FileEntry, Manifest, safe_path
 from twins_trt.spelling import spelled
 
@@ -36,7 +45,7 @@ LARGEST_MANIFEST = 16 << 20  # bytes; those of today have a few thousand
 GATE = "gate.json"
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
-_AGAIN = "copy it again, or write it again: twins-trt export-to device BUNDLE --out {}"
+_AGAIN = "copy it again, or write it again: {}"
 
 log = logging.getLogger("twins_trt")
 
@@ -56,6 +65,17 @@ def folder_name(path: Path) -> str:
     """The folder in the tar file `path`: `road.bundle` of `road.tar`, `road.tar.gz` and `road.bundle.tar`."""
     name = next((path.name[: -len(end)] for end in PACKED if path.name.endswith(end)), path.name)
     return f"{name.removesuffix('.bundle')}.bundle"
+
+
+def holds_bundle(path: Path) -> bool:
+    """Whether `path` is a packed bundle: by its name, which checkpoints have, too (`x.pth.tar`), and its beginning."""
+    if not is_packed(path):
+        return False
+    try:
+        with _opened(path):
+            return True
+    except BundleError:
+        return False
 
 
 def pack_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, overwrite: bool = False) -> None:
@@ -123,6 +143,11 @@ def unpack_bundle(tar: str | Path, *, into: str | Path | None = None, overwrite:
         if present is not None:
             _add(present, arriving)
             return target
+        if not os.access(_nearest_folder(target), os.W_OK):
+            raise BundleError(
+                f"{source} cannot be unpacked to {target}: nothing can be written there",
+                "copy it to a folder that can be written to",
+            )
         try:
             with writing(target, overwrite=overwrite) as staging:
                 arriving.extract(staging)
@@ -154,6 +179,11 @@ def _present(target: Path, arriving: _Arriving, *, overwrite: bool) -> Bundle | 
     if overwrite:
         return None
     raise BundleError(f"{target} is there already, with another graph than {arriving.path} has", fix)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder above `path` that is there already."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def _is_bundle(target: Path) -> bool:
@@ -260,7 +290,7 @@ def _opened(path: Path) -> Iterator[_Arriving]:
                 raise _refused(path, f"has a {MANIFEST} of {first.size} bytes")
             text = _exactly(stream, first.size, path)
             _exactly(stream, -first.size % _BLOCK, path)
-            manifest = parse_manifest(text, path / folder, rebuild=_AGAIN.format(path.name))
+            manifest = parse_manifest(text, path / folder, rebuild=_AGAIN.format(pack_command(path)))
             yield _Arriving(path, stream, folder, text, manifest)
 
 
@@ -300,7 +330,7 @@ def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
 
 
 def _refused(path: Path, fault: str) -> BundleError:
-    return BundleError(f"{path} {fault}", _AGAIN.format(path.name))
+    return BundleError(f"{path} {fault}", _AGAIN.format(pack_command(path)))
 
 
 def _plain(folder: str) -> bool:

@@ -289,7 +289,8 @@ def _read(root: Path, *, verify: bool) -> Manifest:
 def _read_manifest(root: Path) -> Manifest:
     rebuild = REBUILD.format(path=shlex.quote(str(root) if root.suffix == ".bundle" else f"{root.stem or 'x'}.bundle"))
     if not root.exists():
-        raise BundleError(f"{root} does not exist", rebuild)
+        fix = f"copy it here, or write it where the bundle is: {pack_command(root)}"
+        raise BundleError(f"{root} does not exist", fix if root.name.endswith(PACKED) else rebuild)
     if is_packed(root):
         raise BundleError(
             f"{root} is a packed bundle, which is unpacked before it is used",
@@ -323,6 +324,11 @@ def parse_manifest(text: bytes, root: Path, *, rebuild: str | None) -> Manifest:
     if not manifest.files:
         raise BundleError(f"{root}: {MANIFEST}: files is empty", manifest.rebuild or rebuild)
     return manifest
+
+
+def pack_command(path: Path) -> str:
+    """The command that writes the packed bundle `path` anew, where its bundle is."""
+    return f"twins-trt export-to device BUNDLE --out {shlex.quote(path.name)} --overwrite"
 
 
 def is_packed(path: Path) -> bool:

@@ -106,7 +106,7 @@ def test_a_wrong_name_gets_the_nearest(name: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("texts", "jetpack", "cause", "fix"),
     [
-        (("jetson-orin",), "5.1", "there is no JetPack 5.1 on record", "6.0, 6.1, 6.2"),
+        (("jetson-orin",), "5.1", "there is no JetPack 5.1 on record", "6.2.1, 7.0, 7.1, 7.2, 7.2.2; for another"),
         (("jetson-thor",), "6.1", "jetson-thor has no JetPack 6.1", "has JetPack 7.0, 7.1, 7.2"),
         (("sm_87",), "7.0", "jetson-orin has no JetPack 7.0", "has JetPack 6.0, 6.1"),
         (("jetson-orin", "jetson-thor"), "6.1", "jetson-thor has no JetPack 6.1", "7.2"),
