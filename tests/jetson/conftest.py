@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from desktop import PACKAGE, SIZE, Subject, shrunk
 from environment import JETPACKS, SimulatedJetPack, find_python, make_environment
 from simulation import BarePython, MakeJetson, SimulatedJetson
+
+from twins_trt.demo.scenes import write_scenes
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +48,13 @@ def jetson(bare_python: BarePython, tmp_path: Path) -> MakeJetson:
         return SimulatedJetson(bare_python(jetpack.python), disk, tensorrt=version, jetpack=jetpack)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The demo's checkpoint, with drawn scenes, judged by the limits that hold for everyone."""
+    folder = tmp_path_factory.mktemp("scenes")
+    data = write_scenes(folder, "val", range(410_000, 410_032), size=(128, 192))
+    write_scenes(folder, "train", range(310_000, 310_008), size=(128, 192))
+    photos = shrunk(folder / "val" / "images", folder / "photos")
+    return Subject("demo", PACKAGE / "demo" / "weights.pth", data, photos, SIZE)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from environment import ROOT, SimulatedJetPack, locked
+from PIL import Image
 from simulation import TIMEOUT_S, Done
 
 PACKAGE = ROOT / "twins_trt"
+SIZE = ("--size", "96x128")
+"""Of every graph: small, because a CPU computes it."""
 TWINS = (sys.executable, "-m", "twins_trt")
 
 
@@ -71,3 +74,13 @@ def _build(folder: Path, subject: Subject, jetpack: SimulatedJetPack, *, name: s
     pack = ("--pack", "road.pack") if name == "road" else ()  # the other's engine is judged by a pack beside it
     done = twins(folder, "export-to", "device", f"{name}.bundle", *pack, "--out", f"{name}.tar")
     assert done.code == 0, done.err
+
+
+def shrunk(pictures: Path, folder: Path) -> tuple[Path, ...]:
+    """Two pictures at the graph's size: a device without OpenCV resizes others with Pillow, which rounds otherwise."""
+    folder.mkdir(exist_ok=True)
+    made = []
+    for picture in sorted(pictures.iterdir())[:2]:
+        made.append(folder / f"{picture.stem}.png")
+        Image.open(picture).convert("RGB").resize((128, 96)).save(made[-1])
+    return tuple(made)

@@ -14,6 +14,8 @@ from typing import Any
 from environment import ABSENT, ROOT, SimulatedJetPack, clean_environment
 
 TIMEOUT_S = 300
+ROUNDS = ("--rounds", "6", "--calls", "2", "--warm-up", "1")
+"""Of `gate --against`: the fewest."""
 PROGRAMS = {
     "nvpmodel": 'echo "NV Power Mode: MAXN_SUPER"; echo 2',
     "jetson_clocks": "true",

@@ -24,7 +24,7 @@ from twins_trt.demo.scenes import write_scenes
 
 PAGE = ROOT / "docs" / "jetson.md"
 SIZE = (96, 128)
-ON_ORIN = replace(JETPACKS["10.16.1.11"], gpu="Orin", name="jetson-orin", target="sm_87")
+UPGRADED = replace(JETPACKS["10.3.0"], release="7.2", python="3.12", cuda="13.0")
 
 
 class Desktop:
@@ -76,7 +76,7 @@ def test_the_page_is_typed(jetson: MakeJetson, tmp_path: Path) -> None:
     machines = {
         page.DESKTOP: desktop,
         page.JETSON: before,
-        page.UPGRADED: jetson("10.16.1.11", jetpack=ON_ORIN, folder=before.folder),
+        page.UPGRADED: jetson("10.16.1.11", jetpack=UPGRADED, folder=before.folder),
     }
     typed = page.blocks(PAGE.read_text(encoding="utf-8"))
     for block in typed:

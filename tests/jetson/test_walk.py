@@ -16,29 +16,16 @@ pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("vermin")
 
-from desktop import PACKAGE, Built, Subject, build
+from desktop import SIZE, Built, Subject, build, shrunk
 from environment import JETPACKS
 from PIL import Image
 from python310 import newer_than_310
-from simulation import MakeJetson, SimulatedJetson
+from simulation import ROUNDS, MakeJetson, SimulatedJetson
 
-from twins_trt.demo.scenes import write_scenes
 from twins_trt.runtime import RuntimeOptions, Segmenter
 
 pytestmark = pytest.mark.slow
-SIZE = ("--size", "96x128")
-ROUNDS = ("--rounds", "6", "--calls", "2", "--warm-up", "1")
 FEW = ("--min-images", "8", "--max-drop", "50")  # eight images cannot show more
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """The demo's checkpoint, with drawn scenes, judged by the limits that hold for everyone."""
-    folder = tmp_path_factory.mktemp("scenes")
-    data = write_scenes(folder, "val", range(410_000, 410_032), size=(128, 192))
-    write_scenes(folder, "train", range(310_000, 310_008), size=(128, 192))
-    photos = shrunk(folder / "val" / "images", folder / "photos")
-    return Subject("demo", PACKAGE / "demo" / "weights.pth", data, photos, SIZE)
 
 
 @pytest.fixture(scope="session")
@@ -47,16 +34,6 @@ def trained(camvid: Path, camvid_checkpoint: Path, tmp_path_factory: pytest.Temp
     photos = shrunk(camvid / "val" / "images", tmp_path_factory.mktemp("photos"))
     build = (*SIZE, "--gate-limit", "8")
     return Subject("camvid", camvid_checkpoint, f"camvid:{camvid}", photos, build, FEW)
-
-
-def shrunk(pictures: Path, folder: Path) -> tuple[Path, ...]:
-    """Two pictures at the graph's size: a device without OpenCV resizes others with Pillow, which rounds otherwise."""
-    folder.mkdir(exist_ok=True)
-    made = []
-    for picture in sorted(pictures.iterdir())[:2]:
-        made.append(folder / f"{picture.stem}.png")
-        Image.open(picture).convert("RGB").resize((128, 96)).save(made[-1])
-    return tuple(made)
 
 
 @pytest.fixture(params=["demo", pytest.param("trained", marks=pytest.mark.shared)])
