@@ -51,8 +51,9 @@ class BuildReport:
     audits: by engine file. seconds: wall time by step. peak_host_mib: most resident memory, MiB. gate: None for a build
     without one. plan: None except for INT8. fallback: None if the first plan passed. not_int8: by engine file, the
     places that the plan has in INT8 and that do not run in INT8. nearest: audits in place of engines that await their
-    device. not_audited: target that awaits -> why nothing was audited in its place. pack: the file that
-    `twins-trt gate` reads on the device, if one was written.
+    device. stands_for: by engine file, the targets in whose place its own audit serves. not_audited: target that
+    awaits -> why nothing was audited in its place. pack: the file that `twins-trt gate` reads on the device, if one was
+    written.
     """
 
     bundle: Bundle
@@ -64,6 +65,7 @@ class BuildReport:
     fallback: Fallback | None = None
     not_int8: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     nearest: tuple[NearestAudit, ...] = ()
+    stands_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     not_audited: Mapping[str, str] = field(default_factory=dict)
     pack: Path | None = None
 
@@ -91,6 +93,7 @@ class BuildReport:
             "fallback": None if self.fallback is None else self.fallback.to_json(),
             "not_int8": {file: list(nodes) for file, nodes in self.not_int8.items()},
             "nearest": [encode(each) | {"audit": each.audit.to_json()} for each in self.nearest],
+            "stands_for": {file: list(targets) for file, targets in self.stands_for.items()},
             "not_audited": dict(self.not_audited),
             "next": self.next.to_json(),
         }
@@ -135,6 +138,7 @@ def ship(job: BuildJob, product: Product, folder: Path, clock: Clock) -> BuildRe
         fallback=None if judged is None else judged.fallback,
         not_int8=audits.not_int8,
         nearest=audits.nearest,
+        stands_for=audits.stands_for,
         not_audited=audits.not_audited,
         pack=None if job.gate is None or job.gate.pack is None else Path(job.gate.pack),
     )

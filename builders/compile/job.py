@@ -10,7 +10,8 @@ from typing import Any
 
 from twins_trt.builders.compile.graph import GraphFacts, graph_facts
 from twins_trt.builders.compile.memory import Forecast, forecast, free_memory
-from twins_trt.builders.engine import FLAVOURS, Compiler, EngineOptions, current_device, open_compiler, parse_target
+from twins_trt.builders.engine import FLAVOURS, Compiler, EngineOptions, current_device, open_compiler
+from twins_trt.builders.engine.devices import read_target
 from twins_trt.codec import encode
 from twins_trt.device import Device, board
 from twins_trt.diagnosis.facts import find_driver, find_system
@@ -116,7 +117,7 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
     facts = graph_facts(bundle)
     device = current_device()
     here = _look(device, root)
-    target = None if request.target is None else parse_target(request.target)
+    target = None if request.target is None else read_target(request.target).target
     compiler = _choose(bundle, request.flavour, target, device, here)
     options = EngineOptions(
         flavour=compiler.flavour,
@@ -126,7 +127,13 @@ def resolve_compile(request: CompileRequest, *, verify: bool = True, root: Path 
         timing_cache=None if request.timing_cache == NO_CACHE else request.timing_cache,
         profile=facts.profile,
     )
-    (target,) = compiler.settle_targets(options, device)
+    try:
+        (target,) = compiler.settle_targets(options, device)
+    except UsageError as error:
+        if target is None:
+            raise
+        fix = f"{error.fix}, or compile on the device itself, without {spelled('target')}"
+        raise UsageError(error.cause, fix) from error
     engines = [engine for engine in bundle.engines if engine.flavour == compiler.flavour]
     fitting = None if request.again else _fitting(bundle, compiler, target, here)
     if fitting is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from twins_trt.builders.engine.build import BuiltEngine, build_engine
 from twins_trt.builders.engine.header import GraphHeader, TensorInfo, read_header
 from twins_trt.builders.engine.in_thread import build_in_thread
-from twins_trt.builders.engine.options import FLAVOURS, EngineOptions, parse_target
+from twins_trt.builders.engine.options import FLAVOURS, EngineOptions
 from twins_trt.builders.engine.versions import Compiler, group_targets, open_compiler
 from twins_trt.device import Device, current_device
 
@@ -25,6 +25,5 @@ __all__ = [
     "current_device",
     "group_targets",
     "open_compiler",
-    "parse_target",
     "read_header",
 ]

@@ -225,6 +225,11 @@ def nearest_title(target: str, stands_for: Sequence[str]) -> str:
     return f"{target}, {what}, in place of {', '.join(stands_for)}"
 
 
+def also_nearest_title(file: str, stands_for: Sequence[str]) -> str:
+    """What the audit of a bundle's own engine is of that also serves in place of engines of devices, in words."""
+    return f"{file}, also in place of {', '.join(stands_for)}, whose nearest architecture it is for"
+
+
 def has_fp8(target: str) -> bool:
     """Whether the tensor cores of a GPU take FP8."""
     return _GENERATIONS.get(target) in _WITH_FP8

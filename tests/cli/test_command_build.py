@@ -110,6 +110,9 @@ def test_a_build_for_a_jetson_ends_with_the_commands_for_it(twins: Twins, scenes
     ]
     manifest = open_bundle(out).manifest
     assert [each.target for each in manifest.awaits] == ["sm_87"] and manifest.engines == ()
+    ran = twins(*words, "--target", "a10,jetson-orin", "--overwrite")
+    said = "audit of engines/tensorrt_rtx-sm_86.engine, also in place of sm_87, whose nearest architecture it is for\n"
+    assert ran.code == 0 and f"\n{said}" in ran.out
     assert twins(*export[1:]).code == 0 and (tmp_path / "my road.tar").is_file()  # it works when it is pasted
 
 

@@ -35,7 +35,7 @@ def test_a_graph_shows_what_it_carries(twins: Twins, bundle: Path) -> None:
 
 def test_a_graph_is_compiled_and_audited(twins: Twins, bundle: Path) -> None:
     """The audit equals the bundle's, which the same compiler made for two of these targets."""
-    ran = twins("inspect", bundle / "graph.onnx", "--target", "89,120", "--layers", "--json")
+    ran = twins("inspect", bundle / "graph.onnx", "--target", "rtx-4090,120", "--layers", "--json")
     assert ran.code == 0, ran.err
     (built,) = json.loads((bundle / "audit.json").read_text())["engines"]
     assert ran.json["audit"] == built["audit"]

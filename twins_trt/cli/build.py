@@ -63,7 +63,7 @@ def _job_text(job: BuildJob) -> str:
 
 
 def _report_text(report: BuildReport) -> str:
-    from twins_trt.builders.engine.devices import nearest_title
+    from twins_trt.builders.engine.devices import also_nearest_title, nearest_title
 
     manifest = report.bundle.manifest
     seeded = ", random weights" if manifest.source.seeded else ""
@@ -78,7 +78,9 @@ def _report_text(report: BuildReport) -> str:
     if report.fallback is not None:
         lines.append(f"fallback      {report.fallback.summary()}")
     for file, audit in report.audits.items():
-        lines += ["", f"audit of {file}", audit.table()]
+        stands_for = report.stands_for.get(file)
+        title = also_nearest_title(file, stands_for) if stands_for else file
+        lines += ["", f"audit of {title}", audit.table()]
         if missing := report.not_int8.get(file):
             lines.append(f"not in INT8       {len(missing)} places that the plan has so: {', '.join(missing[:4])}")
     for nearest in report.nearest:

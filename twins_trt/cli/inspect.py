@@ -112,13 +112,13 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
 
 def _audited(entry: dict[str, Any]) -> str:
     """What an entry of audit.json is of: an engine of the bundle, or the nearest architecture of one that it awaits."""
-    from twins_trt.builders.engine.devices import nearest_title
+    from twins_trt.builders.engine.devices import also_nearest_title, nearest_title
 
     if "stands_for" not in entry:
         return str(entry["file"])
     if entry["file"] is None:
         return f"{nearest_title(entry['targets'][0], entry['stands_for'])}; this engine did not ship"
-    return f"{entry['file']}, also in place of {', '.join(entry['stands_for'])}, whose nearest architecture it is for"
+    return also_nearest_title(entry["file"], entry["stands_for"])
 
 
 def _runs_here(bundle: Bundle, engine: str) -> dict[str, str | None]:
@@ -196,9 +196,11 @@ def _compiled(path: Path, info: dict[str, Any] | None, request: InspectRequest) 
     """Compiles a graph and audits it. info: the facts that twins-trt wrote into the graph."""
     from twins_trt.builders.engine import EngineOptions, build_engine
     from twins_trt.builders.engine.audit import audit_layers
+    from twins_trt.builders.engine.devices import read_targets
     from twins_trt.codec import encode
 
-    options = EngineOptions(targets=request.targets, profile=dict(request.shapes) or None)
+    targets = tuple(each.target for each in read_targets(request.targets))
+    options = EngineOptions(targets=targets, profile=dict(request.shapes) or None)
     built = build_engine(path, options)
     audit = audit_layers(built.layers, expected_attentions=None if info is None else info["attentions"])
     peak = "" if built.peak_host_mib is None else f", {built.peak_host_mib:.0f} MiB at most"

@@ -25,8 +25,8 @@ class CompileRequest:
 
     bundle: its folder, or a packed bundle (`.tar`), which is unpacked beside it. overwrite: replace a bundle of another
     graph there. flavour: `tensorrt`, `tensorrt_rtx`, or `auto` for the one that is installed and compiles for
-    this GPU. target: another GPU (`sm_86`), for which TensorRT-RTX compiles without having it; None for the GPU of this
-    machine.
+    this GPU. target: another GPU (`rtx-4090`, `sm_86`), for which TensorRT-RTX compiles without having it; None for the
+    GPU of this machine.
     workspace: limit of a layer's scratch memory, MiB. optimization_level: as in `EngineOptions`. timing_cache: its file
     or folder, `none`, or None for one in the user's home.
     prune: remove engines that no longer fit this machine. allow_unfused: take an engine with unfused attentions. again:
@@ -58,7 +58,10 @@ TABLE: tuple[Flag, ...] = (
         metavar="{tensorrt_rtx,tensorrt}",
     ),
     Flag(
-        "--target", "target", "compile for this GPU instead (sm_86), without having it: TensorRT-RTX only", metavar="SM"
+        "--target",
+        "target",
+        "compile for this GPU (rtx-4090, sm_86) without having it: TensorRT-RTX only",
+        metavar="NAME",
     ),
     Flag(
         "--workspace",

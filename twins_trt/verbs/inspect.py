@@ -68,9 +68,9 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--target",
         "targets",
-        "compile for these GPUs (sm_86,sm_89) and audit the result",
+        "compile for these GPUs (rtx-4090,sm_86) and audit the result",
         NAMES,
-        "SM,...",
+        "NAME,...",
         group=GRAPHS,
     ),
     Flag("--layers", "layers", "list every kernel, with shapes and graph nodes", SWITCH, sets=True, group=GRAPHS),

@@ -117,6 +117,8 @@ def test_an_engine_that_is_compiled_anyway_serves_as_the_nearest(tmp_path: Path,
     assert len(calls(module, "build_serialized_network")) == 1 and report.nearest == ()
     (entry,) = report.bundle.read_json("audit.json")["engines"]
     assert (entry["file"], entry["stands_for"]) == (engine.file, ["sm_87"])
+    assert report.stands_for == {engine.file: ("sm_87",)}
+    assert json.loads(json.dumps(report.to_json()))["stands_for"] == {engine.file: ["sm_87"]}
 
 
 def test_two_devices_of_one_generation_share_an_audit(rtx: Callable[..., Any]) -> None:

@@ -153,7 +153,11 @@ def test_rtx_compiles_for_a_gpu_that_is_not_there(install: Install, to_compile: 
     assert report.next == ()  # it does not run here
     assert len(open_bundle(bundle.path).read(report.engine)) > 1000
     assert not compile_engine(bundle.path, target="sm_86").compiled
-    other = compile_engine(bundle.path, target="sm_89")
+    other = compile_engine(bundle.path, target="rtx-4090")
+    assert other.engine.targets == ("sm_89",)
+    with pytest.raises(UsageError, match="has no target sm_87") as caught:
+        compile_engine(bundle.path, target="jetson-orin")
+    assert caught.value.fix is not None and caught.value.fix.endswith("or compile on the device itself, without target")
     assert other.compiled and len(open_bundle(bundle.path).engines) == 2
     assert [entry["file"] for entry in open_bundle(bundle.path).read_json("audit.json")["engines"]] == [
         report.engine.file,
