@@ -75,6 +75,10 @@ def tiny_graph(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> bytes:
     return model.SerializeToString()
 
 
+FOR_CPUS = "twins-trt build twins_svt-s_fpn --checkpoint tiny.pth --num-classes 5 --target cpu --out tiny.bundle"
+"""The `rebuild` of a bundle that no engine runs. That of `tiny_manifest` is of one whose device compiles an engine."""
+
+
 def tiny_interface(image: TensorSpec, outputs: tuple[TensorSpec, ...]) -> GraphInterface:
     return GraphInterface((image,), outputs, CLASSES, PALETTE, PREPROCESSING)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -190,7 +191,8 @@ def open_pack(path: str | Path) -> Pack:
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
         raise PackError(
-            f"{file} {what}", f"make one: twins-trt gate BUNDLE --data KIND:PATH --checkpoint FILE --pack {file.name}"
+            f"{file} {what}",
+            f"make one: twins-trt gate BUNDLE --data KIND:PATH --checkpoint FILE --pack {shlex.quote(file.name)}",
         )
     with _opened(file) as archive:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,7 +45,8 @@ def check_fits(pack: Pack, bundle: Bundle) -> None:
     for field, packed, wanted in pack.head.key.differences(PackKey.of_bundle(bundle)):
         raise PackError(
             f"{pack.path} was made for another bundle: its {field} is {packed}, that of {bundle.path} is {wanted}",
-            f"make one for it: twins-trt gate {bundle.path} --data KIND:PATH --checkpoint FILE --pack NEW.pack",
+            f"make one for it: twins-trt gate {shlex.quote(str(bundle.path))} --data KIND:PATH --checkpoint FILE "
+            "--pack NEW.pack",
         )
 
 
@@ -62,7 +64,7 @@ def check_new_pack(path: Path, key: PackKey, *, overwrite: bool = False, outside
             f"name a file beside it, such as {outside.with_suffix('.pack')}",
         )
     if not path.absolute().parent.is_dir():
-        raise PackError(f"there is no folder {path.absolute().parent}", f"mkdir -p {path.parent}")
+        raise PackError(f"there is no folder {path.absolute().parent}", shlex.join(["mkdir", "-p", str(path.parent)]))
     if not path.exists() or overwrite:
         return
     try:
@@ -74,7 +76,7 @@ def check_new_pack(path: Path, key: PackKey, *, overwrite: bool = False, outside
 
 
 def _elsewhere(path: Path) -> str:
-    return f"name another file, or remove it: rm {path}"
+    return f"name another file, or remove it: {shlex.join(['rm', str(path)])}"
 
 
 @contextmanager

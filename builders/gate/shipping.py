@@ -24,7 +24,7 @@ def advise(ours: Named, theirs: Named, *, passed: bool, ratio: Ratio) -> tuple[s
     passed: `ours` is as much faster as was asked for. ratio: how many times as fast it is; with an interval.
     The faster bundle is preferred. `ours` counts as faster only where it passed: a smaller gain than what was asked for
     is no reason to give up accuracy. Where neither is faster the more accurate one is preferred, in doubt `theirs`.
-    A bundle ships only if it has passed its accuracy gate.
+    A bundle ships only if it has passed its accuracy gate. Where only a simulation has judged it, the advice says so.
     """
     if passed:
         order, why = [ours, theirs], f"it is {times_as_fast(ratio)} times as fast"
@@ -36,17 +36,26 @@ def advise(ours: Named, theirs: Named, *, passed: bool, ratio: Ratio) -> tuple[s
         why = f"{ours[0]} is not shown to gain enough" + ("" if alike else ", and this is the more accurate one")
     (first, bundle), (second, other) = order
     if bundle.manifest.gate == "passed":
-        return first, f"ship {first}: {why}"
+        return first, f"ship {first}: {why}{_unless_measured(bundle)}"
     lacks = f"has {'failed' if bundle.manifest.gate == 'failed' else 'not passed'} its accuracy gate"
     judge = f"judge it: {gate_command(bundle)}"
     if other.manifest.gate == "passed":
         hint = "" if bundle.manifest.gate == "failed" else f"; {judge}"
-        return second, f"ship {second}: {first} would be preferred ({why}), but it {lacks}{hint}"
+        preferred = f"{first} would be preferred ({why}), but it {lacks}{hint}"
+        return second, f"ship {second}: {preferred}{_unless_measured(other)}"
     if bundle.manifest.gate == "failed" and other.manifest.gate != "failed":
         return None, f"ship {second} once it has passed its accuracy gate: {gate_command(other)}; {first} {lacks}"
     if bundle.manifest.gate == "failed":
         return None, "ship neither: both have failed their accuracy gates"
     return None, f"ship {first} once it has passed its accuracy gate ({why}); {judge}"
+
+
+def _unless_measured(bundle: Bundle) -> str:
+    """What is left to do for a bundle that has passed in simulation alone."""
+    gate = bundle.read_json("gate.json")
+    if not (isinstance(gate, dict) and gate.get("simulated") is True):
+        return ""
+    return f"; only a simulation has judged its accuracy so far, judge it here: {gate_command(bundle)}"
 
 
 def gate_command(bundle: Bundle) -> str:

@@ -28,7 +28,7 @@ from twins_trt.profiling.speed import (
 from twins_trt.profiling.statistics import ratio_of_medians
 from twins_trt.progress import Progress
 from twins_trt.runtime import Bundle, open_bundle
-from twins_trt.runtime.advice import engine_command
+from twins_trt.runtime.advice import engine_command, for_gpus
 from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.runtime.engines import CPU_KINDS, check_kind, kind_here
 from twins_trt.spelling import spelled
@@ -53,9 +53,8 @@ class Pair:
 
     @property
     def simulated(self) -> bool:
-        """Whether a CPU runs the graphs in place of engines that the bundles have, or wait for."""
-        ships = any(each.manifest.engines or each.manifest.awaits for each in (self.ours, self.theirs))
-        return self.on_cpu and ships
+        """Whether a CPU runs the graphs in place of engines that the bundles have, or that their devices compile."""
+        return self.on_cpu and any(map(for_gpus, (self.ours, self.theirs)))
 
 
 def pair_of(ours: Bundle, theirs: Bundle, *, engine: str = "auto") -> Pair:

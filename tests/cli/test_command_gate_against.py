@@ -9,7 +9,7 @@ from commands import Twins
 
 from tests.builders.gate.packs import tiny_pack, write_images
 from tests.builders.gate.speed_pairs import heavy_graph, renamed, with_graph
-from tests.tiny_graphs import MakeBundle
+from tests.tiny_graphs import FOR_CPUS, MakeBundle
 from twins_trt.profiling.speed import SPEED, SpeedVerdict, read_speed
 from twins_trt.runtime import Bundle, open_bundle
 from twins_trt.runtime.bundle import amend_bundle
@@ -21,7 +21,7 @@ QUICK = ("--rounds", "8", "--calls", "5", "--warm-up", "0", "--threads", "1")
 @pytest.fixture
 def light_and_heavy(make_bundle: MakeBundle) -> tuple[Bundle, Bundle]:
     """Two bundles of the same masks, the second one many times as slow; both have passed their gates."""
-    light = make_bundle(gate="passed")
+    light = make_bundle(gate="passed", rebuild=FOR_CPUS)
     graph = heavy_graph(light.graph.read_bytes())
     heavy = with_graph(light, graph, "heavy.bundle")
     return light, heavy

@@ -21,6 +21,7 @@ from twins_trt.models.source import warn_of_random_weights
 from twins_trt.profiling.machine import describe_machine
 from twins_trt.profiling.results import Subject
 from twins_trt.runtime import RuntimeOptions, Segmenter, Source, TensorSpec, open_bundle
+from twins_trt.runtime.advice import for_gpus
 from twins_trt.runtime.engines import CPU_KINDS, Engine, LayerTime
 from twins_trt.runtime.engines.checks import check_input
 from twins_trt.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -53,7 +54,7 @@ def bundle_candidate(path: str | Path, engine: str = "auto", *, label: str | Non
         subject = replace(
             _subject(segmenter, options, label=named, kind="bundle", name=bundle.path.name),
             precision=manifest.precision,
-            simulated=segmenter.engine.name in CPU_KINDS and bool(manifest.engines or manifest.awaits),
+            simulated=segmenter.engine.name in CPU_KINDS and for_gpus(bundle),
             model=manifest.model,
             graph_sha256=manifest.graph_sha256,
             weights_sha256=manifest.source.sha256,

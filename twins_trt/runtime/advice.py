@@ -81,6 +81,12 @@ def lacks_engine(source: EngineSource) -> bool:
     return not source.engines and not for_cpus(source.rebuild) and (source.path / MANIFEST).is_file()
 
 
+def for_gpus(source: EngineSource) -> bool:
+    """Whether engines run `source`, those that it has or those of its device, so that its graph on a CPU is a
+    simulation. A bundle whose engines stayed behind holds none, and awaits none that is named."""
+    return bool(source.engines) or not for_cpus(source.rebuild)
+
+
 def for_cpus(rebuild: str) -> bool:
     """Whether the command builds a graph for CPUs, from which no engine is compiled."""
     words = shlex.split(rebuild)

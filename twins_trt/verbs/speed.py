@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from twins_trt.errors import UsageError
+from twins_trt.errors import BundleError, UsageError
 from twins_trt.progress import Progress
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from twins_trt.profiling.results import ProfileOptions
     from twins_trt.profiling.speed import SpeedVerdict
     from twins_trt.runtime import Bundle
+
+log = logging.getLogger("twins_trt")
 
 MIN_ROUNDS = 6
 """Fewer rounds give no 95 % interval of a median: of 5, all lie on one side of it in 6 % of the cases."""
@@ -191,5 +194,9 @@ def time_both(job: SpeedJob, *, record: bool = True, progress: Progress | None =
     measured = time_pair(job.pair, job.options, progress=progress)
     found = judge_speed(job.pair, measured, min_speedup=job.request.min_speedup)
     if record:
-        record_speed(job.pair.ours, found)
+        try:
+            record_speed(job.pair.ours, found)
+        except BundleError:
+            log.warning("verdict that could not be written:\n%s", found.table())
+            raise
     return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.profiling.results_of import measurement
 from tests.profiling.results_of import profile as profile_of
-from tests.tiny_graphs import MakeBundle
+from tests.tiny_graphs import FOR_CPUS, MakeBundle
 from twins_trt.builders.gate.speed import Pair, pair_of
 from twins_trt.profiling.results import Latency, Measurement, Profile, Settling
 from twins_trt.runtime import Bundle, write_bundle
@@ -24,10 +24,10 @@ def renamed(bundle: Bundle, name: str, **changes: Any) -> Bundle:
 
 
 def int8_and_fp16(make_bundle: MakeBundle, *, gates: tuple[str, str] = ("passed", "passed"), **more: Any) -> Pair:
-    """`int8.bundle` against `fp16.bundle`. gates: the status of each."""
+    """`int8.bundle` against `fp16.bundle`, both for CPUs. gates: the status of each."""
     names = ("int8", "fp16")
     pair = [
-        renamed(make_bundle(**more), f"{precision}.bundle", precision=precision, gate=gate)
+        renamed(make_bundle(rebuild=FOR_CPUS, **more), f"{precision}.bundle", precision=precision, gate=gate)
         for precision, gate in zip(names, gates, strict=True)
     ]
     return pair_of(*pair)

@@ -13,7 +13,7 @@ from commands import run_command
 from fake_engines import Faults
 from fake_tensorrt import versions
 from packs import SIZE, MakeJetsonBundle, nearest_images, small, tiny_pack, write_images
-from tiny_graphs import MakeBundle
+from tiny_graphs import FOR_CPUS, MakeBundle
 
 import twins_trt
 from twins_trt.builders.bundle.run import build_bundle
@@ -166,7 +166,9 @@ def test_a_bundle_that_awaits_its_device_is_simulated_on_a_cpu(
     bundle = make_bundle(awaits=(AwaitedEngine("sm_87"),))
     pack = tiny_pack(tmp_path / "x.pack", labelled, bundle, limit=2)
     assert twins_trt.gate(bundle, pack=pack, record=False).simulated is True
-    assert twins_trt.gate(make_bundle(), pack=pack, record=False).simulated is False
+    stayed_behind = make_bundle()  # its graph is for GPUs, and was handed over without its engines
+    assert twins_trt.gate(stayed_behind, pack=pack, record=False).simulated is True
+    assert twins_trt.gate(make_bundle(rebuild=FOR_CPUS), pack=pack, record=False).simulated is False
 
 
 def test_the_bundles_own_pack_is_taken_where_none_is_named(

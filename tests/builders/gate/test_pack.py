@@ -398,6 +398,19 @@ def test_a_full_disk_leaves_no_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert left_in(tmp_path) == []
 
 
+def test_commands_for_paths_with_spaces_can_be_typed(tmp_path: Path) -> None:
+    spaced = write(tmp_path / "my road.pack", some())
+    with pytest.raises(PackError) as raised:
+        check_new_pack(spaced, other_key(padding="masked"))
+    assert raised.value.fix == f"name another file, or remove it: rm '{spaced}'"
+    with pytest.raises(PackError) as raised:
+        check_new_pack(tmp_path / "no such" / "x.pack", KEY)
+    assert raised.value.fix == f"mkdir -p '{tmp_path / 'no such'}'"
+    with pytest.raises(PackError, match="does not exist") as raised:
+        open_pack(tmp_path / "no such.pack")
+    assert str(raised.value.fix).endswith("--pack 'no such.pack'")
+
+
 def test_images_that_were_not_all_read_are_no_pack(tmp_path: Path) -> None:
     with (
         pytest.raises(PackError, match="1 of 3 images were read"),

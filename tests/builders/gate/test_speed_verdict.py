@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from speed_pairs import around, heavy_graph, int8_and_fp16, renamed, timed, with_graph
 
-from tests.tiny_graphs import MakeBundle
+from tests.tiny_graphs import FOR_CPUS, MakeBundle
 from twins_trt import compare_speed
 from twins_trt.builders.gate.speed import judge_speed, pair_of, record_speed, time_pair
 from twins_trt.errors import BundleError, UsageError
@@ -22,7 +22,7 @@ from twins_trt.runtime import EngineFile, Figure, Segmenter, open_bundle, write_
 from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.runtime.manifest import PACK, AwaitedEngine
 from twins_trt.verbs.command_line import on_command_line
-from twins_trt.verbs.speed import FLAGS, MIN_ROUNDS, SpeedRequest, resolve_speed
+from twins_trt.verbs.speed import FLAGS, MIN_ROUNDS, SpeedRequest, resolve_speed, time_both
 
 RTX = EngineFile("engines/x.engine", "tensorrt_rtx", "1.7", ("sm_86",))
 QUICK = ProfileOptions(rounds=MIN_ROUNDS, calls=2, warm_up_s=0.0, layers=False, power_s=0.0, threads=1)
@@ -124,6 +124,35 @@ def test_only_what_has_passed_its_accuracy_gate_ships(
     assert [each in found.advice for each in commands] == [judge == "int8", judge == "fp16"]
 
 
+def test_what_only_a_simulation_has_judged_is_to_be_judged_on_the_device(make_bundle: MakeBundle) -> None:
+    judge = "; only a simulation has judged its accuracy so far, judge it here: twins-trt gate {} --pack FILE"
+    pair = int8_and_fp16(make_bundle, gates=("passed", "failed"))
+    for simulated, says in ((True, judge.format(pair.ours.path)), (False, "")):
+        amend_bundle(pair.ours, {"gate.json": json.dumps({"simulated": simulated}).encode()})
+        now = pair_of(open_bundle(pair.ours.path), pair.theirs)
+        faster = judge_speed(now, timed(now, around(4.0), around(6.0)))
+        assert (faster.ship, faster.advice) == (
+            "int8.bundle",
+            f"ship int8.bundle: it is {_times(faster)} times as fast{says}",
+        )
+        slower = judge_speed(now, timed(now, around(6.0), around(4.0)))  # but the faster one has failed its gate
+        assert slower.ship == "int8.bundle" and slower.advice.endswith(f"but it has failed its accuracy gate{says}")
+
+
+def test_a_verdict_that_cannot_be_written_is_shown(make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture) -> None:
+    pair = int8_and_fp16(make_bundle)
+    kept = amend_bundle(pair.ours, {"plan.json": b"as it was"}).file("plan.json")
+    job = resolve_speed(SpeedRequest(str(pair.ours.path), str(pair.theirs.path), rounds=6, calls=1, warm_up=0.0))
+
+    def damage(step: str, detail: str, share: float | None) -> None:
+        if detail.startswith("round 6 of"):
+            kept.write_bytes(b"as it is.")
+
+    with pytest.raises(BundleError, match=r"sha256 of plan\.json"):
+        time_both(job, progress=damage)
+    assert "verdict that could not be written:" in caplog.text and "times as fast" in caplog.text
+
+
 def test_a_bundle_with_a_pack_is_judged_on_it(make_bundle: MakeBundle) -> None:
     pair = int8_and_fp16(make_bundle, gates=("ungated", "passed"))
     packed = pair_of(amend_bundle(pair.ours, {PACK: b"a pack"}), pair.theirs)
@@ -133,7 +162,7 @@ def test_a_bundle_with_a_pack_is_judged_on_it(make_bundle: MakeBundle) -> None:
 
 def test_the_more_accurate_of_one_precision_is_the_one_that_lost_less(make_bundle: MakeBundle) -> None:
     def of(name: str, drop: float) -> None:
-        plain = renamed(make_bundle(), name, precision="int8", gate="passed")
+        plain = renamed(make_bundle(), name, precision="int8", gate="passed", rebuild=FOR_CPUS)
         amend_bundle(plain, {"gate.json": json.dumps({"drop": {"mean": drop}}).encode()})
 
     base = make_bundle().path.parent
@@ -203,9 +232,10 @@ def test_options_that_cannot_be_are_named_before_a_bundle_is_opened(field: str, 
 
 def test_a_cpu_in_place_of_engines_says_nothing_of_the_device(make_bundle: MakeBundle) -> None:
     orin = (AwaitedEngine("sm_87", "jetson-orin", "10.3"),)
-    for number, more in enumerate(({"engines": (RTX,)}, {"awaits": orin})):
+    stayed_behind: dict[str, object] = {}  # a graph for GPUs that was handed over without its engines
+    for number, more in enumerate(({"engines": (RTX,)}, {"awaits": orin}, stayed_behind)):
         pair = pair_of(
-            renamed(make_bundle(), f"fp16-{number}.bundle", precision="fp16", gate="passed"),
+            renamed(make_bundle(rebuild=FOR_CPUS), f"fp16-{number}.bundle", precision="fp16", gate="passed"),
             renamed(make_bundle(**more), f"int8-{number}.bundle", precision="int8", gate="passed"),
         )
         assert pair.simulated and pair.on_cpu
