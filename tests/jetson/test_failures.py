@@ -82,6 +82,8 @@ def test_an_upgrade_leaves_an_engine_that_says_how_it_is_replaced(
 ) -> None:
     orin.copy(demo.photos[0], "photos")
     assert orin.twins("predict", "road.bundle", "photos", "--out", "before").code == 0
+    assert orin.twins("gate", "road.bundle").code == 0
+    assert "counts no more" not in orin.twins("inspect", "road.bundle").out
     after = jetson("10.16.1.11", jetpack=UPGRADED, folder=orin.folder)
     refused = after.twins("predict", "road.bundle", "photos", "--out", "masks")
     assert refused.code != 0 and "10.3.0" in refused.err and "twins-trt compile road.bundle" in refused.err
@@ -91,3 +93,6 @@ def test_an_upgrade_leaves_an_engine_that_says_how_it_is_replaced(
     manifest = json.loads((after.folder / "road.bundle" / "manifest.json").read_text())
     assert [engine["version"] for engine in manifest["engines"]] == ["10.16.1.11"]
     assert after.twins("predict", "road.bundle", "photos", "--out", "masks").code == 0
+    assert "counts no more" in after.twins("inspect", "road.bundle").out  # the verdict is of the engine before
+    assert after.twins("gate", "road.bundle").code == 0
+    assert "counts no more" not in after.twins("inspect", "road.bundle").out

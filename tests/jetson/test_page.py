@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 import page
 from desktop import PACKAGE
 from environment import JETPACKS, ROOT
-from simulation import TIMEOUT_S, Done, MakeJetson, write_program
+from simulation import TIMEOUT_S, Done, MakeJetson, SimulatedJetson, write_program
 
 from twins_trt.demo.scenes import write_scenes
 
@@ -73,7 +73,7 @@ def test_the_page_is_typed(jetson: MakeJetson, tmp_path: Path) -> None:
     desktop = Desktop(tmp_path / "desktop", before.folder)
     for photo in sorted((desktop.folder / "road" / "val" / "images").iterdir())[:2]:
         before.copy(photo, "photos")
-    machines = {
+    machines: dict[str, Desktop | SimulatedJetson] = {
         page.DESKTOP: desktop,
         page.JETSON: before,
         page.UPGRADED: jetson("10.16.1.11", jetpack=UPGRADED, folder=before.folder),
