@@ -255,15 +255,15 @@ def judge(job: GateJob, *, record: bool = True, progress: Progress | None = None
             packing.close()  # the pack is whole now
         except PackError as error:
             unwritten = error  # raised once the verdict is safe
-    result = gates.with_simulation(bundle, result)
-    if result.contradiction is not None:
-        log.warning("%s: %s", bundle.path, result.contradiction)
-    if record:
-        try:
+    try:
+        result = gates.with_simulation(bundle, result)
+        if result.contradiction is not None:
+            log.warning("%s: %s", bundle.path, result.contradiction)
+        if record:
             gates.record_gate(bundle, result)
-        except BundleError:
-            log.warning("verdict that could not be written:\n%s", result.table())
-            raise
+    except BundleError:
+        log.warning("verdict that could not be written:\n%s", result.table())
+        raise
     if gallery is not None:
         gallery.save()
     if unwritten is not None:

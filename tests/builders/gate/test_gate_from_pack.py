@@ -19,7 +19,7 @@ import twins_trt
 from twins_trt.builders.bundle.run import build_bundle
 from twins_trt.builders.gate import GateResult, PackKey, check_fits, gate_bundle, open_pack, packing
 from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.errors import EngineError, PackError, UsageError
+from twins_trt.errors import BundleError, EngineError, PackError, UsageError
 from twins_trt.models.source import Source
 from twins_trt.runtime import open_bundle
 from twins_trt.runtime.bundle import amend_bundle
@@ -242,6 +242,22 @@ def test_a_disk_that_fills_at_the_end_of_a_pack_costs_no_verdict(
     assert ran.code == 1 and "x.pack cannot be written" in ran.json["error"]
     assert open_bundle(bundle).read_json("gate.json")["images"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_verdict_on_a_bundle_that_is_gone_meanwhile_is_shown(
+    make_bundle: MakeBundle, labelled: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, record: bool
+) -> None:
+    bundle = make_bundle()
+    pack = tiny_pack(tmp_path / "x.pack", labelled, bundle, limit=2)
+
+    def lose_it(step: str, detail: str, share: float | None) -> None:
+        if detail.startswith("2 of 2"):
+            bundle.path.rename(tmp_path / "elsewhere.bundle")
+
+    with pytest.raises(BundleError):
+        twins_trt.gate(bundle, pack=pack, record=record, progress=lose_it)
+    assert "verdict that could not be written:" in caplog.text and "2 images are too few to judge by" in caplog.text
 
 
 def test_an_engine_that_fails_leaves_none(
