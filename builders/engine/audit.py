@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
 # Softmax outside of a fused attention, in primitive operations: maximum, subtract, exponential, sum.
 _SOFTMAX = re.compile(r"MaxrSubExp|Softmax", re.IGNORECASE)
+# A subgraph that the compiler's back end (Myelin) has compiled, in one layer. TensorRT 8.6 does not list the kernels in
+# it (NVIDIA/TensorRT#4157, #4236); later versions do.
+_OPAQUE = re.compile(r"\{ForeignNode\[")
 # Entries of a layer list that are not kernels: shape arithmetic of dynamic sizes, and stream synchronization.
 _NO_KERNELS = frozenset({"shape_call", "shapehosttodevice", "noop", "no-op", "signal", "wait"})
 _SIZES = 16  # values; shape arithmetic has no larger tensors
@@ -62,6 +65,8 @@ class Audit:
         count as 1; then `dynamic` is true and the sum means nothing.
     `float32`: kernels that read or write float32 activations.
     `largest`: the largest tensors written.
+    `opaque`: layers that hold kernels which the compiler does not list. Each counts as one kernel, and whether an
+        attention in them is fused is not known.
     """
 
     kernels: int
@@ -76,6 +81,7 @@ class Audit:
     dynamic: bool
     float32: tuple[str, ...]
     largest: tuple[LargeTensor, ...]
+    opaque: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -85,7 +91,8 @@ class Audit:
         """The audit that `to_json` wrote."""
         lists = ("unfused_attentions", "float32_attentions", "float32")
         largest = tuple(LargeTensor(**{**each, "shape": tuple(each["shape"])}) for each in data["largest"])
-        return cls(**{**data, **{key: tuple(data[key]) for key in lists}, "largest": largest})
+        opaque = tuple(data.get("opaque", ()))  # audits of earlier releases do not say
+        return cls(**{**data, **{key: tuple(data[key]) for key in lists}, "largest": largest, "opaque": opaque})
 
     def table(self) -> str:
         """The audit as a short table for a terminal."""
@@ -94,6 +101,9 @@ class Audit:
             ("kernels", f"{self.kernels}: " + ", ".join(f"{count} {kind}" for kind, count in self.by_type.items())),
             ("attentions fused", f"{self.attentions} of {expected}"),
         ]
+        if self.opaque:
+            layers = "1 layer holds" if len(self.opaque) == 1 else f"{len(self.opaque)} layers hold"
+            rows.append(("  not known", f"what {layers}: this compiler does not list it"))
         if self.unfused_attentions:
             rows.append(("  unfused", ", ".join(self.unfused_attentions)))
         if self.float32_attentions:
@@ -115,6 +125,11 @@ class Audit:
 def is_fused_attention(layer: Layer) -> bool:
     """Whether the layer is a whole attention in one kernel."""
     return bool(_FUSED.search(layer.name) or _FUSED.search(layer.tactic))
+
+
+def is_opaque(layer: Layer) -> bool:
+    """Whether the layer holds kernels that the compiler does not list."""
+    return layer.type == "myelin" or (layer.type != "reformat" and _OPAQUE.match(layer.name) is not None)
 
 
 def is_kernel(layer: Layer) -> bool:
@@ -146,6 +161,8 @@ def describe_layer(layer: Layer) -> str:
 
 def _attention_blocks(layer: Layer) -> list[str]:
     """The blocks whose softmax the layer computes: `stages.0.blocks.1.attn` for `stages.0.blocks.1.attn/softmax`."""
+    if layer.type == "reformat" or is_opaque(layer):
+        return []  # they have the names of what they stand beside, or hold
     softmaxes = [node for node in layer.nodes if "softmax" in node.rsplit("/", 1)[-1].lower()]
     if softmaxes:
         return [node.rsplit("/", 1)[0] if "/" in node else node for node in softmaxes]
@@ -187,6 +204,7 @@ def audit_layers(layers: Sequence[Layer], *, expected_attentions: int | None = N
         dynamic=any(extent < 0 for tensor in tensors for extent in tensor.shape),
         float32=tuple(describe_layer(layer) for layer in launched if _touches_float32(layer)),
         largest=tuple(sorted(written.values(), key=lambda tensor: -tensor.nbytes)[:_LARGEST]),
+        opaque=tuple(layer.name for layer in launched if is_opaque(layer) and not is_fused_attention(layer)),
     )
 
 
@@ -195,8 +213,11 @@ def _touches_float32(layer: Layer) -> bool:
 
 
 def check_fused(audit: Audit) -> None:
-    """Raises UnfusedAttentionError when an attention of an FP16 or INT8 engine runs outside of a fused kernel."""
-    lacking = (audit.expected_attentions or 0) - audit.attentions
+    """Raises UnfusedAttentionError when an attention of an FP16 or INT8 engine runs outside of a fused kernel.
+
+    An attention that may be in an opaque layer refuses nothing.
+    """
+    lacking = 0 if audit.opaque else (audit.expected_attentions or 0) - audit.attentions
     if lacking <= 0 and not audit.unfused_attentions:
         return
     total = audit.expected_attentions or audit.attentions + len(audit.unfused_attentions)

@@ -91,6 +91,35 @@ def test_checking_for_fusion(expected: int | None, layers: tuple[Layer, ...], wo
     assert caught.value.cause == words
 
 
+FOREIGN = "{ForeignNode[stages.0.blocks.0.attn/scores.../stages.0.blocks.0.attn/softmax]}"
+OPAQUE = (
+    Layer(f"Reformatting CopyNode for Input Tensor 0 to {FOREIGN}", "reformat", (half("x", 9, 8),), (half("q", 9, 8),)),
+    Layer(FOREIGN, "myelin", (half("q", 9, 8),), (half("o", 9, 8),), nodes=("stages.0.blocks.0.attn/softmax",)),
+)
+
+
+def test_what_tensorrt_8_6_does_not_list_is_not_known_and_refuses_nothing() -> None:
+    """It shows a transformer as one layer, also with detailed verbosity (NVIDIA/TensorRT#4157)."""
+    audit = audit_layers(OPAQUE, expected_attentions=8)
+    assert (audit.kernels, audit.attentions, audit.unfused_attentions, audit.opaque) == (2, 0, (), (FOREIGN,))
+    assert "not known       what 1 layer holds: this compiler does not list it" in audit.table()
+    check_fused(audit)
+    assert Audit.from_json(json.loads(json.dumps(audit.to_json()))) == audit
+    earlier = {key: value for key, value in audit.to_json().items() if key != "opaque"}
+    assert Audit.from_json(earlier).opaque == ()
+
+
+def test_an_unfused_attention_beside_an_opaque_layer_is_refused() -> None:
+    with pytest.raises(UnfusedAttentionError) as caught:
+        check_fused(audit_layers((*OPAQUE, UNFUSED[1]), expected_attentions=8))
+    assert caught.value.cause == "1 of 8 attentions are not fused: a.attn"
+
+
+def test_a_copy_beside_a_softmax_is_no_softmax() -> None:
+    copy = Layer("Reformatting CopyNode for Input Tensor 0 to a.attn/softmax", "reformat")
+    assert audit_layers((copy,)).unfused_attentions == ()
+
+
 def test_a_node_called_mha_does_not_count_as_fused() -> None:
     layer = Layer("stages.0.mha/qkv_myl0_1", "gemm", nodes=("stages.0.mha/qkv",), tactic="__myelin_CASK_STUB")
     assert audit_layers((layer,)).attentions == 0
