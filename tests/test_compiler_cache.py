@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from twins_trt.compiler_cache import CacheKey, CompilerCache
+from twins_trt.compiler_cache import CacheKey, CompilerCache, home_folder
 from twins_trt.errors import UsageError
 
 KEY = CacheKey("tensorrt", "10.3.0", "sm_87", "Orin")
@@ -98,3 +98,12 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(cache(path).read()) == sorted(b"abcd" * 20)
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert home_folder("timing", what="timed kernels are") is None
+    assert "timed kernels are not kept: Could not determine home directory." in caplog.text

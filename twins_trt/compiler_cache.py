@@ -116,10 +116,10 @@ def home_folder(name: str, *, what: str) -> Path | None:
 
     what: is not kept then, in words and with its verb: `compiled kernels are`.
     """
-    folder = Path.home() / ".cache" / "twins-trt" / name
     try:
+        folder = Path.home() / ".cache" / "twins-trt" / name
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a container's or service's user without a home
         log.warning("%s not kept: %s", what, error)
         return None
     return folder
