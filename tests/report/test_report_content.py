@@ -13,7 +13,7 @@ from samples import SCRIPT, WORST, audit, full_bundle, full_profile, gate, ladde
 
 from tests.builders.gate.speed_pairs import around, int8_and_fp16, timed
 from tests.profiling.results_of import measurement, profile
-from tests.tiny_graphs import MakeBundle
+from tests.tiny_graphs import FOR_CPUS, MakeBundle
 from twins_trt.builders.gate.speed import judge_speed, record_speed
 from twins_trt.cli import main
 from twins_trt.errors import BundleError, ProfileError, ReportError
@@ -165,6 +165,16 @@ def test_the_audit_of_the_nearest_architecture_is_said_to_be_one(make_bundle: Ma
     assert [tile.detail for tile in page.tiles if tile.label == "Fused attentions"] == [
         "12 kernels on sm_86, the nearest architecture"
     ]
+
+
+def test_a_graph_alone_says_what_runs_it(make_bundle: MakeBundle) -> None:
+    for bundle, runs in (
+        (make_bundle(rebuild=FOR_CPUS), "ONNX Runtime runs it on a CPU"),
+        (make_bundle(), "twins-trt compile makes one on the device"),
+    ):
+        (built,) = (each for each in build_page(read_inputs(bundle.path)).sections if each.key == "built")
+        (note,) = (each.text for each in built.blocks if isinstance(each, Note))
+        assert note == f"The bundle holds the graph alone, and no engine was compiled; {runs}."
 
 
 def test_a_speed_verdict_is_shown_with_what_limits_it(make_bundle: MakeBundle) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from twins_trt.report.blocks import Block, Code, Column, Facts, Note, Section, Table, number, text
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
+from twins_trt.runtime.advice import for_cpus
 
 
 def built_section(inputs: Inputs) -> Section:
@@ -28,7 +29,9 @@ def built_section(inputs: Inputs) -> Section:
     )
     awaited = tuple(Note(f"Engine {each.where}. twins-trt compile makes it there.") for each in manifest.awaits)
     if not manifest.engines:
-        alone = Note("The bundle holds the graph alone, which ONNX Runtime runs on a CPU; no engine was compiled.")
+        on_cpu = for_cpus(manifest.rebuild)
+        runs = "ONNX Runtime runs it on a CPU" if on_cpu else "twins-trt compile makes one on the device"
+        alone = Note(f"The bundle holds the graph alone, and no engine was compiled; {runs}.")
         return Section("built", "What was built", (facts, *(awaited or (alone,))))
     sizes = {entry.path: entry.size for entry in manifest.files}
     rows = tuple(
