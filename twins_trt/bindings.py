@@ -32,21 +32,24 @@ def load_bindings(flavour: str, *, purpose: str, needs: Sequence[str] = ()) -> M
     Raises MissingDependencyError if it is absent, broken or another flavour's.
     """
     rtx = flavour == "tensorrt_rtx"
+    jetpack = not rtx and platform.machine() == "aarch64"  # whose GPU pip's tensorrt is not built for
     try:
         module = importlib.import_module(flavour)
     except ModuleNotFoundError as error:
-        if not rtx and platform.machine() == "aarch64":
+        if jetpack:
             raise MissingDependencyError(
                 f"{purpose} needs JetPack's tensorrt, which this environment does not see",
-                "sudo apt install python3-libnvinfer, then python3 -m venv --system-site-packages",
+                "sudo apt install python3-libnvinfer && /usr/bin/python3 -m venv --system-site-packages .venv",
             ) from error
         raise missing(
             "tensorrt-rtx-cu13" if rtx else "tensorrt", extra="rtx" if rtx else "tensorrt", purpose=purpose
         ) from error
     except Exception as error:  # a shared library that does not load raises OSError, ImportError or RuntimeError
+        pip = f"pip install --force-reinstall {'tensorrt-rtx-cu13' if rtx else 'tensorrt'}"
+        apt = "sudo apt install --reinstall python3-libnvinfer, or in a container: docker run --runtime nvidia"
         raise MissingDependencyError(
             f"{purpose}: {flavour} is installed but cannot be loaded ({first_line(error)})",
-            f"reinstall it: pip install --force-reinstall {'tensorrt-rtx-cu13' if rtx else 'tensorrt'}",
+            f"reinstall it: {apt if jetpack else pip}",
         ) from error
     for name in (*needs, "ILogger"):
         if not hasattr(module, name):

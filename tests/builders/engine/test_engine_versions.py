@@ -144,8 +144,15 @@ def test_a_module_without_its_libraries_or_of_another_kind_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')\n")
-    with pytest.raises(MissingDependencyError, match=r"cannot be loaded \(libnvinfer\.so\.10"):
-        open_compiler("tensorrt")
+    for machine, fix in (
+        ("x86_64", "reinstall it: pip install --force-reinstall tensorrt"),
+        # pip's is not built for a Jetson's GPU, and would hide JetPack's
+        ("aarch64", "reinstall it: sudo apt install --reinstall python3-libnvinfer, or in a container: docker run "),
+    ):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        with pytest.raises(MissingDependencyError, match=r"cannot be loaded \(libnvinfer\.so\.10") as caught:
+            open_compiler("tensorrt")
+        assert str(caught.value.fix).startswith(fix)
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     with pytest.raises(MissingDependencyError, match="has no Builder"):
         open_compiler("tensorrt")
