@@ -111,7 +111,8 @@ def refuse_idle(request: BuildRequest, precision: str, choice: TargetChoice) -> 
     if choice.engines:  # of TensorRT-RTX, which has the other two
         of_compilers = {"timing_cache", "hardware_compatibility"}
     if idle := given(name for name in of_engines if name in of_compilers):
+        there = "" if idle == "hardware_compatibility" else ", and give it to twins-trt compile on the device"
         raise UsageError(
             f"{spelled(idle)} applies only to an engine that is compiled here, and the device compiles its own",
-            "leave it out, and give it to twins-trt compile on the device",
+            f"leave it out{there}",
         )

@@ -31,8 +31,8 @@ def resolve(request: BuildRequest) -> BuildJob:
     Raises `UsageError` for values that do not fit together or would do nothing, `CheckpointError` and `UsageError` for
     missing weights, `MissingDependencyError` for a missing compiler, or a missing GPU that it needs.
     """
-    out = _out(request.out)
     refuse_impossible(request)
+    out = _out(request.out)
     model = find_model(request.model, checkpoint=request.checkpoint, seeded=either(request.seeded, DEFAULTS.seeded))
     choice = _targets(request)
     precision = either(request.precision, "fp16" if choice.gpu else "fp32")

@@ -157,7 +157,7 @@ def engine_jobs(engines: Sequence[EngineOptions], graph: ExportOptions) -> tuple
         try:
             targets = compiler.settle_targets(engine, device)
         except UsageError as error:
-            fix = f"{error.fix} ({spelled('targets', 'sm_86,sm_89')}), or {CPU}"
+            fix = f"{error.fix} ({spelled('targets', 'sm_86,sm_89')}), a device of twins-trt targets, or {CPU}"
             if engine.targets:
                 fix = f"{error.fix}, or leave {spelled('flavour')} out: the device then compiles its engine itself"
             raise UsageError(error.cause, fix) from error

@@ -29,6 +29,7 @@ from twins_trt.errors import MissingDependencyError, UnfusedAttentionError, Usag
 from twins_trt.runtime import open_bundle
 from twins_trt.runtime.manifest import AwaitedEngine
 from twins_trt.verbs.build import FLAGS, BuildRequest
+from twins_trt.verbs.compile import CompileRequest
 
 MODEL = "twins_svt-s_fpn"
 ORIN = AwaitedEngine("sm_87", "jetson-orin", "10.3")
@@ -232,6 +233,16 @@ def test_what_does_not_fit_a_device_is_refused_by_name(
     assert raised.value.fix is not None and fix in raised.value.fix
 
 
+def test_what_a_compilation_on_the_device_does_not_take_is_only_left_out(rtx: Callable[..., Any]) -> None:
+    rtx()
+    with pytest.raises(
+        UsageError, match="hardware_compatibility applies only to an engine that is compiled here"
+    ) as no:
+        resolve(request(hardware_compatibility="ampere_plus"))
+    assert no.value.fix == "leave it out"
+    assert not hasattr(CompileRequest, "hardware_compatibility")
+
+
 def test_what_limits_the_compiler_here_applies_beside_a_device(rtx: Callable[..., Any]) -> None:
     rtx()
     job = resolve(request(targets=("sm_86", "jetson-orin"), workspace=64, optimization_level=1))
@@ -244,7 +255,7 @@ def test_a_bundle_is_not_built_but_compiled(tmp_path: Path) -> None:
     (folder / "manifest.json").touch()
     for name in ("x.bundle", str(folder)):
         with pytest.raises(UsageError, match="is a bundle") as raised:
-            resolve(BuildRequest(name, "y.bundle"))
+            resolve(BuildRequest(name))
         assert raised.value.fix is not None and raised.value.fix.endswith(f"twins-trt compile {shlex.quote(name)}")
 
 

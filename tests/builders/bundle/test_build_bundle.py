@@ -297,7 +297,7 @@ def test_a_job_has_its_targets_and_refuses_what_cannot_be(
     install_driver(monkeypatch, None)
     with pytest.raises(UsageError, match="there is no GPU here") as raised:
         job_of(small(targets=()), out)
-    assert "or cpu" in str(raised.value.fix)
+    assert "a device of twins-trt targets, or cpu" in str(raised.value.fix)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError):
         job_of(small(targets=(), flavour=("tensorrt",)), out)
