@@ -23,6 +23,7 @@ from twins_trt.progress import Clock, Progress, silent
 from twins_trt.runtime.advice import rebuild_with
 from twins_trt.runtime.archive import folder_name, unpack_bundle
 from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed, open_bundle
+from twins_trt.runtime.judged import gate_outdated
 from twins_trt.runtime.manifest import MANIFEST, PACK, Compiled, EngineFile, Manifest
 from twins_trt.runtime.next_steps import after_compile
 from twins_trt.spelling import spelled
@@ -53,6 +54,11 @@ class CompileReport:
     runs_here: bool
 
     @property
+    def gate_outdated(self) -> str | None:
+        """Why the bundle's verdict on accuracy counts no more; None if it does, or if there is none."""
+        return gate_outdated(self.bundle, compiled=self.engine if self.runs_here else None)
+
+    @property
     def next(self) -> tuple[str, ...]:
         """The commands to type next on this machine; empty if its GPU is not the engine's."""
         if not self.runs_here:
@@ -80,6 +86,7 @@ class CompileReport:
             "not_int8": list(self.not_int8),
             "misfits": self.misfits,
             "pruned": list(self.pruned),
+            "gate_outdated": self.gate_outdated,
             "next": list(self.next),
         }
 

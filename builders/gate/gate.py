@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from twins_trt.errors import UsageError
 from twins_trt.models.source import warn_of_random_weights
 from twins_trt.progress import Progress, silent
 from twins_trt.runtime import Bundle, Segmenter
+from twins_trt.runtime.advice import for_gpus
 from twins_trt.runtime.bundle import replaced_error
 from twins_trt.runtime.engines import CPU_KINDS, Engine, EngineSource, RuntimeOptions, open_current_engine, open_engine
+from twins_trt.runtime.tensorrt.selection import engine_of
 
 Image = npt.NDArray[np.uint8]
 # look(name, image, label, reference, engine): is called after every image, to keep pictures.
@@ -54,7 +57,7 @@ def gate_bundle(
         images,
         model=manifest.model,
         graph_sha256=manifest.graph_sha256,
-        ships=bool(manifest.engines or manifest.awaits),
+        ships=for_gpus(bundle),
         seeded=manifest.source.seeded,
         thresholds=thresholds or Thresholds.of(manifest.precision),
         engine=engine,
@@ -107,6 +110,7 @@ def gate(
         repeats = all(np.array_equal(segmenter(image).mask, mask) for image, mask in repeated)
         batch_agrees = _batch_agrees(segmenter, interface.batch_limits, repeated)
         engine_name = segmenter.engine.name
+    file = engine_of(source, engine_name)
     reference_seconds = {} if images.seconds is None else {"reference": images.seconds}
     compared = comparison.result()
     reasons = _reasons(thresholds, compared, repeats, batch_agrees)
@@ -136,6 +140,8 @@ def gate(
         seeded=seeded,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         pack=images.pack,
+        file=None if file is None else file.file,
+        file_sha256=None if file is None else hashlib.sha256(source.read(file)).hexdigest(),
     )
 
 

@@ -50,6 +50,7 @@ class GateResult:
     wall time of the engine over all images, and of the model if it computed all masks; no benchmark on a shared
     machine. created: ISO 8601 with a zone. pack: sha256 of the pack that images and reference masks came from; None if
     they came from a data set and the model. simulation: what a simulation had found, if a device has judged since.
+    file, file_sha256: the serialized engine that ran; None where the graph itself ran.
     """
 
     model: str
@@ -78,6 +79,8 @@ class GateResult:
     created: str
     pack: str | None = None
     simulation: Simulation | None = None
+    file: str | None = None
+    file_sha256: str | None = None
 
     @property
     def contradiction(self) -> str | None:

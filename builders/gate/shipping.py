@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from twins_trt.profiling.results import Ratio
 from twins_trt.profiling.speed import times_as_fast
 from twins_trt.runtime import Bundle
+from twins_trt.runtime.judged import gate_outdated, judge_again
 from twins_trt.runtime.manifest import PACK
 
 ACCURACY = ("fp32", "fp16", "int8")
@@ -24,7 +25,8 @@ def advise(ours: Named, theirs: Named, *, passed: bool, ratio: Ratio) -> tuple[s
     passed: `ours` is as much faster as was asked for. ratio: how many times as fast it is; with an interval.
     The faster bundle is preferred. `ours` counts as faster only where it passed: a smaller gain than what was asked for
     is no reason to give up accuracy. Where neither is faster the more accurate one is preferred, in doubt `theirs`.
-    A bundle ships only if it has passed its accuracy gate. Where only a simulation has judged it, the advice says so.
+    A bundle ships only if it has passed its accuracy gate. Where only a simulation has judged it, or
+    its verdict is of another engine, the advice says so.
     """
     if passed:
         order, why = [ours, theirs], f"it is {times_as_fast(ratio)} times as fast"
@@ -51,7 +53,9 @@ def advise(ours: Named, theirs: Named, *, passed: bool, ratio: Ratio) -> tuple[s
 
 
 def _unless_measured(bundle: Bundle) -> str:
-    """What is left to do for a bundle that has passed in simulation alone."""
+    """What is left to do for a bundle that has passed in simulation alone, or with another engine."""
+    if (outdated := gate_outdated(bundle)) is not None:
+        return f"; its accuracy verdict counts no more ({outdated}), judge it here: {judge_again(bundle)}"
     gate = bundle.read_json("gate.json")
     if not (isinstance(gate, dict) and gate.get("simulated") is True):
         return ""

@@ -7,7 +7,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from twins_trt.bindings import NAMES
 from twins_trt.builders.gate.shipping import advise
 from twins_trt.device import current_device
 from twins_trt.errors import EngineError, ProfileError, UsageError
@@ -31,6 +30,7 @@ from twins_trt.runtime import Bundle, open_bundle
 from twins_trt.runtime.advice import engine_command, for_gpus
 from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.runtime.engines import CPU_KINDS, check_kind, kind_here
+from twins_trt.runtime.tensorrt.selection import engine_of
 from twins_trt.spelling import spelled
 
 RATIOS: tuple[Compared, ...] = (DECIDES, "end_to_end", "engine")
@@ -124,9 +124,10 @@ def judge_speed(pair: Pair, measured: Profile, *, min_speedup: float = 1.0) -> S
         ship, advice = None, f"a CPU ran both: this says nothing of their engines. Time them on the device: {again}"
     else:
         ship, advice = advise(*named, passed=not reasons, ratio=ratios[0])
+    engines = [engine_of(bundle, kind) for (_, bundle), kind in zip(named, pair.kinds, strict=True)]
     sides = [
-        TimedBundle.of(bundle, measurement, name=name, file=_engine_file(bundle, kind))
-        for (name, bundle), measurement, kind in zip(named, (mine, other), pair.kinds, strict=True)
+        TimedBundle.of(bundle, measurement, name=name, file=None if engine is None else engine.file)
+        for (name, bundle), measurement, engine in zip(named, (mine, other), engines, strict=True)
     ]
     return SpeedVerdict.of(
         measured,
@@ -195,12 +196,3 @@ def _reasons(names: tuple[str, str], ratio: Ratio, min_speedup: float) -> tuple[
         return (f"{shown}: not {wanted}",)
     more = spelled("rounds", 4 * ratio.rounds)  # half as wide an interval
     return (f"{shown}: not shown to be {wanted}; more rounds may show it: {more}",)
-
-
-def _engine_file(bundle: Bundle, kind: str) -> str | None:
-    """The serialized engine of the bundle that an engine of this kind runs; None where it runs the graph."""
-    if kind not in NAMES:
-        return None
-    from twins_trt.runtime.tensorrt.selection import choose, here, load_runtime
-
-    return choose(bundle, kind, load_runtime(kind), here()).file

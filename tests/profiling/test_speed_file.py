@@ -150,11 +150,15 @@ def test_it_counts_until_what_ran_is_replaced(measured: Verdicts) -> None:
 
     other = _with(bundle, {ENGINES[0].file: b"of another GPU"})
     assert outdated(found, other.manifest) is None
+    assert outdated(found, bundle.manifest, runs=ENGINES[1]) is None
+    elsewhere = f"it is of {orin}, and {ENGINES[0].file} runs here"
+    assert outdated(found, bundle.manifest, runs=ENGINES[0]) == elsewhere
+    assert in_short(found, bundle.manifest, runs=ENGINES[0]).startswith(f"counts no more ({elsewhere}), was passed")
     compiled = _with(bundle, {orin: b"compiled again"})
     assert outdated(found, compiled.manifest) == f"{orin} was replaced since"
     assert in_short(found, compiled.manifest).startswith(f"counts no more ({orin} was replaced since), was passed: 1.5")
     pruned = _with(bundle, {}, engines=ENGINES[:1])
-    assert outdated(found, pruned.manifest) == f"{orin} was replaced since"
+    assert outdated(found, pruned.manifest) == f"{orin} is no longer in the bundle"
     rebuilt = _with(bundle, {"graph.onnx": b"another graph"})
     assert outdated(found, rebuilt.manifest) == "the graph was replaced since"
 

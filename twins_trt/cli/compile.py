@@ -62,6 +62,7 @@ def _job_text(job: CompileJob) -> str:
 
 def _report_text(report: CompileReport) -> str:
     from twins_trt.runtime.advice import compile_command
+    from twins_trt.runtime.judged import judge_again
 
     path, engine, made = report.bundle.path, report.engine, report.engine.compiled
     if not report.compiled or report.audit is None or made is None:
@@ -79,6 +80,9 @@ def _report_text(report: CompileReport) -> str:
     lines += [f"removed: {file}" for file in report.pruned]
     if set(report.misfits) - set(report.pruned) - {engine.file}:
         lines.append(f"to remove what no longer fits: {compile_command(path)} --prune")
+    if (stale := report.gate_outdated) is not None:
+        lines.append(f"the gate's verdict, {report.bundle.manifest.gate}, counts no more: {stale}")
+        lines.append(f"to judge the bundle again: {judge_again(report.bundle)}")
     if report.compiled and report.next:
         lines += ["next:", *(f"  {command}" for command in report.next)]
     return "\n".join(lines)

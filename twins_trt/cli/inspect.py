@@ -15,7 +15,6 @@ from twins_trt.verbs.inspect import FLAGS, InspectRequest
 if TYPE_CHECKING:
     from twins_trt.builders.engine.layers import Layer
     from twins_trt.runtime import Bundle
-    from twins_trt.runtime.manifest import Manifest
 
 EXAMPLE = (
     "twins-trt inspect x.bundle\n"
@@ -68,6 +67,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], str]:
     from twins_trt.builders.engine.audit import Audit
     from twins_trt.runtime import open_bundle
+    from twins_trt.runtime.judged import gate_outdated
 
     bundle = open_bundle(path, verify=verify)
     manifest, source = bundle.manifest, bundle.manifest.source
@@ -87,7 +87,7 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
         *(("compiled", f"{e.file} {e.compiled.how}") for e in manifest.engines if e.compiled is not None),
         *(("engine", f"{awaited.where}; twins-trt compile makes it there") for awaited in manifest.awaits),
         *(("runs here", f"{kind}: {why or 'yes'}") for kind, why in here.items()),
-        *(("gate", line) for line in _gate(manifest, judged)),
+        *(("gate", line) for line in _gate(bundle, judged)),
         *([("speed", speed)] if speed else []),
         *(("figure", f"{f.name} {f.value} {f.unit} ({f.measured_on})") for f in manifest.figures),
         ("classes", ", ".join(manifest.interface.classes)),
@@ -105,6 +105,8 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
     for target, why in ({} if audits is None else audits.get("not_audited", {})).items():
         text += f"\n\nnothing audited in place of {target}: {why}"
     value = {"kind": "bundle", "path": str(path), "verified": verify, "manifest": manifest.to_json(), "audit": audits}
+    if isinstance(judged, dict):
+        judged = {**judged, "outdated": gate_outdated(bundle)}
     value |= {"gate": judged, "speed": found}
     value["runs_here"] = {kind: {"ready": why is None, "why_not": why} for kind, why in here.items()}
     return value, text
@@ -132,6 +134,7 @@ def _runs_here(bundle: Bundle, engine: str) -> dict[str, str | None]:
 def _speed(bundle: Bundle) -> tuple[dict[str, Any] | None, str]:
     """The speed verdict as plain values with why it counts no more, if so, and in one line; nothing without one."""
     from twins_trt.profiling.speed import in_short, outdated, read_speed
+    from twins_trt.runtime.tensorrt.selection import engine_here
 
     try:
         found = read_speed(bundle)
@@ -139,23 +142,32 @@ def _speed(bundle: Bundle) -> tuple[dict[str, Any] | None, str]:
         return None, f"cannot be read: {error.cause}"
     if found is None:
         return None, ""
-    return {**found.to_json(), "outdated": outdated(found, bundle.manifest)}, in_short(found, bundle.manifest)
+    manifest, runs = bundle.manifest, engine_here(bundle)
+    return {**found.to_json(), "outdated": outdated(found, manifest, runs=runs)}, in_short(found, manifest, runs=runs)
 
 
-def _gate(manifest: Manifest, judged: Any) -> list[str]:
-    """The gate's status and what it found; on a second line what a simulation had found before a device judged.
+def _gate(bundle: Bundle, judged: Any) -> list[str]:
+    """The gate's status and what it found, and whether that still counts. Below it why the bundle failed, and what a
+    simulation had found before a device judged.
 
     judged: the content of gate.json, None without one.
     """
     from twins_trt.report.accuracy import finding_text, simulation_text
+    from twins_trt.report.inputs import pick_list
+    from twins_trt.runtime.judged import gate_outdated, judge_again
 
+    manifest = bundle.manifest
     if manifest.gate == "ungated":
         unknown = ": nobody has measured what INT8 costs in mIoU" if manifest.precision == "int8" else ""
         return [f"{manifest.gate}{unknown}"]
     simulated = " in simulation" if isinstance(judged, dict) and judged.get("simulated") is True else ""
     found, before = finding_text(judged), simulation_text(judged)
+    stale = gate_outdated(bundle)
+    now = "" if stale is None else f"counts no more ({stale}), was "
     return [
-        f"{manifest.gate}{simulated}{found and f': {found}'}",
+        f"{now}{manifest.gate}{simulated}{found and f': {found}'}",
+        *(f"because {reason}" for reason in pick_list(judged, "reasons")),
+        *([] if stale is None else [f"judge it again, on the device: {judge_again(bundle)}"]),
         *([f"in simulation it had {before}"] if before else []),
     ]
 

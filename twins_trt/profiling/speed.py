@@ -24,7 +24,8 @@ from twins_trt.profiling.results import (
 )
 from twins_trt.profiling.tables import ms
 from twins_trt.runtime.bundle import Bundle
-from twins_trt.runtime.manifest import Manifest
+from twins_trt.runtime.judged import engine_gone
+from twins_trt.runtime.manifest import EngineFile, Manifest
 
 FORMAT_VERSION = 1
 SPEED = "speed.json"
@@ -230,24 +231,25 @@ def read_speed(bundle: Bundle) -> SpeedVerdict | None:
     return None if values is None else SpeedVerdict.from_json(values)
 
 
-def outdated(found: SpeedVerdict, manifest: Manifest) -> str | None:
+def outdated(found: SpeedVerdict, manifest: Manifest, *, runs: EngineFile | None = None) -> str | None:
     """Why a speed verdict does not hold for the bundle any longer, or None if it does.
 
     It holds as long as the graph and the engine that ran are the same. Engines that were added for other GPUs do not
-    matter. An engine that was compiled where only the graph had run does.
+    matter. An engine that was compiled where only the graph had run does. runs: as in `engine_gone`.
     """
     ours = found.ours
-    if ours.graph_sha256 != manifest.graph_sha256:
-        return "the graph was replaced since"
-    if ours.file is not None:
-        return None if _digests(manifest).get(ours.file) == ours.file_sha256 else f"{ours.file} was replaced since"
+    gone = engine_gone(
+        manifest, graph_sha256=ours.graph_sha256, file=ours.file, file_sha256=ours.file_sha256, runs=runs
+    )
+    if gone is not None or ours.file is not None:
+        return gone
     added = [each.file for each in manifest.engines if each.file not in ours.engines]
     return f"{added[0]} was compiled since, and was not timed" if added else None
 
 
-def in_short(found: SpeedVerdict, manifest: Manifest) -> str:
-    """The verdict in one line, beginning with whether it still holds."""
-    stale, count = outdated(found, manifest), len(found.warnings)
+def in_short(found: SpeedVerdict, manifest: Manifest, *, runs: EngineFile | None = None) -> str:
+    """The verdict in one line, beginning with whether it still holds. runs: as in `engine_gone`."""
+    stale, count = outdated(found, manifest, runs=runs), len(found.warnings)
     words = [
         f"{'passed' if found.passed else 'failed'}: {times_as_fast(found.ratio)} times as fast as {found.theirs.name}",
         f"on {found.measured_on}{'' if found.power_mode is None else f', {found.power_mode}'}",

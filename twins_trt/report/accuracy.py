@@ -28,6 +28,7 @@ from twins_trt.report.blocks import (
 )
 from twins_trt.report.charts import Interval, intervals
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
+from twins_trt.runtime.judged import gate_outdated, judge_again
 from twins_trt.spelling import spelled
 
 PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
@@ -43,7 +44,11 @@ def gate_section(inputs: Inputs) -> Section:
         note = Note("This bundle has not been judged: it is ungated.", "warn")
         return Section("gate", "Gate", (note, Code(hint)))
     bound = pick_number(gate, "thresholds", "max_drop")
-    blocks: list[Block] = [*_outcome(gate), _gate_facts(gate, bound), *_drop_chart(gate, bound), *_class_table(gate)]
+    blocks: list[Block] = []
+    if (stale := gate_outdated(inputs.bundle)) is not None:
+        blocks.append(Note(f"This verdict counts no more: {stale}. Judge it again, on the device:", "bad"))
+        blocks.append(Code(judge_again(inputs.bundle)))
+    blocks += [*_outcome(gate), _gate_facts(gate, bound), *_drop_chart(gate, bound), *_class_table(gate)]
     return Section("gate", "Gate", tuple(blocks))
 
 
@@ -138,7 +143,7 @@ def _gate_facts(gate: Any, bound: float | None) -> Facts:
     batches = {True: "equal those of single images", False: "differ from those of single images"}
     return Facts(
         (
-            ("Engine", pick_text(gate, "engine")),
+            ("Engine", ", ".join(part for part in (pick_text(gate, "engine"), pick_text(gate, "file")) if part)),
             ("Data", f"{pick_text(gate, 'dataset')}, {pick_text(gate, 'split')}"),
             ("Images", pick_text(gate, "images")),
             ("mIoU", _percent(pick_number(gate, "scores", "miou"))),

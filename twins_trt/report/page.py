@@ -15,6 +15,7 @@ from twins_trt.report.html import render_html
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text, read_inputs
 from twins_trt.report.markdown import render_markdown
 from twins_trt.report.speed import blocks_section, latency_section, speed_section
+from twins_trt.runtime.judged import gate_outdated
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
@@ -61,6 +62,8 @@ def build_page(inputs: Inputs) -> Page:
         gate += ", simulated"
     if manifest.gate == "failed" and pick(inputs.gate, "simulation", "passed") is True:
         gate += ", passed in simulation"
+    if gate_outdated(inputs.bundle) is not None:
+        gate, mood = f"{gate}, counts no more", "warn" if mood == "good" else mood
     size = "dynamic size" if manifest.interface.size is None else "×".join(map(str, manifest.interface.size))
     return Page(
         title=inputs.bundle.path.name,

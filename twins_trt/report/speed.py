@@ -23,6 +23,7 @@ from twins_trt.report.inputs import Inputs
 from twins_trt.report.roofline import BlockWork, Ceilings, block_work, find_ceilings
 from twins_trt.runtime.engines import CPU_KINDS
 from twins_trt.runtime.manifest import GRAPH
+from twins_trt.runtime.tensorrt.selection import engine_here
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
 
@@ -32,7 +33,7 @@ def speed_section(inputs: Inputs) -> list[Section]:
     found = inputs.speed
     if found is None:
         return []
-    stale = outdated(found, inputs.bundle.manifest)
+    stale = outdated(found, inputs.bundle.manifest, runs=engine_here(inputs.bundle))
     blocks: list[Block] = []
     if stale is not None:
         again = f"twins-trt gate {inputs.bundle.path} --against OTHER.bundle"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
 
 import numpy as np
 
+from twins_trt.bindings import NAMES
 from twins_trt.data.images import UInt8Array
 from twins_trt.data.preprocessing import Size
 from twins_trt.errors import UsageError
@@ -21,6 +22,7 @@ from twins_trt.runtime.batches import BatchRunner
 from twins_trt.runtime.bundle import TRIES, Bundle, open_bundle, replaced_error
 from twins_trt.runtime.engines import Engine, OnStage, RuntimeOptions, open_current_engine
 from twins_trt.runtime.engines.protocol import GivesInputBuffers, RunsOnDevice
+from twins_trt.runtime.judged import gate_outdated, judge_again
 from twins_trt.runtime.segmentation import Segmentation
 from twins_trt.runtime.stream import Frame, stream_frames
 from twins_trt.spelling import spelled
@@ -89,7 +91,7 @@ class Segmenter:
         self.engine = opened
         self._name = self.engine.name if self.bundle is None else str(self.bundle.path)
         if self.bundle is not None:
-            _warn(self.bundle)
+            _warn(self.bundle, self.engine.name)
         observe = None if options is None else options.observe
         self._batches = BatchRunner(self.engine, self.interface, fit=fit, parts=runner, observe=observe)
 
@@ -243,11 +245,17 @@ def _opened_engine(bundle: Bundle | None, engine: str | Engine, options: Runtime
     return open_current_engine(bundle, engine, options=options)
 
 
-def _warn(bundle: Bundle) -> None:
+def _warn(bundle: Bundle, kind: str) -> None:
+    """Logs what speaks against the bundle's masks. kind: of the engine that runs it."""
     manifest = bundle.manifest
     if manifest.source.seeded:
         warn_of_random_weights(bundle.path)
     if manifest.gate == "failed":
         log.warning("%s failed its accuracy gate", bundle.path)
+    if manifest.precision == "int8" and manifest.gate == "passed" and kind in NAMES:
+        outdated = gate_outdated(bundle, kind=kind)
+        if outdated is not None:
+            again = judge_again(bundle)
+            log.warning("%s is INT8 and its verdict counts no more: %s; judge it: %s", bundle.path, outdated, again)
     if manifest.precision == "int8" and manifest.gate == "ungated":
         log.warning("%s is INT8 and ungated: nobody has measured what it costs in mIoU", bundle.path)

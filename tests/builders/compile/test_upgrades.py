@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from commands import run_command
@@ -12,6 +14,7 @@ from compiling import ORIN, Install, ToCompile
 from twins_trt.builders.compile import CompileReport, compile_bundle
 from twins_trt.device import Device
 from twins_trt.runtime import Bundle, EngineFile, open_bundle, write_bundle
+from twins_trt.runtime.bundle import amend_bundle
 from twins_trt.verbs.compile import CompileRequest
 
 DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  {}  Release Build  (buildbrain)\n"
@@ -186,3 +189,26 @@ def test_the_command_says_what_no_longer_fits_and_how_it_is_removed(install: Ins
     pruned = run_command("compile", bundle.path, "--prune", "--json")
     assert pruned.json["pruned"] == ["engines/tensorrt-10.3.0-sm_87.engine"] and not pruned.json["compiled"]
     assert pytest.approx(0, abs=60) == pruned.json["seconds"]
+
+
+@pytest.mark.parametrize("status", ["passed", "failed"])
+def test_it_says_that_the_verdict_is_of_the_old_engine_and_leaves_the_status(
+    install: Install, to_compile: ToCompile, status: Literal["passed", "failed"]
+) -> None:
+    install("10.3.0")
+    bundle = compile_bundle(CompileRequest(bundle=str(to_compile().path))).bundle
+    old = bundle.engines[0].file
+    (sha256,) = (entry.sha256 for entry in bundle.manifest.files if entry.path == old)
+    judged = {"graph_sha256": bundle.manifest.graph_sha256, "file": old, "file_sha256": sha256, "thresholds": {}}
+    amend_bundle(
+        bundle, {"gate.json": json.dumps(judged).encode()}, change=lambda manifest: replace(manifest, gate=status)
+    )
+    assert run_command("compile", bundle.path, "--json").json["gate_outdated"] is None
+    install("10.16.1.11")
+    upgraded = run_command("compile", bundle.path)
+    why = f"it is of {old}, and engines/tensorrt-10.16.1.11-sm_87.engine runs here"
+    assert f"the gate's verdict, {status}, counts no more: {why}\n" in upgraded.out
+    assert f"to judge the bundle again: twins-trt gate {bundle.path} --pack FILE\n" in upgraded.out
+    pruned = run_command("compile", bundle.path, "--prune", "--json")
+    assert pruned.json["gate_outdated"] == f"{old} is no longer in the bundle"
+    assert open_bundle(bundle.path).manifest.gate == status

@@ -82,3 +82,17 @@ def choose(source: EngineSource, flavour: str, module: ModuleType, device: Devic
     here = Place(device.name, board())
     timed_here = (each for each in current if each.compiled is not None and not compiled_elsewhere(each, here))
     return next(timed_here, current[0])
+
+
+def engine_of(source: EngineSource, kind: str) -> EngineFile | None:
+    """The source's engine that an engine of this kind runs here; None where the kind runs the graph itself.
+
+    Raises as `load_runtime`, `here` and `choose` do.
+    """
+    return choose(source, kind, load_runtime(kind), here()) if kind in NAMES else None
+
+
+def engine_here(source: EngineSource, kind: str = "auto") -> EngineFile | None:
+    """The source's engine that an engine of this kind runs on this machine; None where it runs none of them."""
+    flavours = NAMES if kind == "auto" else (kind,) if kind in NAMES else ()
+    return next((engine_of(source, flavour) for flavour in flavours if why_not(source, flavour) is None), None)
