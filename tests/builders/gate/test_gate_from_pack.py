@@ -260,6 +260,13 @@ def test_a_verdict_on_a_bundle_that_is_gone_meanwhile_is_shown(
     assert "verdict that could not be written:" in caplog.text and "2 images are too few to judge by" in caplog.text
 
 
+def test_inspect_says_why_a_bundle_failed(make_bundle: MakeBundle, labelled: str, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    assert not twins_trt.gate(bundle, pack=tiny_pack(tmp_path / "x.pack", labelled, bundle), limit=2).passed
+    shown = run_command("inspect", bundle.path).out
+    assert "because 2 images are too few to judge by, at least 30 are asked for" in shown
+
+
 def test_an_engine_that_fails_leaves_none(
     jetson: Callable[..., None], jetson_bundle: MakeJetsonBundle, labelled: str, tmp_path: Path
 ) -> None:
