@@ -19,6 +19,7 @@ from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import fit_mode
 from twins_trt.models.weights import FoundModel, find_model
 from twins_trt.models.zoo import get_spec
+from twins_trt.runtime.bundle import PACKED
 from twins_trt.runtime.manifest import AwaitedEngine
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import DEFAULTS, SEARCH, BuildRequest
@@ -68,6 +69,11 @@ def _out(name: str | None) -> Path:
     out = Path(name)
     if not out.name:
         raise UsageError(f"{name} is not a name for a bundle", "give a new folder, such as x.bundle")
+    if out.name.endswith(PACKED):
+        raise UsageError(
+            f"{name}: a build writes a folder, not a packed bundle",
+            f"name a folder, such as {spelled('out', 'x.bundle')}: twins-trt export-to device packs it",
+        )
     return out
 
 

@@ -126,6 +126,7 @@ TABLE = [
     ("models extra", "UsageError", 2, r"no argument 'extra'"),
     ("build --seeded --out OUT", "UsageError", 2, r"no model is named.*--checkpoint FILE"),
     (f"build {MODEL} --seeded", "UsageError", 2, r"no bundle is named to write.*--out x\.bundle"),
+    (f"build {MODEL} --seeded --out x.tar.gz", "UsageError", 2, r"writes a folder.*twins-trt export-to device packs"),
     ("build twins_svt-small_fpn --seeded --out OUT", "UsageError", 2, rf"no model called.*use one of: .*{MODEL}"),
     ("export segformer --seeded --out OUT", "UsageError", 2, r"no model called 'segformer'"),
     ("eval twins_svt_s_fpn --seeded --data folder:{scenes}", "UsageError", 2, rf"no bundle and no model.*{MODEL}"),
