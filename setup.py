@@ -29,13 +29,18 @@ BUILD = [
     "onnxruntime>=1.18",
     "opencv-python-headless>=4.8",
 ]
+# A Jetson's binding has to be of its CUDA: 12 with JetPack 6, whose Python is 3.10, and 13 with JetPack 7.
+CUDA = [
+    "cuda-bindings>=12.6,<13; platform_machine == 'aarch64' and python_version < '3.12'",
+    "cuda-bindings>=12.6; platform_machine != 'aarch64' or python_version >= '3.12'",
+]
 EXTRAS = {
     "build": BUILD,
     "cpu": ["onnxruntime>=1.18"],
     "rtx": ["tensorrt-rtx-cu13>=1.7"],
     "tensorrt": ["tensorrt>=10.3"],
     "pycuda": ["pycuda>=2024.1"],
-    "cuda": ["cuda-bindings>=12.6"],
+    "cuda": CUDA,
     "openvino": ["openvino>=2024.4"],
     "power": ["nvidia-ml-py>=12.535"],
     "train": ["tensorboard>=2.14"],

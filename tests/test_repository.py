@@ -74,7 +74,7 @@ def test_every_requirement_has_a_pin_within_its_range(setup_arguments: dict[str,
     wanted = [*setup_arguments["install_requires"], *setup_arguments["extras_require"]["dev"]]
     for python_version in PYTHONS:
         pinned = {canonicalize_name(pin.name): pin for pin in pins if applies(pin, python_version)}
-        for requirement in map(Requirement, wanted):
+        for requirement in (each for each in map(Requirement, wanted) if applies(each, python_version)):
             (specifier, *_) = pinned[canonicalize_name(requirement.name)].specifier
             assert specifier.version in requirement.specifier, requirement
 
@@ -110,6 +110,11 @@ def test_the_jetsons_set_has_the_runtime_and_jetpacks_cuda(
     ]
     assert len(chosen) == 1
     assert cuda in chosen[0].specifier
+    # What errors name where no binding is: pip install "twins-trt[cuda]".
+    extra = [*map(Requirement, setup_arguments["extras_require"]["cuda"])]
+    (advised,) = [each for each in extra if applies(each, python_version, "aarch64")]
+    assert cuda in advised.specifier
+    assert ("13.0" in advised.specifier) == (python_version == "3.12")
 
 
 def test_the_package_is_described(setup_arguments: dict[str, Any]) -> None:
