@@ -175,9 +175,11 @@ def _choose(bundle: Bundle, flavour: str, target: str | None, device: Device | N
     """The compiler of a flavour. `auto`: of those that are installed and compile for this GPU, or for `target`, the one
     whose engine is in the bundle already, else TensorRT before TensorRT-RTX."""
     if target is None and device is None:
+        named = f", or name a GPU to TensorRT-RTX: {spelled('target', 'sm_86')}"
+        rtx = named if find_spec("tensorrt_rtx") is not None else ""  # a Jetson has none
         raise MissingDependencyError(
             "there is no CUDA device or driver here to compile for",
-            f"compile on the device itself, or name its GPU to TensorRT-RTX: {spelled('target', 'sm_86')}",
+            f"twins-trt doctor --for compile, which says why{rtx}",
         )
     if flavour != "auto":
         return open_compiler(flavour)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib.machinery import ModuleSpec
 
 import pytest
 from compiling import ADA, ORIN, VERSIONS, Install, ToCompile
@@ -131,11 +132,18 @@ def test_a_graph_of_a_later_opset_names_the_build_that_an_old_tensorrt_reads(
         assert open_bundle(bundle.path).engines == ()
 
 
-def test_without_a_gpu_the_target_has_to_be_named(install: Install, to_compile: ToCompile) -> None:
+def test_without_a_gpu_the_target_has_to_be_named(
+    install: Install, to_compile: ToCompile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(device=None)
     bundle = to_compile()
-    with pytest.raises(MissingDependencyError, match="no CUDA device or driver here to compile for"):
-        compile_engine(bundle.path)
+    why = "twins-trt doctor --for compile, which says why"
+    rtx = ModuleSpec("tensorrt_rtx", None)
+    for spec, fix in ((None, why), (rtx, f'{why}, or name a GPU to TensorRT-RTX: target="sm_86"')):
+        monkeypatch.setattr("twins_trt.builders.compile.job.find_spec", lambda _, spec=spec: spec)
+        with pytest.raises(MissingDependencyError, match="no CUDA device or driver here to compile for") as caught:
+            compile_engine(bundle.path)
+        assert caught.value.fix == fix
     with pytest.raises(UsageError, match="target is for TensorRT-RTX"):
         compile_engine(bundle.path, flavour="tensorrt", target="sm_86")
     with pytest.raises(UsageError, match="flavour cannot be 'trt'"):
