@@ -75,6 +75,8 @@ def keep(folder: Path, key: Mapping[str, Any], built: BuiltEngine) -> None:
         _keep(folder, key, built)
     except OSError as error:
         log.warning("%s cannot keep the engine until it is in the bundle: %s", folder, error.strerror)
+        with suppress(OSError):  # the bundle needs the room
+            (folder / ENGINE).unlink(missing_ok=True)
 
 
 def _keep(folder: Path, key: Mapping[str, Any], built: BuiltEngine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from commands import run_command
 from compiling import Install, ToCompile
 
 from twins_trt import compile_engine
+from twins_trt.builders.compile import work
 from twins_trt.builders.compile.work import work_folder
 from twins_trt.runtime import open_bundle
+from twins_trt.runtime.bundle import amend_bundle
 
 KILLED = Path(__file__).with_name("killed.py")
 TESTS = Path(__file__).parents[2]
@@ -144,3 +147,26 @@ def test_a_second_process_waits_and_finds_the_engine(install: Install, to_compil
     assert told[0][0] == "wait" and f"process {os.getpid()}, since" in told[0][1]
     assert len(module.built) == 1 and len(open_bundle(bundle.path).engines) == 1
     assert not work_folder(bundle.path).exists()
+
+
+def test_a_disk_that_cannot_hold_the_engine_twice_holds_it_in_the_bundle(
+    install: Install, to_compile: ToCompile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install()
+    bundle = to_compile()
+    left: list[bool] = []
+
+    def fills(path: Path, content: bytes) -> tuple[str, int]:
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def amend(*arguments: Any, **options: Any) -> Any:
+        left.append((work_folder(bundle.path) / work.ENGINE).exists())
+        return amend_bundle(*arguments, **options)
+
+    monkeypatch.setattr("twins_trt.builders.compile.work.write_hashed", fills)
+    monkeypatch.setattr("twins_trt.builders.compile.run.amend_bundle", amend)
+    assert compile_engine(bundle.path).compiled
+    assert left == [False]
+    assert "cannot keep the engine until it is in the bundle: No space left on device" in caplog.text
+    assert len(open_bundle(bundle.path).engines) == 1 and not work_folder(bundle.path).exists()
