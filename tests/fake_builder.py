@@ -93,9 +93,12 @@ def _new_inspector(self: Any) -> Any:
 
 def _inspect(self: Any, _: Any) -> str:
     module, engine = self._module, self._engine
-    new = int(module.__version__.split(".")[0]) >= 11
+    major = int(module.__version__.split(".")[0])
+    new = major >= 11
     tensors = [_tensor(node.name, DTYPES[node.type], node.shape, new=new) for node in engine._nodes.values()]
     layers = _layers(list(_nodes(engine._graph)), fused=_fuses(engine._graph), unfused=module.unfused)
+    if major < 10:
+        layers = _foreign(layers)
     for layer in layers:
         layer["Inputs"] = [_tensor(name, "INT8", (), new=new) for name in layer["Inputs"]]
     layers[0]["Inputs"], layers[-1]["Outputs"] = tensors[:1] + layers[0]["Inputs"], tensors[1:]
@@ -141,6 +144,24 @@ def _layers(nodes: list[_Node], *, fused: bool, unfused: int) -> list[dict[str, 
             )
         at = stop + 1
     return layers
+
+
+def _foreign(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers as TensorRT 8 lists them: one for all from the first fused attention to the last (TensorRT#4157)."""
+    fused = [index for index, layer in enumerate(layers) if layer["TacticName"]]
+    if not fused:
+        return layers
+    inside = layers[fused[0] : fused[-1] + 1]
+    nodes = "\x1e".join(layer["Metadata"] for layer in inside)
+    names = [name.removeprefix("[ONNX Layer: ").removesuffix("]") for name in nodes.split("\x1e")]
+    one = inside[0] | {
+        "Name": f"{{ForeignNode[{names[0]}...{names[-1]}]}}",
+        "LayerType": "Myelin",
+        "Inputs": [name for layer in inside for name in layer["Inputs"]],
+        "TacticName": "",
+        "Metadata": nodes,
+    }
+    return [*layers[: fused[0]], one, *layers[fused[-1] + 1 :]]
 
 
 def _int8_inputs(node: _Node, makers: Mapping[str, _Node]) -> list[str]:

@@ -51,7 +51,8 @@ _SYMPTOMS = (
     Symptom(
         r"[Cc]ould not find any implementation for node (?P<what>\S+)",
         "no kernel fits {what} within the limits given",
-        lambda: f"raise {spelled('workspace')} or leave it out",
+        # Where GPU and host share memory, a compilation without a limit gets one that follows from what is free.
+        lambda: f"raise {spelled('workspace')}, or free memory",
     ),
     Symptom(
         r"CUDA driver version is insufficient|no CUDA-capable device|cudaError",

@@ -187,6 +187,8 @@ def _reasons(
         reasons.append(
             f"{100 * compared.agreement:.3f} % of the pixels agree, {100 * thresholds.min_agreement:g} % are asked for"
         )
+    if compared.impossible:
+        reasons.append(f"{100 * compared.impossible:.3g} % of the pixels have a class that the model does not have")
     if not repeats:
         reasons.append("a second run gave other masks")
     if batch_agrees is False:

@@ -67,6 +67,12 @@ def test_the_whole_way(device: SimulatedJetson, subject: Subject, built: Built) 
         (engine,) = compiled["engines"]
         assert (engine["flavour"], engine["version"]) == ("tensorrt", device.tensorrt)
         assert engine["targets"] == [device.jetpack.target] and "awaits" not in compiled
+    audits = json.loads((disk / "road.bundle" / "audit.json").read_text())["engines"]
+    (audit,) = (each["audit"] for each in audits if each["file"] is not None)
+    if device.tensorrt.startswith("8."):  # does not list what it fuses
+        assert audit["opaque"] and not audit["unfused_attentions"]
+    else:
+        assert audit["attentions"] == audit["expected_attentions"] > 0
     again = device.twins("compile", "road.bundle", "--json")
     assert (again.code, again.json["compiled"]) == (0, False)
 

@@ -148,6 +148,18 @@ def test_a_profile_saved_in_the_bundle_is_found(make_bundle: MakeBundle, tmp_pat
     assert inputs.own is not None and inputs.own[1].subject.label == SCRIPT
 
 
+def test_fused_attentions_that_a_compiler_does_not_list_are_not_known(make_bundle: MakeBundle) -> None:
+    """TensorRT 8.6 shows a transformer as one layer: none of 18 would be wrong."""
+    plain = make_bundle()
+    content = audit()
+    content["engines"][0]["audit"] |= {"attentions": 0, "expected_attentions": 18, "opaque": ["{ForeignNode[a...b]}"]}
+    files = {"graph.onnx": plain.graph.read_bytes(), "audit.json": json.dumps(content).encode()}
+    bundle = write_bundle(plain.path, plain.manifest, files, overwrite=True)
+    page = build_page(read_inputs(bundle.path))
+    assert "Fused attentions: not known: this compiler does not list it." in words(page, "audit")
+    assert not [tile for tile in page.tiles if tile.label == "Fused attentions"]
+
+
 def test_the_audit_of_the_nearest_architecture_is_said_to_be_one(make_bundle: MakeBundle) -> None:
     plain = make_bundle(awaits=(AwaitedEngine("sm_87", "jetson-orin", "10.3"), AwaitedEngine("sm_90")))
     content = audit()

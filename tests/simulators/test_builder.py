@@ -76,7 +76,10 @@ def test_attentions_are_fused_unless_the_machine_is_told_not_to(
 ) -> None:
     module.unfused = unfused
     audit = audit_layers(build(attention(tmp_path / "graph.onnx")).layers, expected_attentions=1)
-    assert (audit.attentions, audit.unfused_attentions) == (fused, (BLOCK,) * unfused)
+    if fused and module.__version__.startswith("8."):  # hides what it fuses in one layer
+        assert (audit.attentions, audit.unfused_attentions, len(audit.opaque)) == (0, (), 1)
+    else:
+        assert (audit.attentions, audit.unfused_attentions, audit.opaque) == (fused, (BLOCK,) * unfused, ())
 
 
 def test_a_float32_graph_has_no_fused_attention(module: Any, tmp_path: Path) -> None:

@@ -82,7 +82,6 @@ def audit_section(inputs: Inputs) -> Section:
     blocks: list[Block] = []
     for engine in engines:
         audit = pick(engine, "audit")
-        fused, expected = pick_number(audit, "attentions"), pick_number(audit, "expected_attentions")
         targets = ", ".join(map(str, pick_list(engine, "targets")))
         unfused = [str(name) for name in pick_list(audit, "unfused_attentions")]
         moved = pick_number(audit, "bytes_moved")
@@ -94,7 +93,7 @@ def audit_section(inputs: Inputs) -> Section:
                     ("In place of", _stands_for(engine)),
                     ("Compiler", f"{pick_text(engine, 'flavour')} {pick_text(engine, 'version')}"),
                     ("Kernels", pick_text(audit, "kernels")),
-                    ("Fused attentions", "" if fused is None else _of(fused, expected)),
+                    ("Fused attentions", _fused(audit)),
                     ("Unfused", ", ".join(unfused)),
                     ("Copies", pick_text(audit, "copies")),
                     ("Point-wise kernels", pick_text(audit, "pointwise")),
@@ -106,7 +105,7 @@ def audit_section(inputs: Inputs) -> Section:
         if unfused:
             blocks.append(Note("Attentions that are not fused are slow.", "warn"))
         blocks += _kernel_tables(audit)
-    note = Note("Read from the compiler's own layer list when the engine was built; no GPU ran it.")
+    note = Note("Read from the compiler's own layer list when the engine was built. It says nothing of speed.")
     return Section("audit", "Audit", (note, *blocks, *_not_audited(inputs)))
 
 
@@ -194,5 +193,11 @@ def _weights(inputs: Inputs) -> str:
     return f"{source.checkpoint or 'unknown'}, sha256 {source.sha256 or 'unknown'}"
 
 
-def _of(part: float, whole: float | None) -> str:
-    return f"{part:.0f}" if whole is None else f"{part:.0f} of {whole:.0f}"
+def _fused(audit: Any) -> str:
+    """How many attentions are fused, of how many; or that the compiler does not list it."""
+    fused, expected = pick_number(audit, "attentions"), pick_number(audit, "expected_attentions")
+    if pick_list(audit, "opaque"):
+        return "not known: this compiler does not list it"
+    if fused is None:
+        return ""
+    return f"{fused:.0f}" if expected is None else f"{fused:.0f} of {expected:.0f}"

@@ -112,7 +112,8 @@ def _tiles(inputs: Inputs) -> list[Tile]:
             pick_number(engine, "audit", "expected_attentions"),
         )
         kernels = pick_number(engine, "audit", "kernels")
-        if fused is not None and expected is not None:
+        known = not pick_list(engine, "audit", "opaque")  # else the compiler does not list what it fused
+        if known and fused is not None and expected is not None:
             whole: Mood = "good" if fused >= expected else "warn"
             count = "" if kernels is None else f"{kernels:.0f} kernels"
             if pick_list(engine, "stands_for") and not pick_text(engine, "file"):

@@ -191,7 +191,7 @@ def test_the_attention_operator_is_tried_where_it_is_known(version: str, tmp_pat
             "precision pass",
         ),
         ("Error Code 2: OutOfMemory (Requested size was 8 GiB)", "not enough memory", "lower workspace, close"),
-        ("Could not find any implementation for node {ForeignNode[a...b]}.", "no kernel fits", "raise workspace or"),
+        ("Could not find any implementation for node {ForeignNode[a...b]}.", "no kernel fits", "raise workspace, or"),
         (
             "CUDA driver version is insufficient for CUDA runtime version",
             "the CUDA driver does not serve",
@@ -216,8 +216,8 @@ def test_an_error_of_the_compilers_thread_speaks_as_its_caller(build_: Any, grap
     message = "Could not find any implementation for node {ForeignNode[a...b]}."
     install("10.3.0", Script(serialized=None, messages=(("ERROR", message),)))
     for speaker, fix in (
-        (nullcontext(), "raise workspace or leave it out"),
-        (on_command_line(FLAGS), "raise --workspace or leave it out"),
+        (nullcontext(), "raise workspace, or free memory"),
+        (on_command_line(FLAGS), "raise --workspace, or free memory"),
     ):
         with speaker, pytest.raises(BuildError) as caught:
             build_(graph, EngineOptions(flavour="tensorrt"))

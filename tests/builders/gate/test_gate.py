@@ -264,6 +264,25 @@ def overlaps(rng: np.random.Generator, images: int, *, error: float) -> list[np.
     return out
 
 
+def test_classes_that_the_model_does_not_have_fail_the_gate(bundle: Path, data: Path) -> None:
+    """A broken engine gets a verdict, not an error about the data set."""
+    opened = open_bundle(bundle)
+    proto = onnx.load(opened.file("graph.onnx"))
+    (last,) = (node for node in proto.graph.node if "mask" in node.output)
+    factor = numpy_helper.from_array(np.array(60, np.int64), "factor")
+    proto.graph.initializer.append(factor)
+    product = helper.make_node("Mul", [last.input[0], factor.name], ["sixtyfold"])
+    proto.graph.node.insert(list(proto.graph.node).index(last), product)
+    last.input[0] = product.output[0]
+    write_bundle(bundle, opened.manifest, {"graph.onnx": proto.SerializeToString()}, overwrite=True)
+    code, result = gate(bundle, data)
+    assert code == 3
+    (reason,) = (each for each in result["reasons"] if "have a class that the model does not have" in each)
+    share = float(reason.split(" %")[0])
+    assert 0 < share <= 100 and 100 * result["agreement"] == pytest.approx(100 - share, abs=0.5)
+    assert result["drop"]["mean"] > 0
+
+
 def test_the_interval_holds_the_mean_and_narrows_with_images() -> None:
     rng = np.random.default_rng(0)
     few, many = (bootstrap_drop(overlaps(rng, n, error=0.10), overlaps(rng, n, error=0.12)) for n in (20, 320))
