@@ -9,18 +9,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.compile.graph import AUDIT
 from twins_trt.builders.engine.options import EngineOptions
 from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.codec import encode
 from twins_trt.files import sha256_of
-from twins_trt.runtime.manifest import GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
+from twins_trt.runtime.manifest import AUDIT, GATE, GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
 from twins_trt.verbs.build import FLAGS, BuildRequest
 from twins_trt.version import __version__
 
-PLAN, CALIBRATION, GATE, FALLBACK = "plan.json", "calibration.json", "gate.json", "fallback.json"
+PLAN, CALIBRATION, FALLBACK = "plan.json", "calibration.json", "fallback.json"
 
 
 @dataclass(frozen=True)

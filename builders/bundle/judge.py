@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, GATE, PLAN, BuildJob
+from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, PLAN, BuildJob
 from twins_trt.builders.bundle.make import BuildContext, BuiltGraph, Int8Parts, write_int8
 from twins_trt.builders.bundle.manifest import engine_files, graph_interface
 from twins_trt.builders.bundle.workspace import REACHED_PLAN, REFERENCE, SEARCH_STATE
@@ -26,6 +26,7 @@ from twins_trt.errors import GateError
 from twins_trt.files import whole_file
 from twins_trt.models.source import warn_of_random_weights
 from twins_trt.models.weights import ModelFacts
+from twins_trt.runtime.manifest import GATE
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 

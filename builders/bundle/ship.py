@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, GATE, PLAN, BuildJob, NearestJob
+from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, PLAN, BuildJob, NearestJob
 from twins_trt.builders.bundle.judge import Judged
 from twins_trt.builders.bundle.make import BuiltGraph
 from twins_trt.builders.bundle.manifest import Audits, NearestAudit, audit_file, build_manifest
-from twins_trt.builders.compile.graph import AUDIT
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
 from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
 from twins_trt.builders.fallback import Fallback
@@ -27,7 +26,7 @@ from twins_trt.host_memory import peak_host_mib
 from twins_trt.models.weights import ModelFacts
 from twins_trt.progress import Clock
 from twins_trt.runtime.bundle import Bundle, write_bundle
-from twins_trt.runtime.manifest import GRAPH, WEIGHTS
+from twins_trt.runtime.manifest import AUDIT, GATE, GRAPH, WEIGHTS
 from twins_trt.runtime.next_steps import NextSteps, after_build
 
 NOT_THERE = "TensorRT-RTX, which compiles for the nearest architecture, is not installed or does not load"

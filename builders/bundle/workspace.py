@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, GATE, PLAN
+from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, PLAN
 from twins_trt.errors import BundleError
 from twins_trt.files import locked, whole_file
 from twins_trt.folders import held
-from twins_trt.runtime.manifest import GRAPH, WEIGHTS
+from twins_trt.runtime.manifest import GATE, GRAPH, WEIGHTS
 from twins_trt.spelling import spelled
 
 KEY, HOLDER = "key.json", "holder.json"

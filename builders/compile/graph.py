@@ -13,9 +13,7 @@ from twins_trt.builders.engine.options import Profile
 from twins_trt.builders.quantize.check import KeptPlaces
 from twins_trt.errors import BundleError
 from twins_trt.runtime.bundle import Bundle
-from twins_trt.runtime.manifest import GRAPH
-
-AUDIT = "audit.json"
+from twins_trt.runtime.manifest import AUDIT, GRAPH
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twins_trt.builders.compile.graph import AUDIT, audits
+from twins_trt.builders.compile.graph import audits
 from twins_trt.builders.compile.job import CompileJob, resolve_compile
 from twins_trt.builders.compile.memory import refuse_too_large
 from twins_trt.builders.compile.work import forget, keep, kept, working
@@ -24,7 +24,7 @@ from twins_trt.runtime.advice import rebuild_with
 from twins_trt.runtime.archive import folder_name, unpack_bundle
 from twins_trt.runtime.bundle import Bundle, amend_bundle, is_packed, open_bundle
 from twins_trt.runtime.judged import gate_outdated
-from twins_trt.runtime.manifest import MANIFEST, PACK, Compiled, EngineFile, Manifest
+from twins_trt.runtime.manifest import AUDIT, MANIFEST, PACK, Compiled, EngineFile, Manifest
 from twins_trt.runtime.next_steps import after_compile
 from twins_trt.spelling import spelled
 from twins_trt.verbs.compile import CompileRequest

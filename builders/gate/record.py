@@ -19,8 +19,7 @@ from twins_trt.errors import ImageError
 from twins_trt.files import whole_file
 from twins_trt.runtime import Bundle
 from twins_trt.runtime.bundle import amend_bundle, open_bundle
-
-GATE = "gate.json"
+from twins_trt.runtime.manifest import GATE
 
 GateStatus = Literal["passed", "failed"]
 

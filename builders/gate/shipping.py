@@ -10,7 +10,7 @@ from twins_trt.profiling.results import Ratio
 from twins_trt.profiling.speed import times_as_fast
 from twins_trt.runtime import Bundle
 from twins_trt.runtime.judged import gate_outdated, judge_again
-from twins_trt.runtime.manifest import PACK
+from twins_trt.runtime.manifest import GATE, PACK
 
 ACCURACY = ("fp32", "fp16", "int8")
 """Precisions, the most accurate first."""
@@ -56,7 +56,7 @@ def _unless_measured(bundle: Bundle) -> str:
     """What is left to do for a bundle that has passed in simulation alone, or with another engine."""
     if (outdated := gate_outdated(bundle)) is not None:
         return f"; its accuracy verdict counts no more ({outdated}), judge it here: {judge_again(bundle)}"
-    gate = bundle.read_json("gate.json")
+    gate = bundle.read_json(GATE)
     if not (isinstance(gate, dict) and gate.get("simulated") is True):
         return ""
     return f"; only a simulation has judged its accuracy so far, judge it here: {gate_command(bundle)}"
@@ -72,6 +72,6 @@ def _inaccuracy(bundle: Bundle) -> tuple[int, float]:
     """Sorts bundles, the most accurate first: by precision, then by the drop that their gates measured."""
     precision = bundle.manifest.precision
     rank = ACCURACY.index(precision) if precision in ACCURACY else len(ACCURACY)
-    gate = bundle.read_json("gate.json")
+    gate = bundle.read_json(GATE)
     drop = gate["drop"].get("mean") if isinstance(gate, dict) and isinstance(gate.get("drop"), dict) else None
     return rank, float(drop) if isinstance(drop, (int, float)) else math.inf

@@ -68,11 +68,12 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
     from twins_trt.builders.engine.audit import Audit
     from twins_trt.runtime import open_bundle
     from twins_trt.runtime.judged import gate_outdated
+    from twins_trt.runtime.manifest import AUDIT, GATE
 
     bundle = open_bundle(path, verify=verify)
     manifest, source = bundle.manifest, bundle.manifest.source
-    audits = bundle.read_json("audit.json")
-    judged = bundle.read_json("gate.json")
+    audits = bundle.read_json(AUDIT)
+    judged = bundle.read_json(GATE)
     here = _runs_here(bundle, engine)
     found, speed = _speed(bundle)
     weights = "random (seeded): its masks mean nothing" if source.seeded else f"{source.checkpoint} {source.sha256}"
@@ -101,7 +102,7 @@ def _bundle(path: Path, *, verify: bool, engine: str) -> tuple[dict[str, Any], s
         try:
             text += f"\n\naudit of {_audited(entry)}\n{Audit.from_json(entry['audit']).table()}"
         except (KeyError, TypeError) as error:
-            raise BundleError(f"{path}: audit.json cannot be read: {error!r}", manifest.rebuild) from error
+            raise BundleError(f"{path}: {AUDIT} cannot be read: {error!r}", manifest.rebuild) from error
     for target, why in ({} if audits is None else audits.get("not_audited", {})).items():
         text += f"\n\nnothing audited in place of {target}: {why}"
     value = {"kind": "bundle", "path": str(path), "verified": verify, "manifest": manifest.to_json(), "audit": audits}

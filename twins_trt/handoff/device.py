@@ -16,15 +16,13 @@ from twins_trt.errors import BundleError
 from twins_trt.handoff.engines import refuse_cpu_graph
 from twins_trt.handoff.folder import Handoff, HandoffOptions
 from twins_trt.runtime.archive import seal
-from twins_trt.runtime.manifest import GRAPH, PACK
+from twins_trt.runtime.manifest import AUDIT, GATE, GRAPH, PACK
 from twins_trt.runtime.next_steps import NextSteps, after_export
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.runtime.bundle import Bundle
     from twins_trt.runtime.manifest import EngineFile
-
-AUDIT, GATE = "audit.json", "gate.json"
 
 
 def resolve(bundle: Bundle, options: HandoffOptions) -> Handoff:

@@ -38,11 +38,10 @@ from twins_trt.runtime.bundle import (
     parse_manifest,
     writing,
 )
-from twins_trt.runtime.manifest import MANIFEST, PACK, FileEntry, Manifest, safe_path
+from twins_trt.runtime.manifest import GATE, MANIFEST, PACK, FileEntry, Manifest, safe_path
 from twins_trt.spelling import spelled
 
 LARGEST_MANIFEST = 16 << 20  # bytes; those of today have a few thousand
-GATE = "gate.json"
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _AGAIN = "copy it again, or write it again: {}"

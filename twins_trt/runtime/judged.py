@@ -13,10 +13,8 @@ from typing import Any
 
 from twins_trt.errors import BundleError
 from twins_trt.runtime.bundle import Bundle
-from twins_trt.runtime.manifest import PACK, EngineFile, Manifest
+from twins_trt.runtime.manifest import GATE, PACK, EngineFile, Manifest
 from twins_trt.runtime.tensorrt.selection import engine_here
-
-GATE = "gate.json"
 
 
 def engine_gone(

@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "weights.pth"  # optional: the weights that the torch engine runs
+AUDIT = "audit.json"  # optional: what the layer lists of the engines say
+GATE = "gate.json"  # optional: the verdict on accuracy
 PACK = "gate.pack"  # optional: the images and reference masks that `twins-trt gate` judges on where there is no torch
 REBUILD = "twins-trt build MODEL --checkpoint FILE --out {path}"  # if no manifest has a better command
 
