@@ -70,10 +70,6 @@ def table() -> dict[str, tuple[set[str], set[str]]]:
     for name, cell in rows:
         later = set(re.findall(r"\(`([\w/]+)`\)", cell))
         allowed = set(re.findall(r"`([\w/]+)`", cell))
-        if "every other room of `builders`" in cell:
-            allowed = (allowed - {"builders"}) | {
-                room for room, _ in rows if room.startswith("builders/") and room != name
-            }
         rooms[name] = (allowed, later)
     return rooms
 
