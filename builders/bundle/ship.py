@@ -13,7 +13,7 @@ from twins_trt.builders.bundle.judge import Judged
 from twins_trt.builders.bundle.make import BuiltGraph
 from twins_trt.builders.bundle.manifest import Audits, NearestAudit, audit_file, build_manifest
 from twins_trt.builders.engine import BuiltEngine, build_in_thread
-from twins_trt.builders.engine.audit import Audit, audit_layers, check_fused
+from twins_trt.builders.engine.audit import Audit, audit_engine
 from twins_trt.builders.fallback import Fallback
 from twins_trt.builders.gate import GateResult, gate_file, gate_status
 from twins_trt.builders.gate.options import limit_words
@@ -185,17 +185,9 @@ def _audit_nearest(job: BuildJob, graph: BuiltGraph, nearest: NearestJob, clock:
 
 
 def _audited(job: BuildJob, graph: BuiltGraph, engine: BuiltEngine) -> Audit:
-    audit = audit_layers(engine.layers, expected_attentions=graph.info.attentions)
-    if job.precision == "fp32":
-        return audit  # no compiler fuses float32 attention, so none can be demanded
-    try:
-        check_fused(audit)
-    except UnfusedAttentionError as error:
-        if not job.allow_unfused:
-            log.warning("audit of the engine that is refused:\n%s", audit.table())  # no bundle will hold it
-            raise
-        log.warning("%s (allowed)", error.cause)
-    return audit
+    return audit_engine(
+        engine, precision=job.precision, attentions=graph.info.attentions, allow_unfused=job.allow_unfused
+    )
 
 
 def _not_int8(graph: BuiltGraph, file: str, engine: BuiltEngine) -> tuple[str, ...]:

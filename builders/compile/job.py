@@ -58,8 +58,9 @@ class CompileJob:
     @property
     def gpu(self) -> str:
         """What the engine is for, in words: `Orin (sm_87)`."""
-        there = self.device is not None and self.device.target == self.target
-        return f"{self.device.name} ({self.target})" if there and self.device is not None else self.target
+        if self.device is None or self.device.target != self.target:
+            return self.target
+        return f"{self.device.name} ({self.target})"
 
     @property
     def pruned(self) -> tuple[EngineFile, ...]:

@@ -14,11 +14,11 @@ from twins_trt.builders.compile.job import CompileJob, resolve_compile
 from twins_trt.builders.compile.memory import refuse_too_large
 from twins_trt.builders.compile.work import forget, keep, kept, working
 from twins_trt.builders.engine import BuiltEngine, EngineOptions, build_in_thread
-from twins_trt.builders.engine.audit import Audit, audit_entry, audit_layers, check_fused
+from twins_trt.builders.engine.audit import Audit, audit_engine, audit_entry
 from twins_trt.builders.gate.options import limit_words
 from twins_trt.builders.quantize.check import check_int8
 from twins_trt.compiler_cache import home_folder
-from twins_trt.errors import BuildError, UnfusedAttentionError, UsageError
+from twins_trt.errors import BuildError, UsageError
 from twins_trt.progress import Clock, Progress, silent
 from twins_trt.runtime.advice import rebuild_with
 from twins_trt.runtime.archive import folder_name, unpack_bundle
@@ -164,7 +164,12 @@ def do_compile(job: CompileJob, folder: Path, *, progress: Progress | None = Non
     if built is None:
         refuse_too_large(job.forecast, what=str(job.bundle.path))
         built = _compile(job, folder, clock.progress)
-    audit = _audited(job, built)
+    audit = audit_engine(
+        built,
+        precision=job.bundle.precision,
+        attentions=job.facts.attentions,
+        allow_unfused=job.request.allow_unfused,
+    )
     not_int8 = _not_int8(job, built)
     clock.begin(str(job.bundle.path))
     entry = _entry(job, built)
@@ -209,20 +214,6 @@ def _without_stand_ins(content: dict[str, Any], target: str) -> dict[str, Any]:
     noted = {name: why for name, why in content.get("not_audited", {}).items() if name != target}
     kept = {key: value for key, value in content.items() if key != "not_audited"}
     return kept | {"engines": engines} | ({"not_audited": noted} if noted else {})
-
-
-def _audited(job: CompileJob, built: BuiltEngine) -> Audit:
-    audit = audit_layers(built.layers, expected_attentions=job.facts.attentions)
-    if job.bundle.precision == "fp32":
-        return audit  # no compiler fuses float32 attention, so none can be demanded
-    try:
-        check_fused(audit)
-    except UnfusedAttentionError as error:
-        if not job.request.allow_unfused:
-            log.warning("audit of the engine that is refused:\n%s", audit.table())
-            raise
-        log.warning("%s (allowed)", error.cause)
-    return audit
 
 
 def _not_int8(job: CompileJob, built: BuiltEngine) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ The audit reads the layer list of a finished build (`builders.engine.layers`) an
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.builders.engine.build import BuiltEngine
+
+log = logging.getLogger("twins_trt")
 
 # A fused attention is one kernel. Its name is in the layer's name or in its tactic.
 _FUSED = re.compile(r"_gemm_mha_v\d|fmha_v\d")
@@ -226,6 +229,25 @@ def check_fused(audit: Audit) -> None:
         f"{max(lacking, len(audit.unfused_attentions))} of {total} attentions are not fused: {names}",
         f"look at the audit, or take the slower engine as it is: {spelled('allow_unfused', True)}",
     )
+
+
+def audit_engine(engine: BuiltEngine, *, precision: str, attentions: int | None, allow_unfused: bool) -> Audit:
+    """The audit of an engine that is about to ship.
+
+    precision: of its graph. attentions: how many the graph has; None if that is not known. allow_unfused: warn of an
+    unfused attention instead of raising UnfusedAttentionError.
+    """
+    audit = audit_layers(engine.layers, expected_attentions=attentions)
+    if precision == "fp32":
+        return audit  # no compiler fuses float32 attention, so none can be demanded
+    try:
+        check_fused(audit)
+    except UnfusedAttentionError as error:
+        if not allow_unfused:
+            log.warning("audit of the engine that is refused:\n%s", audit.table())  # no bundle will hold it
+            raise
+        log.warning("%s (allowed)", error.cause)
+    return audit
 
 
 def audit_entry(file: str, engine: BuiltEngine, audit: Audit, not_int8: Sequence[str]) -> dict[str, Any]:
