@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kills import killed
 from small_packs import write_pack
 from stand_ins import ADA, ORIN, RTX
 from tiny_graphs import CLASSES, PALETTE, PROTOTYPES, MakeBundle, UInt8Array, nearest_class
@@ -250,20 +250,10 @@ def test_a_bundle_that_changes_meanwhile_is_not_handed_over(
     assert not (tmp_path / name).exists() and not list(tmp_path.glob(".*"))
 
 
-CHILD = """
-import os, sys
-from pathlib import Path
+HAND_OVER = """
+import sys
 from twins_trt.handoff import resolve_handoff, write_handoff
 from twins_trt.runtime import open_bundle
-
-fsync, calls = os.fsync, 0
-def stop(descriptor):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[3]):
-        os.kill(os.getpid(), 9)
-    fsync(descriptor)
-os.fsync = stop
 write_handoff(resolve_handoff(open_bundle(sys.argv[1]), "device"), sys.argv[2], overwrite=True)
 """
 
@@ -275,16 +265,11 @@ def test_a_kill_leaves_the_old_hand_off_or_the_new(road: MakeRoad, tmp_path: Pat
     bundle = write_bundle(
         whole.path, replace(whole.manifest, files=()), {"graph.onnx": whole.graph.read_bytes()}, overwrite=True
     )
-    after, when, seen = to_device(bundle).manifest, 0, set()
-    while True:
-        when += 1
-        command = [sys.executable, "-c", CHILD, str(bundle.path), str(out), str(when)]
-        code = subprocess.run(command, capture_output=True, timeout=60).returncode
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
+    after, when, seen = to_device(bundle).manifest, 1, set()
+    while killed(HAND_OVER, when, bundle.path, out):
         there = unpack_bundle(out, into=tmp_path / f"{when}.bundle") if out.is_file() else out
         seen.add(open_bundle(there).manifest == after)
+        when += 1
     assert when > 1 and False in seen
     assert open_bundle(unpack_bundle(out) if out.is_file() else out).manifest == after
 

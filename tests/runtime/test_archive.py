@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 from dataclasses import replace
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 from archives import CONTENT, ENGINE, alter, good, names, packed, road_manifest, write_tar
+from kills import killed
 from tiny_graphs import tensors, tiny_interface
 
 from twins_trt import folders
@@ -249,34 +247,20 @@ def test_a_bundle_that_appears_meanwhile_is_taken(
 
 # Interrupts
 
-CHILD = """
-import os, sys
-from pathlib import Path
-from dataclasses import replace
-from twins_trt.runtime import open_bundle
-from twins_trt.runtime.archive import pack_bundle, seal, unpack_bundle
-
-fsync, calls = os.fsync, 0
-def stop(descriptor):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[3]):
-        os.kill(os.getpid(), 9)
-    fsync(descriptor)
-os.fsync = stop
-what, path = sys.argv[1], Path(sys.argv[2])
-if what == "unpack":
-    unpack_bundle(path, overwrite=True)
-else:
-    bundle = open_bundle(path.with_name("road.bundle"))
-    pack_bundle(path, bundle.manifest, {name: bundle.file(name) for name in bundle.files}, overwrite=True)
+UNPACK = """
+import sys
+from twins_trt.runtime.archive import unpack_bundle
+unpack_bundle(sys.argv[1], overwrite=True)
 """
-
-
-def killed(what: str, path: Path, when: int) -> bool:
-    done = subprocess.run([sys.executable, "-c", CHILD, what, str(path), str(when)], capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+PACK = """
+import sys
+from pathlib import Path
+from twins_trt.runtime import open_bundle
+from twins_trt.runtime.archive import pack_bundle
+path = Path(sys.argv[1])
+bundle = open_bundle(path.with_name("road.bundle"))
+pack_bundle(path, bundle.manifest, {name: bundle.file(name) for name in bundle.files}, overwrite=True)
+"""
 
 
 def test_a_kill_while_unpacking_keeps_the_old_bundle_or_gives_the_new(
@@ -286,7 +270,7 @@ def test_a_kill_while_unpacking_keeps_the_old_bundle_or_gives_the_new(
     tar = packed(tmp_path / "road.tar", newer, files, overwrite=True)
     after = seal(newer, files)
     when, seen = 1, set()
-    while killed("unpack", tar, when):
+    while killed(UNPACK, when, tar):
         now = open_bundle(there.path).manifest
         assert now in (there.manifest, after)
         seen.add(now == after)
@@ -303,7 +287,7 @@ def test_a_kill_while_a_pack_is_added_keeps_what_the_device_made(
 ) -> None:
     tar = packed(tmp_path / "road.tar", manifest, {**CONTENT, "gate.pack": b"pack"}, overwrite=True)
     when = 1
-    while killed("unpack", tar, when):
+    while killed(UNPACK, when, tar):
         now = open_bundle(there.path)
         assert now.engines == (ENGINE,) and now.read_json("gate.json") == {"simulated": False}
         when += 1
@@ -315,9 +299,9 @@ def test_a_kill_while_a_pack_is_added_keeps_what_the_device_made(
 def test_a_kill_while_packing_keeps_the_old_file(tmp_path: Path, manifest: Manifest, there: Bundle) -> None:
     tar = tmp_path / "road.tar"
     before = tar.read_bytes()
-    assert killed("pack", tar, 1)
+    assert killed(PACK, 1, tar)
     assert tar.read_bytes() == before
-    assert not killed("pack", tar, 99)
+    assert not killed(PACK, 99, tar)
     assert open_bundle(unpack_bundle(tar, into=tmp_path / "new.bundle")).engines == (ENGINE,)
 
 
