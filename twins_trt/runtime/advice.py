@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from twins_trt.device import current_device
 from twins_trt.errors import BundleError
-from twins_trt.runtime.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from twins_trt.runtime.engines.protocol import EngineSource
@@ -64,7 +63,7 @@ def engine_command(source: EngineSource, flavour: str, target: str, *, again: bo
         return error.fix or source.rebuild
     if for_cpus(source.rebuild):
         return gpu_build_command(source.rebuild, target)
-    if not (source.path / MANIFEST).is_file():
+    if not _is_bundle(source):
         return source.rebuild
     return compile_command(source.path, flavour=flavour if _ambiguous(source, flavour, target) else None, again=again)
 
@@ -78,7 +77,7 @@ def command_here(source: EngineSource) -> str | None:
 
 def lacks_engine(source: EngineSource) -> bool:
     """Whether `source` is a bundle for GPUs that no engine was compiled for yet."""
-    return not source.engines and not for_cpus(source.rebuild) and (source.path / MANIFEST).is_file()
+    return not source.engines and not for_cpus(source.rebuild) and _is_bundle(source)
 
 
 def for_gpus(source: EngineSource) -> bool:
@@ -91,6 +90,12 @@ def for_cpus(rebuild: str) -> bool:
     """Whether the command builds a graph for CPUs, from which no engine is compiled."""
     words = shlex.split(rebuild)
     return ("--target", "cpu") in pairwise(words)
+
+
+def _is_bundle(source: EngineSource) -> bool:
+    from twins_trt.runtime.manifest import MANIFEST  # loads numpy, which the help of a command does without
+
+    return (source.path / MANIFEST).is_file()
 
 
 def _ambiguous(source: EngineSource, flavour: str, target: str) -> bool:
