@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,21 @@ def board(root: Path = Path("/")) -> str:
         return (root / "proc" / "device-tree" / "model").read_bytes().decode(errors="replace").strip("\0 \n")
     except OSError:
         return ""
+
+
+def kernel_driver(root: Path = Path("/")) -> str:
+    """The version of NVIDIA's kernel driver; empty where none is loaded. root: of the file system that holds /proc."""
+    module = root / "proc" / "driver" / "nvidia" / "version"
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", module.read_text(errors="replace")) if module.is_file() else None
+    return found[1] if found else ""
+
+
+def cuda_version() -> str:
+    """The CUDA that the driver serves, such as `12.6`; empty without a driver."""
+    driver, version = load_driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def pci_bus_id() -> str | None:

@@ -13,8 +13,7 @@ from twins_trt.builders.compile.memory import Forecast, forecast, free_memory
 from twins_trt.builders.engine import FLAVOURS, Compiler, EngineOptions, current_device, open_compiler
 from twins_trt.builders.engine.devices import read_target
 from twins_trt.codec import encode
-from twins_trt.device import Device, board
-from twins_trt.diagnosis.facts import find_driver, find_system
+from twins_trt.device import Device, board, cuda_version, kernel_driver
 from twins_trt.errors import MissingDependencyError, TwinsError, UsageError
 from twins_trt.runtime.bundle import Bundle, open_bundle
 from twins_trt.runtime.manifest import GRAPH, EngineFile
@@ -250,5 +249,4 @@ def _file(engines: list[EngineFile], compiler: Compiler, target: str, here: Plac
 
 def _look(device: Device | None, root: Path) -> Place:
     """This machine, as far as it matters to an engine."""
-    driver, cuda = find_system(root).kernel_driver or "", find_driver().cuda or ""
-    return Place("" if device is None else device.name, board(root), driver, cuda)
+    return Place("" if device is None else device.name, board(root), kernel_driver(root), cuda_version())

@@ -5,7 +5,6 @@ Gathering never raises: a fact that cannot be found out is None, and `unknown` s
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twins_trt.device import Device, current_device, load_driver
+from twins_trt.device import Device, cuda_version, current_device, kernel_driver, load_driver
 from twins_trt.diagnosis.packages import PackageState, check_packages, one_line
 
 _L4T_TO_JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
@@ -136,13 +135,8 @@ def find_python() -> Python:
 
 def find_driver() -> Driver:
     """Asks libcuda."""
-    library = load_driver()
-    if library is None:
-        return Driver(None)
-    version = ctypes.c_int()
-    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return Driver(None)
-    return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", int(library.cuInit(0)))
+    library, cuda = load_driver(), cuda_version()
+    return Driver(cuda, int(library.cuInit(0))) if library is not None and cuda else Driver(None)
 
 
 def find_jetson(root: Path) -> Jetson | None:
@@ -160,14 +154,12 @@ def find_jetson(root: Path) -> Jetson | None:
 
 def find_system(root: Path) -> System:
     """Container, PCI bus, kernel module, device files, TensorRT's library and bindings."""
-    module = root / "proc" / "driver" / "nvidia" / "version"
-    kernel = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", module.read_text(errors="replace")) if module.is_file() else None
     devices = sorted({path for pattern in _GPU_FILES for path in (root / "dev").glob(pattern)})
     libraries = [path.name.partition(".so.")[2] for path in (root / "usr" / "lib").glob("*/libnvinfer.so.*.*")]
     return System(
         in_container=(root / ".dockerenv").exists() or (root / "run" / ".containerenv").exists(),
         gpu_on_bus=any(_is_nvidia_gpu(path) for path in (root / "sys" / "bus" / "pci" / "devices").glob("*")),
-        kernel_driver=kernel[1] if kernel else None,
+        kernel_driver=kernel_driver(root) or None,
         blocked=tuple(str(path) for path in devices if not os.access(path, os.R_OK | os.W_OK)),
         nvinfer=max(libraries, default=None, key=version_key),
         system_tensorrt=tuple(sorted(map(str, (root / "usr" / "lib").glob("python3*/dist-packages/tensorrt")))),

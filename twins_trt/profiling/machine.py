@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from twins_trt.device import pci_bus_id
+from twins_trt.device import kernel_driver, pci_bus_id
 from twins_trt.profiling.results import Conditions, Machine
 
 ROOT = Path("/")
@@ -226,11 +226,11 @@ def _limits(root: Path) -> dict[str, float]:
 
 def _driver(root: Path) -> dict[str, str]:
     """The version of the GPU's driver, and of a Jetson's L4T."""
-    from twins_trt.diagnosis.facts import find_jetson, find_system
+    from twins_trt.diagnosis.facts import find_jetson
 
     jetson = find_jetson(root)
-    found = {"driver": find_system(root).kernel_driver, "l4t": None if jetson is None else jetson.l4t}
-    return {name: version for name, version in found.items() if version is not None}
+    found = {"driver": kernel_driver(root), "l4t": None if jetson is None else jetson.l4t}
+    return {name: version for name, version in found.items() if version}
 
 
 def _events(root: Path) -> Iterator[tuple[str, int]]:
