@@ -8,6 +8,7 @@ NAME removes the others. The lock on each folder tells whether its process still
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,11 +17,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 
 from twins_trt.errors import BundleError
 from twins_trt.exchange import exchange, rename_new
-from twins_trt.files import sync_folder
+from twins_trt.files import locked, sync_folder, whole_file
 from twins_trt.spelling import spelled
 
 _GRACE_S = 1.0  # longer than two renames take; used if nothing can be locked
@@ -93,6 +95,47 @@ def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             _unlock(descriptor)
+
+
+HOLDER = "holder.json"
+"""In a work folder: which process works in it."""
+
+
+def take_work_folder(folder: Path, lock: ExitStack, *, busy: Callable[[BlockingIOError], None]) -> None:
+    """Makes a work folder and locks it until `lock` ends. A process that is done removes its folder before that.
+
+    busy: called whenever another process works in the folder; it raises, or returns after a wait. Raises OSError if
+    the folder cannot be made.
+    """
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not lock.enter_context(held(folder, wait=False)):  # NFS, which locks only what is open for writing
+                lock.enter_context(locked(folder, waiting=f"{folder} is in use: waiting until it is free"))
+                folder.mkdir(exist_ok=True)  # the process that held it has removed it
+            return
+        except (FileNotFoundError, FileExistsError):  # the process that held it removed it between two calls here
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
+        except BlockingIOError as error:
+            busy(error)
+
+
+def sign_work_folder(folder: Path) -> None:
+    """Writes into a work folder that is locked which process works in it."""
+    holder = {"pid": os.getpid(), "since": datetime.now(timezone.utc).isoformat(" ", "seconds")}
+    with whole_file(folder / HOLDER, durable=False) as file:
+        file.write((json.dumps(holder) + "\n").encode())
+
+
+def work_folder_holder(folder: Path) -> str:
+    """The process that works in a folder, `process 12, since 2026-01-31 12:00:00+00:00`; empty if it has just begun,
+    and has not signed yet."""
+    try:
+        holder = json.loads((folder / HOLDER).read_bytes())
+        return f"process {holder['pid']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def restore(path: Path) -> bool:

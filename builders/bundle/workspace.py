@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twins_trt.builders.bundle.job import CALIBRATION, FALLBACK, PLAN
 from twins_trt.errors import BundleError
-from twins_trt.files import locked, whole_file
-from twins_trt.folders import held
+from twins_trt.files import whole_file
+from twins_trt.folders import HOLDER, sign_work_folder, take_work_folder, work_folder_holder
 from twins_trt.runtime.manifest import GATE, GRAPH, WEIGHTS
 from twins_trt.spelling import spelled
 
-KEY, HOLDER = "key.json", "holder.json"
+KEY = "key.json"
 FP32_GRAPH = "fp32.onnx"
 CALIBRATION_STATE, SEARCH_STATE = "calibration.partial", "search.json"
 STATE = (CALIBRATION_STATE, SEARCH_STATE)
@@ -64,11 +63,11 @@ def workspace(folder: Path, key: str) -> Iterator[Path]:
     """
     with ExitStack() as lock:
         try:
-            _take(folder, lock)
+            take_work_folder(folder, lock, busy=partial(_refuse_busy, folder))
             _refuse_strangers(folder)
             _drop(folder, key)
             _write(folder / KEY, {"format": _FORMAT, "key": key})
-            _write(folder / HOLDER, {"pid": os.getpid(), "since": datetime.now(timezone.utc).isoformat(" ", "seconds")})
+            sign_work_folder(folder)
         except OSError as error:
             raise BundleError(f"{folder} cannot be made: {error.strerror}", "choose another place") from error
         try:
@@ -82,22 +81,13 @@ def workspace(folder: Path, key: str) -> Iterator[Path]:
             folder.rmdir()  # still locked: a build that waits for the lock then finds that the folder is gone
 
 
-def _take(folder: Path, lock: ExitStack) -> None:
-    """Makes the folder and locks it."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not lock.enter_context(held(folder, wait=False)):  # NFS, which locks only what is open for writing
-                lock.enter_context(locked(folder, waiting=f"{folder} is in use: waiting until it is free"))
-                folder.mkdir(exist_ok=True)  # the build that held it has removed it
-            return
-        except (FileNotFoundError, FileExistsError):  # the build that held it removed it between two calls here
-            if os.path.lexists(folder) and not folder.is_dir():
-                raise
-        except BlockingIOError as error:
-            raise BundleError(
-                f"{folder} is in use by {_holder(folder)}", f"wait until it is done, or choose another {spelled('out')}"
-            ) from error
+def _refuse_busy(folder: Path, error: BlockingIOError) -> None:
+    """Raises BundleError for a folder in which another build works."""
+    holder = work_folder_holder(folder)
+    raise BundleError(
+        f"{folder} is in use by another build{holder and f', {holder}'}",
+        f"wait until it is done, or choose another {spelled('out')}",
+    ) from error
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -136,13 +126,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _holder(folder: Path) -> str:
-    holder = _read(folder / HOLDER)
-    if not isinstance(holder, dict) or not {"pid", "since"} <= set(holder):
-        return "another build"  # it has just begun, and has not written the file yet
-    return f"another build, process {holder['pid']}, since {holder['since']}"
 
 
 def _key(folder: Path) -> str | None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from twins_trt.builders.engine import BuiltEngine
 from twins_trt.builders.engine.layers import Layer
 from twins_trt.errors import BundleError
-from twins_trt.files import locked, sha256_of, whole_file, write_hashed
-from twins_trt.folders import held
+from twins_trt.files import sha256_of, whole_file, write_hashed
+from twins_trt.folders import HOLDER, held, sign_work_folder, take_work_folder, work_folder_holder
 from twins_trt.progress import Progress
 
-ENGINE, KEPT, HOLDER = "finished.engine", "finished.json", "holder.json"
+ENGINE, KEPT = "finished.engine", "finished.json"
 _FORMAT = 1
 
 log = logging.getLogger("twins_trt")
@@ -40,10 +38,8 @@ def working(bundle: Path, progress: Progress) -> Iterator[Path]:
     folder = work_folder(bundle)
     with ExitStack() as lock:
         try:
-            _take(folder, lock, progress)
-            with whole_file(folder / HOLDER, durable=False) as file:
-                since = datetime.now(timezone.utc).isoformat(" ", "seconds")
-                file.write(json.dumps({"pid": os.getpid(), "since": since}).encode())
+            take_work_folder(folder, lock, busy=lambda _: _wait(folder, progress))
+            sign_work_folder(folder)
         except OSError as error:
             raise BundleError(
                 f"{folder} cannot be made: {error.strerror}", "copy the bundle to a folder that can be written to"
@@ -124,31 +120,9 @@ def kept(folder: Path, key: Mapping[str, Any]) -> BuiltEngine | None:
         return None
 
 
-def _take(folder: Path, lock: ExitStack, progress: Progress) -> None:
-    """Makes the folder and locks it."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            free = lock.enter_context(held(folder, wait=False))
-        except BlockingIOError:
-            progress("wait", f"{_holder(folder)} compiles this bundle", None)
-            try:
-                with held(folder):  # then it is gone, or left by a process that failed
-                    pass
-            except FileNotFoundError:
-                pass
-            continue
-        except FileNotFoundError:
-            continue
-        if not free:  # NFS, which locks only what is open for writing
-            lock.enter_context(locked(folder, waiting=f"{folder} is in use: waiting until it is free"))
-            folder.mkdir(exist_ok=True)  # the process that held it has removed it
-        return
-
-
-def _holder(folder: Path) -> str:
-    try:
-        holder = json.loads((folder / HOLDER).read_bytes())
-        return f"process {holder['pid']}, since {holder['since']},"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+def _wait(folder: Path, progress: Progress) -> None:
+    """Waits for the process that compiles the bundle."""
+    holder = work_folder_holder(folder)
+    progress("wait", f"{(holder and f'{holder},') or 'another process'} compiles this bundle", None)
+    with suppress(FileNotFoundError), held(folder):  # then it is gone, or left by a process that failed
+        pass
