@@ -62,8 +62,10 @@ def limit_words(bundle: Bundle) -> tuple[str, ...]:
 
     So a device judges by the limits of the build. Empty without a verdict, or for one that cannot be read.
     """
+    from twins_trt.runtime.manifest import GATE
+
     try:
-        found = decode(Thresholds, bundle.read_json("gate.json")["thresholds"])
+        found = decode(Thresholds, bundle.read_json(GATE)["thresholds"])
     except (BundleError, TypeError, KeyError, ValueError):
         return ()
     default = Thresholds.of(bundle.manifest.precision)

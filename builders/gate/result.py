@@ -108,14 +108,12 @@ class GateResult:
 
     def table(self) -> str:
         """The result in a few lines for a terminal."""
-        drop, bound = self.drop, self.thresholds.max_drop
         what = f"{self.engine}{' standing in for the engine' if self.simulated else ''}, {self.precision}"
         lines = [
             f"gate          {'passed' if self.passed else 'FAILED'}: {what}",
             f"data          {self.dataset} ({self.split}), {self.images} images{', from a pack' if self.pack else ''}",
             f"mIoU          {self.scores.miou:.3f} against {self.reference.miou:.3f}",
-            f"drop          {drop.mean:+.3f} points, {drop.confidence:.0%} interval "
-            f"{drop.low:+.3f} to {drop.high:+.3f}, at most {bound:g} allowed",
+            f"drop          {self.drop}, at most {self.thresholds.max_drop:g} allowed",
             f"pixels equal  {100 * self.agreement:.3f} %",
             f"repeatable    {'yes' if self.repeats else 'NO'}",
         ]
@@ -135,9 +133,7 @@ class GateResult:
 
 def simulation_line(before: Simulation) -> str:
     """What a simulation found, in one line."""
-    drop = before.drop
     return (
         f"{'passed' if before.passed else 'failed'}: {before.engine} on {before.measured_on}, {before.images} images, "
-        f"drop {drop.mean:+.3f} points, {drop.confidence:.0%} interval {drop.low:+.3f} to {drop.high:+.3f}, "
-        f"{100 * before.agreement:.3f} % of pixels equal ({before.created})"
+        f"drop {before.drop}, {100 * before.agreement:.3f} % of pixels equal ({before.created})"
     )

@@ -26,6 +26,9 @@ class Drop:
     high: float
     confidence: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} points, {self.confidence:.0%} interval {self.low:+.3f} to {self.high:+.3f}"
+
 
 def overlap(matrix: ConfusionMatrix) -> npt.NDArray[np.float64]:
     """What the mIoU of an image depends on: pixels that label and mask share, and that either has, by class: [2, C].

@@ -30,6 +30,7 @@ from twins_trt.profiling.saved import save_profile
 from twins_trt.progress import Clock, Progress
 from twins_trt.report import write_report
 from twins_trt.runtime import Bundle, RuntimeOptions, Segmenter
+from twins_trt.runtime.manifest import GATE
 from twins_trt.spelling import spelled
 from twins_trt.verbs.build import BuildRequest
 from twins_trt.verbs.demo import DemoRequest
@@ -139,7 +140,7 @@ def _draw_worst(request: DemoRequest, bundle: Bundle, data: str, folder: Path, c
     """Draws the pictures of `twins-trt gate --pictures` for the images that the bundle's verdict names."""
     clock.begin("")
     model, _ = load_weights(DEMO.name)
-    names = {each["name"] for each in bundle.read_json("gate.json")["worst"]}
+    names = {each["name"] for each in bundle.read_json(GATE)["worst"]}
     dataset = open_dataset(data, split="val")
     worst = replace(dataset, items=tuple(item for item in dataset.items if item.name in names))
     gallery = Gallery(folder, bundle.interface.palette)
