@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizing and normalization, in RGB. The defaults are those with which mmsegmentation trained and scored Twins.
+    """Resizing and normalization. The defaults are those with which mmsegmentation trained and scored Twins.
 
-    mean, std: per channel, in grey levels of 0-255; the network sees `(pixel - mean) / std` in float32.
+    Images are RGB everywhere in this package. channels: the order in which the network sees them, `rgb` or `bgr`.
+    mean, std: per channel in that order, in grey levels of 0-255; the network sees `(pixel - mean) / std` in float32.
     test_scale: (long side, short side) in pixels that the image is fitted into before inference; None keeps its size.
     keep_ratio: True makes the image as large as fits; False makes it exactly `test_scale`, as (width, height).
     """
@@ -28,8 +29,11 @@ class Preprocessing:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     test_scale: tuple[int, int] | None = None
     keep_ratio: bool = True
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
+        if self.channels not in ("rgb", "bgr"):
+            raise UsageError(f"the order of channels {self.channels!r} is unknown", "use rgb or bgr")
         if len(self.mean) != 3 or len(self.std) != 3 or any(s <= 0 for s in self.std):
             raise UsageError(f"mean {self.mean} and std {self.std} must be three numbers each, std positive")
         if self.test_scale is not None and (len(self.test_scale) != 2 or any(s < 1 for s in self.test_scale)):
@@ -40,7 +44,15 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         values = asdict(self)
+        if self.channels == "rgb":
+            del values["channels"]  # as earlier versions wrote it, and read it
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of red, green and blue, in this order whatever `channels` is."""
+        step = 1 if self.channels == "rgb" else -1
+        return self.mean[::step], self.std[::step]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -83,10 +95,11 @@ def input_size(size: Size, preprocessing: Preprocessing) -> Size:
 
 
 def normalized_planes(image: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """uint8 [H, W, 3], RGB, to float32 [3, H, W]: `(pixel - mean) / std` with every step in float32.
+    """uint8 [H, W, 3], RGB, to float32 [3, H, W] in the network's order: `(pixel - mean) / std`, all in float32.
 
     Bit for bit what mmseg's SegDataPreProcessor computes.
     """
+    image = image if preprocessing.channels == "rgb" else image[:, :, ::-1]
     planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
     planes -= np.asarray(preprocessing.mean, np.float32)[:, None, None]
     planes /= np.asarray(preprocessing.std, np.float32)[:, None, None]

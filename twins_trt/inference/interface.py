@@ -23,7 +23,9 @@ class GraphInterface:
     inputs: exactly one, uint8 [N, H, W, 3] RGB with normalization inside the graph, or float [N, 3, H, W].
     outputs: `mask` uint8 [N, H, W] and/or `logits` float [N, classes, h, w].
     classes, palette: one name and one RGB colour per class, by index.
-    preprocessing: normalization, which is inside the graph if the input is uint8, and the test scale, in RGB.
+    preprocessing: normalization, which is inside the graph if the input is uint8, and the test scale.
+    threshold: of a head with one logit, whose two classes are background and foreground: a pixel is foreground where
+    the logit's sigmoid is larger. None for a head with softmax.
     Raises UsageError, naming the field and both values, if the parts contradict each other.
     """
 
@@ -32,6 +34,7 @@ class GraphInterface:
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         for fault in (*_class_faults(self), *_tensor_faults(self)):

@@ -11,11 +11,19 @@ log = logging.getLogger("twins_trt")
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint's file name and sha256, or a generator of random weights (seeded)."""
+    """A checkpoint's file name and sha256, or a generator of random weights (seeded).
+
+    origin: whose file it is: `mmseg`, `official`, `timm`, `mmpretrain`, `sssegmentation` or `twins-trt`; empty for
+    seeded weights. weights: which ones were taken where the file holds several, `ema` or `raw`. licence: of the
+    weights; empty where unknown.
+    """
 
     checkpoint: str | None = None
     sha256: str | None = None
     seeded: bool = False
+    origin: str = ""
+    weights: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Per-channel mean of the network's input, RGB, on the 0-255 scale."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Per-channel standard deviation of the network's input, RGB, on the 0-255 scale."""
-PADDINGS = ("parity", "masked")
-"""How LSA treats keys outside the map: as mmsegmentation does, or all of them are excluded."""
+PADDINGS = ("parity", "masked", "unmasked")
+"""How LSA treats keys outside the map: as mmsegmentation does, all are excluded, or all take part (as in timm)."""
 MIN_SIDE = 29
 """Smallest height and width of an input, pixels: stage 1 sub-samples its keys by 8, and ceil(29 / 4) is 8."""
 
@@ -58,6 +58,14 @@ class ModelSpec:
     window_size: int = 7
     fpn_channels: tuple[int, int] = (256, 128)
     """Width of the FPN neck and of the FPN head."""
+    uper_channels: int = 512
+    """Width of the UPerNet head."""
+    auxiliary_channels: int = 256
+    """Width of UPerNet's auxiliary head."""
+    norm_eps: float = 1e-5
+    """Of the LayerNorms of patch embeddings and of GSA's sub-sampled keys."""
+    block_norm_eps: float = 1e-5
+    """Of the LayerNorms of blocks, and of those after SVT's stages: 1e-6 in the official repository and in timm."""
     crop_size: tuple[int, int] = (512, 512)
     num_classes: int = 150
     packaged: str = ""

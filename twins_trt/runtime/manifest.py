@@ -12,6 +12,7 @@ from typing import Any, Literal
 from twins_trt.codec import decode, encode
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.inference.interface import MASK_HOLDS, MAX_CLASSES, GraphInterface
+from twins_trt.models.conventions import Fact, TestMode
 from twins_trt.models.source import Source
 
 FORMAT_VERSION = 1
@@ -38,6 +39,20 @@ _FIRST = (
     "source",
     "rebuild",
     "preprocessing",
+)
+# Fields that came later, by the place that holds them, and the value with which they are left out.
+_LATER: tuple[tuple[str, str, Any], ...] = (
+    ("", "awaits", []),
+    ("", "left_behind", []),
+    ("", "reduce_zero_label", None),
+    ("", "ignore_index", 255),
+    ("", "test_mode", encode(TestMode())),
+    ("", "miou", None),
+    ("", "facts", []),
+    ("source", "origin", ""),
+    ("source", "weights", ""),
+    ("source", "licence", ""),
+    ("interface", "threshold", None),
 )
 _JETSONS = ("sm_87", "sm_101", "sm_110")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -150,10 +165,12 @@ class Manifest:
     """The content of `manifest.json`.
 
     interface: of the graph; in the file its fields stand beside the others. model: a name of the zoo.
-    padding: one of the two padding semantics, `parity` or `masked`. precision: `fp32`, `fp16`, `int8`.
+    padding: one of the padding semantics, `parity`, `masked` or `unmasked`. precision: `fp32`, `fp16`, `int8`.
     rebuild: the command that makes this bundle again. awaits: engines that the device itself has to compile.
     left_behind: files of the bundle that this one was taken from which did not travel with it. The graph may be among
     them if there is an engine.
+    reduce_zero_label, ignore_index, test_mode, miou: what the checkpoint says of labels and scores (`Conventions`).
+    facts: every value that was taken from the checkpoint, from flags or by default, with its origin.
     tools: name -> version of the tools that built it.
     gate: `ungated`, `passed` or `failed`. created: ISO 8601 with a zone. `write_bundle` sets `created` and `files`.
     Raises BundleError, naming the field and both values, if the parts contradict each other.
@@ -161,7 +178,7 @@ class Manifest:
 
     interface: GraphInterface
     model: str
-    padding: Literal["parity", "masked"]
+    padding: Literal["parity", "masked", "unmasked"]
     precision: str
     opset: int
     source: Source
@@ -169,6 +186,11 @@ class Manifest:
     engines: tuple[EngineFile, ...] = ()
     awaits: tuple[AwaitedEngine, ...] = ()
     figures: tuple[Figure, ...] = ()
+    reduce_zero_label: bool | None = None
+    ignore_index: int = 255
+    test_mode: TestMode = field(default_factory=TestMode)
+    miou: float | None = None
+    facts: tuple[Fact, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     gate: Literal["ungated", "passed", "failed"] = "ungated"
     created: str = ""
@@ -188,12 +210,14 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
         plain: dict[str, Any] = encode(self)
+        plain["interface"]["preprocessing"] = self.interface.preprocessing.to_json()
         for engine in plain["engines"]:
             if engine["compiled"] is None:
                 del engine["compiled"]
-        for name in ("awaits", "left_behind"):
-            if not plain[name]:
-                del plain[name]  # as earlier versions wrote it, and read it
+        for place, name, unsaid in _LATER:
+            values = plain[place] if place else plain
+            if values[name] == unsaid:
+                del values[name]  # as earlier versions wrote it, and read it
         plain |= {"num_classes": self.interface.num_classes, **plain.pop("interface")}
         return {name: plain.pop(name) for name in _FIRST} | plain
 
