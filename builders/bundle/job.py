@@ -14,7 +14,9 @@ from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.codec import encode
+from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.files import sha256_of
+from twins_trt.models.conventions import Conventions
 from twins_trt.runtime.manifest import AUDIT, GATE, GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
 from twins_trt.verbs.build import FLAGS, BuildRequest
 from twins_trt.version import __version__
@@ -56,7 +58,9 @@ class BuildJob:
 
     request: the request, with the decisions on model, size, precision and targets filled in.
     weights: their file; None for seeded weights. published: whether the weights are the zoo's, which are checked.
-    num_classes: None for the checkpoint's. graph: for an INT8 build, how the FP32 graph is written that is calibrated.
+    num_classes, conventions: what the weights tell, with the request's values in place of theirs. preprocessing: of
+    images; a graph of dynamic size follows its test scale. graph: for an INT8 build, how the FP32 graph is written that
+    is calibrated.
     engines: those that are compiled here. awaits: those that the device compiles itself. nearest: what is audited in
     their place. Without engines and awaits the bundle's graph is for ONNX Runtime. int8: None for FP32 and FP16.
     gate: None for a build that is not judged.
@@ -68,10 +72,10 @@ class BuildJob:
     model: str
     weights: Path | None
     published: bool
-    num_classes: int | None
-    padding: str
+    num_classes: int
+    conventions: Conventions
     graph: ExportOptions
-    test_scale: tuple[int, int] | None
+    preprocessing: Preprocessing
     engines: tuple[EngineJob, ...]
     awaits: tuple[AwaitedEngine, ...]
     nearest: tuple[NearestJob, ...]
@@ -80,6 +84,11 @@ class BuildJob:
     int8: Int8Options | None
     gate: GateOptions | None
     threads: int | None
+
+    @property
+    def padding(self) -> str:
+        """How LSA treats padded keys."""
+        return self.conventions.padding
 
     @property
     def precision(self) -> str:
@@ -128,7 +137,7 @@ class BuildJob:
         parts = {
             "version": __version__,
             "weights": None if self.weights is None else sha256_of(self.weights),
-            "model": [self.model, self.num_classes, self.padding],
+            "model": [self.model, self.num_classes, encode(self.conventions)],
             "graph": self.graph.to_json(),
             "ranges": None if self.int8 is None else encode([self.int8.ranges, self.int8.calibration]),
         }

@@ -59,7 +59,9 @@ def open_context(job: BuildJob, folder: Path, clock: Clock) -> BuildContext:
         checkpoint=None if job.published else job.weights,
         seeded=job.weights is None,
         num_classes=job.num_classes,
-        padding=job.padding,
+        padding=job.request.padding,
+        weights=getattr(job.request, "weights", None) or "auto",
+        conventions=getattr(job.request, "conventions", None),
     )
     if job.with_weights:
         save_weights(model, facts, folder / WEIGHTS)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.engine import BuiltEngine, GraphHeader, TensorInfo, read_header
@@ -16,7 +16,6 @@ from twins_trt.builders.engine.audit import Audit, audit_entry
 from twins_trt.builders.export import GraphInfo
 from twins_trt.builders.export.shapes import Shape, input_shapes
 from twins_trt.builders.quantize import Quantization
-from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.tensors import DType, TensorSpec
 from twins_trt.models.weights import ModelFacts
@@ -95,7 +94,8 @@ def graph_interface(job: BuildJob, header: GraphHeader, facts: ModelFacts) -> Gr
         outputs=tuple(_spec(tensor, None) for tensor in header.outputs),
         classes=facts.classes,
         palette=facts.palette,
-        preprocessing=Preprocessing(test_scale=job.test_scale),
+        preprocessing=job.preprocessing,
+        threshold=job.conventions.threshold,
     )
 
 
@@ -120,13 +120,18 @@ def build_manifest(
     return Manifest(
         interface=graph_interface(job, header, facts),
         model=info.model,
-        padding="masked" if info.padding == "masked" else "parity",
+        padding=cast(Literal["parity", "masked", "unmasked"], info.padding),
         precision=job.precision,
         opset=header.opset,
         source=facts.source,
         rebuild=job.rebuild,
         engines=engine_files(job, engines),
         awaits=job.awaits,
+        reduce_zero_label=job.conventions.reduce_zero_label,
+        ignore_index=job.conventions.ignore_index,
+        test_mode=job.conventions.test_mode,
+        miou=job.conventions.miou,
+        facts=job.conventions.facts,
         tools=_tools(engines),
     )
 

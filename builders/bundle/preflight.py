@@ -9,7 +9,6 @@ from twins_trt.builders.bundle.job import BuildJob
 from twins_trt.builders.gate.pack_key import PackKey
 from twins_trt.builders.gate.pack_writing import check_new_pack
 from twins_trt.builders.plan.precision_plan import read_plan
-from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import BundleError, UsageError
 from twins_trt.files import sha256_of
 from twins_trt.folders import restore
@@ -43,7 +42,7 @@ def _pack_key(job: BuildJob) -> PackKey:
     height, width = job.graph.height, job.graph.width
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     source = Source(sha256=weights, seeded=weights is None)
-    return PackKey(job.model, source, job.padding, (), Preprocessing(test_scale=job.test_scale), size)
+    return PackKey(job.model, source, job.padding, (), job.preprocessing, size)
 
 
 def _check_place(out: Path, *, overwrite: bool) -> None:

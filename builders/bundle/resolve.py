@@ -18,7 +18,6 @@ from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import UsageError
 from twins_trt.inference.fitting import fit_mode
 from twins_trt.models.weights import FoundModel, find_model
-from twins_trt.models.zoo import get_spec
 from twins_trt.runtime.bundle import PACKED
 from twins_trt.runtime.manifest import AwaitedEngine
 from twins_trt.spelling import spelled
@@ -34,12 +33,20 @@ def resolve(request: BuildRequest) -> BuildJob:
     """
     refuse_impossible(request)
     out = _out(request.out)
-    model = find_model(request.model, checkpoint=request.checkpoint, seeded=either(request.seeded, DEFAULTS.seeded))
+    model = find_model(
+        request.model,
+        checkpoint=request.checkpoint,
+        seeded=either(request.seeded, DEFAULTS.seeded),
+        num_classes=request.num_classes,
+        padding=request.padding,
+        weights=getattr(request, "weights", None) or "auto",
+        conventions=getattr(request, "conventions", None),
+    )
     choice = _targets(request)
     precision = either(request.precision, "fp16" if choice.gpu else "fp32")
     refuse_idle(request, precision, choice)
-    graph = _graph(request, choice, precision, crop_size=get_spec(model.name).crop_size)
-    test_scale = _test_scale(request, graph)
+    graph = _graph(request, choice, precision, crop_size=model.spec.crop_size)
+    preprocessing = _preprocessing(request, graph, model.conventions.preprocessing)
     jobs = engine_jobs(choice.engines, graph)
     return BuildJob(
         request=_with_decisions(request, model, graph=graph, precision=precision, engines=jobs, choice=choice),
@@ -48,16 +55,16 @@ def resolve(request: BuildRequest) -> BuildJob:
         model=model.name,
         weights=model.weights,
         published=model.weights is not None and model.checkpoint is None,
-        num_classes=request.num_classes,
-        padding=either(request.padding, DEFAULTS.padding),
+        num_classes=model.num_classes,
+        conventions=model.conventions,
         graph=graph,
-        test_scale=test_scale,
+        preprocessing=preprocessing,
         engines=jobs,
         awaits=tuple(AwaitedEngine(each.target, each.name, each.tensorrt) for each in choice.awaits),
         nearest=nearest_jobs(choice.awaits, jobs, graph) if choice.awaits else (),
         allow_unfused=either(request.allow_unfused, DEFAULTS.allow_unfused),
         with_weights=either(request.with_weights, DEFAULTS.with_weights),
-        int8=_int8(request, test_scale) if precision == "int8" else None,
+        int8=_int8(request, preprocessing) if precision == "int8" else None,
         gate=_gate(request, precision),
         threads=request.threads,
     )
@@ -96,15 +103,19 @@ def _graph(request: BuildRequest, choice: TargetChoice, precision: str, *, crop_
     return graph
 
 
-def _test_scale(request: BuildRequest, graph: ExportOptions) -> tuple[int, int] | None:
-    if request.test_scale is None or isinstance(request.test_scale, str):
-        return None
+def _preprocessing(request: BuildRequest, graph: ExportOptions, told: Preprocessing) -> Preprocessing:
+    """What is done to an image. A graph of fixed size sees every image at that size, so it follows no test scale."""
+    unscaled = replace(told, test_scale=None, keep_ratio=True)
+    if isinstance(request.test_scale, str):  # none
+        return unscaled
+    if request.test_scale is None:
+        return told if graph.dynamic_size else unscaled
     if not graph.dynamic_size:
         raise UsageError(
             "a test scale needs a graph of dynamic size: one of fixed size sees every image at that size",
             f"leave {spelled('test_scale')} out, or give the size as MIN:OPT:MAXxMIN:OPT:MAX",
         )
-    return request.test_scale
+    return replace(unscaled, test_scale=request.test_scale)
 
 
 def _targets(request: BuildRequest) -> TargetChoice:
@@ -119,7 +130,7 @@ def _targets(request: BuildRequest) -> TargetChoice:
     )
 
 
-def _int8(request: BuildRequest, test_scale: tuple[int, int] | None) -> Int8Options:
+def _int8(request: BuildRequest, preprocessing: Preprocessing) -> Int8Options:
     level = either(request.level, DEFAULTS.level)
     if level not in LEVELS:
         raise UsageError(f"unknown precision level {level!r}", f"use one of {', '.join(LEVELS)}")
@@ -156,7 +167,7 @@ def _int8(request: BuildRequest, test_scale: tuple[int, int] | None) -> Int8Opti
             bins=either(request.bins, DEFAULTS.bins),
             minimum=either(request.minimum, DEFAULTS.minimum),
             fit=fit_mode(either(request.fit, DEFAULTS.fit)),
-            preprocessing=Preprocessing(test_scale=test_scale),
+            preprocessing=preprocessing,
         ),
         smooth=_smooth(either(request.smooth, DEFAULTS.smooth), images),
         bias_correction=bias_correction,

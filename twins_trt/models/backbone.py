@@ -17,7 +17,7 @@ from twins_trt.kernels.gsa import gsa
 from twins_trt.kernels.lsa import lsa
 from twins_trt.models.zoo import MIN_SIDE, ModelSpec
 
-LAYER_NORM_EPS = 1e-5  # mmseg's everywhere; the official repository and timm use 1e-6 inside blocks
+LAYER_NORM_EPS = 1e-5
 
 Size = tuple[int, int]
 
@@ -40,11 +40,11 @@ class DropPath(nn.Module):
 class PatchEmbed(nn.Module):
     """Non-overlapping convolution and LayerNorm. Pads bottom and right with zeros ('corner') to a multiple."""
 
-    def __init__(self, in_channels: int, channels: int, patch: int) -> None:
+    def __init__(self, in_channels: int, channels: int, patch: int, *, eps: float) -> None:
         super().__init__()
         self.patch = patch
         self.projection = nn.Conv2d(in_channels, channels, patch, patch)
-        self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(channels, eps=eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Size]:
         x = self.projection(self.padded(x))  # [B, C, H, W]
@@ -115,7 +115,14 @@ class GSA(nn.Module):
     """Global sub-sampled attention. With `sr_ratio` 1 (last stage) keys are the tokens themselves: no conv, no norm."""
 
     def __init__(
-        self, channels: int, num_heads: int, sr_ratio: int, *, drop_path: float = 0.0, attention: str = "auto"
+        self,
+        channels: int,
+        num_heads: int,
+        sr_ratio: int,
+        *,
+        eps: float = 1e-5,
+        drop_path: float = 0.0,
+        attention: str = "auto",
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -123,7 +130,7 @@ class GSA(nn.Module):
         self.attn = PackedProjections(channels)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(channels, channels, sr_ratio, sr_ratio)
-            self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+            self.norm = nn.LayerNorm(channels, eps=eps)
         self.sr_ratio = sr_ratio
         self.dropout_layer = DropPath(drop_path)
 
@@ -158,12 +165,19 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         channels, heads = spec.embed_dims[stage], spec.num_heads[stage]
-        self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(channels, eps=spec.block_norm_eps)
         if spec.has_lsa(block):
             self.attn: LSA | GSA = LSA(channels, heads, spec.window_size, padding=padding, attention=attention)
         else:
-            self.attn = GSA(channels, heads, spec.sr_ratios[stage], drop_path=drop_path, attention=attention)
-        self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+            self.attn = GSA(
+                channels,
+                heads,
+                spec.sr_ratios[stage],
+                eps=spec.norm_eps,
+                drop_path=drop_path,
+                attention=attention,
+            )
+        self.norm2 = nn.LayerNorm(channels, eps=spec.block_norm_eps)
         self.ffn = FFN(channels, spec.mlp_ratios[stage] * channels, drop_path)
         self.drop_path = DropPath(drop_path)
 
@@ -197,7 +211,7 @@ def check_images(x: Tensor) -> None:
 class Backbone(nn.Module):
     """The four stages of a Twins backbone.
 
-    padding: how LSA treats padded keys, `parity` or `masked`. attention: which form of LSA and GSA runs, a name of
+    padding: how LSA treats padded keys, of `PADDINGS`. attention: which form of LSA and GSA runs, a name of
     `twins_trt.kernels.backend.BACKENDS`.
     x: float [B, 3, H, W] -> four maps float [B, C_i, H_i, W_i] at strides 4, 8, 16, 32 (sizes rounded up).
     Raises UsageError for another shape, or a side below `MIN_SIDE`, with which GSA would have no key.
@@ -206,9 +220,9 @@ class Backbone(nn.Module):
     def __init__(self, spec: ModelSpec, *, padding: str = "parity", attention: str = "auto") -> None:
         super().__init__()
         channels = (3, *spec.embed_dims)
-        rates = [spec.drop_path_rate * i / (sum(spec.depths) - 1) for i in range(sum(spec.depths))]
+        rates = [spec.drop_path_rate * i / max(1, sum(spec.depths) - 1) for i in range(sum(spec.depths))]
         self.patch_embeds = nn.ModuleList(
-            PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2) for i in range(4)
+            PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2, eps=spec.norm_eps) for i in range(4)
         )
         self.position_encodings = nn.ModuleList(PositionEncoding(c) for c in spec.embed_dims)
         self.layers = nn.ModuleList(
@@ -226,7 +240,7 @@ class Backbone(nn.Module):
             for stage, depth in enumerate(spec.depths)
         )
         if spec.norm_after_stage:
-            self.norm_list = nn.ModuleList(nn.LayerNorm(c, eps=LAYER_NORM_EPS) for c in spec.embed_dims)
+            self.norm_list = nn.ModuleList(nn.LayerNorm(c, eps=spec.block_norm_eps) for c in spec.embed_dims)
         self.norm_after_stage = spec.norm_after_stage
 
     def forward(self, x: Tensor) -> list[Tensor]:

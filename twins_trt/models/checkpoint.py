@@ -7,23 +7,22 @@ import logging
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twins_trt.errors import CheckpointError, MissingDependencyError, first_line
 from twins_trt.files import sha256_of
+from twins_trt.models.formats import unwrap
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
 from twins_trt.models.zoo import known_specs
-from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
 
 _SHOWN = 3  # keys that an error names; others are counted
-_AUXILIARY = "auxiliary_head."
 _AGAIN = "download it again: twins-trt fetch MODEL"
 
 
@@ -53,6 +52,20 @@ class CheckpointMeta:
 
 
 @dataclass(frozen=True)
+class FileContent:
+    """What a file holds.
+
+    weights: its tensors by the file's own names, float32 and int64, on the CPU; they may hold NaN. meta: everything
+    plain beside them, as JSON types. sha256: of the file. taken: `ema` or `raw` where the file holds both; else empty.
+    """
+
+    weights: dict[str, Tensor]
+    meta: dict[str, Any]
+    sha256: str
+    taken: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint's weights, float32 (counters int64) on the CPU, its meta, and the sha256 of its file."""
 
@@ -61,41 +74,29 @@ class Checkpoint:
     sha256: str
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_file(path: str | Path, *, weights: str = "auto") -> FileContent:
     """Reads a `.pth` (or, where safetensors is installed, a `.safetensors`) file without running any code in it.
 
-    Accepts `{"state_dict": ..., "meta": ...}`, `{"model": ...}` and a bare state dict, with or without `module.` before
-    every key. Floating-point weights become float32, integers int64.
-    Raises `CheckpointError` where the file is absent, empty, truncated or no checkpoint, asks for code to be run, or
-    holds weights that are not finite; `MissingDependencyError` for safetensors without the package.
+    weights: `ema` or `raw` where the file holds both, or `auto`, as `unwrap` takes it.
+    Raises `CheckpointError` where the file is absent, empty, truncated or no checkpoint, or asks for code to be run;
+    `MissingDependencyError` for safetensors without the package; as `unwrap` does.
     """
     path = Path(path)
     _check_file(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
-    weights, meta = _split(content, path)
-    return Checkpoint(_clean(weights, path), meta, sha256_of(path))
+    unwrapped = unwrap(content, path, weights=weights)
+    tensors = {key: _plain_tensor(key, value, path) for key, value in unwrapped.weights.items()}
+    return FileContent(tensors, plain(unwrapped.meta), sha256_of(path), unwrapped.taken)
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
-    """Loads a whole model's weights, all or nothing, and returns the checkpoint.
+def read_checkpoint(path: str | Path, *, weights: str = "auto") -> Checkpoint:
+    """The weights of a file under its own key names, and the names that its meta gives.
 
-    Keys and shapes must match, with one exception: a checkpoint without any `auxiliary_head` key loads into a model
-    that has one, because inference does not use that head. It keeps its initial weights, and a log line says so. Class
-    names and colours in another number than the classes are dropped with a warning.
-    Raises `CheckpointError`, and leaves the model untouched, where keys are missing, unexpected or wrongly shaped.
+    Raises as `read_file` does, and `CheckpointError` for weights that are not finite.
     """
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint.state_dict
-    expected = model.state_dict()
-    if not any(key.startswith(_AUXILIARY) for key in weights):
-        absent = [key for key in expected if key.startswith(_AUXILIARY)]
-        if absent:
-            log.info("%s has no auxiliary head: its %d tensors keep their initial values", path, len(absent))
-            expected = {key: value for key, value in expected.items() if key not in absent}
-    if list_misfits(weights, expected):
-        raise explain_misfit(weights, expected, path, name=getattr(getattr(model, "spec", None), "name", None))
-    model.load_state_dict(weights, strict=False)  # every key was compared above
-    return _with_matching_classes(checkpoint, path)
+    content = read_file(path, weights=weights)
+    check_finite(content.weights, path)
+    return Checkpoint(content.weights, read_meta(content.meta), content.sha256)
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> tuple[str, int] | None:
@@ -138,40 +139,6 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, str] | Non
     return None
 
 
-def explain_misfit(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path, *, name: str | None
-) -> CheckpointError:
-    """The error for weights that do not fit a model called `name`. It says whose weights they are, if that is known."""
-    identity = identify(weights)
-    if identity and name and identity[0] != name:
-        return CheckpointError(
-            f"{path} holds {identity[0]} with {identity[1]} classes, not {name}",
-            f"use {identity[0]} {spelled('num_classes', identity[1])}",
-        )
-    official = any(re.match(r"(backbone\.)?blocks\.\d+\.\d+\.", key) for key in weights)
-    if official:
-        return CheckpointError(
-            f"{path} has the key names of the official Twins repository, not mmsegmentation's",
-            f"twins-trt convert {path} OUT.pth",
-        )
-    if identify_backbone(weights) and not any(key.startswith(("decode_head.", "neck.")) for key in weights):
-        return CheckpointError(
-            f"{path} holds a backbone without a head (weights pre-trained for classification)",
-            "use a whole model's checkpoint; to fine-tune from this one: twins_trt.models.convert.load_backbone",
-        )
-    misfits = _misfits(weights, expected)
-    classes = expected.get("decode_head.conv_seg.weight")
-    if identity and classes is not None and {kind for kind, _ in misfits} == {"wrongly shaped"}:
-        only_classes = all(".conv_seg." in key for _, key in misfits)
-        if only_classes and identity[1] != classes.shape[0]:
-            return CheckpointError(
-                f"{path} was trained on {identity[1]} classes, the model was asked for {classes.shape[0]}",
-                spelled("num_classes", identity[1]),
-            )
-    fix = f"use the checkpoint that mmsegmentation made for {name}" if name else "use this model's own checkpoint"
-    return CheckpointError(f"{path} does not fit {name or 'the model'}: {list_misfits(weights, expected)}", fix)
-
-
 def list_misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """How many keys are missing, unexpected and wrongly shaped, with the first few; empty where everything fits."""
     misfits = _misfits(weights, expected)
@@ -202,17 +169,6 @@ def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
     extra = [("unexpected", key) for key in weights if key not in expected]
     shaped = [("wrongly shaped", k) for k, v in weights.items() if k in expected and v.shape != expected[k].shape]
     return absent + extra + shaped
-
-
-def _with_matching_classes(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
-    meta, identity = checkpoint.meta, identify(checkpoint.state_dict)
-    if identity and meta.classes is not None and len(meta.classes) != identity[1]:
-        log.warning("%s names %d classes but predicts %d: names dropped", path, len(meta.classes), identity[1])
-        meta = replace(meta, classes=None)
-    if identity and meta.palette is not None and len(meta.palette) != identity[1]:
-        log.warning("%s colours %d classes but predicts %d: palette dropped", path, len(meta.palette), identity[1])
-        meta = replace(meta, palette=None)
-    return replace(checkpoint, meta=meta)
 
 
 def _check_file(path: Path) -> None:
@@ -300,24 +256,7 @@ def _read_safetensors(path: Path) -> object:
         raise CheckpointError(f"{path} is no safetensors file ({error})", "download it again") from error
 
 
-def _split(content: object, path: Path) -> tuple[Mapping[str, object], CheckpointMeta]:
-    """The weights and the meta of a file's content."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not weights by name", "save model.state_dict() instead"
-        )
-    weights = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
-    if not weights or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        odd = next((k for k, v in weights.items() if not isinstance(v, Tensor)), None)
-        raise CheckpointError(
-            f"{path} holds no state dict" + (f": {_printable(str(odd))} is not a tensor" if odd is not None else ""),
-            "save {'state_dict': model.state_dict()} instead",
-        )
-    meta = content.get("meta")
-    return weights, _read_meta(plain(meta) if isinstance(meta, Mapping) else {})
-
-
-def _read_meta(raw: dict[str, Any]) -> CheckpointMeta:
+def read_meta(raw: dict[str, Any]) -> CheckpointMeta:
     """mmcv's `CLASSES` and `PALETTE`, mmengine's `dataset_meta`, or lower-case names beside them."""
     dataset = raw.get("dataset_meta")
     places = [raw] + ([dataset] if isinstance(dataset, dict) else [])
@@ -340,25 +279,22 @@ def _is_colour(entry: object) -> bool:
     return all(isinstance(level, (int, float)) and 0 <= level <= 255 for level in entry)
 
 
-def _clean(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Plain, finite float32 and int64 tensors under keys without `module.`."""
-    wrapped = all(key.startswith("module.") for key in weights)
-    cleaned = {}
-    for key, value in weights.items():
-        key = key.removeprefix("module.") if wrapped else key
-        value = value.detach()
-        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
-            raise CheckpointError(f"{path}: {_printable(key)} is not a plain tensor", "save a float checkpoint")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"{path}: {_printable(key)} claims more values than the file holds", "save it unexpanded"
-            )
-        cleaned[key] = value.to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
-    broken = [key for key, value in cleaned.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+def _plain_tensor(key: str, value: Tensor, path: Path) -> Tensor:
+    """The tensor as float32 or int64. Raises `CheckpointError` for one that is not stored plainly."""
+    value = value.detach()
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+        raise CheckpointError(f"{path}: {_printable(key)} is not a plain tensor", "save a float checkpoint")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise CheckpointError(f"{path}: {_printable(key)} claims more values than the file holds", "save it unexpanded")
+    return value.to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
+
+
+def check_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises `CheckpointError` for weights that are NaN or infinite."""
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         shown = ", ".join(map(_printable, broken[:_SHOWN])) + (", ..." if len(broken) > _SHOWN else "")
         raise CheckpointError(
             f"{path} has NaN or infinite weights in {len(broken)} tensors ({shown})",
             "the training diverged or the file is damaged: use another checkpoint",
         )
-    return cleaned

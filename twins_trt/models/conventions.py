@@ -5,7 +5,7 @@ Each value has an origin, so that nobody has to guess where it came from. This m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from twins_trt.data.preprocessing import Preprocessing
@@ -77,3 +77,8 @@ class Conventions:
     def fact(self, name: str) -> Fact | None:
         """The fact of this name."""
         return next((each for each in self.facts if each.name == name), None)
+
+    def with_padding(self, padding: str) -> Conventions:
+        """The same with the caller's padding in place of the origin's."""
+        others = tuple(each for each in self.facts if each.name != "padding")
+        return replace(self, padding=padding, facts=(*others, Fact("padding", padding, "flag")))

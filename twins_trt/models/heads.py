@@ -33,12 +33,12 @@ class ConvModule(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Base of the heads: dropout and the 1×1 convolution `conv_seg` to class logits."""
+    """Base of the heads: dropout and the 1×1 convolution `conv_seg` to logits."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_logits: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout2d(DROPOUT)
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.conv_seg = nn.Conv2d(channels, num_logits, 1)
 
     def classify(self, x: Tensor) -> Tensor:
         return self.conv_seg(self.dropout(x))
@@ -69,8 +69,8 @@ class Upsample(nn.Module):
 class FPNHead(Classifier):
     """Semantic FPN (arXiv 1901.02446): each level to stride 4 by (3×3, ×2) steps, summed, classified."""
 
-    def __init__(self, num_classes: int, *, in_channels: int, channels: int, levels: int = 4) -> None:
-        super().__init__(channels, num_classes)
+    def __init__(self, num_logits: int, *, in_channels: int, channels: int, levels: int = 4) -> None:
+        super().__init__(channels, num_logits)
         self.scale_heads = nn.ModuleList()
         for level in range(levels):
             steps: list[nn.Module] = []
@@ -90,8 +90,8 @@ class FPNHead(Classifier):
 class UPerHead(Classifier):
     """UPerNet (arXiv 1807.10221): pyramid pooling on the last stage, bilinear top-down sums, fused at stride 4."""
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 512) -> None:
-        super().__init__(channels, num_classes)
+    def __init__(self, in_channels: Sequence[int], num_logits: int, *, channels: int = 512) -> None:
+        super().__init__(channels, num_logits)
         self.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvModule(in_channels[-1], channels, 1))
             for scale in POOL_SCALES
@@ -116,8 +116,8 @@ class UPerHead(Classifier):
 class FCNHead(Classifier):
     """mmseg's auxiliary head: one 3×3 ConvModule on stage 3 and a classifier. Only training uses it."""
 
-    def __init__(self, in_channels: int, num_classes: int, *, channels: int = 256) -> None:
-        super().__init__(channels, num_classes)
+    def __init__(self, in_channels: int, num_logits: int, *, channels: int = 256) -> None:
+        super().__init__(channels, num_logits)
         self.convs = nn.ModuleList([ConvModule(in_channels, channels, 3)])
 
     def forward(self, x: Tensor) -> Tensor:

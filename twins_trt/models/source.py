@@ -5,6 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twins_trt.models.conventions import Conventions
+    from twins_trt.models.zoo import ModelSpec
 
 log = logging.getLogger("twins_trt")
 
@@ -30,13 +35,20 @@ class Source:
 class FoundModel:
     """A model and the place of its weights, before they are loaded.
 
-    name: of the zoo. checkpoint: the file that was named, None where none was. weights: the file that will be loaded,
-    None for seeded weights.
+    spec: the architecture. checkpoint: the file that was named, None where none was. weights: the file that will be
+    loaded, None for seeded weights. num_classes: how many values a mask has. conventions: what the file tells.
     """
 
-    name: str
+    spec: ModelSpec
     checkpoint: str | None
     weights: Path | None
+    num_classes: int
+    conventions: Conventions
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.spec.name
 
 
 def warn_of_random_weights(name: str | Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,16 @@ from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.fetch import cached_path
 from twins_trt.models.source import FoundModel, Source
-from twins_trt.models.telling import tell_classes, tell_model
-from twins_trt.models.zoo import get_spec
+from twins_trt.models.telling import named
+from twins_trt.models.zoo import check_num_classes, check_padding, get_spec, is_model
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
-    from twins_trt.models.checkpoint import CheckpointMeta
+    from twins_trt.models.conventions import Conventions
     from twins_trt.models.segmentor import Segmentor
+    from twins_trt.models.zoo import ModelSpec
 
-log = logging.getLogger("twins_trt")
+BINARY_CLASSES = ("background", "foreground")
 
 
 @dataclass(frozen=True)
@@ -33,40 +34,59 @@ class ModelFacts:
     palette: tuple[Colour, ...]
 
 
-def find_model(model: str | None, *, checkpoint: str | None = None, seeded: bool = False) -> FoundModel:
-    """The model that a request names, and its weights. Reads a checkpoint only where nothing else tells the model.
+def find_model(
+    model: str | None,
+    *,
+    checkpoint: str | Path | None = None,
+    seeded: bool = False,
+    num_classes: int | None = None,
+    padding: str | None = None,
+    weights: str = "auto",
+    conventions: Mapping[str, str] | None = None,
+) -> FoundModel:
+    """The model that a request names, and its weights. Reads the file, so that whatever fits here loads later.
 
-    model: a name of the zoo, a checkpoint in its place, or None where `checkpoint` tells it.
-    Raises as `tell_model` does, then as `find_weights` does.
+    model: a name, a checkpoint in its place, or None where `checkpoint` tells it. The other arguments are those of
+    `load_weights`. Raises as `named`, `find_weights` and `examine` do.
     """
-    name, checkpoint = tell_model(model, checkpoint)
-    return FoundModel(name, checkpoint, find_weights(name, checkpoint=checkpoint, seeded=seeded))
+    from twins_trt.models.examine import examine
+
+    model, checkpoint = named(model, None if checkpoint is None else str(checkpoint))
+    path = find_weights(model, checkpoint=checkpoint, seeded=seeded)
+    if path is None:
+        spec, count, told = _seeded(str(model), num_classes, padding, conventions)
+        return FoundModel(spec, checkpoint, None, count, told)
+    found = examine(
+        path, model=model, num_classes=num_classes, padding=padding, weights=weights, conventions=conventions
+    )
+    return FoundModel(found.spec, checkpoint, path, found.num_classes, found.conventions)
 
 
-def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: bool = False) -> Path | None:
+def find_weights(name: str | None, *, checkpoint: str | Path | None = None, seeded: bool = False) -> Path | None:
     """The file with the weights of the model called `name`. Reads nothing.
 
     It is `checkpoint`; without one, the file that comes with the package or that `fetch` has put into the cache; None
-    for seeded weights.
+    for seeded weights. name: may be None beside a checkpoint.
     Raises `UsageError` for an unknown model, for a checkpoint beside seeded weights, and where neither is named and
     nothing was fetched; `CheckpointError` where the checkpoint is no file.
     """
-    spec = get_spec(name)
     if checkpoint is not None and seeded:
         raise UsageError(
             "a checkpoint and seeded weights exclude each other", f"give {spelled('checkpoint')} or {spelled('seeded')}"
         )
-    if seeded:
-        return None
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
             what = "is a directory, not a checkpoint" if path.is_dir() else "does not exist"
-            raise CheckpointError(f"{path} {what}", f"check the path, or get a checkpoint: twins-trt fetch {name}")
+            get = f"twins-trt fetch {name}" if name is not None and is_model(name) else "twins-trt fetch MODEL"
+            raise CheckpointError(f"{path} {what}", f"check the path, or get a checkpoint: {get}")
         return path
+    spec = get_spec(str(name))
+    if seeded:
+        return None
     if spec.packaged:
         return Path(__file__).parents[1] / spec.packaged
-    path = cached_path(name)
+    path = cached_path(spec.name)
     if not path.is_file():
         raise UsageError(
             f"no weights are named for {name}, and its published ones have not been fetched",
@@ -77,64 +97,99 @@ def find_weights(name: str, *, checkpoint: str | Path | None = None, seeded: boo
 
 
 def load_weights(
-    name: str,
+    name: str | None,
     *,
     checkpoint: str | Path | None = None,
     seeded: bool = False,
     num_classes: int | None = None,
-    padding: str = "parity",
+    padding: str | None = None,
+    weights: str = "auto",
+    conventions: Mapping[str, str] | None = None,
     attention: str = "auto",
 ) -> tuple[Segmentor, ModelFacts]:
-    """The model called `name` in eval mode, with the weights that `find_weights` finds, and the facts about them.
+    """A model in eval mode, with the weights that `find_weights` finds, and the facts about them.
 
-    num_classes: None takes the checkpoint's own number, and the zoo's for seeded weights. padding, attention: as
-    `build_model` takes them. Raises as `find_weights` and `build_model` do.
+    name: None takes the checkpoint's own. num_classes, padding, weights, conventions: as `examine` takes them; seeded
+    weights have the zoo's number of classes by default. attention: as `build_model` takes it.
+    Raises as `find_weights` and `examine` do, and `CheckpointError` for fetched weights other than the published.
     """
-    from twins_trt.models.checkpoint import CheckpointMeta, load_checkpoint
+    from twins_trt.models.examine import examine
     from twins_trt.models.seeded import seed_weights
-    from twins_trt.models.segmentor import build_model
+    from twins_trt.models.segmentor import Segmentor
 
     path = find_weights(name, checkpoint=checkpoint, seeded=seeded)
-    spec = get_spec(name)
     if path is None:
-        model = build_model(name, num_classes, padding=padding, attention=attention)
+        spec, count, told = _seeded(str(name), num_classes, padding, conventions)
+        model = Segmentor(spec, count, padding=told.padding, attention=attention, threshold=told.threshold).eval()
+        model.conventions = told
         seed_weights(model)
-        return model, ModelFacts(Source(seeded=True), *name_classes(CheckpointMeta(), model.num_classes))
-    model = build_model(
-        name, tell_classes(spec, path) if num_classes is None else num_classes, padding=padding, attention=attention
+        return model, ModelFacts(Source(seeded=True), *name_classes(told, count))
+    found = examine(
+        path, model=name, num_classes=num_classes, padding=padding, weights=weights, conventions=conventions
     )
-    loaded = load_checkpoint(model, path)
-    if checkpoint is None and spec.weights and not loaded.sha256.startswith(spec.weights_sha256_prefix):
+    spec, sha256 = found.spec, str(found.source.sha256)
+    if checkpoint is None and spec.weights and not sha256.startswith(spec.weights_sha256_prefix):
         raise CheckpointError(
-            f"{path} has the sha256 {loaded.sha256}, but {name}'s published weights begin with "
+            f"{path} has the sha256 {sha256}, but {spec.name}'s published weights begin with "
             f"{spec.weights_sha256_prefix}",
-            f"fetch them again: twins-trt fetch {name}",
+            f"fetch them again: twins-trt fetch {spec.name}",
         )
-    model.meta = loaded.meta
-    source = Source(checkpoint=path.name, sha256=loaded.sha256)
-    return model, ModelFacts(source, *name_classes(loaded.meta, model.num_classes))
+    facts = ModelFacts(found.source, *name_classes(found.conventions, found.num_classes))
+    return found.build(attention=attention), facts
+
+
+def _seeded(
+    name: str, num_classes: int | None, padding: str | None, conventions: Mapping[str, str] | None
+) -> tuple[ModelSpec, int, Conventions]:
+    """Architecture, number of classes and conventions of a model with seeded weights, which say nothing themselves."""
+    from twins_trt.models.read_conventions import read_conventions
+
+    spec = get_spec(name)
+    padding = padding or "parity"
+    check_padding(padding)
+    binary = "threshold" in (conventions or {})
+    count = (2 if binary else spec.num_classes) if num_classes is None else num_classes
+    check_num_classes(count)
+    told, numbers = read_conventions(
+        {}, origin="", padding=padding, num_logits=1 if binary else count, flags=conventions or {}
+    )
+    return replace(spec, **numbers.spec_changes), count, told
 
 
 def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:
-    """Writes a checkpoint in mmsegmentation's format: weights, and names and colours of the classes."""
+    """Writes a checkpoint in mmsegmentation's format: weights, names and colours of classes, and the conventions.
+
+    Reading it gives the same model: `meta["twins_trt"]` holds what no tensor tells.
+    """
     import torch
 
-    meta = {"CLASSES": list(facts.classes), "PALETTE": [list(colour) for colour in facts.palette]}
+    from twins_trt.models.read_conventions import write_conventions
+
+    told = replace(model.conventions, classes=facts.classes, palette=facts.palette)
+    meta = {
+        "CLASSES": list(facts.classes),
+        "PALETTE": [list(colour) for colour in facts.palette],
+        "twins_trt": write_conventions(told, model.spec),
+    }
     with whole_file(path) as file:
         torch.save({"state_dict": model.state_dict(), "meta": meta}, file)
 
 
-def name_classes(meta: CheckpointMeta, num_classes: int) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+def name_classes(told: Conventions, num_classes: int) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     """Names and RGB colours of the classes: the checkpoint's own, where it has them.
 
-    150 classes without names are ADE20K's; other classes without names get generic ones. CamVid's names without
-    colours get CamVid's colours.
+    150 classes without names are ADE20K's; a head with one logit tells background and foreground apart; other classes
+    without names get generic ones. CamVid's names without colours get CamVid's colours.
     """
-    ade20k = num_classes == len(ADE20K_CLASSES)
-    classes = meta.classes
+    classes = told.classes
     if classes is None:
-        classes = ADE20K_CLASSES if ade20k else tuple(f"class {index}" for index in range(num_classes))
-    palette = meta.palette
+        if told.threshold is not None:
+            classes = BINARY_CLASSES
+        elif num_classes == len(ADE20K_CLASSES):
+            classes = ADE20K_CLASSES
+        else:
+            classes = tuple(f"class {index}" for index in range(num_classes))
+    palette = told.palette
     if palette is None:
         palette = ADE20K_PALETTE if classes == ADE20K_CLASSES else camvid_palette(classes)
     return classes, palette

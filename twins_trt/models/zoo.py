@@ -21,6 +21,8 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 """Per-channel standard deviation of the network's input, RGB, on the 0-255 scale."""
 PADDINGS = ("parity", "masked", "unmasked")
 """How LSA treats keys outside the map: as mmsegmentation does, all are excluded, or all take part (as in timm)."""
+MAX_CLASSES = 255
+"""Of a model: masks are uint8, and 255 in a label means "ignore"."""
 MIN_SIDE = 29
 """Smallest height and width of an input, pixels: stage 1 sub-samples its keys by 8, and ceil(29 / 4) is 8."""
 
@@ -244,8 +246,21 @@ def check_padding(padding: str) -> None:
 
 def check_num_classes(num_classes: int) -> None:
     """Raises `UsageError` unless `num_classes` is a whole number from 1 to 255; 255 itself is "ignore" in a mask."""
-    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= 255:
+    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= MAX_CLASSES:
         raise UsageError(
-            f"{spelled('num_classes')} must be 1 to 255 (masks are uint8), not {num_classes!r}",
+            f"{spelled('num_classes')} must be 1 to {MAX_CLASSES} (masks are uint8), not {num_classes!r}",
             f"check {spelled('num_classes')}",
+        )
+
+
+def check_threshold(threshold: float, num_classes: int) -> None:
+    """Raises `UsageError` unless `threshold` lies between 0 and 1, and the classes are background and foreground."""
+    if not 0 < threshold < 1:
+        raise UsageError(
+            f"a threshold of {threshold!r} is no probability", "give a number between 0 and 1, such as 0.5"
+        )
+    if num_classes != 2:
+        raise UsageError(
+            f"a head with one logit tells 2 classes apart, background and foreground, not {num_classes}",
+            spelled("num_classes", 2),
         )
