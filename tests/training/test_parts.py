@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,15 @@ from make_golden import CLASSES, described, seeded_batch
 from torch import nn
 from toy import Options
 
-from twins_trt.data import open_dataset
+from twins_trt.data import Preprocessing, open_dataset
 from twins_trt.errors import CheckpointError, TwinsError, UsageError
 from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
+from twins_trt.models.segmentor import Segmentor
 from twins_trt.training import TrainRequest, resolve_options, resolve_training, train
 from twins_trt.training.data.augment import Augmentation, crop_place, distort_colours, random_size
 from twins_trt.training.data.batches import BatchReader, Draws
-from twins_trt.training.run.start import start_weights
+from twins_trt.training.run.start import Start, read_start, start_weights
 from twins_trt.training.step.losses import SegmentationLoss, cross_entropy
 from twins_trt.training.step.schedule import learning_rate, parameter_groups
 from twins_trt.training.step.trainer import checkpoint_blocks, on_device, set_regularization
@@ -194,7 +196,7 @@ def test_small_pictures_are_padded_as_mmseg_pads(blocks: str) -> None:
     augment = Augmentation((96, 128), None, (1.0, 1.0), 1.0, 0.0, False)
     batch = BatchReader(dataset.read, augment, seed=0)([(0, dataset.items[0])])
     assert batch.sizes == ((72, 88),)
-    images, labels = on_device(batch, torch.device("cpu"))
+    images, labels = on_device(batch, torch.device("cpu"), Preprocessing())
     assert float(images[0, :, 72:].abs().max()) == float(images[0, :, :, 88:].abs().max()) == 0
     assert (labels[0, 72:] == 255).all() and (labels[0, :, 88:] == 255).all()
     assert float(images[0, :, :72, :88].std()) > 0.5
@@ -208,11 +210,19 @@ def saved(path: Path, model: nn.Module, *, only: str = "") -> Path:
     return path
 
 
+def start_of(path: Path, model: str = toy.TOY, **fields: Any) -> tuple[Segmentor, Start]:
+    """A model of 3 classes with the weights that a training from `path` begins with."""
+    options = resolve_options(TrainRequest(model, "folder:x", "run", checkpoint=str(path), **fields))
+    file = read_start(options)
+    assert file is not None
+    built = Segmentor(file.spec, 3)
+    return built, start_weights(built, file)
+
+
 def test_a_classifier_of_other_classes_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = build_model(toy.TOY_UPERNET, 5)
     seed_weights(old)
-    model = build_model(toy.TOY_UPERNET, 3)
-    start = start_weights(model, saved(tmp_path / "old.pth", old))
+    model, start = start_of(saved(tmp_path / "old.pth", old), toy.TOY_UPERNET)
     assert len(start.anew) == 2 and "the head's classifier of 5 classes is replaced" in start.anew[0]
     assert "classifier of 5 classes is replaced" in caplog.text
     ours, theirs = model.state_dict(), old.state_dict()
@@ -221,21 +231,21 @@ def test_a_classifier_of_other_classes_starts_anew(tmp_path: Path, caplog: pytes
     assert float(ours["decode_head.conv_seg.bias"].abs().max()) == 0
 
 
-def test_a_backbone_alone_is_a_start(tmp_path: Path) -> None:
+def test_a_backbone_alone_is_a_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = build_model(toy.TOY, 5)
     seed_weights(old)
-    model = build_model(toy.TOY, 3)
-    assert start_weights(model, saved(tmp_path / "old.pth", old, only="backbone.")).anew == ("neck and heads",)
+    model, start = start_of(saved(tmp_path / "old.pth", old, only="backbone."))
+    assert start.anew == ("neck and heads",)
+    assert "holds a backbone only: neck and heads start at random" in caplog.text
     key = "backbone.layers.0.0.attn.qkv.weight"
     assert torch.equal(model.state_dict()[key], old.state_dict()[key])
+    with pytest.raises(CheckpointError, match="holds the backbone twins_svt-toy, not that of twins_svt-s_fpn"):
+        start_of(tmp_path / "old.pth", "twins_svt-s_fpn")
 
 
 def test_another_models_weights_are_refused(tmp_path: Path) -> None:
-    model = build_model(toy.TOY, 3)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match="not twins_svt-toy_fpn"):
-        start_weights(model, saved(tmp_path / "old.pth", build_model(toy.TOY_PCPVT, 3)))
-    toy.assert_same(model.state_dict(), before)
+        start_of(saved(tmp_path / "old.pth", build_model(toy.TOY_PCPVT, 3)))
 
 
 # --- precision -----------------------------------------------------------------------------------------------------

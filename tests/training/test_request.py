@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import Options, log_rows, stop_after
+from toy import Options, assert_same, log_rows, stop_after, weights
 
 from twins_trt.cli import train as command
 from twins_trt.cli.parsing import new_parser
@@ -31,6 +31,10 @@ def read(words: list[str]) -> TrainRequest:
     return FLAGS.read(parser.parse_args(words))
 
 
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    return (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+
+
 # --- the two types -------------------------------------------------------------------------------------------------
 
 
@@ -38,7 +42,8 @@ def test_every_field_is_asked_by_one_flag_and_answered_once() -> None:
     assert sorted(flag.field for flag in TABLE) == sorted(NAMES)
     answered = dataclasses.fields(TrainOptions)
     assert tuple(field.name for field in answered) == NAMES
-    assert all(field.default is dataclasses.MISSING for field in answered)
+    added = ("binary", "weights", "conventions")  # folders of earlier versions have none of them
+    assert [field.name for field in answered if has_default(field)] == list(added)
     assert {field.name for field in dataclasses.fields(TrainDefaults)} < set(NAMES)
     assert TrainRequest().given() == {}
 
@@ -78,8 +83,10 @@ WORDS: dict[str, st.SearchStrategy[Any]] = {
     "amp": st.sampled_from(["off", "bf16", "fp16", "fp8"]),
     "decay": st.sampled_from(["weights", "mmseg", "none"]),
     "device": st.sampled_from(["auto", "cpu", "cuda", "tpu"]),
-    "padding": st.sampled_from(["parity", "masked", ""]),
-    **dict.fromkeys(("scratch", "distort", "checkpointing"), st.booleans()),
+    "padding": st.sampled_from(["parity", "masked", "unmasked", ""]),
+    "weights": st.sampled_from(["auto", "ema", "raw", "mean"]),
+    "conventions": st.dictionaries(st.sampled_from(["mean", "threshold", "channels"]), TEXTS, min_size=1),
+    **dict.fromkeys(("scratch", "distort", "checkpointing", "binary"), st.booleans()),
     **dict.fromkeys(("iterations", "batch", "warmup", "validate_every", "save_every", "val_limit"), COUNTS),
     **dict.fromkeys(("log_every", "seed", "workers", "threads"), COUNTS),
     **dict.fromkeys(("cat_max_ratio", "flip", "drop_path", "dropout", "ema"), SHARES),
@@ -93,7 +100,8 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "amp": st.sampled_from(["off", "bf16", "fp16"]),
     "decay": st.sampled_from(["weights", "mmseg"]),
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
-    "padding": st.sampled_from(["parity", "masked"]),
+    "padding": st.sampled_from(["parity", "masked", "unmasked"]),
+    "weights": st.sampled_from(["auto", "ema", "raw"]),
     **{name: st.integers(2, 3000) for name in NAMES if WORDS[name] is COUNTS},
     **{name: st.floats(0, 1, exclude_max=True) for name in NAMES if WORDS[name] is SHARES},
     **{name: st.floats(0, 1e6, exclude_min=True) for name in NAMES if WORDS[name] is RATES},
@@ -231,12 +239,18 @@ SAVED_EARLIER = """
 
 
 def test_a_folder_of_an_earlier_version_is_resumed(options: Options, tmp_path: Path) -> None:
-    """There one type held both the request and the options."""
+    """There one type held both the request and the options, and none the conventions."""
+    whole = options(out=str(tmp_path / "whole"))
+    train(whole)
     request = options()
     with pytest.raises(KeyboardInterrupt):
         train(request, observe=stop_after(2))
     saved = Path(str(request.out)) / "options.json"
     text = SAVED_EARLIER.replace("MODEL", str(request.model)).replace("DATA", str(request.data))
-    assert json.loads(text.replace("OUT", str(request.out))) == json.loads(saved.read_text())
-    saved.write_text(text.replace("OUT", str(request.out)))
+    earlier, now = json.loads(text.replace("OUT", str(request.out))), json.loads(saved.read_text())
+    assert now == {**earlier, "binary": False, "weights": "auto", "conventions": {}}
+    saved.write_text(json.dumps(earlier))
+    (saved.parent / "model.json").unlink()
     assert train(TrainRequest(out=request.out), resume=True).iterations == 4
+    assert log_rows(str(request.out)) == log_rows(str(whole.out))
+    assert_same(weights(saved.parent / "last.pth"), weights(Path(str(whole.out)) / "last.pth"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from twins_trt.codec import decode, encode
 from twins_trt.errors import UsageError
-from twins_trt.models.telling import tell_model
-from twins_trt.models.zoo import PADDINGS, get_spec
+from twins_trt.models.telling import named
+from twins_trt.models.zoo import PADDINGS, ModelSpec, get_spec, is_model
 from twins_trt.spelling import speaking, spelled
 from twins_trt.verbs.groups.images import scale_of
 from twins_trt.verbs.request import either
@@ -22,6 +22,7 @@ from twins_trt.verbs.train import (
     DEVICES,
     LONGEST_WARM_UP,
     RECIPES,
+    WEIGHTS,
     TrainRequest,
 )
 
@@ -34,7 +35,8 @@ class TrainOptions:
 
     Where None stands it means: checkpoint: the published weights, or random ones with scratch. scale: the image's own
     size. clip_norm: no limit. ema: no running mean. val_limit: all images. threads: PyTorch's choice. plan: no INT8
-    rounding. calibration: ranges of the first pictures.
+    rounding. calibration: ranges of the first pictures. padding, binary: what the checkpoint tells; a run that has
+    begun has neither. model: a name of the zoo, or that of a checkpoint with own widths.
 
     Raises `UsageError` for a value out of bounds and for fields that exclude each other.
     """
@@ -75,16 +77,23 @@ class TrainOptions:
     workers: int
     threads: int | None
     device: str
-    padding: str
+    padding: str | None
     plan: str | None
     calibration: str | None
+    # Runs of earlier versions have none of these.
+    binary: bool | None = None
+    weights: str = "auto"
+    conventions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        spec = get_spec(self.model)
-        for name, allowed in (("amp", AMP), ("decay", DECAY), ("device", DEVICES), ("padding", PADDINGS)):
+        head = head_of(self.model)
+        paddings = (*PADDINGS, None)
+        words = (("amp", AMP), ("decay", DECAY), ("device", DEVICES), ("padding", paddings), ("weights", WEIGHTS))
+        for name, allowed in words:
             if getattr(self, name) not in allowed:
                 raise UsageError(
-                    f"{spelled(name)} cannot be {getattr(self, name)!r}", f"use one of {', '.join(allowed)}"
+                    f"{spelled(name)} cannot be {getattr(self, name)!r}",
+                    f"use one of {', '.join(filter(None, allowed))}",
                 )
         if self.checkpoint is not None and self.scratch:
             raise UsageError(
@@ -117,7 +126,7 @@ class TrainOptions:
                 f"ratios from {self.ratios[0]} to {self.ratios[1]}",
                 f"give {spelled('ratios')} as MIN:MAX, such as 0.5:2.0",
             )
-        if spec.head == "upernet" and self.batch == 1:
+        if head == "upernet" and self.batch == 1:
             raise UsageError(
                 "UPerNet normalizes over a batch, and one picture is none", f"give {spelled('batch', 2)} or more"
             )
@@ -167,21 +176,23 @@ def resolve_options(request: TrainRequest) -> TrainOptions:
     """
     model, checkpoint, data, out = request.model, request.checkpoint, request.data, request.out
     if model is not None or checkpoint is not None:
-        model, checkpoint = tell_model(model, checkpoint)
-    if model is None or data is None or out is None:
-        missing = "model" if model is None else "data" if data is None else "out"
+        model, checkpoint = named(model, checkpoint)
+    if (model is None and checkpoint is None) or data is None or out is None:
+        missing = "data" if model or checkpoint else "model"
+        missing = "out" if data is not None and missing == "data" else missing
         wanted = spelled("model", "NAME"), spelled("data", "KIND:PATH"), spelled("out", "DIR")
         raise UsageError(f"{spelled(missing)} is missing", f"a new run needs {wanted[0]}, {wanted[1]} and {wanted[2]}")
-    spec = get_spec(model)
+    scratch = either(request.scratch, DEFAULTS.scratch)
+    spec = _spec(model, checkpoint, request)
     recipe = RECIPES[spec.head]
-    iterations = either(request.iterations, spec.schedule_iterations)
+    iterations = either(request.iterations, spec.schedule_iterations or recipe.iterations)
     tenth = max(1, iterations // 10)
     return TrainOptions(
-        model=model,
+        model=spec.name,
         data=data,
         out=out,
         checkpoint=checkpoint,
-        scratch=either(request.scratch, DEFAULTS.scratch),
+        scratch=scratch,
         split=either(request.split, DEFAULTS.split),
         val_split=either(request.val_split, DEFAULTS.val_split),
         iterations=iterations,
@@ -213,9 +224,38 @@ def resolve_options(request: TrainRequest) -> TrainOptions:
         workers=either(request.workers, DEFAULTS.workers),
         threads=request.threads,
         device=either(request.device, DEFAULTS.device),
-        padding=either(request.padding, DEFAULTS.padding),
+        padding=PADDINGS[0] if scratch and request.padding is None else request.padding,
         plan=request.plan,
         calibration=request.calibration,
+        binary=request.binary,
+        weights=either(request.weights, DEFAULTS.weights),
+        conventions=either(request.conventions, {}),
+    )
+
+
+def head_of(model: str) -> str:
+    """`fpn` or `upernet`, of a name of the zoo or of own widths. Raises `UsageError` for any other name."""
+    if is_model(model):
+        return get_spec(model).head
+    from twins_trt.models.widths import CUSTOM
+
+    backbone, _, head = model.rpartition("_")
+    return head if backbone.endswith(f"-{CUSTOM}") and head in RECIPES else get_spec(model).head
+
+
+def _spec(model: str | None, checkpoint: str | None, request: TrainRequest) -> ModelSpec:
+    """The row of the zoo, or of own widths, which only the checkpoint tells."""
+    if model is not None and is_model(model):
+        return get_spec(model)
+    if checkpoint is None:
+        return get_spec(str(model))
+    from twins_trt.training.run.start import told_spec
+
+    return told_spec(
+        checkpoint,
+        model=model,
+        weights=either(request.weights, DEFAULTS.weights),
+        conventions=either(request.conventions, {}),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,9 +46,13 @@ class TrainRequest(Request):
     validate_every, save_every: iterations; by default a tenth of all. val_limit: only the first images. log_every:
         iterations between TensorBoard's points; the CSV has every iteration.
     seed: of everything random. workers: processes that read ahead. threads: of the CPU; by default PyTorch's choice.
-    padding: as in `build_model`.
+    padding: as in `build_model`; by default that of the project that wrote the checkpoint.
     plan: a precision plan's file, whose INT8 rounding takes part in the training. calibration: its range file, of a
         graph of the crop's size; by default the ranges of the first pictures.
+    binary: a head of one logit with a sigmoid, for two classes or for one against the rest; by default where the
+        checkpoint has one and the data no more classes. weights: `ema` or `raw` where the checkpoint holds both.
+    conventions: values by name that override what the checkpoint says of images and labels, such as
+        {"mean": "0,0,0", "channels": "bgr", "threshold": "0.5"}.
 
     Sizes and ratios may be given as their text on a command line (`crop="512x512"`, `ratios="0.5:2.0"`).
     Raises `UsageError` for a value of the wrong kind.
@@ -92,6 +97,9 @@ class TrainRequest(Request):
     padding: str | None = None
     plan: str | None = None
     calibration: str | None = None
+    binary: bool | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
@@ -99,16 +107,18 @@ class TrainRequest(Request):
 
 @dataclass(frozen=True)
 class Recipe:
-    """mmsegmentation's numbers for a kind of head. power: of the polynomial by which the learning rate falls."""
+    """mmsegmentation's numbers for a kind of head. power: of the polynomial by which the learning rate falls.
+    iterations: for a model of own widths."""
 
+    iterations: int
     lr: float
     weight_decay: float
     power: float
 
 
 RECIPES = {
-    "fpn": Recipe(lr=1e-4, weight_decay=1e-4, power=0.9),
-    "upernet": Recipe(lr=6e-5, weight_decay=1e-2, power=1.0),
+    "fpn": Recipe(iterations=80_000, lr=1e-4, weight_decay=1e-4, power=0.9),
+    "upernet": Recipe(iterations=160_000, lr=6e-5, weight_decay=1e-2, power=1.0),
 }
 """By kind of head; from mmsegmentation's configs/twins."""
 
@@ -141,7 +151,7 @@ class TrainDefaults:
     seed: int = 0
     workers: int = 0
     device: str = "auto"
-    padding: str = "parity"
+    weights: str = "auto"
 
 
 DEFAULTS = TrainDefaults()
@@ -149,6 +159,7 @@ DEFAULTS = TrainDefaults()
 AMP = ("off", "bf16", "fp16")
 DECAY = ("weights", "mmseg")
 DEVICES = ("auto", "cpu", "cuda")
+WEIGHTS = ("auto", "ema", "raw")
 
 
 def _ratios(value: Any) -> tuple[float, float]:
@@ -187,6 +198,7 @@ TABLE: tuple[Flag, ...] = (
         group=START,
     ),
     Flag("--scratch", "scratch", "start from random weights", SWITCH, sets=True, group=START),
+    Flag("--binary", "binary", "one logit with a sigmoid: one class against the rest", SWITCH, sets=True, group=START),
     Flag("--split", "split", "to train on; default: {default}", group=START),
     Flag("--val-split", "val_split", "to validate on; default: {default}; '' for none", metavar="SPLIT", group=START),
     Flag("--val-limit", "val_limit", "validate on the first N images; default: all", WHOLE, "N", group=START),

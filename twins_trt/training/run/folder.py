@@ -1,6 +1,7 @@
 """A run's folder: its options, the state to resume from, the log of every iteration, and checkpoints as mmseg's.
 
 options.json   TrainOptions
+model.json     TrainedModel: architecture and conventions; runs of earlier versions have none
 log.csv        one line an iteration; validation.csv: one line a validation
 tensorboard/   the same for TensorBoard, where it is installed
 state.pth      everything that `resume` needs
@@ -13,17 +14,19 @@ import csv
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twins_trt.data.datasets import Dataset
 from twins_trt.errors import TrainingError, UsageError
 from twins_trt.files import whole_file
+from twins_trt.models.read_conventions import write_conventions
 from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions, as_mapping, changed, differing
+from twins_trt.training.run.trained import TrainedModel
 from twins_trt.verbs.train import CHANGEABLE, TrainRequest
 from twins_trt.version import __version__
 
@@ -31,7 +34,7 @@ log = logging.getLogger("twins_trt")
 
 OPTIONS, STATE, LAST, BEST = "options.json", "state.pth", "last.pth", "best.pth"
 LOG, VALIDATION, CURVES = "log.csv", "validation.csv", "tensorboard"
-PLAN = "plan.json"
+PLAN, MODEL = "plan.json", "model.json"
 STATE_VERSION = 1
 
 
@@ -78,6 +81,18 @@ def load_options(folder: str | Path) -> TrainOptions:
     return TrainOptions.from_json(text)
 
 
+def load_model(folder: str | Path) -> TrainedModel | None:
+    """The model of the run in `folder`; None for a run of an earlier version. Raises `TrainingError`."""
+    path = Path(folder) / MODEL
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}", "start the run again") from error
+    return TrainedModel.from_json(text, where=str(path))
+
+
 def save_text(path: Path, text: str) -> None:
     """Writes a file of the run's folder, and makes the folder. Raises `TrainingError` where that fails."""
     try:
@@ -112,14 +127,19 @@ def save_checkpoint(
     path: Path,
     weights: Mapping[str, Tensor],
     *,
-    dataset: Dataset,
+    model: TrainedModel,
     options: TrainOptions,
     iteration: int,
     miou: float | None,
 ) -> None:
-    """A checkpoint in mmsegmentation's format. miou: of these weights on the validation split, percent, if known."""
+    """A checkpoint in mmsegmentation's format, with the conventions by which it was trained.
+
+    miou: of these weights on the validation split, percent, if known.
+    """
+    told = replace(model.conventions, miou=miou)
     meta: dict[str, Any] = {
-        "dataset_meta": {"classes": list(dataset.classes), "palette": [list(colour) for colour in dataset.palette]},
+        "dataset_meta": {"classes": list(told.classes or ()), "palette": [list(each) for each in told.palette or ()]},
+        "twins_trt": write_conventions(told, model.spec),
         "iter": iteration,
         "seed": options.seed,
         "twins_trt_version": __version__,

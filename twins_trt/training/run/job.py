@@ -1,8 +1,8 @@
-"""What a training run will do, checked before any weight or picture is read."""
+"""What a training run will do, checked before any step of it: model, data, device, and the file that it starts from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,15 @@ from twins_trt.errors import DataError, UsageError
 from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions, resolve_options
 from twins_trt.training.qat import read_plan
-from twins_trt.training.run.folder import check_new, resumed
-from twins_trt.training.run.start import weights_file
+from twins_trt.training.run.folder import check_new, load_model, resumed
+from twins_trt.training.run.start import StartFile, read_start
+from twins_trt.training.run.trained import (
+    TrainedModel,
+    check_learnable,
+    decide_model,
+    earlier_model,
+    with_background,
+)
 from twins_trt.training.step.distributed import choose_device, process_rank, world_size
 from twins_trt.verbs.train import TrainRequest
 
@@ -22,13 +29,15 @@ from twins_trt.verbs.train import TrainRequest
 class TrainJob:
     """What a run will do.
 
-    start: `checkpoint`, `scratch` or `resumed`. weights: the file of `checkpoint`; None for the others. images,
-    val_images: how many there are. processes: that train together. rank: of this process, counted from 0.
+    start: `checkpoint`, `scratch` or `resumed`. weights: the file of `checkpoint`; None for the others. model: what is
+    trained, and by which conventions. images, val_images: how many there are. processes: that train together. rank: of
+    this process, counted from 0.
     """
 
     options: TrainOptions
     start: str
     weights: Path | None
+    model: TrainedModel
     images: int
     val_images: int
     classes: tuple[str, ...]
@@ -43,34 +52,55 @@ class TrainJob:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
-        weights = None if self.weights is None else str(self.weights)
-        return {**encode(self), "weights": weights, "epochs": round(self.epochs, 2)}
+        told = self.model.conventions
+        return {
+            **encode(replace(self, weights=None)),
+            "weights": None if self.weights is None else str(self.weights),
+            "model": self.model.spec.name,
+            "conventions": {**encode(told), "preprocessing": told.preprocessing.to_json()},
+            "epochs": round(self.epochs, 2),
+        }
 
 
 def resolve_training(request: TrainRequest, *, resume: bool = False) -> TrainJob:
-    """The job of a request. Neither weights nor pictures are read.
+    """The job of a request: the file that it starts from is read and checked, and the data is opened.
 
     Raises as `train` does for every error that shows beforehand.
     """
+    return job_with_weights(request, resume=resume)[0]
+
+
+def job_with_weights(request: TrainRequest, *, resume: bool) -> tuple[TrainJob, StartFile | None]:
+    """The job of a request, and the file that it starts from: None from scratch, and for a resumed run."""
     if resume:
         options = resumed(request)
     else:
         options = resolve_options(request)
         check_new(options.out)
-    weights = None if resume else weights_file(options)
-    if options.plan is not None and not resume:
-        read_plan(options.plan, model=options.model)
     dataset, val = open_datasets(options)
+    file = None
+    if resume:
+        model = load_model(options.out) or earlier_model(options, dataset)
+    else:
+        file = read_start(options)
+        model = decide_model(options, file, dataset)
+        options = _decided(options, request, model)
+        if options.plan is not None:
+            read_plan(options.plan, model=options.model)
+    dataset, val = conventional(dataset, model), None if val is None else conventional(val, model)
     processes = world_size()
     if options.batch % processes:
         raise UsageError(f"a batch of {options.batch} over {processes} processes", "give a multiple of their number")
     device = choose_device(options.device).type
     if options.amp == "fp16" and device != "cuda":
         raise UsageError("float16 trains on CUDA only", f"use {spelled('amp', 'bf16')}, or off")
-    return TrainJob(
+    if not resume:
+        check_learnable(dataset)
+    job = TrainJob(
         options=options,
-        start="resumed" if resume else "checkpoint" if weights else "scratch",
-        weights=weights,
+        start="resumed" if resume else "checkpoint" if file else "scratch",
+        weights=None if file is None else file.path,
+        model=model,
         images=len(dataset),
         val_images=0 if val is None else len(val.first(options.val_limit)),
         classes=dataset.classes,
@@ -78,6 +108,7 @@ def resolve_training(request: TrainRequest, *, resume: bool = False) -> TrainJob
         rank=process_rank(),
         device=device,
     )
+    return job, file
 
 
 def open_datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
@@ -92,3 +123,20 @@ def open_datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         if each is not None and not each.labelled:
             raise DataError(f"{options.data} ({each.split}) has no labels", "add a labels/ folder")
     return dataset, val
+
+
+def conventional(dataset: Dataset, model: TrainedModel) -> Dataset:
+    """The data set with the classes and the label conventions of the run."""
+    told = model.conventions
+    if told.threshold is not None:
+        dataset = with_background(dataset)
+    return (
+        replace(dataset, reduce_zero=bool(told.reduce_zero_label)) if dataset.source.startswith("folder:") else dataset
+    )
+
+
+def _decided(options: TrainOptions, request: TrainRequest, model: TrainedModel) -> TrainOptions:
+    """The options, with what the file that the run starts from decides of them."""
+    told = model.conventions
+    scale = told.preprocessing.test_scale if request.scale is None else options.scale
+    return replace(options, padding=told.padding, binary=told.threshold is not None, scale=scale)

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from twins_trt.codec import decode, encode
-from twins_trt.data import Preprocessing
 from twins_trt.data.loading import load_in_order
 from twins_trt.evaluation import EvaluationOptions, Scores, evaluate_model
-from twins_trt.models.segmentor import Segmentor, build_model
+from twins_trt.models.segmentor import Segmentor
 from twins_trt.progress import Progress, silent
 from twins_trt.training.data.augment import Augmentation
 from twins_trt.training.data.batches import Batch, BatchReader, Draws
@@ -26,6 +25,7 @@ from twins_trt.training.qat import FakeQuantized, attach, read_amax, read_plan
 from twins_trt.training.run.folder import (
     BEST,
     LAST,
+    MODEL,
     OPTIONS,
     PLAN,
     Log,
@@ -34,13 +34,12 @@ from twins_trt.training.run.folder import (
     save_state,
     save_text,
 )
-from twins_trt.training.run.job import TrainJob, open_datasets, resolve_training
+from twins_trt.training.run.job import TrainJob, conventional, job_with_weights, open_datasets
 from twins_trt.training.run.report import TrainReport, TrainStep
-from twins_trt.training.run.start import Start, start_weights
+from twins_trt.training.run.start import Start, StartFile, start_weights
 from twins_trt.training.run.stopping import StopRequest
 from twins_trt.training.step.distributed import World, joined
 from twins_trt.training.step.trainer import Trainer, on_device
-from twins_trt.verbs.groups.images import scale_of
 from twins_trt.verbs.train import TrainRequest
 
 log = logging.getLogger("twins_trt")
@@ -75,10 +74,11 @@ def train(
     does not fit its layout, `CheckpointError` for weights that do not fit the model, `TrainingError` where the loss is
     no longer finite, the folder cannot be written, or holds another run, `MissingDependencyError` without OpenCV.
     """
-    job = resolve_training(request, resume=resume)
+    job, file = job_with_weights(request, resume=resume)
     options, started = job.options, time.perf_counter()
     with StopRequest() as stop, joined(options.device) as world, _own_randomness(options, world):
-        run = _Run(job, world, stop, progress or silent, observe, resume=resume)
+        run = _Run(job, file, world, stop, progress or silent, observe, resume=resume)
+        del file  # its tensors are in the model
         finished = run.finish()
     if not finished:
         if world.first:
@@ -111,6 +111,7 @@ class _Run:
     def __init__(
         self,
         job: TrainJob,
+        file: StartFile | None,
         world: World,
         stop: StopRequest,
         progress: Progress,
@@ -121,8 +122,11 @@ class _Run:
         self.options = options = job.options
         self.folder = Path(options.out)
         self._world, self._stop, self._progress, self._observe = world, stop, progress, observe
-        self._dataset, self._val = open_datasets(options)
-        model = build_model(options.model, len(job.classes), padding=options.padding)
+        dataset, val = open_datasets(options)
+        self._dataset = conventional(dataset, job.model)
+        self._val = None if val is None else conventional(val, job.model)
+        self._model = job.model
+        model = job.model.build()
         self.miou: float | None = None
         self.best: float | None = None
         self._validated = 0  # the iteration of the last validation
@@ -137,12 +141,13 @@ class _Run:
             self._trainer = Trainer(model, options, world)
             self._trainer.load_state_dict(state["trainer"])
         else:
-            self.start = start_weights(model, job.weights)
+            self.start = start_weights(model, file)
             amax = None if options.calibration is None else read_amax(options.calibration)
             self._quantize(model, options.plan, amax=amax)
             self._trainer = Trainer(model, options, world)
         self.resumed = self.iteration
         if world.first and not resume:
+            save_text(self.folder / MODEL, job.model.to_json())
             if options.plan is not None:
                 save_text(self.folder / PLAN, Path(options.plan).read_text(encoding="utf-8"))
             self._save()
@@ -190,7 +195,7 @@ class _Run:
             # Every process sees the same pictures, so that all find the same ranges.
             for batch in self._batches(0, count, share=False):
                 with torch.inference_mode():
-                    model(on_device(batch, self._world.device)[0])
+                    model(on_device(batch, self._world.device, model.conventions.preprocessing)[0])
             quantized.choose_ranges()
         log.info("%d places of the plan run in INT8", len(quantized.sites))
         self._quantized = quantized
@@ -213,7 +218,7 @@ class _Run:
                     scores = evaluate_model(
                         model,
                         self._val.first(self.options.val_limit),
-                        preprocessing=Preprocessing(test_scale=scale_of(self.options.data, None)),
+                        preprocessing=self._model.conventions.preprocessing,
                         options=EvaluationOptions(progress=self._validating),
                     ).scores
             except _Stopped:
@@ -255,7 +260,7 @@ class _Run:
             save_checkpoint(
                 self.folder / name,
                 model.state_dict(),
-                dataset=self._dataset,
+                model=self._model,
                 options=self.options,
                 iteration=self.iteration,
                 miou=self.miou if self._validated == self.iteration else None,

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from twins_trt.models.checkpoint import explain_misfit, identify_backbone, list_misfits, read_checkpoint
-from twins_trt.models.convert import load_backbone
+from twins_trt.errors import CheckpointError
+from twins_trt.models.checkpoint import check_finite, list_misfits
+from twins_trt.models.conventions import Conventions
+from twins_trt.models.examine import OpenedCheckpoint, examine, expected_tensors, open_checkpoint
+from twins_trt.models.read_conventions import read_conventions
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.weights import find_weights
+from twins_trt.models.widths import backbone_spec
+from twins_trt.models.zoo import ModelSpec, get_spec, is_model
 from twins_trt.training.options import TrainOptions
 
 log = logging.getLogger("twins_trt")
 
-_HEADS = ("neck.", "decode_head.", "auxiliary_head.")
+_BACKBONE = "backbone."
+_AFTER_STAGES = "backbone.norm_list."
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,22 @@ class Start:
     anew: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class StartFile:
+    """A checkpoint that fits, and what it tells.
+
+    state_dict: float32 and int64 under mmsegmentation's keys, of a whole model or of its backbone. spec: of the model
+    to train, with the file's own widths and epsilons. num_classes: of its head; None for a backbone alone.
+    """
+
+    path: Path
+    sha256: str
+    state_dict: dict[str, Tensor]
+    spec: ModelSpec
+    num_classes: int | None
+    conventions: Conventions
+
+
 def weights_file(options: TrainOptions) -> Path | None:
     """The file that training starts from; None from scratch. Raises as `find_weights` does."""
     if options.scratch:
@@ -36,35 +59,98 @@ def weights_file(options: TrainOptions) -> Path | None:
     return find_weights(options.model, checkpoint=options.checkpoint)
 
 
-def start_weights(model: Segmentor, path: Path | None) -> Start:
+def told_spec(checkpoint: str, *, model: str | None, weights: str, conventions: Mapping[str, str]) -> ModelSpec:
+    """The architecture that a checkpoint tells. model: the name of one with own widths, for a backbone alone.
+
+    Raises as `examine` does.
+    """
+    opened = open_checkpoint(find_weights(None, checkpoint=checkpoint) or checkpoint, weights=weights)
+    backbone = backbone_spec(opened.recognized.state_dict, checkpoint)
+    if backbone is not None and not opened.recognized.whole and model is not None:
+        head = model.rpartition("_")[2]
+        if model == f"{backbone.name}_{head}":
+            return replace(backbone, name=model, head=head)
+    return examine(checkpoint, model=model, weights=weights, conventions=_of_the_file(conventions)).spec
+
+
+def read_start(options: TrainOptions) -> StartFile | None:
+    """The checkpoint that training starts from, whole or a backbone's alone (ImageNet); None from scratch.
+
+    Raises as `examine` does, `CheckpointError` also for a backbone of another model.
+    """
+    path = weights_file(options)
+    if path is None:
+        return None
+    flags = _of_the_file(options.conventions)
+    opened = open_checkpoint(path, weights=options.weights)
+    if not opened.recognized.whole and backbone_spec(opened.recognized.state_dict, path) is not None:
+        return _backbone_alone(opened, path, options, flags)
+    found = examine(path, model=options.model, padding=options.padding, weights=options.weights, conventions=flags)
+    return StartFile(path, str(found.source.sha256), found.state_dict, found.spec, found.num_classes, found.conventions)
+
+
+def _of_the_file(conventions: Mapping[str, str]) -> dict[str, str]:
+    """Without the threshold: it is of the head that is trained, which the file need not have."""
+    return {name: value for name, value in conventions.items() if name != "threshold"}
+
+
+def _backbone_alone(opened: OpenedCheckpoint, path: Path, options: TrainOptions, flags: dict[str, str]) -> StartFile:
+    recognized = opened.recognized
+    told, numbers = read_conventions(
+        opened.content.meta,
+        origin=recognized.origin,
+        padding=options.padding or recognized.padding,
+        num_logits=0,
+        flags=flags,
+    )
+    if options.padding is not None:
+        told = told.with_padding(options.padding)
+    backbone = backbone_spec(recognized.state_dict, path)
+    assert backbone is not None  # the caller looked
+    head = options.model.rpartition("_")[2]
+    spec = get_spec(options.model) if is_model(options.model) else replace(backbone, name=options.model, head=head)
+    if f"{backbone.name}_{head}" != options.model:
+        raise CheckpointError(
+            f"{path} holds the backbone {backbone.name}, not that of {options.model}",
+            f"train {backbone.name}_{head}, or name a backbone of {options.model}",
+        )
+    spec = replace(spec, **recognized.spec_changes, **numbers.spec_changes)
+    expected = {key: value for key, value in expected_tensors(spec, 1).items() if key.startswith(_BACKBONE)}
+    state = {key: value for key, value in recognized.state_dict.items() if key in expected}
+    if not any(key.startswith(_AFTER_STAGES) for key in state):
+        expected = {key: value for key, value in expected.items() if not key.startswith(_AFTER_STAGES)}
+    if misfits := list_misfits(state, expected):
+        raise CheckpointError(f"{path} does not fit the backbone: {misfits}", "use the weights of this very backbone")
+    check_finite(state, path)
+    return StartFile(path, opened.content.sha256, state, spec, None, told)
+
+
+def start_weights(model: Segmentor, file: StartFile | None) -> Start:
     """Gives `model` its first weights: those of the file, and mmseg's random initialization for what the file lacks.
 
-    A classifier of another number of classes starts at random, and so does an auxiliary head that is missing; the log
-    says so. With a file of a backbone alone (ImageNet weights) all heads start at random.
-    Raises `CheckpointError`, before the model has changed, for weights of another model.
+    A classifier of another number of rows starts at random, and so does an auxiliary head that is missing; the log
+    says so. With a file of a backbone alone (ImageNet weights) all heads start at random, and so do the norms after
+    SVT's stages, which classification has none of.
     """
-    if path is None:
-        initialize(model)
-        return Start(None, None, ("every layer",))
-    checkpoint = read_checkpoint(path)
-    weights, expected = checkpoint.state_dict, model.state_dict()
-    if identify_backbone(weights) and not any(key.startswith(_HEADS) for key in weights):
-        initialize(model)
-        load_backbone(model, path)
-        log.warning("%s holds a backbone only: neck and heads start at random", path)
-        return Start(str(path), checkpoint.sha256, ("neck and heads",))
-    anew = [key for key in expected if key in weights and _is_classifier(key) and _differ(weights, expected, key)]
-    if not any(key.startswith("auxiliary_head.") for key in weights):
-        anew += [key for key in expected if key.startswith("auxiliary_head.")]
-    fitting = {key: value for key, value in weights.items() if key not in anew}
-    if list_misfits(fitting, {key: value for key, value in expected.items() if key not in anew}):
-        raise explain_misfit(weights, expected, path, name=model.spec.name)
     initialize(model)
-    model.load_state_dict(fitting, strict=False)  # every key was compared above
-    parts = tuple(dict.fromkeys(_part(key, weights) for key in anew))
-    if parts:
-        log.warning("%s: %s at random", path, ", ".join(parts))
-    return Start(str(path), checkpoint.sha256, parts)
+    if file is None:
+        return Start(None, None, ("every layer",))
+    weights, expected = file.state_dict, model.state_dict()
+    if file.num_classes is None:
+        parts: tuple[str, ...] = ("neck and heads",)
+        log.warning("%s holds a backbone only: neck and heads start at random", file.path)
+        if any(key.startswith(_AFTER_STAGES) for key in expected.keys() - weights.keys()):
+            log.info("%s has no norms after its stages: they start as they do from scratch", file.path)
+    else:
+        anew = [key for key in expected if _is_classifier(key) and key in weights and _differ(weights, expected, key)]
+        if not any(key.startswith("auxiliary_head.") for key in weights):
+            anew += [key for key in expected if key.startswith("auxiliary_head.")]
+        parts = tuple(dict.fromkeys(_part(key, weights) for key in anew))
+        if parts:
+            log.warning("%s: %s at random", file.path, ", ".join(parts))
+        weights = {key: value for key, value in weights.items() if key not in anew}
+    model.load_state_dict(weights, strict=False)  # every key was compared by `read_start`
+    return Start(str(file.path), file.sha256, parts)
 
 
 def initialize(model: Segmentor) -> None:
@@ -100,12 +186,13 @@ def _is_classifier(key: str) -> bool:
     return ".conv_seg." in key
 
 
-def _differ(weights: dict, expected: dict, key: str) -> bool:
+def _differ(weights: dict[str, Tensor], expected: dict[str, Tensor], key: str) -> bool:
     return bool(weights[key].shape != expected[key].shape)
 
 
-def _part(key: str, weights: dict) -> str:
+def _part(key: str, weights: dict[str, Tensor]) -> str:
     head = "auxiliary head" if key.startswith("auxiliary_head.") else "head"
     if key not in weights:
         return f"the {head} is missing and starts"
-    return f"the {head}'s classifier of {weights[key].shape[0]} classes is replaced and starts"
+    rows = weights[key].shape[0]
+    return f"the {head}'s classifier of {'one logit' if rows == 1 else f'{rows} classes'} is replaced and starts"

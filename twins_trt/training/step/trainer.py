@@ -43,7 +43,8 @@ class StepLosses:
 
 
 class Trainer:
-    """A model under training. model: with its first weights; it is moved to the device and changed in place.
+    """A model under training. model: with its first weights, and the conventions by which pixels are normalized; it is
+    moved to the device and changed in place.
 
     `iteration` counts the steps. With a precision plan BatchNorm keeps its statistics, as the graph does.
     """
@@ -109,7 +110,7 @@ class Trainer:
         # Dropout and drop path depend on seed, iteration and process alone, so that a resumed run draws the same.
         entropy = np.random.SeedSequence((1, self.options.seed, self.iteration, self.world.rank))
         torch.manual_seed(int(entropy.generate_state(1)[0]))
-        images, labels = on_device(batch, self.world.device)
+        images, labels = on_device(batch, self.world.device, self.model.conventions.preprocessing)
         with self._autocast():
             losses = self._loss(images, labels)
         means = self._mean(losses)
@@ -170,16 +171,17 @@ class Trainer:
         return StepLosses(loss, decode, auxiliary, accuracy=100 * right / max(1.0, labelled))
 
 
-def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalized pixels, float32 [N, 3, H, W], and labels, int64 [N, H, W].
+def on_device(batch: Batch, device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Normalized pixels in the network's order of channels, float32 [N, 3, H, W], and labels, int64 [N, H, W].
 
     Outside of each picture the pixels are 0, as mmseg pads.
     """
-    normal = Preprocessing()
-    mean = torch.tensor(normal.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(normal.std, device=device).view(3, 1, 1)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in preprocessing.statistics)
     images = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2).float()
-    images = ((images - mean) / std).contiguous()
+    images = (images - mean) / std
+    if preprocessing.channels == "bgr":
+        images = images.flip(1)
+    images = images.contiguous()
     for image, (height, width) in zip(images, batch.sizes, strict=True):
         image[:, height:] = 0
         image[:, :, width:] = 0
