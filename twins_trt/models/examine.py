@@ -76,6 +76,7 @@ def examine(
     padding: str | None = None,
     weights: str = "auto",
     conventions: Mapping[str, str] | None = None,
+    any_classes: bool = False,
 ) -> Examined:
     """Reads a checkpoint, and checks that it is a whole Twins model for segmentation.
 
@@ -114,7 +115,8 @@ def examine(
             f"use {spec.name}, or leave the name out",
         )
     count = 2 if told.threshold is not None else num_logits
-    _check_count(count, num_classes, path)
+    if not any_classes:
+        _check_count(count, num_classes, path)
     state, ignored = _used(state, spec, num_logits, path)
     told = _fitting_names(told, count, path)
     meta = replace(read_meta(found.content.meta), classes=told.classes, palette=told.palette)

@@ -70,7 +70,8 @@ def told_spec(checkpoint: str, *, model: str | None, weights: str, conventions: 
         head = model.rpartition("_")[2]
         if model == f"{backbone.name}_{head}":
             return replace(backbone, name=model, head=head)
-    return examine(checkpoint, model=model, weights=weights, conventions=_of_the_file(conventions)).spec
+    flags = _of_the_file(conventions)
+    return examine(checkpoint, model=model, weights=weights, conventions=flags, any_classes=True).spec
 
 
 def read_start(options: TrainOptions) -> StartFile | None:
@@ -85,7 +86,14 @@ def read_start(options: TrainOptions) -> StartFile | None:
     opened = open_checkpoint(path, weights=options.weights)
     if not opened.recognized.whole and backbone_spec(opened.recognized.state_dict, path) is not None:
         return _backbone_alone(opened, path, options, flags)
-    found = examine(path, model=options.model, padding=options.padding, weights=options.weights, conventions=flags)
+    found = examine(
+        path,
+        model=options.model,
+        padding=options.padding,
+        weights=options.weights,
+        conventions=flags,
+        any_classes=True,
+    )
     return StartFile(path, str(found.source.sha256), found.state_dict, found.spec, found.num_classes, found.conventions)
 
 
