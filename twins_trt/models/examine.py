@@ -84,7 +84,8 @@ def examine(
     log line says what was ignored.
     model, num_classes: what the caller expects; None takes the file's. padding: how LSA treats padded keys, of
     `PADDINGS`; None takes the origin's. weights: `ema` or `raw` where the file holds both, or `auto`. conventions:
-    values by name that override the file's (`read_conventions`).
+    values by name that override the file's (`read_conventions`). any_classes: more classes than a mask holds are no
+    reason to refuse the file, because its classifier will be replaced.
     Raises `CheckpointError` where the file cannot be read, does not fit, or says something of itself that cannot be
     honoured; `UsageError` for values that it contradicts.
     """

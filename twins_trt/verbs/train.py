@@ -31,7 +31,8 @@ class TrainRequest(Request):
         fetched. scratch: random ones. A classifier of another number of classes starts at random.
     split, val_split: of the data set; with an empty val_split the run never validates.
     iterations: steps of the optimizer; by default the schedule that the zoo's weights were trained with.
-    batch: images of one step, over all processes. crop: (height, width), pixels; by default the zoo's.
+    batch: images of one step, over all processes. crop: (height, width), pixels; by default what the checkpoint
+        says, or the zoo's.
     scale: (long, short) side that an image is fitted into before `ratios` resize it at random, pixels, or `none` for
         the image's own size; by default mmseg's 2048x512 for ADE20K, `none` for others. ratios: smallest and largest.
     cat_max_ratio: crops with more of one class are drawn again. flip: probability of mirroring. distort: change

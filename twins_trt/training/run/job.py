@@ -83,6 +83,8 @@ def job_with_weights(request: TrainRequest, *, resume: bool) -> tuple[TrainJob, 
         model = load_model(options.out) or earlier_model(options, dataset)
     else:
         file = read_start(options)
+        if file is not None and request.crop is None:
+            options = replace(options, crop=file.spec.crop_size)
         model = decide_model(options, file, dataset)
         options = _decided(options, request, model)
         if options.plan is not None:
