@@ -13,6 +13,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +91,26 @@ def train_demo(
 
 def save_rounded(trained: Path, out: Path, *, data: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Rounds a checkpoint's weights to float16, scores them on the held-out scenes of `data`, and writes them with the
-    score and `facts` in their meta, which is returned."""
+    score, their conventions and `facts` in their meta, which is returned."""
     import torch
 
     from twins_trt.evaluation import evaluate_model
-    from twins_trt.models.segmentor import build_model
+    from twins_trt.models.examine import examine
+    from twins_trt.models.read_conventions import write_conventions
 
-    trained_weights = torch.load(trained, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {key: value.half() if value.is_floating_point() else value for key, value in trained_weights.items()}
-    model = build_model(DEMO.name, len(CLASSES))
+    found = examine(trained, model=DEMO.name)
+    weights = {key: value.half() if value.is_floating_point() else value for key, value in found.state_dict.items()}
+    model = found.build()
     model.load_state_dict(
         {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     )
     scores = evaluate_model(model, open_dataset(data, split="val")).scores
+    miou = round(scores.miou, 2)
+    told = replace(found.conventions, classes=CLASSES, palette=PALETTE, miou=miou)
     meta = {
         "dataset_meta": {"classes": list(CLASSES), "palette": [list(colour) for colour in PALETTE]},
-        "mIoU": round(scores.miou, 2),
+        "twins_trt": write_conventions(told, found.spec),
+        "mIoU": miou,
         "held_out_scenes": HELD_OUT_SCENES,
         "torch": str(torch.__version__),
         **facts,
