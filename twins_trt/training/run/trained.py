@@ -92,7 +92,7 @@ def decide_model(options: TrainOptions, file: StartFile | None, dataset: Dataset
         spec = replace(get_spec(options.model), **numbers.spec_changes)
     else:
         told, spec = file.conventions, file.spec
-    told = _of_this_data(told, options, same=file is not None and _same_classes(file, named.classes), file=file)
+    told = _of_this_data(told, named, options, same=file is not None and _same_classes(file, named.classes))
     facts = tuple(fact for fact in told.facts if fact.name not in ("threshold", "classes", "palette", "train_size"))
     if threshold is not None:
         facts = (*facts, Fact("threshold", f"{threshold:g}", origin))
@@ -187,21 +187,30 @@ def _letters(names: Iterable[str]) -> list[str]:
     return ["".join(letter for letter in name.lower() if letter.isalnum()) for name in names]
 
 
-def _of_this_data(told: Conventions, options: TrainOptions, *, same: bool, file: StartFile | None) -> Conventions:
-    """The conventions, without what the file says of the labels and images of other classes."""
+def _of_this_data(told: Conventions, dataset: Dataset, options: TrainOptions, *, same: bool) -> Conventions:
+    """The conventions, without what the file says of the labels and images of other classes.
+
+    same: whether the file's classes are those of the data. Only `folder:` data takes label conventions: CamVid and
+    ADE20K have their own.
+    """
 
     def holds(name: str) -> bool:
         fact = told.fact(name)
         return same or (fact is not None and fact.origin == "flag")
 
-    silent = Conventions()
-    if not holds("reduce_zero_label") and told.reduce_zero_label:
+    own = not options.data.startswith("folder:")
+    reduced = dataset.reduce_zero if own else bool(told.reduce_zero_label)
+    ignored = told.ignore_index
+    if own:
+        ignored = Dataset.ignore_index if dataset.void is None else dataset.void
+    elif not holds("ignore_index"):
+        ignored = Dataset.ignore_index
+    if not own and reduced and not holds("reduce_zero_label"):
+        reduced = False
         log.warning(
-            "%s counts labels from 1 (reduce_zero_label), of other classes than %s: here they count from 0, unless "
-            "you say otherwise: %s",
-            file and file.path,
+            "the checkpoint counts labels from 1 (reduce_zero_label), but has other classes than %s, whose labels count "
+            "from 0 unless you say otherwise: --convention reduce_zero_label=true",
             options.data,
-            "--convention reduce_zero_label=true",
         )
     stated = told.fact("test_scale")
     scaled = holds("test_scale") and stated is not None and stated.origin in ("file", "flag")
@@ -213,8 +222,8 @@ def _of_this_data(told: Conventions, options: TrainOptions, *, same: bool, file:
     return replace(
         told,
         preprocessing=shown,
-        reduce_zero_label=told.reduce_zero_label if holds("reduce_zero_label") else None,
-        ignore_index=told.ignore_index if holds("ignore_index") else silent.ignore_index,
+        reduce_zero_label=reduced,
+        ignore_index=ignored,
         test_mode=told.test_mode if holds("test_mode") else TestMode(),
         facts=tuple(fact for fact in told.facts if fact.name not in _OF_THE_LABELS or holds(fact.name)),
     )
