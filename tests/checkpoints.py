@@ -1,11 +1,11 @@
-"""Small checkpoints for tests, and the model that they fit."""
+"""Small checkpoints for tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CLASSES = ["road", "tree", "sky"]
 PALETTE = [[128, 64, 128], [0, 128, 0], [0, 0, 255]]
@@ -25,13 +25,3 @@ def save(content: object, path: Path, *, legacy: bool = False) -> Path:
     """Writes `content` as torch does; legacy: in the format before zip archives."""
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
-
-
-class Tiny(nn.Module):
-    """A model with the parts whose names mean something to the loader."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Linear(3, 4)
-        self.decode_head = nn.Linear(4, 2)
-        self.auxiliary_head = nn.Linear(4, 2)

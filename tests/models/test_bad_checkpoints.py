@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import Tiny, save, weights
+from checkpoints import save, weights
 from torch import nn
 
 from twins_trt.errors import CheckpointError
-from twins_trt.models.checkpoint import load_checkpoint, read_checkpoint
+from twins_trt.models.checkpoint import read_checkpoint
 
 # --- code in pickles ---
 
@@ -155,13 +155,10 @@ def test_bad_files(tmp_path: Path, case: str) -> None:
     data, cause = BAD_FILES[case]
     path = tmp_path / "bad.pth"
     path.write_bytes(data)
-    model = Tiny()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=cause) as raised:
-        load_checkpoint(model, path)
+        read_checkpoint(path)
     assert str(path) in raised.value.cause and raised.value.fix
     assert raised.value.cause.isprintable()
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_absent_and_directory(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from twins_trt.data import ADE20K_CLASSES, ADE20K_PALETTE, camvid_palette  # noq
 from twins_trt.errors import CheckpointError, UsageError  # noqa: E402
 from twins_trt.files import sha256_of  # noqa: E402
 from twins_trt.models import build_model, get_spec  # noqa: E402
-from twins_trt.models.checkpoint import CheckpointMeta  # noqa: E402
+from twins_trt.models.conventions import Conventions  # noqa: E402
 from twins_trt.models.fetch import cached_path  # noqa: E402
 from twins_trt.models.seeded import seed_weights, seeded_array  # noqa: E402
 from twins_trt.models.weights import find_weights, load_weights, name_classes  # noqa: E402
@@ -90,10 +90,10 @@ def test_what_excludes_each_other_and_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_names_and_colours_of_classes() -> None:
-    assert name_classes(CheckpointMeta(), 150) == (ADE20K_CLASSES, ADE20K_PALETTE)
-    names, colours = name_classes(CheckpointMeta(), 3)
+    assert name_classes(Conventions(), 150) == (ADE20K_CLASSES, ADE20K_PALETTE)
+    names, colours = name_classes(Conventions(), 3)
     assert names == ("class 0", "class 1", "class 2") and len(set(colours)) == 3
     camvid = ("Sky", "road", "SignSymbol")
-    assert name_classes(CheckpointMeta(classes=camvid), 3) == (camvid, camvid_palette(camvid))
-    given = CheckpointMeta(classes=ADE20K_CLASSES, palette=((9, 9, 9),) * 150)
+    assert name_classes(Conventions(classes=camvid), 3) == (camvid, camvid_palette(camvid))
+    given = Conventions(classes=ADE20K_CLASSES, palette=((9, 9, 9),) * 150)
     assert name_classes(given, 150) == (ADE20K_CLASSES, given.palette)
