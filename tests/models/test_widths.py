@@ -67,10 +67,8 @@ def test_own_widths_load_and_compute_the_same(tmp_path: Path, spec: ModelSpec, n
     with torch.inference_mode():
         assert torch.equal(found.build()(x), model(x))
     assert found.spec.name == name
-    fields = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios", "fpn_channels", "head", "drop_path_rate")
-    if spec.head == "upernet":
-        fields = (*fields, "uper_channels", "auxiliary_channels")
-        assert found.spec.auxiliary_channels == 16
+    head = ("uper_channels", "auxiliary_channels") if spec.head == "upernet" else ("fpn_channels",)
+    fields = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios", "head", "drop_path_rate", *head)
     assert [getattr(found.spec, each) for each in fields] == [getattr(spec, each) for each in fields]
     assert build_model(name, 3, path).spec == found.spec
 
