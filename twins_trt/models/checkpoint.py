@@ -16,8 +16,8 @@ from torch import Tensor
 
 from twins_trt.errors import CheckpointError, MissingDependencyError, first_line
 from twins_trt.files import sha256_of
-from twins_trt.models.formats import unwrap
 from twins_trt.models.stand_ins import plain, stand_ins_allowed
+from twins_trt.models.unwrap import unwrap
 from twins_trt.models.zoo import known_specs
 
 log = logging.getLogger("twins_trt")

@@ -1,22 +1,8 @@
 """Weights between the official Twins repository's key names and mmsegmentation's, which are this package's.
 
-Official (Meituan-AutoML/Twins, `gvt.py`; timm's Twins models use the same names) on the left, mmsegmentation on the
-right; `i` is a stage, `j` a block:
-
-    patch_embeds.{i}.proj                     patch_embeds.{i}.projection
-    patch_embeds.{i}.norm                     the same
-    blocks.{i}.{j}.norm1, .norm2              layers.{i}.{j}.norm1, .norm2
-    blocks.{i}.{j}.attn.q, then .attn.kv      layers.{i}.{j}.attn.attn.in_proj_{weight,bias}  (rows of q, k, v)
-    blocks.{i}.{j}.attn.proj  (GSA)           layers.{i}.{j}.attn.attn.out_proj
-    blocks.{i}.{j}.attn.sr, .attn.norm        the same below layers.
-    blocks.{i}.{j}.attn.qkv, .proj  (LSA)     the same below layers.
-    blocks.{i}.{j}.mlp.fc1, .fc2              layers.{i}.{j}.ffn.layers.0.0, .ffn.layers.1
-    pos_block.{i}.proj.0                      position_encodings.{i}.proj
-    norm_list.{i}  (SVT for segmentation)     the same
-    norm, head  (classification only)         none: dropped
-
-Whole segmentation models have `backbone.` before these. Their neck and heads come from mmsegmentation and keep their
-names. One number is not in the weights: the official code's LayerNorms use eps 1e-6, mmsegmentation's 1e-5.
+`models.key_names` has the table of names. Whole segmentation models have `backbone.` before the backbone's. Their neck
+and heads come from mmsegmentation and keep their names. One number is not in the weights: the LayerNorms of the
+official code's blocks use eps 1e-6, mmsegmentation's 1e-5.
 """
 
 from __future__ import annotations
@@ -34,6 +20,8 @@ from torch import Tensor, nn
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.files import whole_file
 from twins_trt.models.checkpoint import Checkpoint, identify, identify_backbone, list_misfits, read_checkpoint
+from twins_trt.models.formats import BACKBONE, HEADS
+from twins_trt.models.key_names import UNUSED, key_style, lsa_blocks, mmseg_to_official, official_to_mmseg
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
@@ -41,24 +29,6 @@ log = logging.getLogger("twins_trt")
 
 DIRECTIONS = ("to_mmseg", "to_official")
 FAMILIES = ("pcpvt", "svt")
-
-_BACKBONE = "backbone."
-_HEADS = ("neck.", "decode_head.", "auxiliary_head.")
-_UNUSED = {"norm": "the classifier's last LayerNorm", "head": "the ImageNet classifier"}
-_LAYER = re.compile(r"(blocks|layers)\.(\d+)\.(\d+)\.(.+)\.(weight|bias)")
-_SAME = re.compile(r"(patch_embeds\.\d+\.norm|norm_list\.\d+)\.(weight|bias)")
-_RENAMED = (
-    (re.compile(r"patch_embeds\.(\d+)\.proj\.(weight|bias)"), r"patch_embeds.\1.projection.\2"),
-    (re.compile(r"pos_block\.(\d+)\.proj\.0\.(weight|bias)"), r"position_encodings.\1.proj.\2"),
-)
-_RENAMED_BACK = (
-    (re.compile(r"patch_embeds\.(\d+)\.projection\.(weight|bias)"), r"patch_embeds.\1.proj.\2"),
-    (re.compile(r"position_encodings\.(\d+)\.proj\.(weight|bias)"), r"pos_block.\1.proj.0.\2"),
-)
-# Names within a block; others stay. Only GSA blocks: attn.proj of an LSA block stays.
-_PARTS = {"mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
-_PARTS_BACK = {mmseg: official for official, mmseg in _PARTS.items()}
-_KEPT_PARTS = ("norm1", "norm2", "attn.sr", "attn.norm")
 
 
 @dataclass(frozen=True)
@@ -95,8 +65,7 @@ def convert_state_dict(
             f"{spelled('direction')} must be one of {', '.join(DIRECTIONS)}, not {direction!r}", "use to_mmseg"
         )
     backbone, others = _separate(state_dict)
-    names = {found[1] for key in backbone if (found := _LAYER.fullmatch(key))}
-    source = {frozenset({"blocks"}): "to_mmseg", frozenset({"layers"}): "to_official"}.get(frozenset(names))
+    source = {"official": "to_mmseg", "mmseg": "to_official"}.get(key_style(backbone) or "")
     if source is None:
         raise CheckpointError("these are no Twins weights: no blocks under official or mmsegmentation keys")
     if not any(key.startswith("patch_embeds.0.") for key in backbone):
@@ -104,26 +73,14 @@ def convert_state_dict(
     if direction not in (None, source):
         said = "official" if source == "to_mmseg" else "mmsegmentation's"
         raise CheckpointError(f"the weights have {said} keys, which {direction} does not start from", f"use {source}")
-    if absolute := [key for key in backbone if key == "cls_token" or key.startswith("pos_embeds.")]:
-        raise CheckpointError(f"these are PVT weights, not Twins: {absolute[0]} (absolute position embeddings)")
-    is_lsa = {found[1] for key in backbone if (found := re.fullmatch(r"\w+\.(\d+\.\d+)\.attn\.qkv\.weight", key))}
-    actual = "svt" if is_lsa else "pcpvt"
+    actual = "svt" if lsa_blocks(backbone) else "pcpvt"
     if family not in (None, actual):
         raise CheckpointError(f"the weights are {actual}'s, not {family}'s", f"use {actual}")
 
-    step = _to_mmseg if source == "to_mmseg" else _to_official
-    converted: dict[str, Tensor] = {}
-    dropped: dict[str, str] = {}
-    for key, value in backbone.items():
-        prefixed = _BACKBONE + key if others is not None else key
-        if (top := key.partition(".")[0]) in _UNUSED:
-            dropped[prefixed] = f"{_UNUSED[top]}: segmentation has none"
-            continue
-        new = step(key, value, backbone, is_lsa)
-        if new is None:
-            dropped[prefixed] = "no part of a Twins backbone"
-        for name, tensor in (new or {}).items():
-            converted[_BACKBONE + name if others is not None else name] = tensor
+    renamed, unused = (official_to_mmseg if source == "to_mmseg" else mmseg_to_official)(backbone)
+    before = "" if others is None else BACKBONE
+    converted = {before + key: value for key, value in renamed.items()}
+    dropped = {before + key: reason for key, reason in unused.items()}
     converted.update(others or {})
     known = identify_backbone(converted)
     return ConvertedState(converted, actual, known[1] if known else None, source, dropped)
@@ -166,7 +123,7 @@ def convert_file(
         "converted_from": {"file": src.name, "sha256": checkpoint.sha256, "direction": converted.direction},
         "twins_trt_version": __version__,
     }
-    bare = not any(key.startswith(_BACKBONE) for key in converted.state_dict)
+    bare = not any(key.startswith(BACKBONE) for key in converted.state_dict)
     official_backbone = converted.direction == "to_official" and bare
     _write({"model" if official_backbone else "state_dict": converted.state_dict, "meta": meta}, dst)
     return converted
@@ -185,8 +142,8 @@ def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
     weights: Mapping[str, Tensor] = checkpoint.state_dict
     if any(re.match(r"(backbone\.)?blocks\.", key) for key in weights):
         weights = convert_state_dict(weights, direction="to_mmseg").state_dict
-    backbone = {key: value for key, value in _separate(weights)[0].items() if key.partition(".")[0] not in _UNUSED}
-    expected = {k.removeprefix(_BACKBONE): v for k, v in model.state_dict().items() if k.startswith(_BACKBONE)}
+    backbone = {key: value for key, value in _separate(weights)[0].items() if key.partition(".")[0] not in UNUSED}
+    expected = {k.removeprefix(BACKBONE): v for k, v in model.state_dict().items() if k.startswith(BACKBONE)}
     if not any(key.startswith("norm_list.") for key in backbone):
         absent = [key for key in expected if key.startswith("norm_list.")]
         if absent:
@@ -200,69 +157,19 @@ def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
         )
     if misfits := list_misfits(backbone, expected):
         raise CheckpointError(f"{path} does not fit the backbone: {misfits}", "use the weights of this very backbone")
-    model.load_state_dict({_BACKBONE + key: value for key, value in backbone.items()}, strict=False)
+    model.load_state_dict({BACKBONE + key: value for key, value in backbone.items()}, strict=False)
     return checkpoint
 
 
 def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """The backbone's tensors, without `backbone.`, and the other tensors; these are None for a bare backbone."""
-    if not any(key.startswith(_BACKBONE) for key in state_dict):
+    if not any(key.startswith(BACKBONE) for key in state_dict):
         return dict(state_dict), None
-    backbone = {k.removeprefix(_BACKBONE): v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
-    others = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
-    if strange := [key for key in others if not key.startswith(_HEADS)]:
+    backbone = {k.removeprefix(BACKBONE): v for k, v in state_dict.items() if k.startswith(BACKBONE)}
+    others = {key: value for key, value in state_dict.items() if not key.startswith(BACKBONE)}
+    if strange := [key for key in others if not key.startswith(HEADS)]:
         raise CheckpointError(f"{strange[0]} belongs to no backbone, neck or head ({len(strange)} such keys)")
     return backbone, others
-
-
-def _to_mmseg(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:
-    """The mmseg tensors of one official tensor: none for kv, which joins q; None where it has no counterpart."""
-    if _SAME.fullmatch(key):
-        return {key: value}
-    for pattern, new in _RENAMED:
-        if pattern.fullmatch(key):
-            return {pattern.sub(new, key): value}
-    if not (found := _LAYER.fullmatch(key)):
-        return None
-    _, stage, block, part, kind = found.groups()
-    layer = f"layers.{stage}.{block}"
-    if part in _PARTS:
-        return {f"{layer}.{_PARTS[part]}.{kind}": value}
-    if f"{stage}.{block}" in is_lsa:
-        kept = (*_KEPT_PARTS, "attn.qkv", "attn.proj")
-        return {f"{layer}.{part}.{kind}": value} if part in kept else None
-    if part == "attn.proj":
-        return {f"{layer}.attn.attn.out_proj.{kind}": value}
-    if part in ("attn.q", "attn.kv"):
-        other = key.replace("attn.q.", "attn.kv.") if part == "attn.q" else key.replace("attn.kv.", "attn.q.")
-        if other not in backbone:
-            raise CheckpointError(f"{key} is there but {other} is not: the weights are incomplete")
-        q, kv = (value, backbone[other]) if part == "attn.q" else (backbone[other], value)
-        if q.ndim < 1 or kv.shape != (2 * q.shape[0], *q.shape[1:]):
-            raise CheckpointError(f"{key} and {other} do not fit together: {tuple(value.shape)} beside q, k and v's")
-        return {f"{layer}.attn.attn.in_proj_{kind}": torch.cat([q, kv])} if part == "attn.q" else {}
-    return {f"{layer}.{part}.{kind}": value} if part in _KEPT_PARTS else None
-
-
-def _to_official(key: str, value: Tensor, backbone: Mapping[str, Tensor], is_lsa: set[str]) -> dict[str, Tensor] | None:
-    """The official tensors of one mmseg tensor; None where it has no counterpart."""
-    if _SAME.fullmatch(key):
-        return {key: value}
-    for pattern, new in _RENAMED_BACK:
-        if pattern.fullmatch(key):
-            return {pattern.sub(new, key): value}
-    if found := re.fullmatch(r"layers\.(\d+\.\d+)\.attn\.attn\.in_proj_(weight|bias)", key):
-        if value.ndim < 1 or value.shape[0] % 3:
-            raise CheckpointError(f"{key} cannot be split into q, k and v: {tuple(value.shape)}")
-        width = value.shape[0] // 3
-        block = f"blocks.{found[1]}.attn"
-        return {f"{block}.q.{found[2]}": value[:width].clone(), f"{block}.kv.{found[2]}": value[width:].clone()}
-    if not (layer := _LAYER.fullmatch(key)):
-        return None
-    _, stage, block, part, kind = layer.groups()
-    kept = (*_KEPT_PARTS, "attn.qkv", "attn.proj") if f"{stage}.{block}" in is_lsa else _KEPT_PARTS
-    official = {**_PARTS_BACK, "attn.attn.out_proj": "attn.proj"}.get(part, part if part in kept else None)
-    return None if official is None else {f"blocks.{stage}.{block}.{official}.{kind}": value}
 
 
 def _check_complete(converted: ConvertedState, src: Path) -> None:
