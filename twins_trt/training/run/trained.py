@@ -208,8 +208,8 @@ def _of_this_data(told: Conventions, dataset: Dataset, options: TrainOptions, *,
     if not own and reduced and not holds("reduce_zero_label"):
         reduced = False
         log.warning(
-            "the checkpoint counts labels from 1 (reduce_zero_label), but has other classes than %s, whose labels count "
-            "from 0 unless you say otherwise: --convention reduce_zero_label=true",
+            "the checkpoint counts labels from 1 (reduce_zero_label), but has other classes than %s, whose labels "
+            "count from 0 unless you say otherwise: --convention reduce_zero_label=true",
             options.data,
         )
     stated = told.fact("test_scale")
