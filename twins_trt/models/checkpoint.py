@@ -262,6 +262,7 @@ def read_meta(raw: dict[str, Any]) -> CheckpointMeta:
     places = [raw] + ([dataset] if isinstance(dataset, dict) else [])
     values = {key.lower(): value for place in places for key, value in place.items() if value is not None}
     classes, palette = values.get("classes"), values.get("palette")
+    classes = [classes] if isinstance(classes, str) and classes else classes  # the comma of a tuple forgotten
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         classes = None
     if not isinstance(palette, list) or not all(_is_colour(entry) for entry in palette):

@@ -104,6 +104,7 @@ def examine(
         padding=padding or recognized.padding,
         num_logits=num_logits,
         flags=conventions or {},
+        path=path,
     )
     if padding is not None:
         told = told.with_padding(padding)
