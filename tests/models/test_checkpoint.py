@@ -31,10 +31,9 @@ from twins_trt.models.checkpoint import CheckpointMeta, read_checkpoint
         lambda w: {"state_dict": OrderedDict(w), "meta": {"epoch": 1}, "optimizer": {"state": {}}},
         lambda w: {"model": w, "epoch": 3},
         lambda w: w,
-        lambda w: {"module." + key: value for key, value in w.items()},
-        lambda w: {"state_dict": {"module." + key: nn.Parameter(v, False) for key, v in w.items()}},
+        lambda w: {"state_dict": {key: nn.Parameter(v, False) for key, v in w.items()}},
     ],
-    ids=["mmseg", "deit", "bare", "data-parallel", "parameters"],
+    ids=["mmseg", "deit", "bare", "parameters"],
 )
 def test_containers(tmp_path: Path, wrap: Callable[[dict], dict], legacy: bool) -> None:
     path = save(wrap(weights()), tmp_path / "x.pth", legacy=legacy)

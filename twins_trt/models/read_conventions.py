@@ -148,17 +148,17 @@ def _told(
     """The conventions of the file alone."""
     facts: list[Fact] = []
 
-    def take(name: str, usual: Any, *, silent: Origin) -> Any:
-        """The file's value, or the usual one. silent: the origin of the usual one."""
+    def take(name: str, default: Any, *, silent: Origin) -> Any:
+        """The file's value, or the default. silent: the origin of the default."""
         said = found.get(name)
-        value = usual if said is None else _checked(config, name, said)
+        value = default if said is None else _checked(config, name, said)
         facts.append(Fact(name, spelled_value(value), silent if said is None else "file", said.place if said else ""))
         return value
 
-    default = Preprocessing()
-    mean = take("mean", default.mean, silent="assumed")
-    std = take("std", default.std, silent="assumed")
-    channels = take("channels", default.channels, silent="assumed")
+    imagenet = Preprocessing()
+    mean = take("mean", imagenet.mean, silent="assumed")
+    std = take("std", imagenet.std, silent="assumed")
+    channels = take("channels", imagenet.channels, silent="assumed")
     scale = take("test_scale", None, silent="default")
     keep = scale is None or take("keep_ratio", True, silent="default")
     preprocessing = Preprocessing(mean, std, test_scale=scale, keep_ratio=keep, channels=channels)

@@ -113,7 +113,7 @@ class _Reader:
         alike = [s for s in known_specs() if (s.family, s.embed_dims, s.depths) == (family, widths, depths)]
         spec = alike[0] if alike else None
         ratios = _four([self._mlp_ratio(stage[0], dims[i]) for i, stage in enumerate(blocks)])
-        reductions = _four([self._reduction(stage, usual) for stage, usual in zip(blocks, SR_RATIOS, strict=True)])
+        reductions = _four([self._reduction(stage, default) for stage, default in zip(blocks, SR_RATIOS, strict=True)])
         heads = spec.num_heads if spec else _four([max(1, width // HEAD_DIMS[family]) for width in dims])
         variant = spec.variant if spec and (spec.mlp_ratios, spec.sr_ratios) == (ratios, reductions) else CUSTOM
         return ModelSpec(
@@ -180,12 +180,12 @@ class _Reader:
             raise self._cannot(f"an FFN of {hidden} channels in a stage of {channels}")
         return hidden // channels
 
-    def _reduction(self, blocks: list[str], usual: int) -> int:
+    def _reduction(self, blocks: list[str], default: int) -> int:
         for block in blocks:
             if f"{block}.attn.attn.in_proj_weight" in self.weights:  # GSA
                 sr = f"{block}.attn.sr.weight"
                 return self.size(sr, 2, 4) if sr in self.weights else 1
-        return usual  # a stage of LSA alone tells none
+        return default  # a stage of LSA alone tells none
 
     def _cannot(self, what: str) -> CheckpointError:
         return CheckpointError(
