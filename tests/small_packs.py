@@ -25,6 +25,7 @@ class Given:
     split: str = "val"
     pack: None = None
     seconds: None = None
+    miou: float | None = None
 
     def __len__(self) -> int:
         return len(self.images)

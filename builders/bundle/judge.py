@@ -13,6 +13,7 @@ from twins_trt.builders.bundle.manifest import engine_files, graph_interface
 from twins_trt.builders.bundle.workspace import REACHED_PLAN, REFERENCE, SEARCH_STATE
 from twins_trt.builders.engine import BuiltEngine, build_in_thread, current_device, read_header
 from twins_trt.builders.fallback import HARDEST, Fallback, SearchState, fall_back, search_key
+from twins_trt.builders.gate.doubt import recorded_miou
 from twins_trt.builders.gate.judge import GateCandidate, Judge
 from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.gate.pack_key import PackKey
@@ -55,21 +56,34 @@ def judge(context: BuildContext, graph: BuiltGraph, gate: GateOptions, graphs: Q
     if context.facts.source.seeded:
         warn_of_random_weights(context.job.out)
     context.clock.begin(f"{gate.data} ({gate.split})")
-    judge_candidate = Judge(context.model, gate, threads=context.job.threads, folder=context.folder / REFERENCE)
-    interface = graph_interface(context.job, read_header(graph.path), context.facts)
-    key = PackKey.of(interface, model=context.job.model, source=context.facts.source, padding=context.job.padding)
+    job, facts = context.job, context.facts
+    told = job.conventions
+    miou = recorded_miou(told.miou, model=job.model, source=facts.source, classes=facts.classes)
+    judge_candidate = Judge(context.model, gate, miou=miou, threads=job.threads, folder=context.folder / REFERENCE)
+    interface = graph_interface(job, read_header(graph.path), facts)
+    key = PackKey.of(
+        interface,
+        model=job.model,
+        source=facts.source,
+        padding=job.padding,
+        reduce_zero_label=told.reduce_zero_label,
+        ignore_index=told.ignore_index,
+    )
     if gate.pack is not None:  # before the work, now that the classes are known
-        check_new_pack(Path(gate.pack), key, overwrite=context.job.overwrite, outside=context.job.out)
+        check_new_pack(Path(gate.pack), key, overwrite=job.overwrite, outside=job.out)
     judged = _judge_graph(context, graph, judge_candidate)
-    enough = judged.gate.images >= gate.thresholds.min_images  # with too few images no plan would pass
-    if not judged.gate.passed and gate.fallback and enough and graphs is not None and graph.int8 is not None:
+    # With too few images, or a reference that nobody believes, no plan would pass.
+    hopeful = judged.gate.images >= gate.thresholds.min_images and judged.gate.refused_reference is None
+    if not judged.gate.passed and gate.fallback and hopeful and graphs is not None and graph.int8 is not None:
         judged = _fall_back(
             context, judged, graph.int8.plan, graphs, judge_candidate, max_evaluations=gate.max_evaluations
         )
     if not judged.gate.passed:
-        raise _refusal(context.job, judged, context.folder)
+        raise _refusal(job, judged, context.folder)
+    if (accepted := judged.gate.accepted_reference) is not None:
+        log.warning("%s: %s, accepted", job.out, accepted.reason)
     if gate.pack is not None:
-        judge_candidate.write_pack(Path(gate.pack), key, interface, limit=gate.limit, overwrite=context.job.overwrite)
+        judge_candidate.write_pack(Path(gate.pack), key, interface, limit=gate.limit, overwrite=job.overwrite)
     return judged
 
 
@@ -109,7 +123,8 @@ def _fall_back(
     *,
     max_evaluations: int,
 ) -> Judged:
-    """The cheapest plan that passes, else the plan with the smallest drop. Its graph replaces the graph that failed."""
+    """The cheapest plan that passes, else the one that misses its limits by least. Its graph replaces the one that
+    failed."""
     job, latest, written = context.job, failed, plan
 
     def judge_plan(tried: PrecisionPlan) -> GateResult:
@@ -152,8 +167,7 @@ def _refusal(job: BuildJob, judged: Judged, folder: Path) -> GateError:
     gate, int8 = judged.gate, judged.graph.int8
     log.warning("verdict on the build that is refused:\n%s", gate.table())  # no bundle will hold it
     cause = f"{job.out} fails its gate: {'; '.join(gate.reasons)}"
-    few = gate.images < gate.thresholds.min_images
-    allow = f"give more images, or lower {spelled('min_images')}" if few else f"allow more ({spelled('max_drop')})"
+    allow = _allow(gate)
     if int8 is None:
         return GateError(cause, allow)
     plan = _keep(job, judged, int8, folder)
@@ -165,6 +179,19 @@ def _refusal(job: BuildJob, judged: Judged, folder: Path) -> GateError:
         f"{cause}; plan, ranges and verdict are in {folder}",
         f"{more}{allow}, or edit the plan and build it: {spelled('plan', str(plan))}",
     )
+
+
+def _allow(gate: GateResult) -> str:
+    """What lets the build pass: what its reference may suffer from, else the limits that it missed."""
+    limits, check = gate.thresholds, gate.refused_reference
+    if check is not None:
+        causes = "; ".join(check.causes)
+        return f"check what may be wrong ({causes}), or accept the reference: {spelled('accept_reference', True)}"
+    if gate.images < limits.min_images:
+        return f"give more images, or lower {spelled('min_images')}"
+    missed = [] if gate.drop.high <= limits.max_drop else [spelled("max_drop")]
+    missed += [spelled("min_agreement")] if gate.agreement < (limits.min_agreement or 0) else []
+    return f"allow more ({' and '.join(missed or [spelled('max_drop')])})"
 
 
 def _keep(job: BuildJob, judged: Judged, int8: Int8Parts, folder: Path) -> Path:

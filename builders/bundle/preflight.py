@@ -42,7 +42,18 @@ def _pack_key(job: BuildJob) -> PackKey:
     height, width = job.graph.height, job.graph.width
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     source = Source(sha256=weights, seeded=weights is None)
-    return PackKey(job.model, source, job.padding, (), job.preprocessing, size)
+    told = job.conventions
+    return PackKey(
+        job.model,
+        source,
+        job.padding,
+        (),
+        job.preprocessing,
+        size,
+        threshold=told.threshold,
+        reduce_zero_label=told.reduce_zero_label,
+        ignore_index=told.ignore_index,
+    )
 
 
 def _check_place(out: Path, *, overwrite: bool) -> None:

@@ -215,6 +215,7 @@ def _gate(request: BuildRequest, precision: str) -> GateOptions | None:
             max_drop=request.max_drop,
             min_images=either(request.min_images, DEFAULTS.min_images),
             min_agreement=request.min_agreement,
+            accept_reference=either(request.accept_reference, DEFAULTS.accept_reference),
         ),
         fallback=either(request.fallback, DEFAULTS.fallback),
         max_evaluations=evaluations,

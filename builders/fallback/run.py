@@ -22,9 +22,9 @@ HARDEST = 4  # images that parts are ranked on: those on which the first plan ag
 class Fallback:
     """What a fallback gave.
 
-    plan: the cheapest that passed, else the plan with the smallest drop. gate: its result. outcome: of the search; a
-    cost is the share of the FLOPs of the plan's level that is reverted. harm: of each part alone, by which parts were
-    ranked.
+    plan: the cheapest that passed, else the one that misses its limits by least. gate: its result. outcome: of the
+    search; a cost is the share of the FLOPs of the plan's level that is reverted. harm: of each part alone, by which
+    parts were ranked.
     """
 
     plan: PrecisionPlan
@@ -46,6 +46,7 @@ class Fallback:
                     "reverted_share": each.cost,
                     "passed": each.score.passed,
                     "drop": each.score.drop,
+                    "agreement": each.score.agreement,
                 }
                 for each in self.outcome.evaluations
             ],
@@ -62,7 +63,8 @@ class Fallback:
         names = ", ".join(sorted(best.reverted)[:4]) + (" ..." if len(best.reverted) > 4 else "")
         return (
             f"after {len(self.outcome.evaluations)} plans: {len(best.reverted)} parts in FP16 ({names or 'none'}), "
-            f"{100 * best.cost:.1f} % of the FLOPs, the mIoU may drop by {best.score.drop:.3f} points"
+            f"{100 * best.cost:.1f} % of the FLOPs, the mIoU may drop by {best.score.drop:.3f} points and "
+            f"{100 * best.score.agreement:.3f} % of the pixels agree"
         )
 
 
@@ -109,4 +111,7 @@ def fall_back(
 
 
 def _score(result: GateResult) -> PlanScore:
-    return PlanScore(result.passed, result.drop.high)
+    limits = result.thresholds
+    above = max(0.0, result.drop.high - limits.max_drop)
+    below = max(0.0, (limits.min_agreement or 0.0) - result.agreement)
+    return PlanScore(result.passed, result.drop.high, result.agreement, above + 100 * below)

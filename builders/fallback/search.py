@@ -17,10 +17,16 @@ Parts = frozenset[str]
 
 @dataclass(frozen=True)
 class PlanScore:
-    """What the search knows of a plan. passed: its gate. drop: points of mIoU, the upper end of the gate's interval."""
+    """What the search knows of a plan.
+
+    passed: its gate. drop: points of mIoU, the upper end of the gate's interval. agreement: the share of pixels that
+    equal the reference's, 0 to 1. missing: percentage points by which drop and agreement miss their limits, added up.
+    """
 
     passed: bool
     drop: float
+    agreement: float = 1.0
+    missing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class Outcome:
 
     @property
     def best(self) -> TriedPlan:
-        """The chosen evaluation, else the plan with the smallest drop."""
-        return self.chosen or min(self.evaluations, key=lambda each: each.score.drop)
+        """The chosen evaluation, else the plan that misses its limits by least."""
+        return self.chosen or min(self.evaluations, key=lambda each: (each.score.missing, each.score.drop))
 
 
 class _Exhausted(Exception):

@@ -15,7 +15,7 @@ from twins_trt.builders.plan.precision_plan import PrecisionPlan
 from twins_trt.codec import encode
 from twins_trt.files import whole_file
 
-_FORMAT = 1
+_FORMAT = 2
 
 log = logging.getLogger("twins_trt")
 
@@ -53,16 +53,14 @@ class SearchState:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored["format"], stored["key"]) == (_FORMAT, key):
             for each in stored["verdicts"]:
-                state.scores[frozenset(each["reverted"])] = PlanScore(bool(each["passed"]), float(each["drop"]))
+                numbers = (float(each[name]) for name in ("drop", "agreement", "missing"))
+                state.scores[frozenset(each["reverted"])] = PlanScore(bool(each["passed"]), *numbers)
             state.harm = {str(name): float(value) for name, value in stored["harm"].items()}
         return state
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
-        scores = [
-            {"reverted": sorted(parts), "passed": score.passed, "drop": score.drop}
-            for parts, score in self.scores.items()
-        ]
+        scores = [{"reverted": sorted(parts), **encode(score)} for parts, score in self.scores.items()]
         content = {"format": _FORMAT, "key": self.key, "verdicts": scores, "harm": self.harm}
         with whole_file(self.path, durable=False) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())

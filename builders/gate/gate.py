@@ -11,9 +11,11 @@ from datetime import datetime, timezone
 import numpy as np
 import numpy.typing as npt
 
+from twins_trt.builders.gate.chance import Tally
 from twins_trt.builders.gate.comparison import Comparison, ComparisonResult, Mask
+from twins_trt.builders.gate.doubt import ReferenceCheck, check_reference, recorded_miou
 from twins_trt.builders.gate.images import GateImages
-from twins_trt.builders.gate.options import Thresholds
+from twins_trt.builders.gate.options import MIN_AGREEMENT, PROVISIONAL, Thresholds
 from twins_trt.builders.gate.result import GateResult
 from twins_trt.device import current_device
 from twins_trt.errors import UsageError
@@ -52,6 +54,9 @@ def gate_bundle(
     manifest = bundle.manifest
     if manifest.source.seeded:
         warn_of_random_weights(bundle.path)
+    told = recorded_miou(
+        manifest.miou, model=manifest.model, source=manifest.source, classes=manifest.interface.classes
+    )
     return gate(
         bundle,
         images,
@@ -59,6 +64,7 @@ def gate_bundle(
         graph_sha256=manifest.graph_sha256,
         ships=for_gpus(bundle),
         seeded=manifest.source.seeded,
+        miou=told if images.miou is None else images.miou,
         thresholds=thresholds or Thresholds.of(manifest.precision),
         engine=engine,
         options=options,
@@ -75,6 +81,7 @@ def gate(
     graph_sha256: str,
     ships: bool,
     seeded: bool,
+    miou: float | None,
     thresholds: Thresholds,
     engine: str = "auto",
     options: RuntimeOptions | None = None,
@@ -84,14 +91,14 @@ def gate(
     """Judges what an engine can be opened from.
 
     model: its name. graph_sha256: of the source's graph. ships: whether the bundle has an engine, or will have one; if
-    ONNX Runtime runs the graph then, the result is a simulation. seeded: whether the weights are random. Other
-    arguments are those of `gate_bundle`.
+    ONNX Runtime runs the graph then, the result is a simulation. seeded: whether the weights are random. miou: percent,
+    as it was recorded of the weights (`recorded_miou`). Other arguments are those of `gate_bundle`.
     Raises `UsageError` for the engine torch, and as the images and the engine do.
     """
     if engine == "torch":
         raise UsageError("the torch engine runs the weights, not the graph that is judged", "name another engine")
     interface, progress = source.interface, progress or silent
-    comparison = Comparison(interface.num_classes)
+    comparison, tally = Comparison(interface.num_classes), Tally(interface.num_classes, len(images))
     repeated: list[tuple[Image, Mask]] = []
     engine_seconds = 0.0
     # Not Segmenter(bundle), which warns that the bundle has not been judged.
@@ -101,6 +108,7 @@ def gate(
             mask = segmenter(judged.image).mask
             engine_seconds += time.perf_counter() - started
             comparison.add(judged, mask)
+            tally.add(judged)
             if len(repeated) < REPEATED:
                 repeated.append((judged.image, mask))
             if look is not None:
@@ -113,7 +121,8 @@ def gate(
     file = engine_of(source, engine_name)
     reference_seconds = {} if images.seconds is None else {"reference": images.seconds}
     compared = comparison.result()
-    reasons = _reasons(thresholds, compared, repeats, batch_agrees)
+    check = check_reference(tally, recorded=miou, seeded=seeded)
+    reasons = _reasons(source.precision, thresholds, check, compared, repeats, batch_agrees)
     return GateResult(
         model=model,
         graph_sha256=graph_sha256,
@@ -142,6 +151,7 @@ def gate(
         pack=images.pack,
         file=None if file is None else file.file,
         file_sha256=None if file is None else hashlib.sha256(source.read(file)).hexdigest(),
+        reference_check=check,
     )
 
 
@@ -171,10 +181,17 @@ def _batch_agrees(
 
 
 def _reasons(
-    thresholds: Thresholds, compared: ComparisonResult, repeats: bool, batch_agrees: bool | None
+    precision: str,
+    thresholds: Thresholds,
+    check: ReferenceCheck,
+    compared: ComparisonResult,
+    repeats: bool,
+    batch_agrees: bool | None,
 ) -> tuple[str, ...]:
     """Why the gate fails; empty if it passes."""
     reasons = []
+    if check.doubtful and not thresholds.accept_reference:
+        reasons.append(check.reason)
     if compared.images < thresholds.min_images:
         reasons.append(
             f"{compared.images} images are too few to judge by, at least {thresholds.min_images} are asked for"
@@ -183,10 +200,10 @@ def _reasons(
         reasons.append(
             f"the mIoU may drop by {compared.drop.high:.3f} points, at most {thresholds.max_drop:g} are allowed"
         )
-    if thresholds.min_agreement is not None and compared.agreement < thresholds.min_agreement:
-        reasons.append(
-            f"{100 * compared.agreement:.3f} % of the pixels agree, {100 * thresholds.min_agreement:g} % are asked for"
-        )
+    if thresholds.min_agreement and compared.agreement < thresholds.min_agreement:
+        provisional = f" {PROVISIONAL}" if thresholds.min_agreement == MIN_AGREEMENT[precision] else ""
+        wanted = f"{100 * thresholds.min_agreement:g} % are asked for{provisional}"
+        reasons.append(f"{100 * compared.agreement:.3f} % of the pixels agree, {wanted}")
     if compared.impossible:
         reasons.append(f"{100 * compared.impossible:.3g} % of the pixels have a class that the model does not have")
     if not repeats:

@@ -56,14 +56,19 @@ class GateCandidate:
 class Judge:
     """Judges candidates of one model. The reference's masks are computed once.
 
-    model: the float32 reference. threads: of the CPU, for graphs that run there. folder: keeps the masks.
+    model: the float32 reference, whose conventions say how labels are read. miou: percent, as it was recorded of its
+    weights (`recorded_miou`). threads: of the CPU, for graphs that run there. folder: keeps the masks.
     """
 
-    def __init__(self, model: Segmentor, options: GateOptions, *, threads: int | None, folder: Path) -> None:
-        self.dataset = options.open()
+    def __init__(
+        self, model: Segmentor, options: GateOptions, *, miou: float | None, threads: int | None, folder: Path
+    ) -> None:
+        self.dataset = options.open().with_conventions(
+            reduce_zero_label=model.conventions.reduce_zero_label, ignore_index=model.conventions.ignore_index
+        )
         warn_of_other_classes(tuple(model.meta.classes or ()) if model.meta else (), self.dataset)
         self.thresholds = options.thresholds
-        self._model = model
+        self._model, self._miou = model, miou
         self._threads = threads
         self._folder = folder
 
@@ -82,11 +87,12 @@ class Judge:
         """Judges a candidate. Raises as `gate` does."""
         return gate(
             candidate,
-            ModelImages(self._model, self.dataset, candidate.interface, cache=self._folder),
+            self._images(candidate.interface),
             model=self._model.spec.name,
             graph_sha256=sha256_of(candidate.graph),
             ships=candidate.ships,
             seeded=candidate.seeded,
+            miou=self._miou,
             thresholds=self.thresholds,
             options=RuntimeOptions(threads=self._threads),
             progress=progress,
@@ -99,7 +105,9 @@ class Judge:
 
         Raises as `packing` does.
         """
-        images = ModelImages(self._model, self.dataset, interface, cache=self._folder)
-        with packing(path, images, key, limit=limit, overwrite=overwrite) as packed:
+        with packing(path, self._images(interface), key, limit=limit, overwrite=overwrite) as packed:
             for _ in packed:
                 pass
+
+    def _images(self, interface: GraphInterface) -> ModelImages:
+        return ModelImages(self._model, self.dataset, interface, miou=self._miou, cache=self._folder)

@@ -46,7 +46,8 @@ _AGAIN = "copy the pack again, or make it again: twins-trt gate BUNDLE --data KI
 
 @dataclass(frozen=True)
 class PackedImage:
-    """One image in the head. height, width: pixels. sha256: of the content of each of its members, by kind."""
+    """One image in the head. height, width: pixels. sha256: of the content of each of its members, by kind. outside,
+    highest: as in `JudgedImage`; left out where every label is a class."""
 
     name: str
     height: int
@@ -55,6 +56,8 @@ class PackedImage:
     label: str
     reference: str
     counts: str
+    outside: int = 0
+    highest: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class PackHead:
 
     key: what a bundle must share with the pack; in the file its fields stand beside the others. dataset, split, limit:
     what the images were read from. data_sha256: of all images and labels. twins_trt: the version that wrote the pack.
+    miou: see `GateImages`; left out where nothing was recorded.
     Raises ValueError, naming the field, if the parts contradict each other.
     """
 
@@ -73,6 +77,7 @@ class PackHead:
     data_sha256: str
     images: tuple[PackedImage, ...]
     twins_trt: str
+    miou: float | None = None
 
     def __post_init__(self) -> None:
         for fault in _faults(self):
@@ -81,7 +86,13 @@ class PackHead:
     def dumps(self) -> bytes:
         """The bytes of `pack.json`."""
         plain = encode(self)
-        key = plain.pop("key")
+        if self.miou is None:
+            del plain["miou"]  # what says nothing is left out, so that earlier versions read the pack
+        for entry in plain["images"]:
+            if not entry["outside"]:
+                del entry["outside"], entry["highest"]
+        key = self.key.to_json()
+        del plain["key"]
         whole = {"format_version": FORMAT_VERSION, **key, "num_classes": len(self.key.classes), **plain}
         return (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
 
@@ -149,6 +160,11 @@ class Pack:
         """See `GateImages`: no model runs here."""
         return None
 
+    @property
+    def miou(self) -> float | None:
+        """See `GateImages`."""
+        return self.head.miou
+
     def first(self, count: int | None) -> Pack:
         """The same pack with its first `count` images only; None keeps all."""
         return replace(self, limit=count)
@@ -165,7 +181,8 @@ class Pack:
                 arrays = {kind: self._read(archive, index, entry, kind) for kind in KINDS}
                 counts = ConfusionMatrix(classes)
                 counts.counts = arrays["counts"]
-                judged = JudgedImage(entry.name, arrays["image"], arrays["label"], arrays["reference"], counts)
+                pixels = (arrays["image"], arrays["label"], arrays["reference"])
+                judged = JudgedImage(entry.name, *pixels, counts, entry.outside, entry.highest)
                 if fault := _content_fault(judged):
                     raise PackError(f"{self.path}: {fault}", _AGAIN)
                 yield judged
@@ -308,6 +325,8 @@ def _faults(head: PackHead) -> list[str]:
             faults.append(f"images[{i}].name is {entry.name!r}, which is no plain name")
         if not (entry.height > 0 and entry.width > 0 and entry.height * entry.width <= MAX_PIXELS):
             faults.append(f"images[{i}] has {entry.height}x{entry.width} pixels, and at most {MAX_PIXELS} are read")
+        if not 0 <= entry.outside <= MAX_PIXELS or not 0 <= entry.highest < IGNORE_INDEX:
+            faults.append(f"images[{i}] has {entry.outside} pixels of no class, up to {entry.highest}")
         if head.key.size not in (None, (entry.height, entry.width)):
             faults.append(f"images[{i}] has {entry.height}x{entry.width} pixels, but size is {head.key.size}")
     if head.data_sha256 != data_sha256([(entry.image, entry.label) for entry in head.images]):

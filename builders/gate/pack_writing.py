@@ -131,7 +131,7 @@ def _same(path: Path, images: ModelImages, key: PackKey, *, overwrite: bool) -> 
         raise
     if list(there.head.key.differences(key)):
         return False  # which may be replaced, or `check_new_pack` would have refused it
-    found = data_sha256([(array_sha256(image), array_sha256(label)) for _, image, label in images.samples()])
+    found = data_sha256([(array_sha256(each.image), array_sha256(each.label)) for each in images.samples()])
     if there.head.data_sha256 == found:
         return True
     if not overwrite:
@@ -146,7 +146,7 @@ class _Writer:
     """`GateImages` that are written as they are read. Holds one image at a time."""
 
     def __init__(self, file: Any, path: Path, images: ModelImages) -> None:
-        self.dataset, self.split, self.pack = images.dataset, images.split, None
+        self.dataset, self.split, self.pack, self.miou = images.dataset, images.split, None, images.miou
         self._path, self._images = path, images
         self._archive = zipfile.ZipFile(file, "w")
         self._entries: list[PackedImage] = []
@@ -174,14 +174,16 @@ class _Writer:
             self._write(member(len(self._entries), kind), _npy(array))
         digests = dict(zip(KINDS, map(array_sha256, arrays), strict=True))
         height, width = judged.label.shape
-        self._entries.append(PackedImage(judged.name, height, width, **digests))
+        strange = {"outside": judged.outside, "highest": judged.highest}
+        self._entries.append(PackedImage(judged.name, height, width, **digests, **strange))
 
     def finish(self, key: PackKey, limit: int | None) -> None:
         """Writes the head. Raises OSError, and PackError if images are left that were not read."""
         if len(self._entries) != len(self):
             raise PackError(f"{len(self._entries)} of {len(self)} images were read for {self._path}", "read them all")
         digests = [(entry.image, entry.label) for entry in self._entries]
-        head = PackHead(key, self.dataset, self.split, limit, data_sha256(digests), tuple(self._entries), __version__)
+        entries, sha256 = tuple(self._entries), data_sha256(digests)
+        head = PackHead(key, self.dataset, self.split, limit, sha256, entries, __version__, self.miou)
         self._write(HEAD, head.dumps())
         self._archive.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from twins_trt.builders.gate.doubt import ReferenceCheck
 from twins_trt.builders.gate.options import Thresholds
 from twins_trt.builders.gate.statistics import Drop
 from twins_trt.evaluation import Scores
@@ -50,7 +51,8 @@ class GateResult:
     wall time of the engine over all images, and of the model if it computed all masks; no benchmark on a shared
     machine. created: ISO 8601 with a zone. pack: sha256 of the pack that images and reference masks came from; None if
     they came from a data set and the model. simulation: what a simulation had found, if a device has judged since.
-    file, file_sha256: the serialized engine that ran; None where the graph itself ran.
+    file, file_sha256: the serialized engine that ran; None where the graph itself ran. reference_check: whether the
+    reference itself can be believed; None in what earlier versions found.
     """
 
     model: str
@@ -81,6 +83,22 @@ class GateResult:
     simulation: Simulation | None = None
     file: str | None = None
     file_sha256: str | None = None
+    reference_check: ReferenceCheck | None = None
+
+    @property
+    def refused_reference(self) -> ReferenceCheck | None:
+        """What was found of the reference, if it is doubtful and was not accepted."""
+        return None if self.thresholds.accept_reference else self._doubtful
+
+    @property
+    def accepted_reference(self) -> ReferenceCheck | None:
+        """What was found of the reference, if it is doubtful and was accepted."""
+        return self._doubtful if self.thresholds.accept_reference else None
+
+    @property
+    def _doubtful(self) -> ReferenceCheck | None:
+        check = self.reference_check
+        return check if check is not None and check.doubtful else None
 
     @property
     def contradiction(self) -> str | None:
@@ -90,10 +108,7 @@ class GateResult:
             return None
         then, now = ("passed", "fails") if before.passed else ("failed", "passes")
         limits, others = self.thresholds, before.thresholds
-        differ = (
-            f"; at most {others.max_drop:g} points were allowed then, over {others.min_images} images or more, and "
-            f"{limits.max_drop:g} over {limits.min_images} now"
-        )
+        differ = f"; then {_limits(others)} were asked for, and now {_limits(limits)}"
         return (
             f"it {then} in simulation with a drop of {before.drop.mean:+.3f} points and {now} on {self.measured_on} "
             f"with {self.drop.mean:+.3f}{differ if limits != others else ''}"
@@ -108,15 +123,20 @@ class GateResult:
 
     def table(self) -> str:
         """The result in a few lines for a terminal."""
+        floor = self.thresholds.floor_text(self.precision)
         what = f"{self.engine}{' standing in for the engine' if self.simulated else ''}, {self.precision}"
         lines = [
             f"gate          {'passed' if self.passed else 'FAILED'}: {what}",
             f"data          {self.dataset} ({self.split}), {self.images} images{', from a pack' if self.pack else ''}",
             f"mIoU          {self.scores.miou:.3f} against {self.reference.miou:.3f}",
             f"drop          {self.drop}, at most {self.thresholds.max_drop:g} allowed",
-            f"pixels equal  {100 * self.agreement:.3f} %",
+            f"pixels equal  {100 * self.agreement:.3f} %{floor and f', {floor}'}",
             f"repeatable    {'yes' if self.repeats else 'NO'}",
         ]
+        if (check := self.reference_check) is not None:
+            accepted = ", accepted" if self.accepted_reference is not None else ""
+            lines.append(f"reference     {check.line(seeded=self.seeded)}{accepted}")
+            lines += [f"likely cause  {cause}" for cause in check.causes]
         if self.batch_agrees is not None:
             lines.append(f"batch = one   {'yes' if self.batch_agrees else 'NO'}")
         if self.simulation is not None:
@@ -129,6 +149,11 @@ class GateResult:
             "worst images  " + ", ".join(f"{each.name} {100 * each.agreement:.2f} %" for each in self.worst[:3])
         )
         return "\n".join([*lines, *(f"reason        {reason}" for reason in self.reasons)])
+
+
+def _limits(thresholds: Thresholds) -> str:
+    equal = 100 * (thresholds.min_agreement or 0)
+    return f"{thresholds.max_drop:g} points at most, {equal:g} % of pixels and {thresholds.min_images} images at least"
 
 
 def simulation_line(before: Simulation) -> str:

@@ -61,13 +61,24 @@ def bootstrap_drop(
     that the difficulty of an image cancels out. confidence: of the interval, 0 to 1.
     """
     pairs = [np.stack(each) for each in (reference, engine)]  # [I, 2, C]
-    images = len(reference)
     mean = mean_iou(pairs[0].sum(0)) - mean_iou(pairs[1].sum(0))
-    rng = np.random.default_rng(SEED)
-    times = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES).astype(np.float64)  # [R, I]
     drops = np.zeros(RESAMPLES)
     for sign, overlaps in zip((1, -1), pairs, strict=True):
-        drops += sign * mean_iou(np.tensordot(times, overlaps, axes=1))
+        drops += sign * mean_iou(resample(overlaps))
+    low, high = interval(drops, confidence=confidence)
+    return Drop(float(mean), low, high, confidence)
+
+
+def resample(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sums over resamples of the images: [I, ...] to [RESAMPLES, ...]. Every call draws the same images."""
+    images = len(values)
+    rng = np.random.default_rng(SEED)
+    times = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES).astype(np.float64)  # [R, I]
+    return np.tensordot(times, values, axes=1)
+
+
+def interval(drawn: npt.NDArray[np.float64], *, confidence: float = 0.95) -> tuple[float, float]:
+    """The ends of the interval that holds the share `confidence` of the values [RESAMPLES]."""
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(drops, [tail, 100 - tail])
-    return Drop(float(mean), float(low), float(high), confidence)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)

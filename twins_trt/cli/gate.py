@@ -17,14 +17,26 @@ EXAMPLE = (
     "  twins-trt gate int8.bundle --against fp16.bundle\n\n"
     "The mIoU of the bundle's engine may lie at most --max-drop points below that of the PyTorch float32 model on\n"
     "the same images. The upper end of the drop's 95 % interval counts: too few images fail rather than pass by\n"
-    "luck. The verdict goes into the bundle (gate.json); a failure ends with exit code 3. Where ONNX\n"
+    "luck. At least --min-agreement of the pixels must equal the reference's. A reference that scores far below what\n"
+    "was recorded of its weights, or no better than chance, is doubtful and fails, save with --accept-reference.\n"
+    "The verdict goes into the bundle (gate.json); a failure ends with exit code 3. Where ONNX\n"
     "Runtime stands in for a TensorRT engine, which needs its GPU, the verdict says simulated.\n"
     "A pack holds the images and the reference's masks: with it a device judges its engine without torch.\n"
     "With --against both bundles are timed in turn. The lower end of the ratio's 95 % interval has to exceed\n"
     "--min-speedup. The verdict goes into the bundle (speed.json), and its advice says which one to ship."
 )
 
-_ACCURACY = ("split", "limit", "max_drop", "min_images", "min_agreement", "pictures", "checkpoint", "seeded")
+_ACCURACY = (
+    "split",
+    "limit",
+    "max_drop",
+    "min_images",
+    "min_agreement",
+    "accept_reference",
+    "pictures",
+    "checkpoint",
+    "seeded",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ A data set is a sorted list of (name, image file, label file); files are read wh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from twins_trt.data.images import IGNORE_INDEX, IMAGE_SUFFIXES, LABEL_SUFFIXES, 
 from twins_trt.data.loading import load_in_order
 from twins_trt.data.palette import Colour, camvid_palette, generated_palette
 from twins_trt.errors import DataError, UsageError
+
+log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,25 @@ class Dataset:
             raise UsageError(f"cannot take {count} samples of a data set", "give how many, or 0 for all")
         kept = min(count or len(self), len(self))
         return replace(self, items=tuple(self.items[index * len(self) // kept] for index in range(kept)))
+
+    def with_conventions(self, *, reduce_zero_label: bool | None, ignore_index: int = IGNORE_INDEX) -> Dataset:
+        """The same data set with labels read as a checkpoint says. Only `folder:PATH` follows it.
+
+        `camvid:PATH` and `ade20k:PATH` have conventions of their own, and a contradiction is logged.
+        reduce_zero_label: whether label 0 means "no class"; None says nothing. ignore_index: the label of pixels that
+        do not count.
+        """
+        if self.source.startswith("folder:"):
+            reduced = self.reduce_zero if reduce_zero_label is None else reduce_zero_label
+            return replace(self, reduce_zero=reduced, void=self.void if ignore_index == IGNORE_INDEX else ignore_index)
+        if reduce_zero_label is not None and reduce_zero_label != self.reduce_zero:
+            log.warning(
+                "the checkpoint says reduce_zero_label=%s, and %s has its own convention, which holds: %s",
+                reduce_zero_label,
+                self.source,
+                self.reduce_zero,
+            )
+        return self
 
     def _label(self, path: Path, size: tuple[int, ...]) -> UInt8Array:
         label = read_label(path)

@@ -81,4 +81,6 @@ def judge_again(bundle: Bundle) -> str:
         value = limits.get(name) if isinstance(limits, dict) else None
         if isinstance(value, (int, float)):
             words += [f"--{name.replace('_', '-')}", f"{value!r}"]
+    if isinstance(limits, dict) and limits.get("accept_reference") is True:
+        words += ["--accept-reference"]
     return shlex.join(words)

@@ -61,7 +61,8 @@ class BuildRequest(Request):
 
     gate_on: labelled images to judge the build on, with gate_split and gate_limit. pack: a file that takes them and the
     reference's masks, for `gate` on a device without torch. max_drop: points of mIoU.
-    min_images: fewer fail. min_agreement: share of equal pixels. no_gate: do not judge INT8; the bundle is marked
+    min_images: fewer fail. min_agreement: share of equal pixels, 0 for none. accept_reference: judge by a doubtful
+    reference too. no_gate: do not judge INT8; the bundle is marked
     `ungated`. fallback: revert blocks that fail to FP16; max_evaluations: how many plans it may judge at most. threads:
     of the CPU.
 
@@ -113,6 +114,7 @@ class BuildRequest(Request):
     max_drop: float | None = None
     min_images: int | None = None
     min_agreement: float | None = None
+    accept_reference: bool | None = None
     no_gate: bool | None = None
     fallback: bool | None = None
     max_evaluations: int | None = None
@@ -324,6 +326,7 @@ class BuildDefaults:
     fit: str = _RANGES.fit
     gate_split: str = SPLIT
     min_images: int = GateRequest.min_images
+    accept_reference: bool = GateRequest.accept_reference
     no_gate: bool = False
     fallback: bool = True
     max_evaluations: int = 16
@@ -353,6 +356,7 @@ def build(
     targets: str | Sequence[str] | None = None,
     calibrate_on: str | None = None,
     gate_on: str | None = None,
+    accept_reference: bool | None = None,
     threads: int | None = None,
     overwrite: bool | None = None,
     more: BuildRequest | None = None,
@@ -389,6 +393,7 @@ def build(
         targets=targets,
         calibrate_on=calibrate_on,
         gate_on=gate_on,
+        accept_reference=accept_reference,
         threads=threads,
         overwrite=overwrite,
     )

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twins_trt.builders.gate.options import MAX_DROP, MIN_IMAGES, SPLIT
+from twins_trt.builders.gate.options import MAX_DROP, MIN_AGREEMENT, MIN_IMAGES, PROVISIONAL, SPLIT
 from twins_trt.errors import BundleError, PackError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
@@ -17,7 +17,7 @@ from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.images import check_limit, data_flags, labelled_images
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, bundle_path
 from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, checkpoint_flags
-from twins_trt.verbs.kinds import NUMBER, WHOLE
+from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
 
 if TYPE_CHECKING:
     from twins_trt.builders.gate import GateResult, Pack, Thresholds
@@ -36,7 +36,8 @@ class GateRequest:
     by default `val`. limit: only the first so many images; None for all. pack: with `data`, the file to write images
     and reference masks into; without, the file to read them from, by default the bundle's own `gate.pack`.
     max_drop: points of mIoU that may be lost; None takes `MAX_DROP`'s of the bundle's precision. min_images: fewer
-    fail. min_agreement: share of pixels that must equal the reference's, or None.
+    fail. min_agreement: share of pixels that must equal the reference's, 0 for none; None takes `MIN_AGREEMENT`'s.
+    accept_reference: judge by a reference that is doubtful too (`ReferenceCheck`).
 
     engine: what runs the bundle, of `runtime.engines.KINDS` but torch, or `auto`. threads: of the CPU. pictures: the
     folder for overlays and difference maps of the worst images. checkpoint, seeded: the reference's weights, which must
@@ -52,6 +53,7 @@ class GateRequest:
     max_drop: float | None = None
     min_images: int = MIN_IMAGES
     min_agreement: float | None = None
+    accept_reference: bool = False
     engine: str = "auto"
     threads: int | None = None
     pictures: str | None = None
@@ -65,15 +67,24 @@ class GateRequest:
 def threshold_flags(group: str = "") -> tuple[Flag, ...]:
     """The limits that decide."""
     drops = ", ".join(f"{points:g} for {precision}" for precision, points in MAX_DROP.items())
+    floors = ", ".join(f"{share:g} for {precision}" for precision, share in MIN_AGREEMENT.items())
     return (
         Flag("--max-drop", "max_drop", f"of mIoU; default: {drops}", NUMBER, "POINTS", group=group),
         Flag("--min-images", "min_images", "fewer fail; default: {default}", WHOLE, "N", group=group),
         Flag(
             "--min-agreement",
             "min_agreement",
-            "of pixels that must equal the reference's",
+            f"of pixels that must equal the reference's, 0: none; default, {PROVISIONAL}: {floors}",
             NUMBER,
             "SHARE",
+            group=group,
+        ),
+        Flag(
+            "--accept-reference",
+            "accept_reference",
+            "pass also if the reference's own score is doubtful",
+            SWITCH,
+            sets=True,
             group=group,
         ),
     )
@@ -115,6 +126,7 @@ def gate(
     split: str | None = None,
     limit: int | None = None,
     max_drop: float | None = None,
+    accept_reference: bool | None = None,
     engine: str | None = None,
     threads: int | None = None,
     pictures: str | PathLike[str] | None = None,
@@ -131,12 +143,13 @@ def gate(
     picture, so that a disk that pictures fill cannot lose it. `GateRequest` describes the other parameters. more:
     further fields of that request, such as `GateRequest(min_agreement=0.99)`; a field may be given only once.
     progress: called at every step, and after every image.
-    Returns the verdict, passed or not, and every number behind it.
+    Returns the verdict, passed or not, and every number behind it. It fails also where the reference is doubtful: its
+    mIoU lies far below what was recorded of its weights, or is no better than chance.
     Raises `UsageError` for fields that exclude each other, `BundleError` for a bundle that is damaged or was replaced
-    meanwhile, `CheckpointError` for weights that are not the bundle's, `DataError` for images without labels,
-    `PackError` for a pack that is damaged, of another bundle, or cannot be written, `ImageError` for an image that
-    cannot be decoded or written, `EngineError` where an engine refuses the bundle, `MissingDependencyError` where no
-    engine can run here.
+    meanwhile, `CheckpointError` for weights that are not the bundle's or that contradict it, `DataError` for images
+    without labels, `PackError` for a pack that is damaged, of another bundle, or cannot be written, `ImageError` for
+    an image that cannot be decoded or written, `EngineError` where an engine refuses the bundle,
+    `MissingDependencyError` where no engine can run here.
     """
     opened = None if isinstance(bundle, (str, PathLike)) else bundle
     request = FLAGS.ask(
@@ -149,6 +162,7 @@ def gate(
         split=split,
         limit=limit,
         max_drop=max_drop,
+        accept_reference=accept_reference,
         engine=engine,
         threads=threads,
         pictures=pictures,
@@ -197,6 +211,7 @@ def resolve_gate(request: GateRequest, bundle: Bundle | None = None) -> GateJob:
         max_drop=request.max_drop,
         min_images=request.min_images,
         min_agreement=request.min_agreement,
+        accept_reference=request.accept_reference,
     )
     return GateJob(request, bundle, thresholds, _images(request, bundle))
 

@@ -88,7 +88,7 @@ def test_inspect_and_report_say_both(int8: Callable[..., Bundle], tmp_path: Path
 def test_a_second_verdict_of_the_device_keeps_the_simulation(int8: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = int8(60_000.0)
     first = twins_trt.gate(bundle, pack=tmp_path / "x.pack")
-    second = twins_trt.gate(bundle.path, pack=tmp_path / "x.pack", max_drop=100.0)
+    second = twins_trt.gate(bundle.path, pack=tmp_path / "x.pack", more=GateRequest(max_drop=100.0, min_agreement=0))
     assert not first.passed and second.passed and second.contradiction is None
     assert second.simulation == first.simulation is not None
     assert open_bundle(bundle.path).read_json("gate.json")["simulation"]["passed"] is True
@@ -118,7 +118,8 @@ def test_other_limits_are_not_taken_for_another_device(int8: Callable[..., Bundl
     found = twins_trt.gate(bundle.path, pack=tmp_path / "x.pack", limit=3)
     assert not found.passed and found.contradiction is not None
     assert found.contradiction.endswith(
-        "with +0.000; at most 1 points were allowed then, over 3 images or more, and 0.5 over 30 now"
+        "with +0.000; then 1 points at most, 98.5 % of pixels and 3 images at least were asked for, "
+        "and now 0.5 points at most, 98.5 % of pixels and 30 images at least"
     )
 
 

@@ -106,7 +106,7 @@ def test_judging_again_makes_it_count(
 ) -> None:
     bundle = upgraded(judged(max_drop=1.25), jetson)
     again = judge_again(bundle)
-    assert again == f"twins-trt gate {bundle.path} --pack FILE --max-drop 1.25 --min-images 30"
+    assert again == f"twins-trt gate {bundle.path} --pack FILE --max-drop 1.25 --min-images 30 --min-agreement 0.985"
     words = again.replace("FILE", str(tmp_path / "x.pack")).split()[1:]
     assert run_command(*words).code == 0
     now = open_bundle(bundle.path)

@@ -41,6 +41,7 @@ class Given:
     split: str = "val"
     pack: None = None
     seconds: None = None
+    miou: float | None = None
     read: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -53,8 +54,8 @@ class Given:
             self.read.append(each.name)
             yield each
 
-    def samples(self) -> Iterator[tuple[str, Any, Any]]:
-        return ((each.name, each.image, each.label) for each in self.images)
+    def samples(self) -> Iterator[JudgedImage]:
+        return iter(self.images)
 
 
 def judged(name: str, image: Any, label: Any, reference: Any) -> JudgedImage:
@@ -207,7 +208,7 @@ HUGE = {"height": 1_000_000, "width": 1_000_000}
         (squeezed, "compressed by method 12"),
         (head(lambda it: it.update(format_version=2)), "format_version is 2, this twins-trt reads 1"),
         (head(lambda it: it.update(format_version=True)), "format_version is True"),
-        (head(lambda it: it.update(threshold=1)), "has the field 'threshold'"),
+        (head(lambda it: it.update(cutoff=1)), "has the field 'cutoff'"),
         (head(lambda it: it.pop("padding")), "lacks the field 'padding'"),
         (head(lambda it: it.update(size=[4.5, 6])), "size"),
         (head(lambda it: it.update(size=[4, 7])), "size is (4, 7)"),

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from twins_trt.builders.gate.reference import ReferenceMasks
+from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.models.weights import load_weights
 
 
@@ -52,17 +53,17 @@ def flip(path: Path) -> None:
 def test_a_damaged_mask_is_named_and_computed_again(
     model: Any, tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = ReferenceMasks(model, preprocessing=None, folder=tmp_path)
+    first = ReferenceMasks(model, preprocessing=Preprocessing(), folder=tmp_path)
     expected = [first(image) for image in images()]
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert first.computed == len(kept) == 3
     victim = max(kept, key=lambda path: kept[path])  # of the last image
     damage(victim)
-    again = ReferenceMasks(model, preprocessing=None, folder=tmp_path)
+    again = ReferenceMasks(model, preprocessing=Preprocessing(), folder=tmp_path)
     assert all(np.array_equal(again(image), mask) for image, mask in zip(images(), expected, strict=True))
     assert again.computed == 1
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"{victim} is damaged (")
     caplog.clear()
-    third = ReferenceMasks(model, preprocessing=None, folder=tmp_path)
+    third = ReferenceMasks(model, preprocessing=Preprocessing(), folder=tmp_path)
     assert all(np.array_equal(third(image), mask) for image, mask in zip(images(), expected, strict=True))
     assert third.computed == 0 and not caplog.messages and {*tmp_path.iterdir()} == {*kept}
