@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import torch
 import torch.nn.functional as F
 import toy
 from PIL import Image
-from toy import Options
+from toy import Options, log_rows, stop_after, weights
 
 from twins_trt.cli import main
+from twins_trt.data import open_dataset
 from twins_trt.errors import DataError, TwinsError, UsageError
+from twins_trt.evaluation import evaluate_model
+from twins_trt.evaluation.bundles import score_bundle
+from twins_trt.models import build_model
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.zoo import get_spec
-from twins_trt.training import resolve_training, train
-from twins_trt.training.run.trained import THRESHOLD
+from twins_trt.runtime import open_bundle
+from twins_trt.training import TrainRequest, resolve_training, train
+from twins_trt.training.run.trained import THRESHOLD, with_background
 from twins_trt.training.step.losses import SegmentationLoss, binary_cross_entropy, count_right
 
 
@@ -164,3 +170,65 @@ def test_where_the_threshold_comes_from(options: Options, water: str, tmp_path: 
     assert own.conventions.fact("threshold").origin == "default"  # type: ignore[union-attr]
     flag = resolve_training(options(data=water, conventions={"threshold": "0.45"})).model.conventions
     assert flag.threshold == 0.45 and flag.fact("threshold").origin == "flag"  # type: ignore[union-attr]
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", ["background\nwater\n", "water\n"])
+def test_a_run_learns_and_its_checkpoint_builds(options: Options, tmp_path: Path, classes: str) -> None:
+    """Data that names the foreground alone gives the same as data that names both."""
+    data = draw(tmp_path / "data", classes)
+    report = train(options(data=data, binary=True, iterations=60, batch=4, lr=4e-3, validate_every=30, distort=False))
+    assert report.first_loss == pytest.approx(math.log(2), abs=0.15)
+    assert report.last_loss is not None and report.last_loss < 0.25
+    assert report.miou is not None and report.miou > 80
+    assert float(log_rows(report.out)[-1][4]) > 90  # accuracy, percent
+
+    model = build_model(checkpoint=report.last)
+    assert (model.num_classes, model.num_logits, model.threshold) == (2, 1, THRESHOLD)
+    assert model.conventions.classes == ("background", "water")
+    assert model.conventions.miou == report.miou
+    again = evaluate_model(model, with_background(open_dataset(data, split="val")))
+    assert again.scores.miou == pytest.approx(report.miou, abs=1e-9)
+
+    bundle = tmp_path / "water.bundle"
+    words = ["build", "--checkpoint", report.last, "--size", "72x88", "--target", "cpu", "--no-gate"]
+    assert main([*words, "--precision", "fp32", "--out", str(bundle)]) == 0
+    built = open_bundle(bundle).manifest
+    assert (built.graph.interface.threshold, built.miou) == (THRESHOLD, report.miou)
+    scored = score_bundle(open_bundle(bundle), with_background(open_dataset(data, split="val")))
+    assert scored.scores.miou == pytest.approx(report.miou, abs=0.2)
+
+
+def test_a_binary_run_resumes_bit_for_bit(options: Options, water: str, tmp_path: Path) -> None:
+    whole = options(data=water, conventions={"threshold": "0.4"}, out=str(tmp_path / "whole"), validate_every=2)
+    train(whole)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, observe=stop_after(2))
+    train(TrainRequest(out=broken.out), resume=True)
+    assert log_rows(broken.out) == log_rows(whole.out)
+    assert (tmp_path / "broken" / "model.json").read_text() == (tmp_path / "whole" / "model.json").read_text()
+    assert build_model(checkpoint=tmp_path / "broken" / "last.pth").threshold == 0.4
+
+
+def test_a_head_of_one_logit_is_kept_or_replaced(
+    options: Options, water: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint's own head goes on with its threshold; other data, or the caller, replace it."""
+    first = train(options(data=water, conventions={"threshold": "0.4"}, val_split="", out=str(tmp_path / "first")))
+    common = {"scratch": False, "checkpoint": first.last, "out": str(tmp_path / "next")}
+    job = resolve_training(options(data=water, **common))
+    assert (job.model.conventions.threshold, job.options.binary) == (0.4, True)
+    assert job.model.conventions.fact("threshold").origin == "file"  # type: ignore[union-attr]
+    kept = train(options(data=water, **common, iterations=1, lr=1e-9))
+    assert kept.start.anew == ()
+    assert weights(kept.last)["decode_head.conv_seg.bias"] == pytest.approx(
+        weights(first.last)["decode_head.conv_seg.bias"], abs=1e-6
+    )
+    three = options(**{**common, "out": str(tmp_path / "three")})  # 3 classes
+    assert resolve_training(three).model.conventions.threshold is None
+    assert "the head's classifier of one logit is replaced" in train(three).start.anew[0]
+    softmax = resolve_training(options(data=water, **{**common, "out": str(tmp_path / "x")}, binary=False))
+    assert (softmax.model.num_classes, softmax.model.conventions.threshold) == (2, None)

@@ -96,7 +96,8 @@ def save_rounded(trained: Path, out: Path, *, data: str, facts: Mapping[str, Any
 
     from twins_trt.evaluation import evaluate_model
     from twins_trt.models.examine import examine
-    from twins_trt.models.read_conventions import write_conventions
+    from twins_trt.models.read_conventions import OWN, write_conventions
+    from twins_trt.training.run.folder import as_written
 
     found = examine(trained, model=DEMO.name)
     weights = {key: value.half() if value.is_floating_point() else value for key, value in found.state_dict.items()}
@@ -106,10 +107,10 @@ def save_rounded(trained: Path, out: Path, *, data: str, facts: Mapping[str, Any
     )
     scores = evaluate_model(model, open_dataset(data, split="val")).scores
     miou = round(scores.miou, 2)
-    told = replace(found.conventions, classes=CLASSES, palette=PALETTE, miou=miou)
+    told = replace(as_written(found.conventions, miou=miou), classes=CLASSES, palette=PALETTE)
     meta = {
         "dataset_meta": {"classes": list(CLASSES), "palette": [list(colour) for colour in PALETTE]},
-        "twins_trt": write_conventions(told, found.spec),
+        OWN: write_conventions(told, found.spec),
         "mIoU": miou,
         "held_out_scenes": HELD_OUT_SCENES,
         "torch": str(torch.__version__),

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from twins_trt.errors import TrainingError, UsageError
 from twins_trt.files import whole_file
-from twins_trt.models.read_conventions import write_conventions
+from twins_trt.models.convention_flags import spelled_value
+from twins_trt.models.conventions import Conventions, Fact
+from twins_trt.models.read_conventions import OWN, write_conventions
 from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions, as_mapping, changed, differing
 from twins_trt.training.run.trained import TrainedModel
@@ -136,10 +138,10 @@ def save_checkpoint(
 
     miou: of these weights on the validation split, percent, if known.
     """
-    told = replace(model.conventions, miou=miou)
+    told = as_written(model.conventions, miou=miou)
     meta: dict[str, Any] = {
         "dataset_meta": {"classes": list(told.classes or ()), "palette": [list(each) for each in told.palette or ()]},
-        "twins_trt": write_conventions(told, model.spec),
+        OWN: write_conventions(told, model.spec),
         "iter": iteration,
         "seed": options.seed,
         "twins_trt_version": __version__,
@@ -148,6 +150,28 @@ def save_checkpoint(
     if miou is not None:
         meta["mIoU"] = miou
     _save(path, {"meta": meta, "state_dict": {key: value.detach().cpu() for key, value in weights.items()}})
+
+
+def as_written(told: Conventions, *, miou: float | None) -> Conventions:
+    """The conventions as the file itself tells them, all of them: its readers need no flag of the training.
+
+    miou: of the weights, percent.
+    """
+    normal = told.preprocessing
+    values = {
+        **{name: getattr(normal, name) for name in ("mean", "std", "channels", "test_scale", "keep_ratio")},
+        **{name: getattr(told, name) for name in ("threshold", "reduce_zero_label", "ignore_index", "test_mode")},
+        "train_size": told.train_size,
+        "padding": told.padding,
+        "classes": None if told.classes is None else ", ".join(told.classes),
+        "miou": None if miou is None else f"{miou:.2f}",
+    }
+    facts = tuple(
+        Fact(name, spelled_value(value), "file", OWN)
+        for name, value in values.items()
+        if value is not None or name == "test_scale"
+    )
+    return replace(told, miou=miou, facts=facts)
 
 
 class Log:

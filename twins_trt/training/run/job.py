@@ -132,9 +132,7 @@ def conventional(dataset: Dataset, model: TrainedModel) -> Dataset:
     told = model.conventions
     if told.threshold is not None:
         dataset = with_background(dataset)
-    return (
-        replace(dataset, reduce_zero=bool(told.reduce_zero_label)) if dataset.source.startswith("folder:") else dataset
-    )
+    return dataset.with_conventions(reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index)
 
 
 def _decided(options: TrainOptions, request: TrainRequest, model: TrainedModel) -> TrainOptions:

@@ -110,6 +110,7 @@ def _backbone_alone(opened: OpenedCheckpoint, path: Path, options: TrainOptions,
         padding=options.padding or recognized.padding,
         num_logits=0,
         flags=flags,
+        path=path,
     )
     if options.padding is not None:
         told = told.with_padding(options.padding)

@@ -14,10 +14,11 @@ from twins_trt.codec import decode, encode
 from twins_trt.data.datasets import Dataset
 from twins_trt.data.palette import generated_palette
 from twins_trt.errors import DataError, TrainingError, UsageError
+from twins_trt.models.convention_flags import read_flags
 from twins_trt.models.conventions import Conventions, Fact, TestMode
 from twins_trt.models.read_conventions import read_conventions
 from twins_trt.models.segmentor import Segmentor
-from twins_trt.models.zoo import ModelSpec, check_threshold, get_spec
+from twins_trt.models.zoo import ModelSpec, get_spec
 from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions
 from twins_trt.training.run.start import StartFile
@@ -141,7 +142,7 @@ def _numbered(classes: tuple[str, ...]) -> str:
 
 def _threshold(options: TrainOptions, file: StartFile | None, dataset: Dataset) -> tuple[float | None, Any]:
     """The threshold of a head with one logit, and where it comes from; None for softmax."""
-    asked = options.conventions.get("threshold")
+    asked = read_flags(options.conventions).get("threshold")
     told = None if file is None else file.conventions.threshold
     count = len(dataset.classes)
     binary = options.binary
@@ -166,12 +167,7 @@ def _threshold(options: TrainOptions, file: StartFile | None, dataset: Dataset) 
             f"leave {spelled('binary')} out",
         )
     if asked is not None:
-        try:
-            value = float(asked)
-        except ValueError as error:
-            raise UsageError(f"the threshold {asked!r} is no number", "threshold=0.5") from error
-        check_threshold(value, 2)
-        return value, "flag"
+        return asked, "flag"
     return (THRESHOLD, "default") if told is None else (told, "file")
 
 
@@ -195,13 +191,14 @@ def _of_this_data(told: Conventions, dataset: Dataset, options: TrainOptions, *,
     """
 
     def holds(name: str) -> bool:
-        fact = told.fact(name)
-        return same or (fact is not None and fact.origin == "flag")
+        return same or name in options.conventions
 
     own = not options.data.startswith("folder:")
     reduced = dataset.reduce_zero if own else bool(told.reduce_zero_label)
     ignored = told.ignore_index
     if own:
+        if holds("reduce_zero_label"):
+            dataset.with_conventions(reduce_zero_label=told.reduce_zero_label)  # says a contradiction
         ignored = Dataset.ignore_index if dataset.void is None else dataset.void
     elif not holds("ignore_index"):
         ignored = Dataset.ignore_index
