@@ -105,10 +105,12 @@ def lsa_backward_kernel(
     i_c = tl.program_id(0) * D
     rows = tl.minimum(height - i_y, WINDOW)
     columns = tl.minimum(width - i_x, WINDOW)
-    # Pads attend only when one axis alone is padded: edge windows are the last of every row, or those of the last row.
-    i_e = tl.program_id(2)
-    if columns == WINDOW:
-        i_e = i_b * tl.num_programs(1) + tl.program_id(1)
+    # An image's edge windows: those of the last row if the bottom is padded, then the last of every other row if the
+    # right is.
+    bottom = height < window_rows * WINDOW
+    first = tl.where(bottom, tl.num_programs(1), 0)
+    edges = first + tl.where(width < tl.num_programs(1) * WINDOW, window_rows - bottom.to(tl.int32), 0)
+    i_e = i_b * edges + tl.where(rows < WINDOW, tl.program_id(1), first + i_y // WINDOW)
     edge = rows < WINDOW or columns < WINDOW
     i_b = i_b.to(tl.int64)
     o_t = tl.arange(0, ROWS)

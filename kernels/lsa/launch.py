@@ -262,7 +262,8 @@ def lsa_backward(
     ):
         _backward_many(grad, qkv, dqkv, num_heads=num_heads, window_size=window_size, windows=windows)
         return dqkv, torch.zeros_like(qkv_bias)
-    edges = window_columns if height % window_size else window_rows  # per image; see the kernel
+    bottom, right = height % window_size > 0, width % window_size > 0
+    edges = bottom * window_columns + right * (window_rows - bottom)  # windows per image; see the kernel
     dpads = qkv.new_empty(batch, edges if pads_attend else 0, 2, channels, dtype=torch.float32)
     options = backward_tiling(
         dtype=dtype_name(qkv.dtype),

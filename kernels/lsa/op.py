@@ -18,6 +18,7 @@ from twins_trt.kernels.autocast import register_autocast
 from twins_trt.kernels.backend import choose_backend, runs_interpreted
 from twins_trt.kernels.lsa.launch import HEAD_DIMS, MAX_WINDOW, lsa_backward, lsa_forward
 from twins_trt.kernels.lsa.reference import (
+    PADDINGS,
     lsa_reference,
     masks_padding,
     pad_with_bias,
@@ -42,7 +43,7 @@ def lsa(
 
     qkv: float [B, H, W, 3C], queries, keys and values of every position, bias included, heads inside C. May be strided.
     qkv_bias: float [3C], what a padded position projects to (its input is zero).
-    padding: `parity` or `masked`, see `masks_padding`.
+    padding: `parity`, `masked` or `unmasked`, see `masks_padding`.
     backend: `triton`, `sdpa`, `reference`, or `auto`: Triton on a GPU that can, `sdpa` on one that cannot, the
     reference on a CPU. While a graph is exported every name means the reference, whose operators are plain.
     Returns float [B, H, W, C], before the output projection.
@@ -55,8 +56,8 @@ def lsa(
             f"a qkv map {list(qkv.shape)} with a bias {list(qkv_bias.shape)} does not hold {num_heads} heads",
             "pass qkv [B, H, W, 3C] and qkv_bias [3C], with C a multiple of num_heads",
         )
-    if padding not in ("parity", "masked"):
-        raise UsageError(f"padding '{padding}' is unknown", "choose parity or masked")
+    if padding not in PADDINGS:
+        raise UsageError(f"padding '{padding}' is unknown", f"choose one of {', '.join(PADDINGS)}")
     qkv_bias = qkv_bias.to(qkv.dtype)
     form = choose_backend(backend, qkv, op="lsa", unsupported=_unsupported(channels3 // (3 * num_heads), window_size))
     if form == "triton":

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PADDINGS = ("parity", "masked", "unmasked")
 MASKED = -1000.0
 """Added to the score of a masked key (mmsegmentation's value: exp(-1000) is 0 in every dtype used here)."""
 
@@ -18,10 +19,13 @@ def window_padding(height: int, width: int, window_size: int) -> tuple[int, int]
 def masks_padding(pad_bottom: int, pad_right: int, *, padding: str) -> bool:
     """Whether padded keys are excluded from attention.
 
-    `masked` excludes them always. `parity` follows mmsegmentation's `LocallyGroupedSelfAttention`: it marks the pads
-    with `mask[:, -pad_b:, :]`, and when a pad is 0 the slice `-0:` marks the whole map, so nothing stands out and the
-    mask cancels. The published weights were scored with that: padded keys take part when exactly one pad is 0.
+    `masked` excludes them always, `unmasked` never: timm's `LocallyGroupedAttn` pads with zeros and has no mask.
+    `parity` follows mmsegmentation's `LocallyGroupedSelfAttention`: it marks the pads with `mask[:, -pad_b:, :]`, and
+    when a pad is 0 the slice `-0:` marks the whole map, so nothing stands out and the mask cancels. The published
+    weights were scored with that: padded keys take part when exactly one pad is 0.
     """
+    if padding == "unmasked":
+        return False
     if padding == "masked":
         return pad_bottom > 0 or pad_right > 0
     return pad_bottom > 0 and pad_right > 0
@@ -78,7 +82,7 @@ def lsa_reference(
 
     qkv: float [B, H, W, 3C], queries, keys and values of every position, bias included, heads inside C.
     qkv_bias: float [3C], what a padded position projects to (its input is zero).
-    padding: `parity` or `masked`, see `masks_padding`.
+    padding: `parity`, `masked` or `unmasked`, see `masks_padding`.
     Returns float [B, H, W, C], before the output projection.
     Source: Twins (arXiv 2104.13840) section 3.2; mmsegmentation's models/backbones/twins.py.
     """

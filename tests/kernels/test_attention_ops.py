@@ -16,6 +16,7 @@ from twins_trt.kernels.gsa import gsa, gsa_reference, gsa_sdpa
 from twins_trt.kernels.gsa.op import gsa_backward_op, gsa_op
 from twins_trt.kernels.lsa import lsa, lsa_reference, lsa_sdpa
 from twins_trt.kernels.lsa.op import lsa_backward_op, lsa_op
+from twins_trt.kernels.lsa.reference import PADDINGS
 
 MAPS = {"whole windows": (2, 7, 14), "one axis padded": (1, 9, 7), "both padded": (2, 5, 8), "1x1": (1, 1, 1)}
 
@@ -39,7 +40,7 @@ def error(x: Tensor, exact: Tensor) -> float:
     return float((x - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("padding", ["parity", "masked"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", MAPS)
 def test_lsa_operator_is_registered_in_full(name: str, padding: str) -> None:
     qkv, bias = lsa_inputs(name)
@@ -86,7 +87,7 @@ def test_16_bit_tensors_on_a_cpu_err_at_most_as_much_as_the_reference(dtype: tor
             assert error(x, value) <= 1.2 * error(y, value)  # the exact gradient was rounded once more on its way
 
 
-@pytest.mark.parametrize("padding", ["parity", "masked"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", MAPS)
 def test_sdpa_form_equals_the_reference(name: str, padding: str) -> None:
     qkv, bias = lsa_inputs(name)

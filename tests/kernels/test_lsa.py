@@ -12,6 +12,8 @@ from torch import Tensor
 from twins_trt.errors import UsageError
 from twins_trt.kernels.lsa import lsa_reference
 from twins_trt.kernels.lsa.launch import forward_tiling, heads_per_program, takes_many_windows
+from twins_trt.kernels.lsa.reference import PADDINGS
+from twins_trt.models import zoo as models
 
 FORWARD = "twins_trt.kernels.lsa.launch:lsa_forward"
 BACKWARD = "twins_trt.kernels.lsa.launch:lsa_backward"
@@ -51,7 +53,7 @@ def error(x: Tensor, exact: Tensor) -> float:
     return float((x.double() - exact).norm()) / (size if size > 1e-9 else exact.numel() ** 0.5)
 
 
-@pytest.mark.parametrize("padding", ["parity", "masked"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_float32_agrees_with_the_reference_in_float64(interpreted: Callable[..., Any], name: str, padding: str) -> None:
     heads = SHAPES[name][3]
@@ -64,7 +66,7 @@ def test_float32_agrees_with_the_reference_in_float64(interpreted: Callable[...,
     assert error(dbias, exact[2]) <= 1e-5
 
 
-@pytest.mark.parametrize("padding", ["parity", "masked"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_float16_errs_at_most_twice_as_much_as_the_reference(
     interpreted: Callable[..., Any], name: str, padding: str
@@ -183,6 +185,35 @@ def test_padded_keys_take_part_only_where_mmsegmentation_lets_them(interpreted: 
     assert with_pads[channels:].abs().min() > 0
     assert not with_pads[:channels].any()  # a padded token's query goes nowhere
     assert not without.any()
+
+
+def test_models_and_kernels_know_the_same_paddings() -> None:
+    assert models.PADDINGS == PADDINGS
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_unmasked_pads_are_tokens_that_project_to_the_bias(name: str) -> None:
+    """As timm computes it: zeros are padded before the projection, so that every window is whole."""
+    _, height, width, heads, _ = SHAPES[name]
+    qkv, bias, _ = example(SHAPES[name], torch.float64)
+    bottom, right = -height % 7, -width % 7
+    whole = bias.expand(qkv.shape[0], height + bottom, width + right, -1).clone()
+    whole[:, :height, :width] = qkv
+    expected = lsa_reference(whole, torch.full_like(bias, float("nan")), num_heads=heads)[:, :height, :width]
+    out = lsa_reference(qkv, bias, num_heads=heads, padding="unmasked")
+    assert torch.equal(out, expected)
+    masked = lsa_reference(qkv, bias, num_heads=heads, padding="masked")
+    assert torch.equal(out, masked) == (bottom == right == 0)
+
+
+def test_unmasked_pads_of_both_axes_reach_the_bias_gradient_window_by_window(interpreted: Callable[..., Any]) -> None:
+    """Each edge window has a row of its own: a row that two windows write, or none does, gives another sum or NaN."""
+    for shape in ((2, 11, 17, 1, 16), (2, 5, 5, 1, 16), (1, 8, 22, 2, 16), (2, 22, 8, 1, 16)):
+        qkv, bias, grad = example(shape, torch.float32)
+        exact = reference(qkv.double(), bias.double(), grad.double(), shape[3], "unmasked")
+        dqkv, dbias = interpreted(BACKWARD, grad, qkv, bias, num_heads=shape[3], padding="unmasked")
+        assert error(dqkv, exact[1]) <= 1e-5
+        assert error(dbias, exact[2]) <= 1e-5 and dbias.any()
 
 
 @pytest.mark.parametrize("window_size", [3, 5, 8])
