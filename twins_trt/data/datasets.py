@@ -125,6 +125,15 @@ class Dataset:
             )
         return self
 
+    def with_background(self) -> Dataset:
+        """The same data set for a head with one logit: one named class is the foreground, and label 0 is the rest.
+
+        A data set that names other than one class stays as it is.
+        """
+        if len(self.classes) != 1:
+            return self
+        return replace(self, classes=("background", *self.classes), palette=((0, 0, 0), *generated_palette(2)[1:]))
+
     def _label(self, path: Path, size: tuple[int, ...]) -> UInt8Array:
         label = read_label(path)
         if label.shape != size:
