@@ -4,7 +4,8 @@
 - The key bias is dropped: it adds one constant to all scores of a query, which softmax ignores.
 - The value bias moves behind attention into the output projection, because attention weights sum to 1.
 - Without those biases, zeros that pad LSA's packed qkv map *after* the projection equal mmseg's padding of its input,
-  for both kinds of padding. Padded rows are then not projected.
+  whether padded keys are excluded or take part: a padded key's score differs from the others' by the same dropped
+  constant, and its value is the value bias, which is added behind attention. Padded rows are then not projected.
 - For a GPU, LSA projects its output before windows go back to a map, so that reverse, crop and residual are one copy.
   For a CPU it projects afterwards, when the padded rows are gone.
 - The compiler does not fuse attention of a single head over one image. Its queries are split into groups that lie side
@@ -28,12 +29,16 @@ QUERY_GROUPS = (4, 2, 8, 3, 5, 7)
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention of a model: its weights, whose names begin with `key`, and the map whose tokens it takes."""
+    """One attention of a model: its weights, whose names begin with `key`, and the map whose tokens it takes.
+
+    eps: of the LayerNorm of sub-sampled keys.
+    """
 
     weights: Weights
     key: str
     heads: int
     shape: MapShape
+    eps: float
 
     @property
     def head_dim(self) -> int:
@@ -100,6 +105,8 @@ def _key_mask(w: GraphWriter, shape: MapShape, pads: tuple[Dim, Dim], window: in
 
     pads: rows at the bottom and columns at the right.
     """
+    if padding == "unmasked":
+        return None
     batch, (height, width) = shape.batch, shape.size
     rows, columns = (height + pads[0]) // window, (width + pads[1]) // window
     if known(*pads):
@@ -142,7 +149,7 @@ def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int)
         keys = reduced.tokens
         sr = to_map(w, x, shape)
         sr = w.conv(sr, weights[f"{key}.sr.weight"], weights[f"{key}.sr.bias"], "sr", stride=sr_ratio)
-        summary = layer_norm(w, weights, f"{key}.norm", to_tokens(w, sr, reduced), "sr_norm")  # [B, M, C]
+        summary = layer_norm(w, weights, f"{key}.norm", to_tokens(w, sr, reduced), "sr_norm", eps=attention.eps)
         q = w.linear(x, q_weight, q_bias, "q")
     else:
         # Rank 2, so that the compiler does not merge it with the kv product, which reads the same tokens: merged,

@@ -15,7 +15,7 @@ MAP_FFN_CHANNELS = 128
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """A backbone to write: its model and weights, and what becomes of padded keys in LSA (`parity` or `masked`)."""
+    """A backbone to write: its model and weights, and what becomes of padded keys in LSA (`PADDINGS`)."""
 
     spec: ModelSpec
     weights: Weights
@@ -60,7 +60,7 @@ def write_backbone(w: GraphWriter, backbone: BackboneSource, image: Tensor, shap
         with w.scope(f"stages.{i}.patch_embed"):
             if i > 0:
                 x = to_map(w, stages[-1].tokens, shape)
-            tokens, shape = _patch_embed(w, weights, x, stage=i, shape=shape, channels=channels)
+            tokens, shape = _patch_embed(w, backbone, x, stage=i, shape=shape)
         for j in range(spec.depths[i]):
             tokens = _write_block(w, Block(backbone, i, j, shape), tokens)
         if spec.norm_after_stage:
@@ -68,16 +68,17 @@ def write_backbone(w: GraphWriter, backbone: BackboneSource, image: Tensor, shap
                 # As a map, so that ONNX Runtime does not fuse it with the sum before: ten times as slow as both.
                 rows = [shape.batch, *shape.size, channels]
                 x = w.reshape(tokens, rows, "rows") if w.target == "cpu" else tokens  # [B, H, W, C]
-                x = layer_norm(w, weights, f"backbone.norm_list.{i}", x, "norm")
+                x = layer_norm(w, weights, f"backbone.norm_list.{i}", x, "norm", eps=spec.block_norm_eps)
                 tokens = w.reshape(x, [shape.batch, shape.tokens, channels]) if w.target == "cpu" else x  # [B, N, C]
         stages.append(StageMap(tokens, shape))
     return stages
 
 
 def _patch_embed(
-    w: GraphWriter, weights: Weights, x: Tensor, *, stage: int, shape: MapShape, channels: int
+    w: GraphWriter, backbone: BackboneSource, x: Tensor, *, stage: int, shape: MapShape
 ) -> tuple[Tensor, MapShape]:
-    """x: [B, C, H, W] of the given shape. Returns the stage's tokens, and their map's shape with `channels`."""
+    """x: [B, C, H, W] of the given shape. Returns the stage's tokens, and their map's shape."""
+    weights, channels = backbone.weights, backbone.spec.embed_dims[stage]
     patch = 4 if stage == 0 else 2
     # patch-1 of zero padding at the bottom and right makes the output ceil(H / patch), as mmseg's 'corner' padding
     # does, whatever the size; where the size is a known multiple there is nothing to pad
@@ -92,22 +93,23 @@ def _patch_embed(
         pads=(0, 0, pads[0], pads[1]),
     )
     embedded = MapShape(shape.batch, channels, (ceil_div(shape.size[0], patch), ceil_div(shape.size[1], patch)))
-    return layer_norm(w, weights, f"{key}.norm", to_tokens(w, x, embedded), "norm"), embedded
+    tokens = layer_norm(w, weights, f"{key}.norm", to_tokens(w, x, embedded), "norm", eps=backbone.spec.norm_eps)
+    return tokens, embedded
 
 
 def _write_block(w: GraphWriter, block: Block, x: Tensor) -> Tensor:
     """x: [B, N, C]. Returns [B, N, C], behind attention, FFN and, in a stage's first block, the position encoding."""
     spec, weights, shape = block.backbone.spec, block.backbone.weights, block.shape
     with w.scope(f"{block.name}.attn"):
-        normed = layer_norm(w, weights, f"{block.key}.norm1", x, "norm1")
-        attention = Attention(weights, f"{block.key}.attn", spec.num_heads[block.stage], shape)
+        normed = layer_norm(w, weights, f"{block.key}.norm1", x, "norm1", eps=spec.block_norm_eps)
+        attention = Attention(weights, f"{block.key}.attn", spec.num_heads[block.stage], shape, spec.norm_eps)
         if spec.has_lsa(block.index):
             out = write_lsa(w, normed, attention, window=spec.window_size, padding=block.backbone.padding)
         else:
             out = write_gsa(w, normed, attention, sr_ratio=spec.sr_ratios[block.stage])
         x = w.add(x, out, "residual")
     with w.scope(f"{block.name}.ffn"):
-        normed = layer_norm(w, weights, f"{block.key}.norm2", x, "norm2")
+        normed = layer_norm(w, weights, f"{block.key}.norm2", x, "norm2", eps=spec.block_norm_eps)
         x = _ffn_in_map(w, block, x, normed) if block.ffn_in_map else _ffn(w, block, x, normed)
     if block.index == 0:
         with w.scope(f"stages.{block.stage}.pos"):

@@ -13,20 +13,20 @@ from twins_trt.builders.export.backbone import BackboneSource, write_backbone
 from twins_trt.builders.export.dims import MapShape
 from twins_trt.builders.export.fpn import write_fpn
 from twins_trt.builders.export.options import DynamicDim, ExportOptions, GraphInfo
-from twins_trt.builders.export.output import logits_output, mask_output, write_logits
+from twins_trt.builders.export.output import logits_output, mask_output, probability_output, write_logits
 from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.winograd import use_winograd
 from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.errors import ExportError, UsageError
 from twins_trt.files import whole_file
-from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
 
 METADATA = "twins_trt"
+FIRST_CONVOLUTION = "backbone.patch_embeds.0.projection.weight"
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9}  # the IR that came with each opset, so that old runtimes open the file
 COARSE_LEVELS = {"gpu": 0, "cpu": 3}  # in UPerNet's fusion; benchmarks/cpu.py measured cpu, nothing measured gpu yet
 
@@ -108,21 +108,32 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
         )
     if levels is None:
         levels = 0 if options.dynamic_size else COARSE_LEVELS[options.target]
+    if "probability" in options.outputs and model.threshold is None:
+        raise UsageError(
+            f"only a head with one logit has a probability; this model has {model.num_classes} classes by softmax",
+            f"leave probability out of {spelled('outputs')}",
+        )
     weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}
+    preprocessing = model.conventions.preprocessing
+    if options.input == "uint8" and preprocessing.channels == "bgr":
+        weights[FIRST_CONVOLUTION] = np.ascontiguousarray(weights[FIRST_CONVOLUTION][:, ::-1])  # pixels are RGB
 
     w = GraphWriter(options.opset, target=options.target)
-    image, image_shape, mask_shape = _write_input(w, options)
+    image, image_shape, mask_shape = _write_input(w, options, preprocessing.statistics)
     stages = write_backbone(w, BackboneSource(spec, weights, model.padding), image, image_shape)
     if spec.head == "fpn":
         features, shape = write_fpn(w, weights, stages, channels=spec.fpn_channels)
     else:
-        features, shape = write_upernet(w, weights, stages, levels=levels)
+        features, shape = write_upernet(w, weights, stages, channels=spec.uper_channels, levels=levels)
     classes = model.num_classes
-    logits, shape = write_logits(w, weights, features, shape, classes=classes)
+    logits, shape = write_logits(w, weights, features, shape, classes=classes, threshold=model.threshold)
     for output in options.outputs:
         if output == "mask":
             x = mask_output(w, logits, shape, image_size=image_shape.size)
             w.output(x, "mask", mask_shape)
+        elif output == "probability":
+            x = probability_output(w, logits, shape, image_size=image_shape.size)
+            w.output(x, "probability", mask_shape)
         else:
             x = logits_output(w, logits, shape, classes=classes)
             quarter = [-(-side // 4) if isinstance(side, int) else f"{side}/4" for side in mask_shape[1:]]
@@ -138,12 +149,18 @@ def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, Gra
         attentions=spec.attentions,
         options=options,
         islands=w.islands,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        channels=preprocessing.channels,
+        threshold=model.threshold,
     )
     return w.graph, info
 
 
-def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, MapShape, list[int | str]]:
-    """The input and its normalization.
+def _write_input(
+    w: GraphWriter, options: ExportOptions, statistics: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[Tensor, MapShape, list[int | str]]:
+    """The input and its normalization. statistics: mean and std of red, green and blue, in grey levels.
 
     Returns the normalized image [B, 3, H, W], its shape, and the mask's shape [B, H, W] as the file states it.
     """
@@ -163,7 +180,7 @@ def _write_input(w: GraphWriter, options: ExportOptions) -> tuple[Tensor, MapSha
             w.axis(image, axis) if isinstance(side, str) else side for axis, side in zip(axes, shape, strict=True)
         )
         if options.input == "uint8":
-            mean, std = (np.array(each, np.float32).reshape(1, 3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+            mean, std = (np.array(each, np.float32).reshape(1, 3, 1, 1) for each in statistics)
             with w.float32_island("pixels up to 255 minus a mean: exact in float32, and fused into a copy either way"):
                 # Transposed before the arithmetic, because ONNX Runtime is slow along a last axis of 3, and after the
                 # cast, because TensorRT-RTX cannot compile a uint8 transpose without a GPU.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from twins_trt.codec import encode
 from twins_trt.errors import UsageError
+from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from twins_trt.spelling import speaking, spelled
 
 PRECISIONS = ("fp32", "fp16")
 OPSETS = (17, 18, 19, 20)
 INPUTS = ("uint8", "float32")
-OUTPUTS = ("mask", "logits")
+OUTPUTS = ("mask", "logits", "probability")
 TARGETS = ("gpu", "cpu")
 _TARGET_KEY = "forms"  # the key of `target` in a graph's metadata, kept for graphs that exist
 SMALLEST_SIDE = 32  # one pixel of the last stage; the model itself goes down to MIN_SIDE
@@ -45,8 +46,10 @@ class ExportOptions:
     height, width, batch: an int fixes the dimension, a `DynamicDim` leaves it open from its min to its max.
     precision: `fp32`, or `fp16` for a graph whose every cast is written out (nothing is left to builder flags).
     opset: 17 to 20. TensorRT 8.6 reads up to 17, 10.3 up to 20.
-    input: `uint8` [N, H, W, 3] RGB with normalization inside, or `float32` [N, 3, H, W] already normalized.
+    input: `uint8` [N, H, W, 3] RGB with normalization inside, or `float32` [N, 3, H, W] already normalized, its planes
+        in the network's own order: blue first for a model that was trained so.
     outputs: `mask` uint8 [N, H, W] (resized to the image and argmaxed inside), `logits` float32 at a quarter, or both.
+        For a head with one logit also `probability` float32 [N, H, W], of the foreground, at the image's size.
     target: which exact rewritings to use: `gpu` those that compile to the fewest kernels, `cpu` the fewest operations.
     upernet_levels: how many coarse levels of UPerNet's 3×3 bottleneck are convolved at their own resolution
         (0 to 3); None takes the measured default of `target`.
@@ -76,7 +79,10 @@ class ExportOptions:
                 )
         object.__setattr__(self, "outputs", tuple(self.outputs))  # a list would not survive the JSON round trip
         if not self.outputs or set(self.outputs) - set(OUTPUTS) or len(set(self.outputs)) != len(self.outputs):
-            raise UsageError(f"{spelled('outputs')} cannot be {self.outputs!r}", "use mask, logits, or both")
+            raise UsageError(
+                f"{spelled('outputs')} cannot be {self.outputs!r}",
+                f"use one or more of {', '.join(OUTPUTS)}, each once",
+            )
         for name in ("height", "width", "batch"):
             value = getattr(self, name)
             if not isinstance(value, DynamicDim) and not _is_int(value):
@@ -108,7 +114,9 @@ class GraphInfo:
     """The facts of a graph. They travel inside the ONNX file as metadata `twins_trt.info`.
 
     attentions: how many fused attentions a perfect build has. islands: names of the nodes that stay float32 in an FP16
-    graph, and why.
+    graph, and why. mean, std: of the network's channels in its own order, grey levels; channels: that order, `rgb` or
+    `bgr`. threshold: of a head with one logit, 0 to 1; None for a head with softmax.
+    The last four are in the file only where they differ from their defaults, which graphs without them have.
     """
 
     model: str
@@ -117,22 +125,31 @@ class GraphInfo:
     attentions: int
     options: ExportOptions
     islands: dict[str, str]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channels: str = "rgb"
+    threshold: float | None = None
 
     def to_json(self) -> str:
-        return json.dumps({**encode(self), "options": self.options.to_json()}, sort_keys=True)
+        plain: dict[str, Any] = {**encode(self), "options": self.options.to_json()}
+        for field in fields(self):
+            if field.default is not MISSING and getattr(self, field.name) == field.default:
+                del plain[field.name]
+        return json.dumps(plain, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> GraphInfo:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for any other text."""
-        fields = json.loads(text)
-        options = fields.pop("options")
+        facts = json.loads(text)
+        options = facts.pop("options")
         options["target"] = options.pop(_TARGET_KEY)
         for name in ("height", "width", "batch"):
             if isinstance(options[name], dict):
                 options[name] = DynamicDim(**options[name])
         options["outputs"] = tuple(options["outputs"])
+        facts.update({name: tuple(facts[name]) for name in ("mean", "std") if name in facts})
         with speaking(None):  # errors name the file's fields, not parameters or flags
-            return GraphInfo(**fields, options=ExportOptions(**options))
+            return GraphInfo(**facts, options=ExportOptions(**options))
 
 
 def _is_int(*values: object) -> bool:

@@ -9,25 +9,32 @@ from twins_trt.builders.export.dims import MapShape, Size, known
 from twins_trt.builders.export.interpolation import upsample_phases
 from twins_trt.builders.export.tokens import Weights
 from twins_trt.builders.export.writer import GraphWriter, Tensor
+from twins_trt.models.segmentor import threshold_logit
 
 NEVER = -6e4  # logit of a class that does not exist; still finite in float16
 CLASS_MULTIPLE = 8  # matrix products are fastest, and copies fewest, at multiples of 8 channels
+FOREGROUND = 1  # the class of a head with one logit; 0 is the background
 ISLAND = "logits are compared: rounding them to FP16 makes ties, and a tie goes to the lower class"
 
 
 def write_logits(
-    w: GraphWriter, weights: Weights, x: Tensor, shape: MapShape, *, classes: int
+    w: GraphWriter, weights: Weights, x: Tensor, shape: MapShape, *, classes: int, threshold: float | None = None
 ) -> tuple[Tensor, MapShape]:
     """The classifier. x: [B, C, h, w], of the given shape -> logits [B, classes, h, w] and their shape.
 
+    threshold: of a head with one logit. Its background is a class of its own, whose logit is the threshold's wherever
+    it is: the larger one is then what `sigmoid(logit) > threshold` says.
     For a GPU the classes are rounded up to a multiple of 8; the added ones never win.
     """
     padded = -(-classes // CLASS_MULTIPLE) * CLASS_MULTIPLE if w.target == "gpu" else classes
     logits_shape = shape.of(padded)
     weight = np.zeros((padded, shape.channels, 1, 1), np.float32)
-    weight[:classes] = weights["decode_head.conv_seg.weight"]
+    first = 0 if threshold is None else FOREGROUND
+    weight[first:classes] = weights["decode_head.conv_seg.weight"]
     bias = np.full(padded, NEVER, np.float32)
-    bias[:classes] = weights["decode_head.conv_seg.bias"]
+    bias[first:classes] = weights["decode_head.conv_seg.bias"]
+    if threshold is not None:
+        bias[:first] = threshold_logit(threshold)
     with w.scope("head"):
         if w.target == "gpu":
             return w.conv(x, weight, bias, "classifier"), logits_shape
@@ -46,6 +53,16 @@ def logits_output(w: GraphWriter, logits: Tensor, shape: MapShape, *, classes: i
         x = logits if shape.channels == classes else w.slice(logits, [0], [classes], [1], "classes")
         with w.float32_island("the logits output is float32"):
             return w.op("Identity", [x], "logits_out")
+
+
+def probability_output(w: GraphWriter, logits: Tensor, shape: MapShape, *, image_size: Size) -> Tensor:
+    """[B, 2 or more, h, w], of the given shape -> float32 [B, H, W]: sigmoid of the resized logit of the foreground."""
+    with w.scope("output"):
+        x = w.slice(logits, [FOREGROUND], [FOREGROUND + 1], [1], "foreground")
+        with w.float32_island("probabilities are float32"):
+            x = w.resize(x, MapShape(shape.batch, 1, image_size), "probability.resize")
+            x = w.op("Sigmoid", [x], "sigmoid")
+            return w.reshape(x, [shape.batch, *image_size], "probability_out")
 
 
 def mask_output(w: GraphWriter, logits: Tensor, shape: MapShape, *, image_size: Size) -> Tensor:

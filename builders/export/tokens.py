@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from twins_trt.builders.export.dims import MapShape
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-from twins_trt.models.backbone import LAYER_NORM_EPS
 
 Weights = Mapping[str, NDArray]
 
@@ -34,6 +33,6 @@ def to_tokens(w: GraphWriter, x: Tensor, shape: MapShape) -> Tensor:
     return w.transpose(flat, (0, 2, 1), "tokens")  # [B, N, C]
 
 
-def layer_norm(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str) -> Tensor:
+def layer_norm(w: GraphWriter, weights: Weights, key: str, x: Tensor, name: str, *, eps: float) -> Tensor:
     """LayerNorm over channels with the parameters `key.weight` and `key.bias`."""
-    return w.layer_norm(x, weights[f"{key}.weight"], weights[f"{key}.bias"], LAYER_NORM_EPS, name)
+    return w.layer_norm(x, weights[f"{key}.weight"], weights[f"{key}.bias"], eps, name)

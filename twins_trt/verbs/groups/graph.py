@@ -49,9 +49,9 @@ def graph_flags(group: str, *, precisions: Sequence[str] = ("fp32", "fp16")) -> 
         Flag(
             "--outputs",
             "outputs",
-            "mask, logits, or mask,logits; default: {default}",
+            "one or more, by commas; probability needs a head with one logit; default: {default}",
             NAMES,
-            "{mask,logits}",
+            "{mask,logits,probability}",
             group=group,
         ),
         Flag(
