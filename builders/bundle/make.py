@@ -60,8 +60,8 @@ def open_context(job: BuildJob, folder: Path, clock: Clock) -> BuildContext:
         seeded=job.weights is None,
         num_classes=job.num_classes,
         padding=job.request.padding,
-        weights=getattr(job.request, "weights", None) or "auto",
-        conventions=getattr(job.request, "conventions", None),
+        weights=job.request.weights or "auto",
+        conventions=job.request.conventions,
     )
     if job.with_weights:
         save_weights(model, facts, folder / WEIGHTS)

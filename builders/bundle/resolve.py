@@ -39,8 +39,8 @@ def resolve(request: BuildRequest) -> BuildJob:
         seeded=either(request.seeded, DEFAULTS.seeded),
         num_classes=request.num_classes,
         padding=request.padding,
-        weights=getattr(request, "weights", None) or "auto",
-        conventions=getattr(request, "conventions", None),
+        weights=request.weights or "auto",
+        conventions=request.conventions,
     )
     choice = _targets(request)
     precision = either(request.precision, "fp16" if choice.gpu else "fp32")

@@ -34,7 +34,12 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
     "checkpoint": [("nowhere.pth", ["--checkpoint", "nowhere.pth"])],
     "seeded": [(True, ["--seeded"])],
     "num_classes": [(4, ["--num-classes", "4"])],
-    "padding": [("masked", ["--padding", "masked"])],
+    "padding": [("masked", ["--padding", "masked"]), ("unmasked", ["--padding", "unmasked"])],
+    "weights": [("ema", ["--weights", "ema"]), ("mean", ["--weights", "mean"])],
+    "conventions": [
+        ({"mean": "0,0,0", "channels": "bgr"}, ["--convention", "mean=0,0,0", "--convention", "channels=bgr"]),
+        (["test_mode = slide:64x64:32x32"], ["--convention", "test_mode=slide:64x64:32x32"]),
+    ],
     "size": [
         ((360, 480), ["--size", "360x480"]),
         (512, ["--size", "512"]),
@@ -99,7 +104,9 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
     "pack": [("x.pack", ["--pack", "x.pack"]), ("no/x.pack", ["--pack", "no/x.pack"])],
     "max_drop": [(0.75, ["--max-drop", "0.75"]), (1, ["--max-drop", "1"]), (-1.0, ["--max-drop=-1"])],
     "min_images": [(8, ["--min-images", "8"])],
+    "accept_reference": [(True, ["--accept-reference"])],
     "min_agreement": [(0.98, ["--min-agreement", "0.98"])],
+    "accept_reference": [(True, ["--accept-reference"])],
     "no_gate": [(True, ["--no-gate"])],
     "fallback": [(False, ["--no-fallback"])],
     "max_evaluations": [(5, ["--max-evaluations", "5"]), (0, ["--max-evaluations", "0"])],
@@ -262,7 +269,7 @@ def test_values_may_be_of_numpy_and_pathlib() -> None:
     ("asked", "message"),
     [
         ({"out": "."}, "is not a name for a bundle"),
-        ({"padding": "none"}, "padding must be one of parity, masked, not 'none'"),
+        ({"padding": "none"}, "padding must be one of parity, masked, unmasked, not 'none'"),
         ({"num_classes": 999}, "num_classes must be 1 to 255"),
         ({"precision": ""}, "precision cannot be ''"),
         ({"flavour": ()}, "flavour names none"),

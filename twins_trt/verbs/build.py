@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +38,10 @@ class BuildRequest(Request):
     out: the bundle, a new folder. overwrite: replace an existing bundle.
 
     checkpoint: an mmsegmentation checkpoint; by default the published one, if it was fetched. seeded: random weights.
-    num_classes: by default the checkpoint's. padding: `parity`, mmsegmentation's treatment of padded keys, or `masked`.
+    num_classes: by default the checkpoint's. padding: how padded keys are treated, `parity` (as mmsegmentation does),
+    `masked` (never) or `unmasked` (always); by default as in the project that wrote the checkpoint.
+    weights: `ema` or `raw` where the checkpoint holds both; by default what its project would test. conventions: values
+    by name in place of what it says of images and labels, such as {"mean": "0,0,0", "channels": "bgr"}.
 
     size: (height, width) in pixels, each a number or a `DynamicDim`; by default the size that the model was
     trained at. batch: images at once, a number or a `DynamicDim`. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs,
@@ -77,6 +80,8 @@ class BuildRequest(Request):
     seeded: bool | None = None
     num_classes: int | None = None
     padding: str | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
     size: tuple[Extent, Extent] | None = None
     batch: Extent | None = None
     precision: str | None = None
@@ -306,7 +311,6 @@ class BuildDefaults:
 
     overwrite: bool = False
     seeded: bool = False
-    padding: str = "parity"
     batch: Extent = _GRAPH.batch
     input: str = _GRAPH.input
     outputs: tuple[str, ...] = _GRAPH.outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,7 +17,7 @@ from twins_trt.calib.options import CalibrationOptions
 from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
 from twins_trt.errors import DataError, UsageError
 from twins_trt.models.source import FoundModel
-from twins_trt.models.zoo import get_spec, is_model
+from twins_trt.models.zoo import is_model
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
@@ -26,7 +26,7 @@ from twins_trt.verbs.groups.images import DATA_KINDS, scale_of
 from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
 from twins_trt.verbs.groups.ranges import range_flags
 from twins_trt.verbs.groups.running import THREADS_FLAG, WORKERS_FLAG
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, nothing_called, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE, WHOLE, Extent
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class CalibrateRequest:
     pixels, or `none`; by default mmsegmentation's for ade20k. device: of ONNX Runtime, `auto`, `cpu` or `cuda`.
     threads: of the CPU. workers: processes that read images ahead. memory: MiB of activations held at once.
 
-    checkpoint, seeded, num_classes, padding, size, batch, precision, opset, input, outputs, upernet_levels: of a
-    model, as in `BuildRequest`; only a build with the same values accepts the ranges.
+    checkpoint, seeded, num_classes, padding, weights, conventions, size, batch, precision, opset, input, outputs,
+    upernet_levels: of a model, as in `BuildRequest`; only a build with the same values accepts the ranges.
     Raises `UsageError` for a value of the wrong kind.
     """
 
@@ -77,7 +77,9 @@ class CalibrateRequest:
     checkpoint: str | None = None
     seeded: bool = False
     num_classes: int | None = None
-    padding: str = "parity"
+    padding: str | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
     size: tuple[int | DynamicDim, int | DynamicDim] | None = None
     batch: int | DynamicDim = _GRAPH.batch
     precision: str | None = None
@@ -205,16 +207,17 @@ def resolve_calibration(request: CalibrateRequest) -> CalibrationJob:
     from twins_trt.builders.quantize.options import CalibrationImages
     from twins_trt.inference.fitting import fit_mode
 
-    test_scale = scale_of(request.data, request.test_scale)
+    graph = _graph(request)
+    told = graph.model.conventions.preprocessing if isinstance(graph, ModelGraph) else Preprocessing()
+    scale = scale_of(request.data, request.test_scale)
     options = CalibrationOptions(
         observers=request.observers,
         percentile=request.percentile,
         bins=request.bins,
         minimum=request.minimum,
         fit=fit_mode(request.fit),
-        preprocessing=Preprocessing(test_scale=test_scale),
+        preprocessing=replace(told, test_scale=scale, keep_ratio=True),
     )
-    graph = _graph(request)
     if request.images < 0:
         raise UsageError(f"{spelled('images')} is {request.images}", "give how many, or 0 for all")
     if request.memory < 1:
@@ -255,7 +258,6 @@ def collect_ranges(job: CalibrationJob, *, progress: Progress | None = None) -> 
 def _graph(request: CalibrateRequest) -> Path | ModelGraph:
     """The graph's file, or the model to export, whose weights have been found."""
     from twins_trt.models.telling import CHECKPOINTS
-    from twins_trt.models.weights import find_model
 
     path = Path(request.what)
     if request.what and path.is_dir():
@@ -265,11 +267,11 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
             names = ", ".join(map(spelled, ("checkpoint", "seeded")))
             raise UsageError("a graph has its weights inside", f"leave {names} and {spelled('num_classes')} out")
         return path
-    if not path.is_file() and not is_model(request.what):
+    if not path.is_file() and not is_model(request.what) and request.checkpoint is None:
         raise nothing_called(request.what, no="graph", fix="twins-trt models lists the models")
-    model = find_model(request.what, checkpoint=request.checkpoint, seeded=request.seeded)
+    model = find_requested(request, request.what, request.checkpoint)
     options = export_options(
-        request, target=request.target, precision="fp32", crop_size=get_spec(model.name).crop_size, opset=INT8_OPSET
+        request, target=request.target, precision="fp32", crop_size=model.spec.crop_size, opset=INT8_OPSET
     )
     if options.precision != "fp32":
         raise UsageError(

@@ -19,7 +19,7 @@ from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.images import data_flags, labelled_images, scale_of
 from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, WORKERS_FLAG, bundle_path, torch_device
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, nothing_called, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class EvaluateRequest:
     mode: `whole`, `slide`, `ms_flip`, `slide_ms_flip`, or `tile` for bundles. tile: (height, width) of a tile, pixels.
     overlap: pixels that tiles share.
 
-    checkpoint, seeded, num_classes, padding: of a model, as in `BuildRequest`.
+    checkpoint, seeded, num_classes, padding, weights, conventions: of a model, as in `BuildRequest`.
     Raises `UsageError` for a value of the wrong kind.
     """
 
@@ -63,7 +63,9 @@ class EvaluateRequest:
     checkpoint: str | None = None
     seeded: bool = False
     num_classes: int | None = None
-    padding: str = "parity"
+    padding: str | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
@@ -212,7 +214,6 @@ def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -
     Raises as `evaluate` does.
     """
     from twins_trt.inference.tiling import Tiles
-    from twins_trt.models.weights import find_model
     from twins_trt.runtime.engines import check_kind
 
     check_kind(request.engine)
@@ -223,7 +224,7 @@ def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -
         return EvaluationJob(request, _bundle(request, bundle), dataset, mode)
     if isinstance(mode, Tiles) or mode == "tile":
         raise UsageError("a PyTorch model is not run in tiles", f"use {spelled('mode', 'slide')}, or build a bundle")
-    model = find_model(request.what, checkpoint=request.checkpoint, seeded=request.seeded)
+    model = find_requested(request, request.what, request.checkpoint)
     return EvaluationJob(request, model, dataset, mode)
 
 
@@ -290,7 +291,7 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
         device=device,
         model=found.name,
         precision="fp32",
-        padding=request.padding,
+        padding=model.padding,
         source=facts.source,
         resized=None,
         exact=True,

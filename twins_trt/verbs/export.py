@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,11 @@ from typing import TYPE_CHECKING
 from twins_trt.builders.export.options import DynamicDim, ExportOptions
 from twins_trt.errors import ExportError
 from twins_trt.models.source import FoundModel
-from twins_trt.models.zoo import get_spec
 from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.graph import export_options, graph_flags
 from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, load_requested, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, weights_flags
 
 if TYPE_CHECKING:
     from twins_trt.builders.export import GraphInfo
@@ -38,7 +38,9 @@ class ExportRequest:
     checkpoint: str | None = None
     seeded: bool = False
     num_classes: int | None = None
-    padding: str = "parity"
+    padding: str | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
     size: tuple[int | DynamicDim, int | DynamicDim] | None = None
     batch: int | DynamicDim = _GRAPH.batch
     precision: str | None = None
@@ -88,14 +90,12 @@ def resolve_export(request: ExportRequest) -> ExportJob:
     Raises `UsageError` for fields that exclude each other, `CheckpointError` where there are no weights, `ExportError`
     where `out` cannot be written.
     """
-    from twins_trt.models.weights import find_model
-
-    model = find_model(request.model, checkpoint=request.checkpoint, seeded=request.seeded)
+    model = find_requested(request, request.model, request.checkpoint)
     options = export_options(
         request,
         target=request.target,
         precision="fp32" if request.target == "cpu" else "fp16",
-        crop_size=get_spec(model.name).crop_size,
+        crop_size=model.spec.crop_size,
     )
     job = ExportJob(request, model, options)
     check_new_file(job.out, overwrite=request.overwrite, such_as="graph.onnx", error=ExportError)

@@ -28,7 +28,8 @@ class Flag:
     field: of the request. help: `{default}` in it stands for the field's default. kind: of the value.
     sets: the value that a flag without one gives its field (`--no-fallback` gives False); None where a value follows.
     group: its heading in the help. nargs: as in argparse, for positional arguments and lists. repeated: the flag is
-    given once for each of several values. required: a command line must have it.
+    given once for each of several values. pairs: each of them is NAME=VALUE, and the field is a mapping. required: a
+    command line must have it.
     """
 
     option: str
@@ -40,6 +41,7 @@ class Flag:
     group: str = ""
     nargs: str | int | None = None
     repeated: bool = False
+    pairs: bool = False
     required: bool = False
 
     @property
@@ -145,6 +147,8 @@ class FlagTable(Generic[R]):
             value = getattr(request, flag.field)
             if value is None or value == self.default_of(flag.field):
                 continue
+            if flag.pairs:
+                value = [f"{name}={text}" for name, text in value.items()]
             shown = list(map(flag.kind.show, value)) if flag.several else [flag.kind.show(value)]
             if flag.positional:
                 positional += shown
@@ -171,10 +175,12 @@ def settle(request: object, flags: Iterable[Flag]) -> None:
             continue
         if flag.several and isinstance(value, (str, os.PathLike)):
             value = (value,)  # one text, not a list of its letters
+        if flag.pairs and isinstance(value, Mapping):
+            value = [f"{name}={text}" for name, text in value.items()]
         try:
-            taken = tuple(map(flag.kind.take, value)) if flag.several else flag.kind.take(value)
+            taken: Any = tuple(map(flag.kind.take, value)) if flag.several else flag.kind.take(value)
         except UsageError as error:
             raise UsageError(f"{spelled(flag.field)}: {error.cause}", error.fix) from error
         except (TypeError, ValueError, AttributeError) as error:  # a value of an unexpected type
             raise UsageError(f"{spelled(flag.field)} cannot be {value!r}", "give a value of its kind") from error
-        object.__setattr__(request, flag.field, taken)
+        object.__setattr__(request, flag.field, dict(each.split("=", 1) for each in taken) if flag.pairs else taken)

@@ -150,7 +150,19 @@ def _by_x(value: Any) -> str:
     return value if isinstance(value, str) else "x".join(map(_show_extent, value))
 
 
+def _convention(value: Any) -> str:
+    """`NAME=VALUE` of a convention that there is. Raises `UsageError` for another name, and for a value of no use."""
+    from twins_trt.models.convention_flags import NAMES, read_flags
+
+    name, equals, text = _text(value).partition("=")
+    if not equals:
+        raise UsageError(f"{name!r} is no convention", f"write NAME=VALUE, such as mean=0,0,0: {', '.join(NAMES)}")
+    read_flags({name.strip(): text})
+    return f"{name.strip()}={text.strip()}"
+
+
 TEXT = Kind(_text)
+CONVENTION = Kind(_convention)
 WHOLE = Kind(_whole, read=int)
 NUMBER = Kind(_number, lambda value: repr(value).removesuffix(".0"), read=float)
 SWITCH = Kind(_switch)

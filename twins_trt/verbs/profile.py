@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import get_spec
 from twins_trt.profiling.power import KINDS as METERS
 from twins_trt.profiling.results import ProfileOptions
 from twins_trt.progress import Progress
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.running import THREADS_FLAG, bundle_path, torch_device
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, weights_flags
 from twins_trt.verbs.kinds import COUNTS, FIXED_SIZE, NAMES, NUMBER, SWITCH, WHOLE
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class ProfileRequest:
     each. device: where PyTorch runs, `auto`, `cpu` or `cuda`. size: (height, width) of the PyTorch model, pixels; by
     default the first bundle's.
 
-    checkpoint, seeded, num_classes, padding: of the PyTorch model, as in `BuildRequest`.
+    checkpoint, seeded, num_classes, padding, weights, conventions: of the PyTorch model, as in `BuildRequest`.
     Raises `UsageError` for a value of the wrong kind.
     """
 
@@ -70,7 +69,9 @@ class ProfileRequest:
     checkpoint: str | None = None
     seeded: bool = False
     num_classes: int | None = None
-    padding: str = "parity"
+    padding: str | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
@@ -294,24 +295,25 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
 
 
 def _torch(request: ProfileRequest, name: str) -> Candidate:
-    from twins_trt.models.weights import find_model, load_weights
+    from twins_trt.models.weights import load_weights
     from twins_trt.profiling.candidates import torch_candidate
     from twins_trt.runtime import open_bundle
 
-    found = find_model(name, checkpoint=request.checkpoint, seeded=request.seeded)
     first = open_bundle(request.bundles[0], verify=False).interface if request.bundles else None
-    size = request.size or (None if first is None else first.opt_size) or get_spec(found.name).crop_size
-    classes = request.num_classes
-    if request.seeded and classes is None and first is not None:
-        classes = first.num_classes
+    if request.seeded and request.num_classes is None and first is not None:
+        request = replace(request, num_classes=first.num_classes)
+    found = find_requested(request, name, request.checkpoint)
+    size = request.size or (None if first is None else first.opt_size) or found.spec.crop_size
 
     def load() -> tuple[Segmentor, Source]:
         model, facts = load_weights(
             found.name,
             checkpoint=found.checkpoint,
             seeded=request.seeded,
-            num_classes=classes,
+            num_classes=found.num_classes,
             padding=request.padding,
+            weights=request.weights or "auto",
+            conventions=request.conventions,
             attention="reference",  # computed as in mmsegmentation; our own would run its kernels on a GPU
         )
         return model, facts.source

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import list_models
+from twins_trt.models.zoo import PADDINGS, list_models
 from twins_trt.verbs.flags import Flag
-from twins_trt.verbs.kinds import SWITCH, WHOLE
+from twins_trt.verbs.kinds import CONVENTION, SWITCH, WHOLE
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -21,7 +22,7 @@ WEIGHTS_GROUP = {"weights": "by default the published ones, if they were fetched
 def checkpoint_flags(group: str) -> tuple[Flag, ...]:
     """Where weights come from."""
     return (
-        Flag("--checkpoint", "checkpoint", "an mmsegmentation checkpoint of this model", metavar="FILE", group=group),
+        Flag("--checkpoint", "checkpoint", "a checkpoint of this model", metavar="FILE", group=group),
         Flag(
             "--seeded",
             "seeded",
@@ -38,11 +39,36 @@ def weights_flags(group: str) -> tuple[Flag, ...]:
     return (
         *checkpoint_flags(group),
         Flag("--num-classes", "num_classes", "default: what the checkpoint has", WHOLE, "N", group=group),
+        *reading_flags(group),
+    )
+
+
+def reading_flags(group: str) -> tuple[Flag, ...]:
+    """How a checkpoint is read: what it says of itself is obeyed unless these say otherwise."""
+    return (
+        Flag(
+            "--weights",
+            "weights",
+            "which ones, where the checkpoint holds two sets; default: what its own project would test",
+            metavar="{ema,raw}",
+            group=group,
+        ),
+        Flag(
+            "--convention",
+            "conventions",
+            "in place of what the checkpoint says, such as mean=0,0,0; may be repeated",
+            CONVENTION,
+            "NAME=VALUE",
+            group=group,
+            repeated=True,
+            pairs=True,
+        ),
         Flag(
             "--padding",
             "padding",
-            "parity: mmsegmentation's own treatment of padded keys; masked: they never take part; default: {default}",
-            metavar="{parity,masked}",
+            "padded keys take part as in mmsegmentation (parity), never (masked) or always (unmasked); default: as in "
+            "the project that wrote the checkpoint",
+            metavar=f"{{{','.join(PADDINGS)}}}",
             group=group,
         ),
     )
@@ -56,20 +82,34 @@ class WeightsRequest(Protocol):
     @property
     def num_classes(self) -> int | None: ...
     @property
-    def padding(self) -> str: ...
+    def padding(self) -> str | None: ...
+    @property
+    def weights(self) -> str | None: ...
+    @property
+    def conventions(self) -> Mapping[str, str] | None: ...
 
 
 def load_requested(request: WeightsRequest, model: FoundModel) -> tuple[Segmentor, ModelFacts]:
     """The model of a request, with its weights. Raises as `load_weights` does."""
     from twins_trt.models.weights import load_weights
 
-    return load_weights(
-        model.name,
-        checkpoint=model.checkpoint,
-        seeded=request.seeded,
-        num_classes=request.num_classes,
-        padding=request.padding,
-    )
+    return load_weights(model.name, checkpoint=model.checkpoint, seeded=request.seeded, **_reading(request))
+
+
+def find_requested(request: WeightsRequest, name: str | None, checkpoint: str | None) -> FoundModel:
+    """The model of a request, which its checkpoint fits. Raises as `find_model` does."""
+    from twins_trt.models.weights import find_model
+
+    return find_model(name, checkpoint=checkpoint, seeded=request.seeded, **_reading(request))
+
+
+def _reading(request: WeightsRequest) -> dict[str, Any]:
+    return {
+        "num_classes": request.num_classes,
+        "padding": request.padding,
+        "weights": request.weights or "auto",
+        "conventions": request.conventions,
+    }
 
 
 def nothing_called(what: str, *, no: str, fix: str) -> UsageError:
