@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.origins import official_shapes
 from twins_trt.errors import CheckpointError, UsageError
-from twins_trt.models import ModelSpec, build_model, get_spec, list_models
+from twins_trt.models import build_model, get_spec, list_models
 from twins_trt.models import convert as module
 from twins_trt.models.checkpoint import identify, read_checkpoint
 from twins_trt.models.convert import ConvertedState, convert_file, convert_state_dict, load_backbone
@@ -21,47 +22,6 @@ from twins_trt.verbs.command_line import on_command_line
 from twins_trt.verbs.convert import FLAGS
 
 BACKBONES = ["pcpvt-s", "pcpvt-b", "pcpvt-l", "svt-s", "svt-b", "svt-l"]
-Shapes = dict[str, tuple[int, ...]]
-
-
-def official_shapes(spec: ModelSpec, *, classifier: bool, norm_list: bool) -> Shapes:
-    """Keys and shapes of the official repository's models, written down from its `gvt.py` files."""
-    shapes: Shapes = {}
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns), (rows,)
-
-    def norm(name: str, width: int) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
-
-    def conv(name: str, rows: int, columns: int, kernel: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns, kernel, kernel), (rows,)
-
-    for i, width in enumerate(spec.embed_dims):
-        conv(f"patch_embeds.{i}.proj", width, spec.embed_dims[i - 1] if i else 3, 2 if i else 4)
-        norm(f"patch_embeds.{i}.norm", width)
-        for j in range(spec.depths[i]):
-            block = f"blocks.{i}.{j}"
-            norm(f"{block}.norm1", width)
-            if spec.family == "svt" and j % 2 == 0:
-                linear(f"{block}.attn.qkv", 3 * width, width)
-            else:
-                linear(f"{block}.attn.q", width, width)
-                linear(f"{block}.attn.kv", 2 * width, width)
-                if spec.sr_ratios[i] > 1:
-                    conv(f"{block}.attn.sr", width, width, spec.sr_ratios[i])
-                    norm(f"{block}.attn.norm", width)
-            linear(f"{block}.attn.proj", width, width)
-            norm(f"{block}.norm2", width)
-            linear(f"{block}.mlp.fc1", width * spec.mlp_ratios[i], width)
-            linear(f"{block}.mlp.fc2", width, width * spec.mlp_ratios[i])
-        conv(f"pos_block.{i}.proj.0", width, 1, 3)
-        if norm_list:
-            norm(f"norm_list.{i}", width)
-    if classifier:
-        norm("norm", spec.embed_dims[-1])
-        linear("head", 1000, spec.embed_dims[-1])
-    return shapes
 
 
 def filled(shapes: Mapping[str, tuple[int, ...]], *, shrink: int = 1) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from twins_trt.models.key_names import (
     key_style,
     lsa_blocks,
     mmpretrain_to_mmseg,
+    model_roots,
     official_to_mmseg,
     sssegmentation_to_mmseg,
 )
@@ -44,7 +45,6 @@ BLOCK_NORM_EPS = 1e-6
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that torch's own wrappers add, anywhere: DataParallel, compile, FSDP, activation checkpoints."""
-_ROOT = re.compile(r"(.*?)(backbone\.|backbone_net\.)?patch_embeds\.\d+\.")
 _TIMM_FILE = re.compile(r"timm|twins_(pcpvt|svt)_(small|base|large)|pytorch_model|model\.safetensors")
 _PUBLISHERS = {
     "mmseg": "open-mmlab/mmsegmentation",
@@ -138,7 +138,7 @@ def _unwrapped_names(state_dict: Mapping[str, Tensor], path: str | Path) -> tupl
     The backbone has `backbone.` before its names, even where it is the whole file.
     """
     bare = {key: ".".join(part for part in key.split(".") if part not in _WRAPPERS) for key in state_dict}
-    found = {(match[1], match[2] or "") for name in bare.values() if (match := _ROOT.match(name))}
+    found = model_roots(bare.values())
     if not found:
         return {key: key for key in state_dict}, {}
     if len(found) > 1:

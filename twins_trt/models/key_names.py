@@ -28,7 +28,7 @@ Backbones; `i` is a stage, `j` a block. Official is Meituan-AutoML/Twins (`gvt.p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -82,6 +82,17 @@ _SSSEGMENTATION: _Rules = (
 _PARTS = {"mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
 _PARTS_BACK = {mmseg: official for official, mmseg in _PARTS.items()}
 _KEPT_PARTS = ("norm1", "norm2", "attn.sr", "attn.norm")
+
+
+_ROOT = re.compile(r"(.*?)(backbone\.|backbone_net\.)?patch_embeds\.\d+\.")
+
+
+def model_roots(names: Iterable[str]) -> set[tuple[str, str]]:
+    """What stands before the names of every Twins model among these: (prefix of the model, then of its backbone).
+
+    The second is `backbone.`, SSSegmentation's `backbone_net.`, or empty for a backbone alone.
+    """
+    return {(found[1], found[2] or "") for name in names if (found := _ROOT.match(name))}
 
 
 def key_style(backbone: Mapping[str, Tensor]) -> str | None:

@@ -8,6 +8,7 @@ Averaged (EMA) and raw weights, as each project writes them:
 - mmcv's EMAHook keeps buffers beside the parameters: `ema_` and the parameter's name with underscores for dots. It
   swaps both at the end of an epoch (`mmcv/runner/hooks/ema.py`). Under mmsegmentation's IterBasedRunner no epoch ends:
   buffers are the averages. Under an EpochBasedRunner they are the raw weights.
+- Lightning: modules beside each other in one state dict, such as `model.` and `model_ema.`.
 - timm: `state_dict_ema` beside `state_dict`. SSSegmentation, Swin and others: `model_ema` beside `model`.
 
 `auto` takes what the test script of each project loads where nobody asks for averaged weights: `state_dict` or `model`.
@@ -25,6 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from twins_trt.errors import CheckpointError, UsageError
+from twins_trt.models.key_names import model_roots
 from twins_trt.spelling import spelled
 
 log = logging.getLogger("twins_trt")
@@ -113,6 +115,9 @@ def _find(content: Mapping[str, Any], meta: Mapping[str, Any]) -> _Sets:
         if "steps" in second and isinstance(content.get("state_dict"), Mapping):  # mmengine's, which swaps them
             return _Sets({"ema": plain, "raw": completed}, "ema")
         return _Sets({"raw": plain, "ema": completed}, "raw")
+    plain, second_model = _without_averaged_model(plain)
+    if second_model is not None:
+        return _Sets({"raw": plain, "ema": second_model}, "raw")
     plain, buffers = _without_buffers(plain)
     if buffers is None:
         return _Sets({"": plain}, "")
@@ -160,6 +165,21 @@ def _completed(averages: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str,
     if not set(names.values()) & set(by_name):
         return dict(averages)
     return {key: by_name.get(name, raw[key]) for key, name in names.items()}
+
+
+def _without_averaged_model(weights: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
+    """The weights without a second model whose name says EMA, and those of that model; None where there is none.
+
+    So a LightningModule keeps both: `model.` beside `model_ema.` or `ema.module.`.
+    """
+    roots = {root for root, _ in model_roots(key for key in weights if isinstance(key, str))}
+    averaged = [root for root in roots if re.search(r"(^|[._])ema([._]|$)", root)]
+    if len(roots) != 2 or len(averaged) != 1:
+        return weights, None
+    (raw_root,) = roots - set(averaged)
+    plain = {key: value for key, value in weights.items() if not str(key).startswith(averaged[0])}
+    second = {raw_root + k.removeprefix(averaged[0]): v for k, v in weights.items() if str(k).startswith(averaged[0])}
+    return plain, {**plain, **second}
 
 
 def _without_buffers(weights: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
