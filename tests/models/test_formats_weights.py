@@ -57,9 +57,7 @@ def test_wrappers(case: str) -> None:
     assert raised.value.fix == 'leave out weights="ema"'
 
 
-def with_buffers(
-    parameters: float, buffers: float, *, prefix: str = "", meta: Mapping[str, Any] = {}
-) -> dict[str, Any]:
+def with_buffers(parameters: float, buffers: float, *, prefix: str = "", config: str = "") -> dict[str, Any]:
     """As mmcv's EMAHook registers them: on the model, for parameters and not for running statistics."""
     averages = {f"{prefix}ema_{name.replace('.', '_')}": torch.full((2,), buffers) for name in PARAMETERS}
     return {"state_dict": {**filled(parameters, prefix=prefix), **averages}, "meta": {"config": config}}
