@@ -21,12 +21,12 @@ from twins_trt.errors import DataError, TwinsError, UsageError
 from twins_trt.evaluation import evaluate_model
 from twins_trt.evaluation.bundles import score_bundle
 from twins_trt.models import build_model
+from twins_trt.models.mmseg_model import THRESHOLD
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.zoo import get_spec
 from twins_trt.runtime import open_bundle
 from twins_trt.training import TrainRequest, resolve_training, train
-from twins_trt.training.run.trained import THRESHOLD, with_background
 from twins_trt.training.step.losses import SegmentationLoss, binary_cross_entropy, count_right
 
 
@@ -146,7 +146,6 @@ def test_labels_of_one_class_are_refused(options: Options, tmp_path: Path) -> No
     [
         ({"binary": True}, "a head with one logit tells 2 classes apart, folder:.* has 3"),
         ({"conventions": {"threshold": "0.5"}}, "a head with one logit tells 2 classes apart"),
-        ({"binary": False, "conventions": {"threshold": "0.5"}}, "a threshold belongs to a head with one logit"),
     ],
 )
 def test_a_head_that_cannot_learn_the_classes_is_refused(
@@ -154,12 +153,6 @@ def test_a_head_that_cannot_learn_the_classes_is_refused(
 ) -> None:
     with pytest.raises(TwinsError, match=message):
         resolve_training(options(**fields))
-
-
-@pytest.mark.parametrize("threshold", ["1", "0", "much"])
-def test_a_threshold_is_a_probability(options: Options, water: str, threshold: str) -> None:
-    with pytest.raises(UsageError, match="threshold"):
-        resolve_training(options(data=water, conventions={"threshold": threshold}))
 
 
 def test_where_the_threshold_comes_from(options: Options, water: str, tmp_path: Path) -> None:
@@ -189,15 +182,15 @@ def test_a_run_learns_and_its_checkpoint_builds(options: Options, tmp_path: Path
     assert (model.num_classes, model.num_logits, model.threshold) == (2, 1, THRESHOLD)
     assert model.conventions.classes == ("background", "water")
     assert model.conventions.miou == report.miou
-    again = evaluate_model(model, with_background(open_dataset(data, split="val")))
+    again = evaluate_model(model, open_dataset(data, split="val").with_background())
     assert again.scores.miou == pytest.approx(report.miou, abs=1e-9)
 
     bundle = tmp_path / "water.bundle"
-    words = ["build", "--checkpoint", report.last, "--size", "72x88", "--target", "cpu", "--no-gate"]
+    words = ["build", "--checkpoint", report.last, "--size", "72x88", "--target", "cpu"]
     assert main([*words, "--precision", "fp32", "--out", str(bundle)]) == 0
     built = open_bundle(bundle).manifest
     assert (built.graph.interface.threshold, built.miou) == (THRESHOLD, report.miou)
-    scored = score_bundle(open_bundle(bundle), with_background(open_dataset(data, split="val")))
+    scored = score_bundle(open_bundle(bundle), open_dataset(data, split="val").with_background())
     assert scored.scores.miou == pytest.approx(report.miou, abs=0.2)
 
 
@@ -230,5 +223,3 @@ def test_a_head_of_one_logit_is_kept_or_replaced(
     three = options(**{**common, "out": str(tmp_path / "three")})  # 3 classes
     assert resolve_training(three).model.conventions.threshold is None
     assert "the head's classifier of one logit is replaced" in train(three).start.anew[0]
-    softmax = resolve_training(options(data=water, **{**common, "out": str(tmp_path / "x")}, binary=False))
-    assert (softmax.model.num_classes, softmax.model.conventions.threshold) == (2, None)

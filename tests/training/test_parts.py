@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -210,11 +209,9 @@ def saved(path: Path, model: nn.Module, *, only: str = "") -> Path:
     return path
 
 
-def start_of(path: Path, model: str = toy.TOY, **fields: Any) -> tuple[Segmentor, Start]:
+def start_of(path: Path, model: str = toy.TOY) -> tuple[Segmentor, Start]:
     """A model of 3 classes with the weights that a training from `path` begins with."""
-    options = resolve_options(TrainRequest(model, "folder:x", "run", checkpoint=str(path), **fields))
-    file = read_start(options)
-    assert file is not None
+    file = read_start(path, model=model, padding=None, weights="auto", conventions={})
     built = Segmentor(file.spec, 3)
     return built, start_weights(built, file)
 

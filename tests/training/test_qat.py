@@ -131,6 +131,24 @@ def test_the_model_rounds_where_the_graph_does(name: str) -> None:
     assert error(torch_logits(model, image), wanted) < 0.04 * changed
 
 
+def test_a_head_of_one_logit_and_own_widths_round_where_the_graph_does() -> None:
+    """The graph's channel of the background is a constant, which rounding leaves alone."""
+    spec = replace(
+        DEMO, name="twins_svt-custom_fpn", variant="custom", embed_dims=(32, 64, 64, 96), fpn_channels=(48, 40)
+    )
+    spec = replace(spec, num_heads=(1, 2, 2, 3), block_norm_eps=1e-6)
+    model, image = Segmentor(spec, 2, threshold=0.3, padding="unmasked").eval(), picture()
+    seed_weights(model)
+    plan = everywhere(exported(model), spec.name)
+    ranges = ranges_of(model, plan, image)
+    wanted = graph_logits(model, plan, ranges, image)
+    assert wanted.shape[1] == 2 and float(np.ptp(wanted[:, 0])) < 1e-6
+    changed = error(torch_logits(model, image), wanted[:, 1:])
+    assert changed > 0.05
+    attach(model, plan, size=SIZE, amax=ranges)
+    assert error(torch_logits(model, image), wanted[:, 1:]) < 0.04 * changed
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_place_alone(kind: str) -> None:
     """The last of its kind in the graph, behind which a tie spreads least (measured: equal to 1e-6)."""

@@ -85,7 +85,7 @@ WORDS: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "cuda", "tpu"]),
     "padding": st.sampled_from(["parity", "masked", "unmasked", ""]),
     "weights": st.sampled_from(["auto", "ema", "raw", "mean"]),
-    "conventions": st.dictionaries(st.sampled_from(["mean", "threshold", "channels"]), TEXTS, min_size=1),
+    "conventions": st.sampled_from([{"mean": "0,0,0", "channels": "bgr"}, {"threshold": "0.5"}]),
     **dict.fromkeys(("scratch", "distort", "checkpointing", "binary"), st.booleans()),
     **dict.fromkeys(("iterations", "batch", "warmup", "validate_every", "save_every", "val_limit"), COUNTS),
     **dict.fromkeys(("log_every", "seed", "workers", "threads"), COUNTS),

@@ -120,6 +120,17 @@ def test_labels_count_as_the_file_says(options: Options, tmp_path: Path) -> None
     assert examine(tmp_path / "b" / "last.pth").conventions.reduce_zero_label is True
 
 
+def test_camvid_keeps_its_own_labels(
+    options: Options, tmp_path: Path, blocks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One past the classes is void there; a checkpoint that says otherwise is told so, and the run's say what held."""
+    data = blocks.replace("folder:", "camvid:")
+    job = resolve_training(options(data=data, scratch=False, checkpoint=mmseg_file(tmp_path / "m.pth")))
+    told = job.model.conventions
+    assert (told.reduce_zero_label, told.ignore_index, told.preprocessing.channels) == (False, 3, "bgr")
+    assert "reduce_zero_label=True, and camvid:" in caplog.text
+
+
 def test_validation_tests_as_the_file_says(options: Options, tmp_path: Path) -> None:
     file = mmseg_file(tmp_path / "m.pth", config=CONFIG.replace("True", "False").replace("ignore_index=2", ""))
     run = options(scratch=False, checkpoint=file, iterations=2, validate_every=2, lr=1e-9, crop=(64, 64))

@@ -77,6 +77,7 @@ def examine(
     weights: str = "auto",
     conventions: Mapping[str, str] | None = None,
     any_classes: bool = False,
+    opened: OpenedCheckpoint | None = None,
 ) -> Examined:
     """Reads a checkpoint, and checks that it is a whole Twins model for segmentation.
 
@@ -85,13 +86,13 @@ def examine(
     model, num_classes: what the caller expects; None takes the file's. padding: how LSA treats padded keys, of
     `PADDINGS`; None takes the origin's. weights: `ema` or `raw` where the file holds both, or `auto`. conventions:
     values by name that override the file's (`read_conventions`). any_classes: more classes than a mask holds are no
-    reason to refuse the file, because its classifier will be replaced.
+    reason to refuse the file, because its classifier will be replaced. opened: the file, where it was read before.
     Raises `CheckpointError` where the file cannot be read, does not fit, or says something of itself that cannot be
     honoured; `UsageError` for values that it contradicts.
     """
     if padding is not None:
         check_padding(padding)
-    found = open_checkpoint(path, weights=weights)
+    found = opened or open_checkpoint(path, weights=weights)
     recognized = found.recognized
     state = recognized.state_dict
     if model is not None and not is_model(model):

@@ -35,8 +35,8 @@ class TrainOptions:
 
     Where None stands it means: checkpoint: the published weights, or random ones with scratch. scale: the image's own
     size. clip_norm: no limit. ema: no running mean. val_limit: all images. threads: PyTorch's choice. plan: no INT8
-    rounding. calibration: ranges of the first pictures. padding, binary: what the checkpoint tells; a run that has
-    begun has neither. model: a name of the zoo, or that of a checkpoint with own widths.
+    rounding. calibration: ranges of the first pictures. padding: the checkpoint's; a run that has begun has one.
+    model: a name of the zoo, or that of a checkpoint with own widths.
 
     Raises `UsageError` for a value out of bounds and for fields that exclude each other.
     """
@@ -81,7 +81,7 @@ class TrainOptions:
     plan: str | None
     calibration: str | None
     # Runs of earlier versions have none of these.
-    binary: bool | None = None
+    binary: bool = False
     weights: str = "auto"
     conventions: Mapping[str, str] = field(default_factory=dict)
 
@@ -165,8 +165,10 @@ class TrainOptions:
             raise UsageError(f"{spelled(name)} is {value}", f"give {start}{end}")
 
 
-def resolve_options(request: TrainRequest) -> TrainOptions:
+def resolve_options(request: TrainRequest, *, spec: ModelSpec | None = None) -> TrainOptions:
     """The options of a request: every default decided, every combination checked.
+
+    spec: of a checkpoint that alone tells the model; None reads it where it is needed.
 
     mmsegmentation's numbers (configs/twins): FPN trains with AdamW, lr 1e-4, weight decay 1e-4, power 0.9; UPerNet
     with lr 6e-5, weight decay 0.01, power 1 and 1500 iterations of warm-up. Its FPN configurations also inherit a
@@ -183,7 +185,7 @@ def resolve_options(request: TrainRequest) -> TrainOptions:
         wanted = spelled("model", "NAME"), spelled("data", "KIND:PATH"), spelled("out", "DIR")
         raise UsageError(f"{spelled(missing)} is missing", f"a new run needs {wanted[0]}, {wanted[1]} and {wanted[2]}")
     scratch = either(request.scratch, DEFAULTS.scratch)
-    spec = _spec(model, checkpoint, request)
+    spec = _spec(model, checkpoint, spec, request)
     recipe = RECIPES[spec.head]
     iterations = either(request.iterations, spec.schedule_iterations or recipe.iterations)
     tenth = max(1, iterations // 10)
@@ -227,7 +229,7 @@ def resolve_options(request: TrainRequest) -> TrainOptions:
         padding=PADDINGS[0] if scratch and request.padding is None else request.padding,
         plan=request.plan,
         calibration=request.calibration,
-        binary=request.binary,
+        binary=either(request.binary, DEFAULTS.binary),
         weights=either(request.weights, DEFAULTS.weights),
         conventions=either(request.conventions, {}),
     )
@@ -243,20 +245,13 @@ def head_of(model: str) -> str:
     return head if backbone.endswith(f"-{CUSTOM}") and head in RECIPES else get_spec(model).head
 
 
-def _spec(model: str | None, checkpoint: str | None, request: TrainRequest) -> ModelSpec:
-    """The row of the zoo, or of own widths, which only the checkpoint tells."""
-    if model is not None and is_model(model):
-        return get_spec(model)
-    if checkpoint is None:
-        return get_spec(str(model))
-    from twins_trt.training.run.start import told_spec
+def _spec(model: str | None, checkpoint: str | None, spec: ModelSpec | None, request: TrainRequest) -> ModelSpec:
+    """The row of the zoo, or the architecture that only the checkpoint tells."""
+    if spec is not None or checkpoint is None or (model is not None and is_model(model)):
+        return spec or get_spec(str(model))
+    from twins_trt.training.run.start import told_start
 
-    return told_spec(
-        checkpoint,
-        model=model,
-        weights=either(request.weights, DEFAULTS.weights),
-        conventions=either(request.conventions, {}),
-    )
+    return told_start(checkpoint, request, model=model).spec
 
 
 def changed(options: TrainOptions, request: TrainRequest) -> TrainOptions:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import PADDINGS, get_spec
+from twins_trt.models.zoo import get_spec
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.images import DATA_KINDS
+from twins_trt.verbs.groups.weights import reading_flags
 from twins_trt.verbs.kinds import FIXED_SIZE, NUMBER, SWITCH, TEST_SCALE, WHOLE, Kind
 from twins_trt.verbs.request import Request
 
@@ -50,10 +51,10 @@ class TrainRequest(Request):
     padding: as in `build_model`; by default that of the project that wrote the checkpoint.
     plan: a precision plan's file, whose INT8 rounding takes part in the training. calibration: its range file, of a
         graph of the crop's size; by default the ranges of the first pictures.
-    binary: a head of one logit with a sigmoid, for two classes or for one against the rest; by default where the
-        checkpoint has one and the data no more classes. weights: `ema` or `raw` where the checkpoint holds both.
-    conventions: values by name that override what the checkpoint says of images and labels, such as
-        {"mean": "0,0,0", "channels": "bgr", "threshold": "0.5"}.
+    binary: a head of one logit with a sigmoid, for two classes or for one against the rest. Without it, such a head is
+        trained where a threshold is given, or where the checkpoint has one and the data no more classes.
+    weights: `ema` or `raw` where the checkpoint holds both. conventions: values by name that override what the
+        checkpoint says of images and labels, such as {"mean": "0,0,0", "channels": "bgr", "threshold": "0.5"}.
 
     Sizes and ratios may be given as their text on a command line (`crop="512x512"`, `ratios="0.5:2.0"`).
     Raises `UsageError` for a value of the wrong kind.
@@ -152,6 +153,7 @@ class TrainDefaults:
     seed: int = 0
     workers: int = 0
     device: str = "auto"
+    binary: bool = False
     weights: str = "auto"
 
 
@@ -200,6 +202,7 @@ TABLE: tuple[Flag, ...] = (
     ),
     Flag("--scratch", "scratch", "start from random weights", SWITCH, sets=True, group=START),
     Flag("--binary", "binary", "one logit with a sigmoid: one class against the rest", SWITCH, sets=True, group=START),
+    *reading_flags(START),
     Flag("--split", "split", "to train on; default: {default}", group=START),
     Flag("--val-split", "val_split", "to validate on; default: {default}; '' for none", metavar="SPLIT", group=START),
     Flag("--val-limit", "val_limit", "validate on the first N images; default: all", WHOLE, "N", group=START),
@@ -285,13 +288,6 @@ TABLE: tuple[Flag, ...] = (
         "iterations between TensorBoard's points; default: {default}",
         WHOLE,
         "N",
-        group=RUNNING,
-    ),
-    Flag(
-        "--padding",
-        "padding",
-        "treatment of padded keys; default: {default}",
-        metavar=_any_of(PADDINGS),
         group=RUNNING,
     ),
 )

@@ -9,17 +9,18 @@ from typing import Any
 from twins_trt.codec import encode
 from twins_trt.data import Dataset, open_dataset
 from twins_trt.errors import DataError, UsageError
+from twins_trt.models.telling import named
+from twins_trt.models.zoo import is_model
 from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions, resolve_options
 from twins_trt.training.qat import read_plan
 from twins_trt.training.run.folder import check_new, load_model, resumed
-from twins_trt.training.run.start import StartFile, read_start
+from twins_trt.training.run.start import StartFile, read_start, told_start, weights_file
 from twins_trt.training.run.trained import (
     TrainedModel,
     check_learnable,
     decide_model,
     earlier_model,
-    with_background,
 )
 from twins_trt.training.step.distributed import choose_device, process_rank, world_size
 from twins_trt.verbs.train import TrainRequest
@@ -72,17 +73,26 @@ def resolve_training(request: TrainRequest, *, resume: bool = False) -> TrainJob
 
 def job_with_weights(request: TrainRequest, *, resume: bool) -> tuple[TrainJob, StartFile | None]:
     """The job of a request, and the file that it starts from: None from scratch, and for a resumed run."""
+    file = None
     if resume:
         options = resumed(request)
     else:
-        options = resolve_options(request)
+        file = _told(request)
+        options = resolve_options(request, spec=None if file is None else file.spec)
         check_new(options.out)
     dataset, val = open_datasets(options)
-    file = None
     if resume:
         model = load_model(options.out) or earlier_model(options, dataset)
     else:
-        file = read_start(options)
+        path = weights_file(options)
+        if file is None and path is not None:
+            file = read_start(
+                path,
+                model=options.model,
+                padding=options.padding,
+                weights=options.weights,
+                conventions=options.conventions,
+            )
         if file is not None and request.crop is None:
             options = replace(options, crop=file.spec.crop_size)
         model = decide_model(options, file, dataset)
@@ -131,8 +141,18 @@ def conventional(dataset: Dataset, model: TrainedModel) -> Dataset:
     """The data set with the classes and the label conventions of the run."""
     told = model.conventions
     if told.threshold is not None:
-        dataset = with_background(dataset)
+        dataset = dataset.with_background()
     return dataset.with_conventions(reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index)
+
+
+def _told(request: TrainRequest) -> StartFile | None:
+    """The checkpoint, where it alone tells the model."""
+    if request.model is None and request.checkpoint is None:
+        return None  # an error that `resolve_options` words
+    model, checkpoint = named(request.model, request.checkpoint)
+    if checkpoint is None or request.scratch or (model is not None and is_model(model)):
+        return None
+    return told_start(checkpoint, request, model=model)
 
 
 def _decided(options: TrainOptions, request: TrainRequest, model: TrainedModel) -> TrainOptions:

@@ -20,6 +20,8 @@ from twins_trt.models.weights import find_weights
 from twins_trt.models.widths import backbone_spec
 from twins_trt.models.zoo import ModelSpec, get_spec, is_model
 from twins_trt.training.options import TrainOptions
+from twins_trt.verbs.request import either
+from twins_trt.verbs.train import DEFAULTS, TrainRequest
 
 log = logging.getLogger("twins_trt")
 
@@ -59,70 +61,64 @@ def weights_file(options: TrainOptions) -> Path | None:
     return find_weights(options.model, checkpoint=options.checkpoint)
 
 
-def told_spec(checkpoint: str, *, model: str | None, weights: str, conventions: Mapping[str, str]) -> ModelSpec:
-    """The architecture that a checkpoint tells. model: the name of one with own widths, for a backbone alone.
+def read_start(
+    path: Path, *, model: str | None, padding: str | None, weights: str, conventions: Mapping[str, str]
+) -> StartFile:
+    """A checkpoint that training starts from: a whole model's, or a backbone's alone (ImageNet).
 
-    Raises as `examine` does.
-    """
-    opened = open_checkpoint(find_weights(None, checkpoint=checkpoint) or checkpoint, weights=weights)
-    backbone = backbone_spec(opened.recognized.state_dict, checkpoint)
-    if backbone is not None and not opened.recognized.whole and model is not None:
-        head = model.rpartition("_")[2]
-        if model == f"{backbone.name}_{head}":
-            return replace(backbone, name=model, head=head)
-    flags = _of_the_file(conventions)
-    return examine(checkpoint, model=model, weights=weights, conventions=flags, any_classes=True).spec
-
-
-def read_start(options: TrainOptions) -> StartFile | None:
-    """The checkpoint that training starts from, whole or a backbone's alone (ImageNet); None from scratch.
-
+    The arguments are those of `examine`. model: None takes the file's, which a backbone alone does not tell.
     Raises as `examine` does, `CheckpointError` also for a backbone of another model.
     """
-    path = weights_file(options)
-    if path is None:
-        return None
-    flags = _of_the_file(options.conventions)
-    opened = open_checkpoint(path, weights=options.weights)
-    if not opened.recognized.whole and backbone_spec(opened.recognized.state_dict, path) is not None:
-        return _backbone_alone(opened, path, options, flags)
-    found = examine(
-        path,
-        model=options.model,
-        padding=options.padding,
-        weights=options.weights,
-        conventions=flags,
-        any_classes=True,
-    )
+    # The threshold is of the head that is trained, which the file need not have.
+    flags = {name: value for name, value in conventions.items() if name != "threshold"}
+    opened = open_checkpoint(path, weights=weights)
+    if model is not None and not opened.recognized.whole:
+        backbone = backbone_spec(opened.recognized.state_dict, path)
+        if backbone is not None:
+            return _backbone_alone(opened, backbone, path, model=model, padding=padding, flags=flags)
+    found = examine(path, model=model, padding=padding, conventions=flags, any_classes=True, opened=opened)
     return StartFile(path, str(found.source.sha256), found.state_dict, found.spec, found.num_classes, found.conventions)
 
 
-def _of_the_file(conventions: Mapping[str, str]) -> dict[str, str]:
-    """Without the threshold: it is of the head that is trained, which the file need not have."""
-    return {name: value for name, value in conventions.items() if name != "threshold"}
+def told_start(checkpoint: str, request: TrainRequest, *, model: str | None) -> StartFile:
+    """The checkpoint of a request, where it alone tells the model. model: of own widths, or None."""
+    path = find_weights(model, checkpoint=checkpoint)
+    assert path is not None  # it is named
+    return read_start(
+        path,
+        model=model,
+        padding=request.padding,
+        weights=either(request.weights, DEFAULTS.weights),
+        conventions=either(request.conventions, {}),
+    )
 
 
-def _backbone_alone(opened: OpenedCheckpoint, path: Path, options: TrainOptions, flags: dict[str, str]) -> StartFile:
-    recognized = opened.recognized
+def _backbone_alone(
+    opened: OpenedCheckpoint,
+    backbone: ModelSpec,
+    path: Path,
+    *,
+    model: str,
+    padding: str | None,
+    flags: Mapping[str, str],
+) -> StartFile:
+    recognized, head = opened.recognized, model.rpartition("_")[2]
+    if f"{backbone.name}_{head}" != model:
+        raise CheckpointError(
+            f"{path} holds the backbone {backbone.name}, not that of {model}",
+            f"train {backbone.name}_{head}, or name a backbone of {model}",
+        )
     told, numbers = read_conventions(
         opened.content.meta,
         origin=recognized.origin,
-        padding=options.padding or recognized.padding,
+        padding=padding or recognized.padding,
         num_logits=0,
         flags=flags,
         path=path,
     )
-    if options.padding is not None:
-        told = told.with_padding(options.padding)
-    backbone = backbone_spec(recognized.state_dict, path)
-    assert backbone is not None  # the caller looked
-    head = options.model.rpartition("_")[2]
-    spec = get_spec(options.model) if is_model(options.model) else replace(backbone, name=options.model, head=head)
-    if f"{backbone.name}_{head}" != options.model:
-        raise CheckpointError(
-            f"{path} holds the backbone {backbone.name}, not that of {options.model}",
-            f"train {backbone.name}_{head}, or name a backbone of {options.model}",
-        )
+    if padding is not None:
+        told = told.with_padding(padding)
+    spec = get_spec(model) if is_model(model) else replace(backbone, name=model, head=head)
     spec = replace(spec, **recognized.spec_changes, **numbers.spec_changes)
     expected = {key: value for key, value in expected_tensors(spec, 1).items() if key.startswith(_BACKBONE)}
     state = {key: value for key, value in recognized.state_dict.items() if key in expected}

@@ -6,16 +6,15 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from twins_trt.codec import decode, encode
 from twins_trt.data.datasets import Dataset
-from twins_trt.data.palette import generated_palette
 from twins_trt.errors import DataError, TrainingError, UsageError
 from twins_trt.models.convention_flags import read_flags
-from twins_trt.models.conventions import Conventions, Fact, TestMode
+from twins_trt.models.conventions import Conventions, Fact, Origin, TestMode
+from twins_trt.models.mmseg_model import THRESHOLD
 from twins_trt.models.read_conventions import read_conventions
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.zoo import ModelSpec, get_spec
@@ -25,11 +24,6 @@ from twins_trt.training.run.start import StartFile
 from twins_trt.verbs.groups.images import scale_of
 
 log = logging.getLogger("twins_trt")
-
-THRESHOLD = 0.3
-"""mmseg's default (`BaseDecodeHead`), so that a configuration which is silent means the same. It is also nearer to what
-mIoU wants than a half: the threshold with the highest IoU is IoU / (1 + IoU), below a half unless nothing is wrong."""
-BACKGROUND = "background"
 
 _OF_THE_LABELS = ("reduce_zero_label", "ignore_index", "test_scale", "keep_ratio", "test_mode")
 """Conventions that belong to a data set: those of other classes say nothing of this one."""
@@ -83,7 +77,7 @@ def decide_model(options: TrainOptions, file: StartFile | None, dataset: Dataset
     Raises `UsageError` for a head that cannot learn these classes, and for a threshold that is none.
     """
     threshold, origin = _threshold(options, file, dataset)
-    named = with_background(dataset) if threshold is not None else dataset
+    named = dataset if threshold is None else dataset.with_background()
     count = len(named.classes)
     flags = {name: value for name, value in options.conventions.items() if name != "threshold"}
     if file is None:
@@ -107,13 +101,6 @@ def decide_model(options: TrainOptions, file: StartFile | None, dataset: Dataset
         facts=facts,
     )
     return TrainedModel(spec, count, told)
-
-
-def with_background(dataset: Dataset) -> Dataset:
-    """The data set of a head with one logit: one named class is the foreground, and label 0 is the rest."""
-    if len(dataset.classes) != 1:
-        return dataset
-    return replace(dataset, classes=(BACKGROUND, *dataset.classes), palette=((0, 0, 0), *generated_palette(2)[1:]))
 
 
 def check_learnable(dataset: Dataset) -> None:
@@ -140,19 +127,12 @@ def _numbered(classes: tuple[str, ...]) -> str:
     return ", ".join(shown) + (", ..." if len(classes) > 3 else "")
 
 
-def _threshold(options: TrainOptions, file: StartFile | None, dataset: Dataset) -> tuple[float | None, Any]:
+def _threshold(options: TrainOptions, file: StartFile | None, dataset: Dataset) -> tuple[float | None, Origin]:
     """The threshold of a head with one logit, and where it comes from; None for softmax."""
-    asked = read_flags(options.conventions).get("threshold")
+    asked: float | None = read_flags(options.conventions).get("threshold")
     told = None if file is None else file.conventions.threshold
     count = len(dataset.classes)
-    binary = options.binary
-    if binary is None:
-        binary = asked is not None or (told is not None and count <= 2)
-    if not binary:
-        if asked is not None:
-            raise UsageError(
-                "a threshold belongs to a head with one logit", f"give {spelled('binary', True)}, or leave it out"
-            )
+    if not (options.binary or asked is not None or (told is not None and count <= 2)):
         if count == 1:
             raise UsageError(
                 f"{options.data} names one class, {dataset.classes[0]}: with softmax its probability is 1 everywhere, "
@@ -164,10 +144,12 @@ def _threshold(options: TrainOptions, file: StartFile | None, dataset: Dataset) 
     if count > 2:
         raise UsageError(
             f"a head with one logit tells 2 classes apart, {options.data} has {count}",
-            f"leave {spelled('binary')} out",
+            f"leave {spelled('binary') if options.binary else 'the threshold'} out",
         )
     if asked is not None:
         return asked, "flag"
+    # mmseg's default, so that a configuration that is silent means the same. It is also nearer to what mIoU wants than
+    # a half: with calibrated probabilities the IoU is largest at the threshold IoU / (1 + IoU).
     return (THRESHOLD, "default") if told is None else (told, "file")
 
 
