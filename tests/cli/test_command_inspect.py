@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from commands import MODEL, Twins
 
 from twins_trt.models.checkpoint import sha256_of
@@ -68,10 +69,18 @@ def test_a_checkpoint_shows_what_it_holds(twins: Twins, checkpoint: Path) -> Non
     ran = twins("inspect", checkpoint, "--json")
     assert ran.code == 0, ran.err
     record = ran.json
-    assert (record["kind"], record["model"], record["num_classes"], record["keys"]) == ("checkpoint", MODEL, 4, "mmseg")
+    assert (record["kind"], record["model"], record["num_classes"], record["origin"]) == (
+        "checkpoint",
+        MODEL,
+        4,
+        "mmseg",
+    )
     assert record["classes"] == ["sky", "road", "tree", "car"] and record["meta"]["iter"] == 7
     assert record["sha256"] == sha256_of(checkpoint)
     assert f"{MODEL}, 4 classes" in twins("inspect", checkpoint).out
+    assert record["conventions"]["mean"] == {"value": "123.675,116.28,103.53", "origin": "assumed"}
+    assert record["conventions"]["depths"] == {"value": "2,2,10,4", "origin": "weights"}
+    assert record["conventions"]["classes"] == {"value": "sky, road, tree, car", "origin": "file (CLASSES)"}
 
 
 def test_a_backbone_and_something_else(twins: Twins, checkpoint: Path, tmp_path: Path) -> None:
@@ -82,10 +91,69 @@ def test_a_backbone_and_something_else(twins: Twins, checkpoint: Path, tmp_path:
     state = torch.load(official, weights_only=True)["state_dict"]
     torch.save({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}, official)
     record = twins("inspect", official, "--json").json
-    assert (record["model"], record["backbone"], record["keys"]) == (None, "svt-s", "official")
+    assert (record["model"], record["backbone"], record["origin"]) == (None, "twins_svt-s", "official")
     torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "other.pth")
     record = twins("inspect", tmp_path / "other.pth", "--json").json
-    assert (record["model"], record["backbone"], record["parameters"]) == (None, None, 12)
+    assert (record["model"], record["fits"], record["parameters"]) == (None, False, 12)
+    assert "does not fit" in twins("inspect", tmp_path / "other.pth").out
+
+
+NEW = """
+data_preprocessor = dict(bgr_to_rgb=False, mean=[1, 2, 3], std=[4, 5, 6], size=(64, 96), type='SegDataPreProcessor')
+model = dict(
+    backbone=dict(num_heads=[2, 4, 8, 16], type='SVT', windiow_sizes=[7, 7, 7, 7]),
+    decode_head=dict(align_corners=False, ignore_index=254, num_classes=4, type='FPNHead'),
+    test_cfg=dict(crop_size=(64, 96), mode='slide', stride=(32, 48)),
+    type='EncoderDecoder')
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(keep_ratio=True, scale=(2048, 512), type='Resize'),
+    dict(reduce_zero_label=True, type='LoadAnnotations'),
+]
+"""
+OLD = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(type='EncoderDecoder', decode_head=dict(type='FPNHead', norm_cfg=norm_cfg), test_cfg=dict(mode='whole'))
+img_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)
+crop_size = (64, 96)
+train_pipeline = [dict(type='LoadAnnotations', reduce_zero_label=True), dict(type='RandomCrop', crop_size=crop_size)]
+test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(2048, 512), transforms=[
+    dict(type='Resize', keep_ratio=True), dict(type='Normalize', **img_norm_cfg)])]
+"""
+
+
+@pytest.mark.parametrize(("key", "text"), [("cfg", NEW), ("config", OLD)], ids=["mmseg 1.x", "mmseg 0.x"])
+def test_what_the_configuration_says_is_shown_with_its_place(
+    twins: Twins, checkpoint: Path, tmp_path: Path, key: str, text: str
+) -> None:
+    import torch
+
+    content = torch.load(checkpoint, weights_only=True)
+    content["meta"] = {key: text, **content["meta"]}
+    torch.save(content, tmp_path / "x.pth")
+    said = twins("inspect", tmp_path / "x.pth", "--json").json["conventions"]
+    new = key == "cfg"
+    mode = ("slide:64x96:32x48", "file (model.test_cfg)") if new else ("whole", "file (model.test_cfg)")
+    steps = "data_preprocessor" if new else "test_pipeline.0.transforms.1"
+    zero = "test_pipeline.2" if new else "train_pipeline.0"
+    resize = "test_pipeline.1" if new else "test_pipeline.0.transforms.0"
+    wanted = {
+        "mean": ("1,2,3", f"file ({steps}.mean)"),
+        "std": ("4,5,6", f"file ({steps}.std)"),
+        "channels": ("bgr", f"file ({steps}.{'bgr_to_rgb' if new else 'to_rgb'})"),
+        "test_scale": ("2048x512", "file (test_pipeline.1.scale)" if new else "file (test_pipeline.0.img_scale)"),
+        "keep_ratio": ("true", f"file ({resize}.keep_ratio)"),
+        "reduce_zero_label": ("true", f"file ({zero}.reduce_zero_label)"),
+        "ignore_index": ("254", "file (model.decode_head.ignore_index)") if new else ("255", "default"),
+        "train_size": ("64x96", f"file ({'data_preprocessor.size' if new else 'train_pipeline.1.crop_size'})"),
+        "test_mode": mode,
+        "padding": ("parity", "default"),
+        "classes": ("sky, road, tree, car", "file (CLASSES)"),
+        "num_heads": ("2,4,8,16", "file (model.backbone.num_heads)" if new else "default"),
+    }
+    assert {name: (said[name]["value"], said[name]["origin"]) for name in wanted} == wanted
+    shown = twins("inspect", tmp_path / "x.pth", "--convention", "mean=0,0,0")
+    assert "0,0,0" in shown.out and "although the file says 1,2,3" in shown.err
 
 
 def test_a_bundle_that_awaits_its_engine_says_so_and_whose_audit_it_has(

@@ -59,7 +59,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             compiled, shown = _compiled(path, value["info"], request)
             value, text = {**value, **compiled}, f"{text}\n\n{shown}"
     else:
-        value, text = _checkpoint(path)
+        from twins_trt.cli.inspect_checkpoint import describe_checkpoint
+
+        value, text = describe_checkpoint(path, request)
     console.result(value, text)
     return 0
 
@@ -233,64 +235,7 @@ def _layer(index: int, layer: Layer) -> str:
     return f"{index:3} {layer.type:<16} {layer.name}\n      {reads} -> {writes}\n      {', '.join(layer.nodes)}"
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:
-    from twins_trt.models.checkpoint import identify, identify_backbone, read_checkpoint
-
-    checkpoint = read_checkpoint(path)
-    state, meta = checkpoint.state_dict, checkpoint.meta
-    whole, backbone = identify(state), identify_backbone(state)
-    parameters = sum(value.numel() for value in state.values() if value.is_floating_point())
-    official = any(key.removeprefix("backbone.").startswith("blocks.") for key in state)
-    if whole is not None:
-        what = f"{whole[0]}, {whole[1]} classes"
-    elif backbone is not None:
-        what = f"the backbone twins_{'-'.join(backbone)}, {'official' if official else 'mmsegmentation'} key names"
-    else:
-        what = "none of the zoo's models"
-    plain = {key: value for key, value in meta.raw.items() if not isinstance(value, (list, dict))}
-    rows = [
-        ("checkpoint", f"{path}, {megabytes(path.stat().st_size)}"),
-        ("holds", what),
-        ("tensors", f"{len(state)}, {parameters / 1e6:.2f} M values"),
-        ("sha256", checkpoint.sha256),
-        ("classes", ", ".join(meta.classes) if meta.classes else "not named"),
-        *(("meta", f"{key}: {_short(value)}") for key, value in plain.items()),
-    ]
-    value = {
-        "kind": "checkpoint",
-        "path": str(path),
-        "size": path.stat().st_size,
-        "model": None if whole is None else whole[0],
-        "num_classes": None if whole is None else whole[1],
-        "backbone": None if backbone is None else "-".join(backbone),
-        "keys": "official" if official else "mmseg",
-        "tensors": len(state),
-        "parameters": parameters,
-        "sha256": checkpoint.sha256,
-        "classes": None if meta.classes is None else list(meta.classes),
-        "palette": None if meta.palette is None else [list(colour) for colour in meta.palette],
-        "meta": _finite(meta.raw),
-    }
-    return value, _rows(rows)
-
-
 def _rows(rows: list[tuple[str, str]]) -> str:
     """Two columns; a repeated name is shown once."""
     shown = [("" if i and rows[i - 1][0] == name else name, text) for i, (name, text) in enumerate(rows)]
     return table([(name, text) for name, text in shown])
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for NaN and infinities, which a checkpoint's meta may hold and JSON may not."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value

@@ -19,7 +19,7 @@ from twins_trt.errors import CheckpointError
 from twins_trt.models.checkpoint import CheckpointMeta, FileContent, check_finite, list_misfits, read_file, read_meta
 from twins_trt.models.conventions import Conventions
 from twins_trt.models.formats import Recognized, recognize
-from twins_trt.models.read_conventions import read_conventions
+from twins_trt.models.read_conventions import OWN, read_conventions
 from twins_trt.models.source import Source
 from twins_trt.models.widths import read_spec
 from twins_trt.models.zoo import MAX_CLASSES, ModelSpec, check_padding, get_spec, is_model
@@ -126,7 +126,7 @@ def examine(
     source = Source(
         checkpoint=Path(path).name,
         sha256=found.content.sha256,
-        origin=recognized.origin,
+        origin="twins-trt" if OWN in found.content.meta else recognized.origin,
         weights=found.content.taken,
         licence=told.licence or recognized.licence,
     )
@@ -217,12 +217,13 @@ def _fitting_names(told: Conventions, count: int, path: str | Path) -> Conventio
         classes = ("background", *classes) if classes is not None and len(classes) == 1 else classes
         palette = ((0, 0, 0), *palette) if palette is not None and len(palette) == 1 else palette
     if classes is not None and len(classes) != count:
-        log.warning("%s names %d classes but predicts %d: names dropped", path, len(classes), count)
+        log.warning("%s names %s but predicts %d: names dropped", path, _classes(len(classes)), count)
         classes = None
     if palette is not None and len(palette) != count:
-        log.warning("%s colours %d classes but predicts %d: palette dropped", path, len(palette), count)
+        log.warning("%s colours %s but predicts %d: palette dropped", path, _classes(len(palette)), count)
         palette = None
-    return replace(told, classes=classes, palette=palette)
+    facts = tuple(fact for fact in told.facts if fact.name != "classes" or classes is not None)
+    return replace(told, classes=classes, palette=palette, facts=facts)
 
 
 def _shown(names: tuple[str, ...]) -> str:

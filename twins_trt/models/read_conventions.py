@@ -265,7 +265,9 @@ def _with_flags(
 def _say(told: Conventions, parsed: ParsedConfig | None, path: str | Path) -> None:
     """Logs what a reader of masks should know: what was assumed, and what of the configuration could not be read."""
     if parsed is not None and parsed.missing_bases:
-        log.warning("%s: its configuration builds on files that are not there: %s", path, _few(parsed.missing_bases))
+        log.warning(
+            "%s: parts of its configuration are in files that are not there: %s", path, _few(parsed.missing_bases)
+        )
     if parsed is not None and parsed.unread:
         log.warning("%s: parts of its configuration were not understood: %s", path, _few(parsed.unread))
     if assumed := [fact for fact in told.facts if fact.origin == "assumed"]:

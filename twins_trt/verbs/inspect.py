@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from twins_trt.errors import UsageError
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.running import ENGINE_FLAG
+from twins_trt.verbs.groups.weights import reading_flags
 from twins_trt.verbs.kinds import NAMES, SWITCH, Kind
 
 Shape = tuple[int, ...]
@@ -22,7 +24,8 @@ class InspectRequest:
     path: a bundle, a graph or a checkpoint. verify: compare a bundle's files with their sha256. engine: the kind that
     is asked whether it can run a bundle here, of `runtime.engines.KINDS`, or `auto` for all kinds. targets: GPUs to
     compile a graph for; the result is audited. layers: list every kernel. shapes: the name and the min, opt and max
-    shape of each dynamic input, or their text `image:1x512x512x3:4x512x512x3:8x512x512x3`.
+    shape of each dynamic input, or their text `image:1x512x512x3:4x512x512x3:8x512x512x3`. padding, weights,
+    conventions: of a checkpoint, as in `BuildRequest`.
     Raises `UsageError` for a value of the wrong kind.
     """
 
@@ -32,6 +35,9 @@ class InspectRequest:
     targets: tuple[str, ...] = ()
     layers: bool = False
     shapes: tuple[Shapes, ...] = ()
+    padding: str | None = None
+    weights: str | None = None
+    conventions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         settle(self, TABLE)
@@ -83,6 +89,7 @@ TABLE: tuple[Flag, ...] = (
         group=GRAPHS,
         repeated=True,
     ),
+    *reading_flags("checkpoints"),
 )
 
 FLAGS = FlagTable(InspectRequest, TABLE)
