@@ -30,7 +30,7 @@ from twins_trt.builders.engine import EngineOptions, build_in_thread
 from twins_trt.builders.engine.audit import audit_layers
 from twins_trt.builders.export import ExportOptions, GraphInfo, export_graph
 from twins_trt.builders.export.export import write_graph
-from twins_trt.builders.gate import MAX_DROP, GateResult
+from twins_trt.builders.gate import GateResult, Thresholds
 from twins_trt.builders.gate.judge import Judge
 from twins_trt.builders.plan.precision_plan import PrecisionPlan, uniform_plan
 from twins_trt.builders.quantize import Quantization, QuantizedGraphs, check_int8, sites_of
@@ -94,7 +94,8 @@ class Ladder:
             target: replace(job.graph, target=target) for target in ("gpu", "cpu")
         }
         self.int8: Int8Options = job.int8
-        self.judge = Judge(self.model, job.gate, threads=arguments.threads, folder=work)
+        miou = self.model.conventions.miou
+        self.judge = Judge(self.model, job.gate, miou=miou, threads=arguments.threads, folder=work)
         self._quantizers: dict[str, QuantizedGraphs] = {}
         self.searched: float | None = None  # SmoothQuant's strength, once `rungs` has searched it
 
@@ -150,7 +151,7 @@ class Ladder:
         written = replace(self.exports[target], precision="fp32" if rung.plan else rung.precision)
         job = replace(self.job, graph=written, int8=self.int8 if rung.plan else None)
         candidate = gate_candidate(job, graph, self.facts, ships=not rung.cpu, engines={})
-        self.judge.thresholds = replace(self.judge.thresholds, max_drop=MAX_DROP[job.precision])
+        self.judge.thresholds = Thresholds.of(job.precision, min_images=self.judge.thresholds.min_images)
         result = self.judge(candidate, progress=progress)
         row = {"name": rung.name, "as_built": rung.as_built, "cpu": rung.cpu, **self._scores(result)}
         row["graph_bytes"] = graph.stat().st_size

@@ -77,10 +77,11 @@ class Tally:
         return int(np.count_nonzero(self.confusion.sum(1)))
 
     def miou(self) -> tuple[float, float, float]:
-        """The reference's mIoU, percent, and the ends of its 95 % interval over resampled images."""
+        """The reference's mIoU over the classes that the labels show, percent, and the ends of its 95 % interval over
+        resampled images."""
         counts = np.stack(self._counts)
-        low, high = interval(_miou(resample(counts)))
-        return float(_miou(counts.sum(0))), low, high
+        low, high = interval(_miou(_shown(resample(counts))))
+        return float(_miou(_shown(counts.sum(0)))), low, high
 
     def advantage(self) -> Advantage:
         """How far the reference lies above chance."""
@@ -145,6 +146,11 @@ def _miou(counts: Counts) -> npt.NDArray[np.float64]:
     """The mIoU of counts as `chance` takes them."""
     hits = counts[..., 0, :]
     return mean_iou(np.stack([hits, counts[..., 1, :] + counts[..., 2, :] - hits], axis=-2))
+
+
+def _shown(counts: Counts) -> Counts:
+    """The counts without classes that no label has."""
+    return np.where(counts[..., 1:2, :] > 0, counts, 0)
 
 
 def _thinned(classes: UInt8Array) -> UInt8Array:

@@ -36,7 +36,9 @@ _FAR = 10.0  # points of mIoU by which another reading of the labels has to be b
 class ReferenceCheck:
     """What the reference's score says of it.
 
-    miou: on the judged images, percent, with its 95 % interval `low` to `high` over resampled images. recorded: the
+    miou: on the judged images, percent, over the classes that their labels show, with its 95 % interval `low` to `high`
+    over resampled images. A few images show few classes, and a class that the masks alone have says little of the rest;
+    where the labels show every class it is the mIoU of `GateResult.reference`. recorded: the
     mIoU that it is compared with, percent; None if none was recorded. chance: the mIoU of masks that know nothing of
     their images. foreign: the mIoU that its masks reach on labels of other images in at most one of a hundred shuffles,
     and own: theirs on their own labels, both on the pixels that were kept for it. Each is None where it decides
@@ -109,9 +111,12 @@ def check_reference(tally: Tally, *, recorded: float | None, seeded: bool) -> Re
         found = _behind_record(found, recorded) if recorded is not None else _within_chance(found, tally)
         if recorded is None or found.doubts:
             found = _beside_others(found, tally, decides=recorded is None)
-        doubts, hints = [*doubts, *found.doubts], [*hints, *found.causes, *_from_confusion(tally, found.miou)]
+        doubts += found.doubts
     if not doubts:
         return found
+    if tally.confusion.any() and not seeded:
+        hints += _from_confusion(tally, found.miou)
+    hints += found.causes
     fits = found.own is not None and found.foreign is not None and found.own > found.foreign
     ranked = dict.fromkeys((*hints, *(each for each in CAUSES if not (fits and each == OTHER_LABELS)), OTHER_LABELS))
     return replace(found, doubts=tuple(doubts), causes=tuple(ranked))
@@ -146,7 +151,7 @@ def _within_chance(found: ReferenceCheck, tally: Tally) -> ReferenceCheck:
     found = replace(found, chance=advantage.chance)
     if advantage.low > _ROUNDING:
         return found
-    within = f"its mIoU of {found.miou:.2f} is not above chance, which gives {advantage.chance:.2f}"
+    within = f"its mIoU of {advantage.miou:.2f} is not above chance, which gives {advantage.chance:.2f}"
     return replace(found, doubts=(within,))
 
 
@@ -170,8 +175,9 @@ def _from_confusion(tally: Tally, miou: float) -> list[str]:
     down[:-1], up[1:] = counts[1:], counts[:-1]
     renamed = counts[:, _best_order(counts)]
     tried = ((ZERO_IS_VOID, down), (ZERO_IS_VOID, up), (OTHER_ORDER, renamed))
-    better = [(cause, miou_of(each)) for cause, each in tried]
-    return [cause for cause, score in better if score > max(2 * miou, miou + _FAR)][:1]
+    # The first of equals: every other count of the classes is also another order.
+    cause, score = max(((cause, round(miou_of(each))) for cause, each in tried if each.any()), key=lambda each: each[1])
+    return [cause] if score > max(2 * miou, miou + _FAR) else []
 
 
 def _best_order(counts: npt.NDArray[np.int64]) -> list[int]:

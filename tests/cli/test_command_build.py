@@ -178,6 +178,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
             max_drop=0.75,
             min_images=40,
             min_agreement=0.98,
+            accept_reference=True,
             fallback=False,
             max_evaluations=5,
             threads=2,
