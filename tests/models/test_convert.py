@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.origins import official_shapes
+from tests.models.origins import mmpretrain_shapes, official_shapes, sssegmentation_shapes
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.models import build_model, get_spec, list_models
 from twins_trt.models import convert as module
@@ -336,3 +336,43 @@ def test_the_trained_checkpoint_survives_both_ways(camvid_checkpoint: Path, tmp_
     original, back = read_checkpoint(camvid_checkpoint), read_checkpoint(tmp_path / "back.pth")
     assert_equal(back.state_dict, original.state_dict)
     assert back.meta.classes == original.meta.classes
+
+
+# --- other projects and wrappers ---
+
+
+def test_files_behind_wrappers_are_converted(models: dict[str, Segmentor], tmp_path: Path) -> None:
+    state = models["svt"].state_dict()
+    wrapped = {f"model.module._orig_mod.{key}": value for key, value in state.items()} | {"loss.w": torch.zeros(1)}
+    torch.save({"state_dict": wrapped}, tmp_path / "a.pth")
+    there = convert_file(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert there.direction == "to_official" and set(there.dropped) == {"loss.w"}
+    assert_equal(convert_state_dict(there.state_dict).state_dict, state)
+
+
+def test_sssegmentation_and_mmpretrain_are_converted(tmp_path: Path) -> None:
+    spec = get_spec("twins_svt-s_upernet")
+    torch.save({"model": filled(sssegmentation_shapes(spec))}, tmp_path / "a.pth")
+    there = convert_file(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert (there.direction, there.variant, there.dropped) == ("to_mmseg", "s", {})
+    loaded = build_model("twins_svt-s_upernet", 150, tmp_path / "b.pth").state_dict()
+    assert set(loaded) == set(there.state_dict)
+    assert_equal(*({k: v for k, v in each.items() if "tracked" not in k} for each in (loaded, there.state_dict)))
+
+    torch.save({"state_dict": filled(mmpretrain_shapes(spec))}, tmp_path / "c.pth")
+    there = convert_file(tmp_path / "c.pth", tmp_path / "d.pth")
+    assert (there.direction, there.family, there.variant) == ("to_mmseg", "svt", "s")
+    assert len(there.dropped) == 4 and all(key.startswith("backbone.") for key in there.state_dict)
+    with pytest.raises(CheckpointError, match="have mmpretrain keys, which to_official does not start from"):
+        convert_file(tmp_path / "c.pth", tmp_path / "e.pth", direction="to_official")
+
+
+def test_an_incomplete_backbone_is_not_written(tmp_path: Path) -> None:
+    state = filled(mmpretrain_shapes(get_spec("twins_svt-s_fpn")))
+    del state["backbone.stages.0.0.norm1.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"does not fit svt-s's backbone: 1 missing \(backbone\.layers\.0\.0\.nor"
+    ):
+        convert_file(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert not (tmp_path / "b.pth").exists()

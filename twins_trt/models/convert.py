@@ -8,9 +8,8 @@ official code's blocks use eps 1e-6, mmsegmentation's 1e-5.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.files import whole_file
-from twins_trt.models.checkpoint import Checkpoint, identify, identify_backbone, list_misfits, read_checkpoint
-from twins_trt.models.formats import BACKBONE, HEADS
-from twins_trt.models.key_names import UNUSED, key_style, lsa_blocks, mmseg_to_official, official_to_mmseg
+from twins_trt.models.checkpoint import Checkpoint, identify_backbone, list_misfits, read_checkpoint
+from twins_trt.models.examine import AUXILIARY, CLASSIFIER, expected_tensors
+from twins_trt.models.formats import BACKBONE, HEADS, recognize
+from twins_trt.models.key_names import key_style, lsa_blocks, mmseg_to_official, official_to_mmseg
+from twins_trt.models.widths import backbone_spec, read_spec
 from twins_trt.spelling import spelled
 from twins_trt.version import __version__
 
@@ -29,6 +30,8 @@ log = logging.getLogger("twins_trt")
 
 DIRECTIONS = ("to_mmseg", "to_official")
 FAMILIES = ("pcpvt", "svt")
+
+AFTER_STAGES = f"{BACKBONE}norm_list."
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,7 @@ def convert_file(
     if dst.is_dir():
         raise UsageError(f"{dst} is a directory", "name the file to write in it")
     checkpoint = read_checkpoint(src)
-    try:
-        converted = convert_state_dict(checkpoint.state_dict, family=family, direction=direction)
-    except CheckpointError as error:
-        raise CheckpointError(f"{src}: {error.cause}", error.fix) from error
+    converted = _convert(checkpoint.state_dict, src, family=family, direction=direction)
     if converted.direction == "to_mmseg":
         _check_complete(converted, src)
     else:
@@ -129,20 +129,40 @@ def convert_file(
     return converted
 
 
+def _convert(weights: Mapping[str, Tensor], src: Path, *, family: str | None, direction: str | None) -> ConvertedState:
+    """The weights of a file of any origin that `recognize` knows, without what wrappers add to their names."""
+    recognized = recognize(weights, src)
+    state: Mapping[str, Tensor] = recognized.state_dict
+    if not any(BACKBONE in key or "backbone_net." in key for key in weights):
+        state = {key.removeprefix(BACKBONE): value for key, value in state.items()}
+    is_foreign = recognized.origin not in ("", "mmseg")
+    if is_foreign and direction == "to_official":
+        raise CheckpointError(
+            f"{src}: the weights have {recognized.origin} keys, which to_official does not start from", "use to_mmseg"
+        )
+    try:
+        other = convert_state_dict(state, family=family, direction="to_official" if is_foreign else direction)
+    except CheckpointError as error:
+        raise CheckpointError(f"{src}: {error.cause}", error.fix) from error
+    dropped = {**recognized.dropped, **other.dropped}
+    if is_foreign:
+        return ConvertedState(dict(state), other.family, other.variant, "to_mmseg", dropped)
+    return replace(other, dropped=dropped)
+
+
 def load_backbone(model: nn.Module, path: str | Path) -> Checkpoint:
     """Loads a backbone's weights into a whole model, all or nothing, for fine-tuning. Heads keep their values.
 
-    path: classification weights of the official repository or timm, mmsegmentation's converted ones, or a whole model's
-    checkpoint, whose backbone is taken. Classification weights have no `norm_list`, which SVT needs: the model then
-    keeps its own, and a log line says so.
+    path: classification weights of the official repository, timm or mmpretrain, mmsegmentation's converted ones, or a
+    whole model's checkpoint, whose backbone is taken. Classification weights have no `norm_list`, which SVT needs: the
+    model then keeps its own, and a log line says so. The model also keeps its epsilons and its padding, which
+    `recognize` tells of the file's project.
     Returns the checkpoint as it was read. Raises `CheckpointError`, and leaves the model untouched, for another
     backbone.
     """
     checkpoint = read_checkpoint(path)
-    weights: Mapping[str, Tensor] = checkpoint.state_dict
-    if any(re.match(r"(backbone\.)?blocks\.", key) for key in weights):
-        weights = convert_state_dict(weights, direction="to_mmseg").state_dict
-    backbone = {key: value for key, value in _separate(weights)[0].items() if key.partition(".")[0] not in UNUSED}
+    weights = recognize(checkpoint.state_dict, path).state_dict
+    backbone = {key.removeprefix(BACKBONE): value for key, value in weights.items() if key.startswith(BACKBONE)}
     expected = {k.removeprefix(BACKBONE): v for k, v in model.state_dict().items() if k.startswith(BACKBONE)}
     if not any(key.startswith("norm_list.") for key in backbone):
         absent = [key for key in expected if key.startswith("norm_list.")]
@@ -173,26 +193,27 @@ def _separate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def _check_complete(converted: ConvertedState, src: Path) -> None:
-    """Raises `CheckpointError` where weights under mmseg's keys do not fit the zoo model that they resemble."""
-    from twins_trt.models.segmentor import build_model
-
+    """Raises `CheckpointError` where weights under mmseg's keys lack a tensor of their model, or its shape."""
     if converted.variant is None:
         log.warning("%s: widths and depths are none of the zoo's backbones; converted by name only", src)
         return
-    whole = identify(converted.state_dict)
-    name, classes = whole or (f"twins_{converted.family}-{converted.variant}_fpn", 150)
-    expected: Mapping[str, Tensor] = build_model(name, classes).state_dict()
-    have: Mapping[str, Tensor] = converted.state_dict
-    if whole is None:
-        expected = _separate(expected)[0]
-        have = _separate(have)[0]
-    optional = ("auxiliary_head.", "norm_list.") if whole is None else ("auxiliary_head.",)
-    for prefix in optional:
-        if not any(key.startswith(prefix) for key in have):
-            expected = {key: value for key, value in expected.items() if not key.startswith(prefix)}
-    if misfits := list_misfits(have, expected):
-        what = name if whole else f"{converted.family}-{converted.variant}'s backbone"
-        raise CheckpointError(f"{src} does not fit {what}: {misfits}", "use a complete checkpoint")
+    have = {key if key.startswith((BACKBONE, *HEADS)) else BACKBONE + key: v for key, v in converted.state_dict.items()}
+    classifier = have.get(CLASSIFIER)
+    if classifier is not None and classifier.ndim == 4:
+        spec = read_spec(have, src)
+        name, ignored = spec.name, [AUXILIARY]
+        expected = expected_tensors(spec, int(classifier.shape[0]))
+    else:
+        backbone = backbone_spec(have, src)
+        assert backbone is not None  # it has a patch embedding
+        name, ignored = f"{backbone.family}-{backbone.variant}'s backbone", list(HEADS)
+        expected = expected_tensors(replace(backbone, head="fpn"), 1)
+        if not any(key.startswith(AFTER_STAGES) for key in have):  # classifiers have none
+            ignored.append(AFTER_STAGES)
+    needed = {key: value for key, value in expected.items() if not key.startswith(tuple(ignored))}
+    needed = {key: value for key, value in needed.items() if not key.endswith("num_batches_tracked")}
+    if misfits := list_misfits({key: value for key, value in have.items() if key in needed}, needed):
+        raise CheckpointError(f"{src} does not fit {name}: {misfits}", "use a complete checkpoint")
 
 
 def _write(content: dict[str, Any], dst: Path) -> None:
