@@ -125,10 +125,11 @@ def find_normalization(config: MmsegConfig) -> dict[str, Said]:
     part, place = config.mapping("model.data_preprocessor", "data_preprocessor")
     if part:
         kind = plain_type(part)
-        if kind not in ("", "SegDataPreProcessor"):
+        if kind not in ("", "SegDataPreProcessor", "ClsDataPreprocessor"):
             raise config.refuse(f"{place}.type", kind, "twins-trt knows SegDataPreProcessor alone")
-        turned = part.get("bgr_to_rgb") is True or part.get("rgb_to_bgr") is True
-        found = {"channels": Said("rgb" if turned else "bgr", f"{place}.bgr_to_rgb")}
+        turning = "to_rgb" if "to_rgb" in part else "bgr_to_rgb"  # mmpretrain's name, mmseg's
+        turned = part.get(turning) is True or part.get("rgb_to_bgr") is True
+        found = {"channels": Said("rgb" if turned else "bgr", f"{place}.{turning}")}
         unscaled = part.get("mean") is None
         for name, none in (("mean", [0, 0, 0]), ("std", [1, 1, 1])):
             found[name] = Said(none if unscaled else part.get(name), f"{place}.{name}")

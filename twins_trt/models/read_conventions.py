@@ -24,6 +24,7 @@ from twins_trt.models.mmseg_config import (
     find_test_padding,
     find_test_scale,
     find_train_size,
+    plain_type,
 )
 from twins_trt.models.mmseg_model import THRESHOLD, ModelNumbers, read_model
 from twins_trt.models.zoo import ModelSpec, check_threshold
@@ -32,6 +33,8 @@ log = logging.getLogger("twins_trt")
 
 OWN = "twins_trt"
 """The key of `meta` under which our own checkpoints keep their conventions."""
+CLASSIFIER = "ImageClassifier"
+"""The type of mmpretrain's models, whose backbones are fine-tuned."""
 SPEC_FIELDS = ("num_heads", "window_size", "norm_eps", "block_norm_eps", "drop_path_rate")
 """Fields of a spec that no tensor tells."""
 
@@ -58,8 +61,10 @@ def read_conventions(
         told, numbers = _read_own(own, path)
         return _with_flags(told, numbers, asked, num_logits)
     config, parsed = _configuration(meta, path)
-    found = _found(config, asked, path)
-    numbers = read_model(config, aligned=asked.get("align_corners"))
+    if plain_type(config.mapping("model")[0]) == CLASSIFIER:  # of its tests and its head, fine-tuning takes nothing
+        found, numbers = find_normalization(config), ModelNumbers()
+    else:
+        found, numbers = _found(config, asked, path), read_model(config, aligned=asked.get("align_corners"))
     told = _told(config, meta, found, numbers, padding=padding, num_logits=num_logits)
     told, numbers = _with_flags(told, numbers, asked, num_logits)
     if origin:
