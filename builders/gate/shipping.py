@@ -6,10 +6,11 @@ import math
 import shlex
 from collections.abc import Sequence
 
+from twins_trt.builders.gate.options import limit_words
 from twins_trt.profiling.results import Ratio
 from twins_trt.profiling.speed import times_as_fast
 from twins_trt.runtime import Bundle
-from twins_trt.runtime.judged import gate_outdated, judge_again
+from twins_trt.runtime.judged import doubts_of, gate_outdated, judge_again
 from twins_trt.runtime.manifest import GATE, PACK
 
 ACCURACY = ("fp32", "fp16", "int8")
@@ -39,7 +40,7 @@ def advise(ours: Named, theirs: Named, *, passed: bool, ratio: Ratio) -> tuple[s
     (first, bundle), (second, other) = order
     if bundle.manifest.gate == "passed":
         return first, f"ship {first}: {why}{_unless_measured(bundle)}"
-    lacks = f"has {'failed' if bundle.manifest.gate == 'failed' else 'not passed'} its accuracy gate"
+    lacks = f"has {_failed(bundle) if bundle.manifest.gate == 'failed' else 'not passed'} its accuracy gate"
     judge = f"judge it: {gate_command(bundle)}"
     if other.manifest.gate == "passed":
         hint = "" if bundle.manifest.gate == "failed" else f"; {judge}"
@@ -63,9 +64,14 @@ def _unless_measured(bundle: Bundle) -> str:
 
 
 def gate_command(bundle: Bundle) -> str:
-    """The command that judges a bundle's accuracy on a device."""
+    """The command that judges a bundle's accuracy on a device, by the limits of its last verdict."""
     pack: Sequence[str] = () if PACK in bundle.files else ("--pack", "FILE")
-    return shlex.join(["twins-trt", "gate", str(bundle.path), *pack])
+    return shlex.join(["twins-trt", "gate", str(bundle.path), *pack, *limit_words(bundle)])
+
+
+def _failed(bundle: Bundle) -> str:
+    """The word for a failure. A doubtful reference says nothing of the engine."""
+    return "not passed, for a doubtful reference," if doubts_of(bundle.read_json(GATE)) else "failed"
 
 
 def _inaccuracy(bundle: Bundle) -> tuple[int, float]:

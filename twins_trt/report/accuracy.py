@@ -28,7 +28,7 @@ from twins_trt.report.blocks import (
 )
 from twins_trt.report.charts import Interval, intervals
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
-from twins_trt.runtime.judged import gate_outdated, judge_again
+from twins_trt.runtime.judged import doubts_of, gate_outdated, judge_again
 from twins_trt.spelling import spelled
 
 PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
@@ -114,6 +114,9 @@ def _outcome(gate: Any) -> list[Note]:
     if found := simulation_text(gate):
         differs = pick(gate, "simulation", "passed") is not pick(gate, "passed")
         notes.append(Note(f"In simulation it had {found}.", "warn" if differs else "plain"))
+    if _passed(gate) and (doubts := doubts_of(gate)):
+        notes.append(Note(f"The reference is doubtful, and was accepted: {', and '.join(doubts)}.", "warn"))
+    notes += [Note(f"Likely cause: {cause}.", "plain") for cause in pick_list(gate, "reference_check", "causes")]
     if pick(gate, "seeded") is True:
         notes.append(Note("Random weights: the scores mean nothing.", "warn"))
     return notes
@@ -126,7 +129,8 @@ def finding_text(gate: Any) -> str:
     equal = "" if agreement is None else f"{100 * agreement:.3f} % of the pixels equal"
     drop, engine = _interval_text(gate), pick_text(gate, "engine")
     where = f"{engine} on {pick_text(gate, 'measured_on')}" if engine else ""
-    return ", ".join(part for part in (f"drop {drop}" if drop else "", equal, where) if part)
+    accepted = "a doubtful reference, accepted" if _passed(gate) and doubts_of(gate) else ""
+    return ", ".join(part for part in (f"drop {drop}" if drop else "", equal, where, accepted) if part)
 
 
 def simulation_text(gate: Any) -> str:
@@ -151,6 +155,7 @@ def _gate_facts(gate: Any, bound: float | None) -> Facts:
             ("Drop", _interval_text(gate)),
             ("Allowed drop", "" if bound is None else f"{bound:g} points, for the interval's upper end"),
             ("Equal pixels", _percent(_times(100, pick_number(gate, "agreement")), 3)),
+            ("Asked of equal pixels", _percent(_times(100, pick_number(gate, "thresholds", "min_agreement")), 1)),
             ("A second run", repeats.get(pick(gate, "repeats"), "")),
             ("Masks of a batch", batches.get(pick(gate, "batch_agrees"), "")),
             ("Measured on", pick_text(gate, "measured_on")),

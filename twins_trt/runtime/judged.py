@@ -63,6 +63,16 @@ def gate_outdated(bundle: Bundle, *, kind: str = "auto", compiled: EngineFile | 
     )
 
 
+def doubts_of(judged: Any) -> tuple[str, ...]:
+    """What a verdict says against its own reference, in words; empty if nothing, or if it cannot be read.
+
+    judged: the content of `gate.json`. A reference that was accepted keeps its doubts.
+    """
+    check = judged.get("reference_check") if isinstance(judged, dict) else None
+    doubts = check.get("doubts") if isinstance(check, dict) else None
+    return tuple(map(str, doubts)) if isinstance(doubts, list) else ()
+
+
 def judge_again(bundle: Bundle) -> str:
     """The command that judges a bundle again on its device, by the limits of its last verdict."""
     try:
