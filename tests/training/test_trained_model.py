@@ -19,6 +19,7 @@ from twins_trt.data import Preprocessing, open_dataset
 from twins_trt.data.preprocessing import normalized_planes
 from twins_trt.errors import CheckpointError, TrainingError
 from twins_trt.evaluation import evaluate_model
+from twins_trt.inference.modes import InferenceMode
 from twins_trt.models import build_model, zoo
 from twins_trt.models.convert import convert_state_dict
 from twins_trt.models.examine import examine
@@ -138,8 +139,8 @@ def test_validation_tests_as_the_file_says(options: Options, tmp_path: Path) -> 
     model = build_model(checkpoint=report.last)
     assert model.conventions.test_mode.name == "slide"
     data = open_dataset(str(run.data), split="val")
-    mode = model.conventions.test_mode
-    slid = evaluate_model(model, data, mode=mode_of_test(mode), preprocessing=model.conventions.preprocessing)
+    mode = InferenceMode("slide", crop=(48, 48), stride=(32, 32))
+    slid = evaluate_model(model, data, mode=mode, preprocessing=model.conventions.preprocessing)
     whole = evaluate_model(model, data, mode="whole", preprocessing=model.conventions.preprocessing)
     assert report.miou == pytest.approx(slid.scores.miou, abs=1e-9)
     assert report.miou != pytest.approx(whole.scores.miou, abs=1e-3)

@@ -218,6 +218,7 @@ class _Run:
                     scores = evaluate_model(
                         model,
                         self._val.first(self.options.val_limit),
+                        mode=self._model.inference_mode,
                         preprocessing=self._model.conventions.preprocessing,
                         options=EvaluationOptions(progress=self._validating),
                     ).scores

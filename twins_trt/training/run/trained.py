@@ -12,6 +12,7 @@ import numpy as np
 from twins_trt.codec import decode, encode
 from twins_trt.data.datasets import Dataset
 from twins_trt.errors import DataError, TrainingError, UsageError
+from twins_trt.inference.modes import InferenceMode
 from twins_trt.models.convention_flags import read_flags
 from twins_trt.models.conventions import Conventions, Fact, Origin, TestMode
 from twins_trt.models.mmseg_model import THRESHOLD
@@ -40,6 +41,14 @@ class TrainedModel:
     spec: ModelSpec
     num_classes: int
     conventions: Conventions
+
+    @property
+    def inference_mode(self) -> InferenceMode:
+        """How the model is validated: as its conventions say that it is tested."""
+        mode = self.conventions.test_mode
+        if mode.crop is None or mode.stride is None:
+            return InferenceMode()
+        return InferenceMode(mode.name, crop=mode.crop, stride=mode.stride)
 
     def build(self) -> Segmentor:
         """The model with PyTorch's initial weights."""
