@@ -30,7 +30,8 @@ ENGINE = "model.plan"
 # Values of the configurations.
 BILINEAR = 1  # NvBufSurfTransformInter_Bilinear
 WHOLE_FRAMES = 1
-PLANES, RGB, RAW_TENSORS = 0, 0, 100
+PLANES, RAW_TENSORS = 0, 100
+COLOURS = {"rgb": 0, "bgr": 1}  # model-color-format; offsets are in this order
 
 
 def resolve(bundle: Bundle, options: HandoffOptions) -> Handoff:
@@ -51,6 +52,8 @@ def _check(bundle: Bundle) -> Size:
         faults["--input"] = ("gives a mask from planes, Gst-nvinfer knows no uint8 tensors", "uint8")
     if not for_nvinfer and isinstance(interface.image.shape[0], int):
         faults["--batch"] = ("takes a fixed batch, Gst-nvinferserver fills batches as frames come", "1:4:16")
+    if interface.output("mask") is None and interface.output("logits") is None:
+        faults["--outputs"] = ("gives no mask, which DeepStream's probe reads", "mask")
     if interface.size is None:
         faults["--size"] = ("has a dynamic size, DeepStream scales every frame to one", "512x512")
     if faults or interface.size is None:
@@ -78,7 +81,7 @@ def nvinferserver_config(interface: GraphInterface, name: str, largest: int) -> 
             "output_mem_type": Symbol("MEMORY_TYPE_CPU"),  # where mask_probe.py reads it
         },
         "preprocess": {
-            "network_format": Symbol("IMAGE_FORMAT_RGB"),
+            "network_format": Symbol("IMAGE_FORMAT_RGB"),  # pixels are RGB, whatever the network's own order is
             "tensor_order": Symbol("TENSOR_ORDER_NHWC"),
             "tensor_name": interface.image.name,
             "maintain_aspect_ratio": 0,
@@ -125,7 +128,7 @@ def nvinfer_config(interface: GraphInterface, size: Size, largest: int) -> str:
         "output-blob-names": interface.outputs[0].name,
         "infer-dims": f"3;{height};{width}",
         "network-input-order": PLANES,
-        "model-color-format": RGB,
+        "model-color-format": COLOURS[interface.preprocessing.channels],
         "maintain-aspect-ratio": 0,
         "scaling-filter": BILINEAR,
         "net-scale-factor": f"{net_scale(interface.preprocessing):.9g}",
@@ -154,7 +157,7 @@ def _handoff(
 ) -> Handoff:
     """Adds what both elements need: labels, the probe, and a README that says how to run it."""
     interface = bundle.interface
-    output = interface.output("mask") or interface.outputs[0]
+    output = interface.output("mask") or interface.output("logits") or interface.outputs[0]
     model = {
         "size": list(size),
         "output": {"name": output.name, "dtype": output.dtype, "shape": list(output.shape[1:])},

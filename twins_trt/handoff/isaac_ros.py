@@ -38,12 +38,17 @@ def resolve(bundle: Bundle, options: HandoffOptions) -> Handoff:
 
 
 def model_facts(interface: GraphInterface, size: Size) -> dict[str, object]:
-    """The values that launch file and decoder read. mean, std: of values in [0, 1], as the encoder takes them."""
+    """The values that launch file and decoder read.
+
+    encoding: of the images that the encoder normalizes, in the network's order of channels. mean, std: in this order,
+    of values in [0, 1], as the encoder takes them.
+    """
     preprocessing = interface.preprocessing
     return {
         "size": list(size),
         "input": interface.image.name,
         "output": interface.outputs[0].name,
+        "encoding": f"{preprocessing.channels}8",
         "mean": [value / 255 for value in preprocessing.mean],
         "std": [value / 255 for value in preprocessing.std],
         "classes": list(interface.classes),

@@ -144,8 +144,9 @@ def _parameters(manifest: Manifest) -> dict[str, str]:
     values = {
         "classes": list(interface.classes),
         "palette": [list(colour) for colour in interface.palette],
-        "mean": list(interface.preprocessing.mean),
+        "mean": list(interface.preprocessing.mean),  # in the order of `channels`
         "std": list(interface.preprocessing.std),
+        "channels": interface.preprocessing.channels,
         "normalised_inside": interface.layout == "NHWC",  # spelled as in repositories that clients read
         "padding": manifest.padding,
         "precision": manifest.precision,
@@ -175,9 +176,12 @@ def _notes(manifest: Manifest, chosen: Chosen) -> list[str]:
     else:
         notes.append(f"Triton has to come with TensorRT {chosen.first.version}, which wrote the engine")
     if interface.layout == "NCHW":
-        notes.append("clients have to resize and normalize: mean and std are among the model's parameters")
-    if interface.output("mask") is None:
+        order = ", in BGR" if interface.preprocessing.channels == "bgr" else ""
+        notes.append(f"clients have to resize and normalize{order}: mean and std are among the model's parameters")
+    if interface.output("mask") is None and interface.output("logits") is not None:
         notes.append("clients have to resize the logits to the image's size and take the argmax")
+    if interface.threshold is not None and interface.output("probability") is not None:
+        notes.append(f"a pixel is {interface.classes[1]} where its probability is above {interface.threshold:g}")
     return notes
 
 
@@ -185,7 +189,7 @@ def _readme(interface: GraphInterface, name: str, notes: list[str]) -> str:
     image = interface.image
     shape = [dim if isinstance(dim, int) else dim.lower() for dim in image.shape]
     pixels = ", ".join("1" if i == 0 else str(dim) for i, dim in enumerate(shape))
-    wanted = "mask" if interface.output("mask") is not None else "logits"
+    wanted = "mask" if interface.output("mask") is not None else interface.outputs[0].name
     return f"""# {name}, for NVIDIA Triton Inference Server
 
     docker run --rm --gpus all -p 8000:8000 -v "$PWD:/models" nvcr.io/nvidia/tritonserver:TAG \\

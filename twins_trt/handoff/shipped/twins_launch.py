@@ -35,7 +35,7 @@ def generate_launch_description() -> LaunchDescription:
         # Stretched to the network's size, as in the model's evaluation. Padding would shift the mask against the image.
         "enable_padding": "True",
         "keep_aspect_ratio": "False",
-        "encoding_desired": "rgb8",
+        "encoding_desired": model["encoding"],
         "final_tensor_name": "input_tensor",
         "image_input_topic": LaunchConfiguration("image"),
         "camera_info_input_topic": LaunchConfiguration("camera_info"),
