@@ -54,6 +54,12 @@ class Preprocessing:
         step = 1 if self.channels == "rgb" else -1
         return self.mean[::step], self.std[::step]
 
+    @property
+    def mean_colour(self) -> npt.NDArray[np.uint8]:
+        """uint8 [3], RGB: what fills the part of an input that its image does not cover. Normalized it is about 0."""
+        colour: npt.NDArray[np.uint8] = np.rint(np.clip(self.statistics[0], 0, 255)).astype(np.uint8)
+        return colour
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_json`. Raises UsageError on a field this version does not know or cannot read."""

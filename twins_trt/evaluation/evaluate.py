@@ -102,8 +102,8 @@ def evaluate_model(
     """Scores a PyTorch model with mmsegmentation's test pipeline, one image at a time, on the device it lies on.
 
     model: as `build_model` makes it (float32 [N, 3, H, W] -> logits). mode: `whole`, `slide`, `ms_flip`,
-    `slide_ms_flip` or an InferenceMode. preprocessing: by default mmseg's normalization at the image's own size; ADE20K
-    is scored with `ADE20K_TEST`.
+    `slide_ms_flip` or an InferenceMode. preprocessing: by default the checkpoint's own, or mmseg's normalization at the
+    image's own size where it says nothing; ADE20K is scored with `ADE20K_TEST`.
     Raises DataError if the data set has no labels or other classes than the model, ImageError on a broken image.
     """
     try:
@@ -116,9 +116,12 @@ def evaluate_model(
     warn_of_other_classes(tuple(getattr(getattr(model, "meta", None), "classes", None) or ()), dataset)
     spec = getattr(model, "spec", None)
 
+    told = getattr(model, "conventions", None)
+    class_logits = getattr(model, "class_logits", lambda logits: logits)
+
     def predict(pixels: npt.NDArray[np.float32]) -> Logits:
         with torch.inference_mode():
-            return model(torch.from_numpy(pixels).to(device))
+            return class_logits(model(torch.from_numpy(pixels).to(device)))
 
     was_training = model.training
     model.eval()
@@ -127,7 +130,8 @@ def evaluate_model(
             predict,
             dataset,
             mode=mode,
-            preprocessing=preprocessing,
+            preprocessing=preprocessing or (None if told is None else told.preprocessing),
+            threshold=getattr(model, "threshold", None),
             name=name or (spec.name if spec is not None else type(model).__name__),
             num_classes=num_classes,
             options=options,
@@ -142,19 +146,21 @@ def evaluate_logits(
     *,
     mode: str | InferenceMode = "whole",
     preprocessing: Preprocessing | None = None,
+    threshold: float | None = None,
     name: str = "logits",
     num_classes: int | None = None,
     options: EvaluationOptions | None = None,
 ) -> EvalResult:
     """Scores a network: float32 [1, 3, H, W], normalized RGB -> logits [1, C, h, w] (NumPy or torch).
 
-    num_classes: C; by default as many as the data set names. The other arguments are those of `evaluate_model`.
+    num_classes: C; by default as many as the data set names. threshold: as `predict_mask` takes it. The other arguments
+    are those of `evaluate_model`.
     """
     mode = inference_mode(mode)
     preprocessing = preprocessing or Preprocessing()
 
     def predict_whole(image: UInt8Array) -> UInt8Array:
-        return predict_mask(predict, image, preprocessing=preprocessing, mode=mode)
+        return predict_mask(predict, image, preprocessing=preprocessing, mode=mode, threshold=threshold)
 
     result = evaluate_masks(predict_whole, dataset, name=name, mode=mode.name, num_classes=num_classes, options=options)
     return replace(result, preprocessing=preprocessing)

@@ -63,7 +63,7 @@ def place(image: UInt8Array, fit: Fit, interface: GraphInterface) -> npt.NDArray
     pixels = resize_image(image, fit.inner)
     if fit.canvas != fit.inner:
         canvas = np.empty((*fit.canvas, 3), np.uint8)
-        canvas[:] = np.rint(interface.preprocessing.mean).astype(np.uint8)
+        canvas[:] = interface.preprocessing.mean_colour
         canvas[: fit.inner[0], : fit.inner[1]] = pixels
         pixels = canvas
     if interface.layout == "NHWC":
@@ -79,6 +79,16 @@ def unfit_mask(mask: UInt8Array, fit: Fit) -> UInt8Array:
     if mask.shape != fit.canvas:
         raise EngineError(f"the engine gave a mask of {list(mask.shape)} for an image of {list(fit.canvas)}")
     return resize_mask(mask[: fit.inner[0], : fit.inner[1]], fit.original)
+
+
+def unfit_plane(plane: FloatArray, fit: Fit) -> FloatArray:
+    """A value for every pixel of the canvas, float32 [h, w], at the image's own size: without padding, then bilinear.
+
+    Raises EngineError if the plane does not have the canvas's size.
+    """
+    if plane.shape != fit.canvas:
+        raise EngineError(f"the engine gave a plane of {list(plane.shape)} for an image of {list(fit.canvas)}")
+    return resize_plane(plane[: fit.inner[0], : fit.inner[1]], fit.original)
 
 
 def logits_to_mask(logits: npt.NDArray[np.floating], fit: Fit) -> UInt8Array:

@@ -21,9 +21,11 @@ class GraphInterface:
     """A graph's input and outputs, its classes, and the preprocessing of its images.
 
     inputs: exactly one, uint8 [N, H, W, 3] RGB with normalization inside the graph, or float [N, 3, H, W].
-    outputs: `mask` uint8 [N, H, W] and/or `logits` float [N, classes, h, w].
+    outputs: `mask` uint8 [N, H, W], `logits` float [N, classes, h, w], and with a threshold also `probability` float32
+    [N, H, W], of the foreground.
     classes, palette: one name and one RGB colour per class, by index.
-    preprocessing: normalization, which is inside the graph if the input is uint8, and the test scale.
+    preprocessing: normalization, which is inside the graph if the input is uint8, and the test scale. Planes are in its
+    order of channels.
     threshold: of a head with one logit, whose two classes are background and foreground: a pixel is foreground where
     the logit's sigmoid is larger. None for a head with softmax.
     Raises UsageError, naming the field and both values, if the parts contradict each other.
@@ -106,6 +108,11 @@ def _class_faults(interface: GraphInterface) -> list[str]:
         faults.append(f"num_classes is {count}; {MASK_HOLDS}")
     if len(interface.palette) != count:
         faults.append(f"there are {count} classes but palette has {len(interface.palette)} entries")
+    if interface.threshold is not None and (count != 2 or not 0 < interface.threshold < 1):
+        faults.append(
+            f"threshold is {interface.threshold} with {count} classes; a head with one logit tells 2 apart by a number "
+            "between 0 and 1"
+        )
     faults += [
         f"palette[{i}] is {colour}, not 0 to 255"
         for i, colour in enumerate(interface.palette)
@@ -125,6 +132,8 @@ def _tensor_faults(interface: GraphInterface) -> list[str]:
     for i, spec in enumerate(interface.outputs):
         if spec.name == "mask":
             fits, wanted = spec.dtype == "uint8" and len(spec.shape) == 3, "mask uint8 [N, H, W]"
+        elif spec.name == "probability" and interface.threshold is not None:
+            fits, wanted = spec.dtype == "float32" and len(spec.shape) == 3, "probability float32 [N, H, W]"
         else:
             wanted = f"logits float [N, {interface.num_classes}, h, w]"
             fits = spec.name == "logits" and spec.dtype in ("float16", "float32") and len(spec.shape) == 4

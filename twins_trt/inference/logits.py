@@ -43,14 +43,37 @@ def resize_logits(logits: Logits, size: tuple[int, int]) -> Logits:
     return lerp(columns, size[0], axis=2)
 
 
-def class_probabilities(logits: Logits) -> Logits:
-    """Softmax over the classes of [N, C, H, W], in float32."""
+def class_probabilities(logits: Logits, *, threshold: float | None = None) -> Logits:
+    """Softmax over the classes of [N, C, H, W], in float32.
+
+    threshold: of a head with one logit, whose channel 1 it is. Then the result is the sigmoid of that, beside the
+    threshold itself in channel 0: the larger of both averages is mmsegmentation's mask.
+    """
+    if threshold is not None:
+        return _beside(threshold, sigmoid(logits[:, 1:]))
     if is_tensor(logits):
         return logits.float().softmax(dim=1)
     shifted = np.asarray(logits, np.float32) - logits.max(axis=1, keepdims=True)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=1, keepdims=True)
     return shifted
+
+
+def sigmoid(values: Logits) -> Logits:
+    """1 / (1 + exp(-x)) in float32. Large values overflow nothing."""
+    if is_tensor(values):
+        return values.float().sigmoid()
+    half = np.tanh(np.asarray(values, np.float32) * np.float32(0.5))
+    return half * np.float32(0.5) + np.float32(0.5)
+
+
+def _beside(constant: float, values: Logits) -> Logits:
+    """[N, 1, H, W] -> [N, 2, H, W], with the constant in channel 0."""
+    if is_tensor(values):
+        import torch
+
+        return torch.cat([torch.full_like(values, constant), values], dim=1)
+    return np.concatenate([np.full_like(values, constant), values], axis=1)
 
 
 def flip_width(values: Logits) -> Logits:

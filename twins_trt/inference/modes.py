@@ -1,7 +1,7 @@
 """Whole, sliding-window and multi-scale + flip inference as mmsegmentation defines them, with any network.
 
-The network is a callable from float32 [N, 3, H, W], normalized RGB, to logits [N, C, h, w] of any size, a NumPy array
-or a torch tensor. It can be a PyTorch model, an ONNX Runtime session or an engine that gives logits.
+The network is a callable from float32 [N, 3, H, W], normalized, to logits [N, C, h, w] of any size, a NumPy array or a
+torch tensor. It can be a PyTorch model, an ONNX Runtime session or an engine that gives logits.
 """
 
 from __future__ import annotations
@@ -40,24 +40,31 @@ MMSEG_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 class InferenceMode:
     """How an image's logits are computed. `inference_mode(name)` gives the usual modes.
 
-    crop, stride: side and step of square sliding windows, pixels of the resized image; None for the whole image.
+    crop, stride: sides and steps of sliding windows, (height, width) in pixels of the resized image, or one number for
+    both; None for the whole image.
     ratios: sizes to average over. flip: average over the mirrored image too. With one ratio of 1 and no flip the logits
     are compared directly; otherwise the softmax of every variant is averaged.
     """
 
     name: str = "whole"
-    crop: int | None = None
-    stride: int | None = None
+    crop: int | tuple[int, int] | None = None
+    stride: int | tuple[int, int] | None = None
     ratios: tuple[float, ...] = (1.0,)
     flip: bool = False
 
     def __post_init__(self) -> None:
         if (self.crop is None) != (self.stride is None):
             raise UsageError(f"crop={self.crop} and stride={self.stride} go together", "give both, or neither")
-        if self.crop is not None and self.stride is not None and not 0 < self.stride <= self.crop:
+        sides = zip(_both(self.crop), _both(self.stride), strict=True) if self.crop and self.stride else ()
+        if self.crop is not None and not (sides and all(0 < stride <= crop for crop, stride in sides)):
             raise UsageError(f"stride {self.stride} must be between 1 and the crop, {self.crop}")
         if not self.ratios or any(ratio <= 0 for ratio in self.ratios):
             raise UsageError(f"ratios {self.ratios} must be positive numbers, at least one")
+
+    @property
+    def windows(self) -> tuple[Size, Size] | None:
+        """Size and step of sliding windows, each (height, width) in pixels; None for the whole image."""
+        return None if self.crop is None or self.stride is None else (_both(self.crop), _both(self.stride))
 
     @property
     def augmented(self) -> bool:
@@ -65,11 +72,16 @@ class InferenceMode:
         return self.flip or self.ratios != (1.0,)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ratios": list(self.ratios)}
+        plain = {**asdict(self), "ratios": list(self.ratios)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> InferenceMode:
-        return cls(**{**values, "ratios": tuple(values["ratios"])})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _both(sides: int | tuple[int, int]) -> Size:
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 INFERENCE_MODES = {
@@ -103,11 +115,13 @@ def predict_mask(
     preprocessing: Preprocessing | None = None,
     mode: str | InferenceMode = "whole",
     normalized: bool = True,
+    threshold: float | None = None,
 ) -> UInt8Array:
     """Segments one image at its own size.
 
     predict: float32 [1, 3, h, w] -> logits [1, C, h', w']. image: uint8 [H, W, 3], RGB. Returns uint8 [H, W].
     normalized: False for a network that normalizes inside; it gets the pixels themselves, uint8 [1, 3, h, w].
+    threshold: of a head with one logit, which is channel 1 of two (`Segmentor.class_logits`); None for softmax.
 
     Logits are resized to the network's input and then to the image, in two steps as in mmseg (`predict_by_feat` and
     `postprocess_result`), because a single step gives slightly different edges. Raises ImageError for another kind of
@@ -134,7 +148,7 @@ def predict_mask(
         for flipped in (False, True) if mode.flip else (False,):
             logits = _logits(predict, flip_width(pixels) if flipped else pixels, mode)
             logits = flip_width(logits) if flipped else logits
-            probabilities = class_probabilities(resize_logits(logits, size))
+            probabilities = class_probabilities(resize_logits(logits, size), threshold=threshold)
             total = probabilities if total is None else total + probabilities
     # Dividing the sum would not change the argmax.
     return resized_argmax(total, size)
@@ -153,21 +167,22 @@ def variant_sizes(size: Size, preprocessing: Preprocessing, mode: InferenceMode)
     return tuple(input_size(size, replace(preprocessing, test_scale=variant)) for variant in scaled)
 
 
-def sliding_windows(size: Size, crop: int, stride: int) -> Iterator[tuple[slice, slice]]:
+def sliding_windows(size: Size, crop: int | Size, stride: int | Size) -> Iterator[tuple[slice, slice]]:
     """The (rows, columns) of mmseg's windows over (height, width) `size`.
 
-    A window that would extend beyond the image is moved back inside, so all have the full side unless the image is
-    smaller.
+    crop, stride: (height, width) in pixels, or one number for both. A window that would extend beyond the image is
+    moved back inside, so all have the full side unless the image is smaller.
     """
-    tops, lefts = (range(max(side - crop + stride - 1, 0) // stride + 1) for side in size)
-    for row in tops:
-        bottom = min(row * stride + crop, size[0])
-        for column in lefts:
-            right = min(column * stride + crop, size[1])
-            yield slice(max(bottom - crop, 0), bottom), slice(max(right - crop, 0), right)
+    crop, stride = _both(crop), _both(stride)
+    counts = [max(side - c + s - 1, 0) // s + 1 for side, c, s in zip(size, crop, stride, strict=True)]
+    for row in range(counts[0]):
+        bottom = min(row * stride[0] + crop[0], size[0])
+        for column in range(counts[1]):
+            right = min(column * stride[1] + crop[1], size[1])
+            yield slice(max(bottom - crop[0], 0), bottom), slice(max(right - crop[1], 0), right)
 
 
-def slide_logits(predict: PredictLogits, pixels: Pixels, *, crop: int, stride: int) -> Logits:
+def slide_logits(predict: PredictLogits, pixels: Pixels, *, crop: int | Size, stride: int | Size) -> Logits:
     """Logits [1, C, H, W] of normalized pixels [1, 3, H, W]: windows predicted one by one, overlaps averaged."""
     size: Size = (pixels.shape[2], pixels.shape[3])
     total: Logits = None
@@ -187,9 +202,10 @@ def whole_logits(predict: PredictLogits, pixels: Pixels) -> Logits:
 
 
 def _logits(predict: PredictLogits, pixels: Pixels, mode: InferenceMode) -> Logits:
-    if mode.crop is None or mode.stride is None:
+    if mode.windows is None:
         return whole_logits(predict, pixels)
-    return slide_logits(predict, pixels, crop=mode.crop, stride=mode.stride)
+    crop, stride = mode.windows
+    return slide_logits(predict, pixels, crop=crop, stride=stride)
 
 
 def checked_logits(predict: PredictLogits, pixels: Pixels) -> Logits:

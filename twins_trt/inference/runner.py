@@ -69,6 +69,7 @@ class ModeRunner:
                 preprocessing=self._interface.preprocessing,
                 mode=self._mode,
                 normalized=normalized,
+                threshold=self._interface.threshold,
             )
         largest = self._interface.batch_limits[1] or _MAX_TILES
         return tiled_mask(
@@ -100,7 +101,7 @@ class ModeRunner:
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if part.shape[:2] != (height, width):
             padded = np.empty((height, width, 3), np.uint8)
-            padded[:] = np.rint(self._interface.preprocessing.mean).astype(np.uint8)
+            padded[:] = self._interface.preprocessing.mean_colour
             padded[: part.shape[0], : part.shape[1]] = part
             part = padded
         if self._interface.layout == "NCHW":
@@ -116,7 +117,7 @@ class ModeRunner:
         if canvas != (height, width):
             filled = np.zeros((*batch.shape[:2], *canvas), batch.dtype)
             if batch.dtype == np.uint8:
-                filled[:] = np.rint(self._interface.preprocessing.mean).astype(np.uint8)[:, None, None]
+                filled[:] = self._interface.preprocessing.mean_colour[:, None, None]
             filled[:, :, :height, :width] = batch
             batch = filled
         if self._interface.layout == "NHWC":

@@ -137,8 +137,6 @@ class EagerEngine:
     ) -> None:
         import torch
 
-        from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
-
         options = options or RuntimeOptions()
         if options.threads is not None:
             torch.set_num_threads(options.threads)
@@ -146,8 +144,10 @@ class EagerEngine:
         self._device = torch.device(device)
         self._owner = model.spec.name
         self._model = model.eval().to(self._device)
+        told = model.conventions.preprocessing
+        self._bgr = told.channels == "bgr"
         self._mean, self._std = (
-            torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+            torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (told.mean, told.std)
         )
         self.observe = options.observe
         batch = (1, 1, 1 << 16)  # whatever memory allows
@@ -172,8 +172,9 @@ class EagerEngine:
         with self._timed(observe, "copy_in"):
             pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device)
         with self._timed(observe, "engine"):
+            pixels = pixels.flip(3) if self._bgr else pixels
             planes = (pixels.permute(0, 3, 1, 2) - self._mean) / self._std
-            logits = self._model(planes.contiguous())
+            logits = self._model.class_logits(self._model(planes.contiguous()))
             full = torch.nn.functional.interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False)
             mask = full.argmax(1).to(torch.uint8)
         with self._timed(observe, "copy_out"):

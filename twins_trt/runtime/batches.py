@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import numpy.typing as npt
 
 from twins_trt.data.images import UInt8Array, read_image, to_rgb
 from twins_trt.errors import EngineError, ImageError
-from twins_trt.inference.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask
+from twins_trt.inference.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask, unfit_plane
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import ModeRunner
 from twins_trt.runtime.engines import Engine, OnStage
 from twins_trt.runtime.engines.protocol import Pending, Pipelined, observed
 from twins_trt.runtime.segmentation import Segmentation
+
+Array = npt.NDArray[Any]
+PROBABILITY = "probability"
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,16 @@ class UnderWay:
 
     runner: BatchRunner
     chunk: Sequence[Prepared]
-    output: str
+    outputs: tuple[str, ...]
     pending: Pending
     began: float
     observe: OnStage | None
 
     def result(self) -> list[Segmentation]:
-        result = self.pending.result()[self.output]
+        results = self.pending.result()
         if self.observe is not None:
             self.observe("run", time.perf_counter() - self.began)
-        return self.runner.finish(self.chunk, self.output, result)
+        return self.runner.finish(self.chunk, self.outputs[0], results)
 
     def discard(self) -> None:
         self.pending.discard()
@@ -128,10 +131,10 @@ class BatchRunner:
             return Done([self._segment_in_parts(prepared.image) for prepared in chunk]) if wait else None
         alike = all(p.tensor.shape == chunk[0].tensor.shape for p in chunk)
         if alike and isinstance(self.engine, Pipelined):
-            name, batch = self._output(chunk), self._batch(chunk)
+            names, batch = self._outputs(chunk), self._batch(chunk)
             began, observe = time.perf_counter(), self.observe
-            pending = self.engine.submit(batch, outputs=(name,), wait=wait)
-            return None if pending is None else UnderWay(self, chunk, name, pending, began, observe)
+            pending = self.engine.submit(batch, outputs=names, wait=wait)
+            return None if pending is None else UnderWay(self, chunk, names, pending, began, observe)
         if not wait:
             return None
         done: list[Segmentation] = []
@@ -141,15 +144,23 @@ class BatchRunner:
             done += self._run_alike(left[:length])
         return Done(done)
 
-    def finish(self, chunk: Sequence[Prepared], name: str, result: npt.NDArray[Any]) -> list[Segmentation]:
-        """Segmentations at the pictures' own sizes, from the output `name` of the batch. Raises EngineError."""
+    def finish(self, chunk: Sequence[Prepared], name: str, results: Mapping[str, Array]) -> list[Segmentation]:
+        """Segmentations at the pictures' own sizes, from the output `name` of the batch, and its probabilities where
+        the engine gave any. Raises EngineError."""
         expected = max(len(chunk), self.interface.batch_limits[0])
-        if len(result) != expected:
-            raise EngineError(f"the engine gave {name} {list(result.shape)} for a batch of {expected}")
+        for output, result in results.items():
+            if len(result) != expected:
+                raise EngineError(f"the engine gave {output} {list(result.shape)} for a batch of {expected}")
         back = unfit_mask if name == "mask" else logits_to_mask
-        pairs = zip(chunk, result, strict=False)  # the padding of the batch is dropped
+        done = []
         with observed(self.observe, "postprocess"):
-            return [self._segmentation(back(one, p.fit), p.image) for p, one in pairs]
+            for i, prepared in enumerate(chunk):  # the padding of the batch is dropped
+                segmentation = self._segmentation(back(results[name][i], prepared.fit), prepared.image)
+                if PROBABILITY in results:
+                    probability = unfit_plane(results[PROBABILITY][i], prepared.fit)
+                    segmentation = replace(segmentation, probability=probability)
+                done.append(segmentation)
+        return done
 
     def _segment_in_parts(self, image: UInt8Array) -> Segmentation:
         assert self._parts is not None
@@ -167,24 +178,25 @@ class BatchRunner:
             return Prepared(image, fit, place(image, fit, self.interface))
 
     def _run_alike(self, chunk: Sequence[Prepared]) -> list[Segmentation]:
-        name, batch = self._output(chunk), self._batch(chunk)
+        names, batch = self._outputs(chunk), self._batch(chunk)
         with self._turn, observed(self.observe, "run"):
-            result = self.engine(batch, outputs=(name,))[name]
-        return self.finish(chunk, name, result)
+            results = self.engine(batch, outputs=names)
+        return self.finish(chunk, names[0], results)
 
     def _batch(self, chunk: Sequence[Prepared]) -> npt.NDArray[Any]:
         tensors = [prepared.tensor for prepared in chunk]
         tensors += tensors[-1:] * (self.interface.batch_limits[0] - len(tensors))  # a fixed batch has to be full
         return tensors[0][None] if len(tensors) == 1 else _side_by_side(tensors)
 
-    def _output(self, chunk: Sequence[Prepared]) -> str:
-        """The output to compute: logits if a resize follows and the graph gives them, else the mask if it gives one.
+    def _outputs(self, chunk: Sequence[Prepared]) -> tuple[str, ...]:
+        """The outputs to compute: logits if a resize follows and the graph gives them, else the mask if it gives one.
 
-        The mask is smaller and needs no argmax.
+        The mask is smaller and needs no argmax. Probabilities are added where the graph gives them.
         """
         has_mask, has_logits = (self.interface.output(name) is not None for name in ("mask", "logits"))
         resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
-        return "logits" if not has_mask or (has_logits and resized) else "mask"
+        name = "logits" if not has_mask or (has_logits and resized) else "mask"
+        return (name,) if self.interface.output(PROBABILITY) is None else (name, PROBABILITY)
 
 
 def _side_by_side(tensors: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from twins_trt.data.images import UInt8Array
 from twins_trt.errors import ImageError, MissingDependencyError, UsageError
@@ -21,7 +22,7 @@ class Segmentation:
     """The classes of one image.
 
     mask: uint8 [H, W] at the image's own size, one class index per pixel. classes, palette: name and RGB colour by
-    index.
+    index. probability: of the foreground, float32 [H, W], 0 to 1, from a graph that gives it; else None.
     image: the image itself, uint8 [H, W, 3] RGB, not copied; None if it is not at hand.
     """
 
@@ -29,6 +30,7 @@ class Segmentation:
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
     image: UInt8Array | None = field(default=None, repr=False)
+    probability: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
     def areas(self) -> dict[str, float]:
         """The share of the image that each class covers, 0 to 1, in the order of `classes`."""

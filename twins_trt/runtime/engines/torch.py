@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from twins_trt.device import current_device
 from twins_trt.errors import BundleError, EngineError, TwinsError, first_line, missing
+from twins_trt.inference.logits import resize_logits
 from twins_trt.runtime.bundle import Bundle
 from twins_trt.runtime.engines.captures import CaptureFailed, Captures, CudaCapture, CudaGraphs, Staging, settle
 from twins_trt.runtime.engines.checks import check_buffer, check_input, wanted_outputs
@@ -73,11 +75,13 @@ def load_model(bundle: Bundle) -> Segmentor:
     from twins_trt.models.seeded import seed_weights
     from twins_trt.models.segmentor import build_model
 
-    manifest = bundle.manifest
-    weights = bundle.file(WEIGHTS) if WEIGHTS in bundle.files else None
-    model = build_model(manifest.model, bundle.interface.num_classes, weights, padding=manifest.padding)
-    if weights is None:
-        seed_weights(model)
+    manifest, interface = bundle.manifest, bundle.interface
+    if WEIGHTS in bundle.files:
+        path = bundle.file(WEIGHTS)
+        return build_model(manifest.model, interface.num_classes, path, padding=manifest.padding)
+    model = build_model(manifest.model, interface.num_classes, padding=manifest.padding, threshold=interface.threshold)
+    model.conventions = replace(model.conventions, preprocessing=interface.preprocessing)
+    seed_weights(model)
     return model
 
 
@@ -122,7 +126,9 @@ class TorchEngine:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._dtype = dtype or (torch.float16 if on_gpu else torch.float32)
         self._image_dtype: torch.dtype = getattr(torch, interface.image.dtype)
-        self._network: FoldedModel | None = FoldedModel(model, device=self._device, dtype=self._dtype)
+        self._network: FoldedModel | None = FoldedModel(
+            model, device=self._device, dtype=self._dtype, takes_rgb=interface.layout == "NHWC"
+        )
         if on_gpu:
             torch.cuda.synchronize(self._device)  # calls run on another stream than the one that converts the weights
         self._graphs = CudaGraphs(self._device) if graphs is None and on_gpu else graphs
@@ -207,21 +213,23 @@ class TorchEngine:
         assert self._network is not None  # checked by the call
         if self._interface.layout == "NHWC":
             size = (image.shape[1], image.shape[2])
-            facts = self._interface.preprocessing
-            x = resize_normalize(image, size, mean=facts.mean, std=facts.std, dtype=self._dtype, channels_last=True)
+            mean, std = self._interface.preprocessing.statistics
+            x = resize_normalize(image, size, mean=mean, std=std, dtype=self._dtype, channels_last=True)
         else:
             size = (image.shape[2], image.shape[3])
             x = image.to(self._dtype, memory_format=torch.channels_last)
         logits = self._network(x)
         results = {}
         for spec in self.outputs:
-            if spec.name in names:
+            if spec.name not in names:
+                continue
+            if spec.name == "mask":
+                results[spec.name] = resize_argmax(logits, size)[0]
+            elif spec.name == "probability":
+                results[spec.name] = resize_logits(logits[:, 1:2], size)[:, 0].float().sigmoid()
+            else:
                 wide = getattr(torch, spec.dtype)
-                results[spec.name] = (
-                    resize_argmax(logits, size)[0]
-                    if spec.name == "mask"
-                    else logits.to(wide, memory_format=torch.contiguous_format)
-                )
+                results[spec.name] = logits.to(wide, memory_format=torch.contiguous_format)
         return results
 
     def _capture(self, key: tuple[tuple[int, ...], tuple[str, ...]]) -> CudaCapture | None:
