@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LONGEST = 1 << 20  # characters; mmsegmentation's own configurations have about 10,000
-DEEPEST = 60  # literals within literals
+LONGEST = 1 << 19  # characters; mmsegmentation's own configurations have about 10,000
+DEEPEST = 60  # values within values
+MOST_VALUES = 100_000  # those behind names are counted each time; mmsegmentation's own have about 500
+LARGEST = 1 << 63  # a whole number
 MOST_ITEMS = 1000  # or characters, of what a sum or a product makes
 
 _FILE_LINE = re.compile(r"\S.*\.py")
@@ -49,6 +52,15 @@ def parse_config(text: object) -> ParsedConfig:
     return ParsedConfig(reader.values, missing, tuple(dict.fromkeys(reader.unread)))
 
 
+def check_config(values: Mapping[str, Any]) -> ParsedConfig:
+    """A configuration that is a mapping already. One that is too large or too deep is left out whole, and `unread`."""
+    try:
+        _count_values(values, MOST_VALUES)
+    except _Unread:
+        return ParsedConfig({}, unread=("a configuration of too many values",))
+    return ParsedConfig(values)
+
+
 def _base_name(path: str) -> str:
     return path.replace("\\", "/").rpartition("/")[2]
 
@@ -65,7 +77,21 @@ def _files(text: str) -> list[tuple[str, str]]:
 
 
 class _Unread(Exception):
-    """A value that is no literal."""
+    """A value that is no literal, or too large."""
+
+
+def _count_values(value: object, most: int) -> int:
+    """How many values there are in this one. Raises `_Unread` for more than `most`, or for too many levels."""
+    count = 0
+    left: list[tuple[object, int]] = [(value, 0)]
+    while left:
+        each, depth = left.pop()
+        count += 1
+        if count > most or depth > DEEPEST or (isinstance(each, int) and abs(each) > LARGEST):
+            raise _Unread
+        if isinstance(each, (Mapping, list)):
+            left += [(item, depth + 1) for item in (each.values() if isinstance(each, Mapping) else each)]
+    return count
 
 
 class _Reader:
@@ -74,11 +100,14 @@ class _Reader:
         self.bases: list[str] = []
         self.unread: list[str] = []
         self._own: dict[str, Any] = {}
+        self._left = MOST_VALUES
 
     def read(self, text: str) -> None:
         """Reads one file, over those that were read before."""
         try:
-            tree = ast.parse(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes in its strings
+                tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", None)
             self.unread.append("text that is no Python" + (f", line {line}" if line else ""))
@@ -100,10 +129,22 @@ class _Reader:
         except _Unread:
             self.unread.append(name)
             return
+        try:
+            self._left -= _count_values(value, self._left)
+        except _Unread:
+            self._left //= 2  # so that many such values cost no more than one
+            self.unread.append(name)
+            return
         if name == "_base_":
             self.bases += [base for base in (value if isinstance(value, list) else [value]) if isinstance(base, str)]
         else:
             self._own[name] = value
+
+    def _spend(self, count: int) -> None:
+        """Bounds what names that stand for large values cost, together."""
+        self._left -= min(count, self._left)
+        if not self._left:
+            raise _Unread
 
     def _value(self, node: ast.expr, place: str, depth: int) -> Any:
         if depth > DEEPEST:
@@ -161,6 +202,7 @@ class _Reader:
                 more = self._value(node, place, depth)
                 if not isinstance(more, dict):
                     raise _Unread
+                self._spend(len(more) + 1)
                 result |= more
                 continue
             name = str(self._value(key, place, depth))
