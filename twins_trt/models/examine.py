@@ -128,7 +128,7 @@ def examine(
         sha256=found.content.sha256,
         origin="twins-trt" if OWN in found.content.meta else recognized.origin,
         weights=found.content.taken,
-        licence=told.licence or recognized.licence,
+        licence=told.licence or ("" if OWN in found.content.meta else recognized.licence),
     )
     ignored = (*ignored, *recognized.dropped)
     if ignored:
