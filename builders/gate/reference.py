@@ -28,6 +28,7 @@ from twins_trt.errors import CheckpointError, DataError, MissingDependencyError,
 from twins_trt.evaluation import ConfusionMatrix
 from twins_trt.files import whole_file
 from twins_trt.inference import predict_mask
+from twins_trt.models.convention_flags import NAMES
 from twins_trt.models.weights import load_weights
 from twins_trt.runtime import Bundle
 from twins_trt.spelling import spelled
@@ -219,9 +220,7 @@ def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> S
         num_classes=manifest.interface.num_classes,
         padding=manifest.padding,
         weights=manifest.source.weights or "auto",
-        conventions={
-            each.name: each.value for each in manifest.facts if each.origin == "flag" and each.name != "padding"
-        },
+        conventions={each.name: each.value for each in manifest.facts if each.origin == "flag" and each.name in NAMES},
     )
     if facts.source.sha256 != manifest.source.sha256:
         raise CheckpointError(

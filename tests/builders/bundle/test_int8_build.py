@@ -129,7 +129,7 @@ def test_a_build_goes_on_after_a_kill(data: Path, tmp_path: Path, caplog: pytest
 def test_int8_without_a_verdict_must_be_asked_for_and_says_so(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nothing = {"gate_on": None, "max_drop": None, "min_images": None}
+    nothing = {"gate_on": None, "max_drop": None, "min_images": None, "min_agreement": None}
     with pytest.raises(UsageError, match="needs a gate") as raised:
         resolve(int8(data, tmp_path / "x.bundle", **nothing))
     assert 'gate_on="KIND:PATH"' in str(raised.value.fix) and "no_gate=True" in str(raised.value.fix)
@@ -201,6 +201,19 @@ def test_the_fallback_repairs_one_range_that_is_far_too_small(built: Bundle, dat
     assert 0 < found["reverted_share"] < 0.1 and len(found["evaluations"]) == 2
     plan = PrecisionPlan.from_json(report.bundle.file("plan.json").read_text())
     assert plan.blocks["stages.1.blocks.0.ffn"] == "fp16" and report.bundle.manifest.gate == "passed"
+
+
+def test_the_fallback_aims_for_the_floor_of_the_agreement(built: Bundle, data: Path, tmp_path: Path) -> None:
+    """The drop alone would pass: agreement is a reason of its own to revert blocks."""
+    fields = {**sabotaged(built, tmp_path / "plan.json"), "max_drop": 100.0, "min_agreement": 0.95}
+    with pytest.raises(GateError, match=r"% of the pixels agree, 95 % are asked for") as raised:
+        build_bundle(int8(data, tmp_path / "broken.bundle", **fields, fallback=False))
+    assert "allow more (min_agreement)" in str(raised.value.fix)
+    report = build_bundle(int8(data, tmp_path / "x.bundle", **fields))
+    found = report.bundle.read_json("fallback.json")
+    assert found["reverted"] == ["stages.1.blocks.0.ffn"]
+    first, last = (each["agreement"] for each in found["evaluations"])
+    assert first < 0.95 <= last == pytest.approx(report.gate.agreement if report.gate else 0)
 
 
 def test_a_fallback_that_finds_nothing_says_what_was_the_best(

@@ -113,9 +113,20 @@ def test_a_search_goes_on_from_what_is_known() -> None:
     assert again.asked == whole.asked[3:]
 
 
+def test_what_agrees_too_little_counts_when_nothing_passes() -> None:
+    """The plan with the smallest drop may be the one that misses the floor of the agreement by most."""
+    scores = {
+        frozenset[str](): PlanScore(False, -0.4, 0.968, missing=1.7),
+        frozenset({"a"}): PlanScore(False, 0.1, 0.980, missing=0.5),
+        frozenset({"a", "b"}): PlanScore(False, 0.9, 0.990, missing=0.4),
+    }
+    outcome = search(["a", "b"], cost=len, evaluate=scores.__getitem__, max_evaluations=8)
+    assert outcome.chosen is None and outcome.best.reverted == {"a", "b"}
+
+
 def test_a_state_survives_and_one_of_another_search_does_not(tmp_path: Path) -> None:
     state = SearchState(tmp_path / "fallback.json", "key")
-    state.scores[frozenset({"a", "b"})] = PlanScore(True, 0.25)
+    state.scores[frozenset({"a", "b"})] = PlanScore(True, 0.25, 0.987, 0.5)
     state.harm["a"] = 0.5
     state.save()
     assert SearchState.open(state.path, "key") == state
