@@ -10,6 +10,8 @@
   For a CPU it projects afterwards, when the padded rows are gone.
 - The compiler does not fuse attention of a single head over one image. Its queries are split into groups that lie side
   by side as heads do, and the key and value projections are repeated for each: the same products, now fused.
+- Nor does it fuse heads whose channels are no multiple of 8. They are widened with zeros, which add nothing to a score,
+  and whose outputs the projection multiplies by zeros.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from twins_trt.builders.export.writer import GraphWriter, Tensor
 from twins_trt.kernels.lsa.reference import MASKED, masks_padding
 
 QUERY_GROUPS = (4, 2, 8, 3, 5, 7)
+HEAD_MULTIPLE, NARROWEST_HEAD = 8, 16  # channels of a head in a fused attention
 
 
 @dataclass(frozen=True)
@@ -42,25 +45,44 @@ class Attention:
 
     @property
     def head_dim(self) -> int:
+        """The channels of a head in the model, by which scores are scaled."""
         return self.shape.channels // self.heads
+
+    def written_dim(self, target: str) -> int:
+        """The channels of a head in a graph for `target`."""
+        if target != "gpu":
+            return self.head_dim
+        return max(NARROWEST_HEAD, -(-self.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE)
+
+    def widened(self, values: NDArray, target: str, *, axis: int = 0) -> NDArray:
+        """`values`, with an axis over the channels of all heads once or more, as written: each head with its zeros."""
+        spare = self.written_dim(target) - self.head_dim
+        if not spare:
+            return values
+        before, after = values.shape[:axis], values.shape[axis + 1 :]
+        by_head = values.reshape(*before, -1, self.head_dim, *after)
+        zeros = np.zeros((*by_head.shape[: axis + 1], spare, *after), values.dtype)
+        return np.concatenate([by_head, zeros], axis + 1).reshape(*before, -1, *after)
 
 
 def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, padding: str) -> Tensor:
     """x: [B, N, C], normalized. Returns [B, N, C], projected."""
     weights, key, shape = attention.weights, attention.key, attention.shape
     batch, channels, (height, width) = shape.batch, shape.channels, shape.size
-    heads, head_dim, area = attention.heads, attention.head_dim, window * window
+    heads, head_dim, area = attention.heads, attention.written_dim(w.target), window * window
+    inner = heads * head_dim  # E: C, save where heads are widened
     weight, bias = weights[f"{key}.qkv.weight"].copy(), np.zeros(3 * channels, np.float32)
-    scale = head_dim**-0.5
+    scale = attention.head_dim**-0.5
     weight[:channels] *= scale
     bias[:channels] = weights[f"{key}.qkv.bias"][:channels] * scale
-    packed = w.linear(x, weight, bias, "qkv")  # [B, N, 3C]
+    weight, bias = (attention.widened(each, w.target) for each in (weight, bias))
+    packed = w.linear(x, weight, bias, "qkv")  # [B, N, 3E]
 
     pad_bottom, pad_right = pad_to_multiple(height, window), pad_to_multiple(width, window)
     rows, columns = (height + pad_bottom) // window, (width + pad_right) // window
-    packed = w.reshape(packed, [batch, height, width, 3 * channels])  # [B, H, W, 3C]
+    packed = w.reshape(packed, [batch, height, width, 3 * inner])  # [B, H, W, 3E]
     if pad_bottom != 0 or pad_right != 0:
-        packed = w.pad(packed, (0, 0, 0, 0), (0, pad_bottom, pad_right, 0))  # [B, rows · w, columns · w, 3C]
+        packed = w.pad(packed, (0, 0, 0, 0), (0, pad_bottom, pad_right, 0))  # [B, rows · w, columns · w, 3E]
     # [B, rows, w, columns, w, 3, heads, D] -> [3, B, rows, columns, heads, w, w, D]
     packed = w.reshape(packed, [batch, rows, window, columns, window, 3, heads, head_dim], "windows")
     packed = w.transpose(packed, (5, 0, 1, 3, 6, 2, 4, 7), "partition")
@@ -77,11 +99,12 @@ def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, p
     out = w.op("MatMul", [w.op("Softmax", [scores], "softmax", attrs={"axis": -1}), v], "context")
     # out: [1, windows, heads, w · w, D]
 
-    projection = _output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :])
+    weight, bias = _output_projection(weights, f"{key}.proj", weights[f"{key}.qkv.bias"][2 * channels :])
+    weight = attention.widened(weight, w.target, axis=1)
     if w.target == "gpu":
         out = w.transpose(out, (0, 1, 3, 2, 4), "merge")  # [1, windows, w · w, heads, D]
-        out = w.reshape(out, [1, windows * area, channels], "merged")  # [1, windows · w · w, C]
-        out = w.linear(out, *projection, "proj")
+        out = w.reshape(out, [1, windows * area, inner], "merged")  # [1, windows · w · w, E]
+        out = w.linear(out, weight, bias, "proj")  # [1, windows · w · w, C]
         out = w.reshape(out, [batch, rows, columns, window, window, channels], "unpartition")
         out = w.transpose(out, (0, 1, 3, 2, 4, 5), "reverse")  # [B, rows, w, columns, w, C]
     else:
@@ -91,7 +114,7 @@ def write_lsa(w: GraphWriter, x: Tensor, attention: Attention, *, window: int, p
     if pad_bottom != 0 or pad_right != 0:
         out = w.slice(out, [0, 0], [height, width], [1, 2], "crop")  # [B, H, W, C]
     out = w.reshape(out, [batch, shape.tokens, channels], "out")  # [B, N, C]
-    return out if w.target == "gpu" else w.linear(out, *projection, "proj")
+    return out if w.target == "gpu" else w.linear(out, weight, bias, "proj")
 
 
 def _output_projection(weights: Weights, key: str, value_bias: NDArray) -> tuple[NDArray, NDArray]:
@@ -138,10 +161,12 @@ def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int)
     """x: [B, N, C], normalized. Returns [B, N, C], projected."""
     weights, key, shape = attention.weights, attention.key, attention.shape
     batch, channels, tokens = shape.batch, shape.channels, shape.tokens
-    heads, head_dim = attention.heads, attention.head_dim
+    heads, head_dim = attention.heads, attention.written_dim(w.target)
+    inner = heads * head_dim  # E: C, save where heads are widened
     in_weight, in_bias = weights[f"{key}.attn.in_proj_weight"], weights[f"{key}.attn.in_proj_bias"]
-    scale = head_dim**-0.5
-    q_weight, q_bias, kv_weight = in_weight[:channels] * scale, in_bias[:channels] * scale, in_weight[channels:]
+    scale = attention.head_dim**-0.5
+    parts = (in_weight[:channels] * scale, in_bias[:channels] * scale, in_weight[channels:])
+    q_weight, q_bias, kv_weight = (attention.widened(part, w.target) for part in parts)
 
     summary, keys = x, tokens
     if sr_ratio > 1:
@@ -155,8 +180,8 @@ def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int)
         # Rank 2, so that the compiler does not merge it with the kv product, which reads the same tokens: merged,
         # three copies take the result apart again.
         inputs = [w.const(q_weight.T, "q.weight"), w.const(q_bias, "q.bias")]
-        q = w.op("Gemm", [w.reshape(x, [batch * tokens, channels]), *inputs], "q")  # [B · N, C]
-        q = w.reshape(q, [batch, tokens, channels])  # [B, N, C]
+        q = w.op("Gemm", [w.reshape(x, [batch * tokens, channels]), *inputs], "q")  # [B · N, E]
+        q = w.reshape(q, [batch, tokens, inner])  # [B, N, E]
 
     groups = 1  # parts of the queries that share keys and values and lie side by side: heads to the compiler
     if heads == 1:
@@ -165,7 +190,7 @@ def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int)
         if spare != 0:
             q = w.pad(q, (0, 0, 0), (0, spare, 0), name="spare_queries")
         kv_weight = np.concatenate([np.tile(part, (groups, 1)) for part in np.split(kv_weight, 2)])
-    width = groups * channels
+    width = groups * inner
     rows = ceil_div(tokens, groups)
     k, v = w.split(w.linear(summary, kv_weight, None, "kv"), [width, width], 2)
     lead: list[Dim] = [] if batch == 1 else [batch]  # a single image without its batch axis takes fewer copies
@@ -177,10 +202,11 @@ def write_gsa(w: GraphWriter, x: Tensor, attention: Attention, *, sr_ratio: int)
     v = w.transpose(w.reshape(v, [*lead, keys, heads * groups, head_dim]), (*axes, at + 1, at, at + 2), "v_heads")
     out = w.op("Softmax", [w.op("MatMul", [q, k], "scores")], "softmax", attrs={"axis": -1})
     out = w.transpose(w.op("MatMul", [out, v], "context"), (*axes, at + 1, at, at + 2), "merge")
-    out = w.reshape(out, [batch, rows * groups, channels], "merged")  # [B, N and spare queries, C]
+    out = w.reshape(out, [batch, rows * groups, inner], "merged")  # [B, N and spare queries, E]
     if rows * groups != tokens:
         out = w.slice(out, [0], [tokens], [1], "drop_spare")
-    return w.linear(out, *_output_projection(weights, f"{key}.attn.out_proj", in_bias[2 * channels :]), "proj")
+    weight, bias = _output_projection(weights, f"{key}.attn.out_proj", in_bias[2 * channels :])
+    return w.linear(out, attention.widened(weight, w.target, axis=1), bias, "proj")
 
 
 def _query_groups(tokens: Dim) -> int:

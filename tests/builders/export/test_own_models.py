@@ -154,8 +154,8 @@ def test_pixels_are_normalized_as_the_model_says(preprocessing: Preprocessing, p
         preprocessing.channels,
     )
     assert read_info(tmp_path / "g.onnx") == info
-    usual = model_of(SVT)
-    assert not np.array_equal(reference(usual, image(64, 96))[1]["mask"], reference(model, image(64, 96))[1]["mask"])
+    plain = model_of(SVT)
+    assert not np.array_equal(reference(plain, image(64, 96))[1]["mask"], reference(model, image(64, 96))[1]["mask"])
 
 
 def test_planes_come_in_the_order_of_the_network(tmp_path: Path) -> None:
