@@ -46,6 +46,7 @@ def resolve(request: BuildRequest) -> BuildJob:
     precision = either(request.precision, "fp16" if choice.gpu else "fp32")
     refuse_idle(request, precision, choice)
     graph = _graph(request, choice, precision, crop_size=model.spec.crop_size)
+    graph.check_model(model.spec, threshold=model.conventions.threshold)
     preprocessing = _preprocessing(request, graph, model.conventions.preprocessing)
     jobs = engine_jobs(choice.engines, graph)
     return BuildJob(

@@ -18,9 +18,8 @@ from twins_trt.builders.export.precision import to_fp16
 from twins_trt.builders.export.upernet import write_upernet
 from twins_trt.builders.export.winograd import use_winograd
 from twins_trt.builders.export.writer import GraphWriter, Tensor
-from twins_trt.errors import ExportError, UsageError
+from twins_trt.errors import ExportError
 from twins_trt.files import whole_file
-from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.segmentor import Segmentor
@@ -100,19 +99,10 @@ def read_info(path: str | Path) -> GraphInfo:
 def build_graph(model: Segmentor, options: ExportOptions) -> tuple[gs.Graph, GraphInfo]:
     """The graph in memory, and its facts. Raises `ExportError` and `UsageError` as `export_graph` does."""
     spec = model.spec
+    options.check_model(spec, threshold=model.threshold)
     levels = options.upernet_levels
-    if levels and (spec.head != "upernet" or options.dynamic_size):
-        raise UsageError(
-            f"{spelled('upernet_levels')} needs a UPerNet head and a fixed size",
-            f"leave {spelled('upernet_levels')} out",
-        )
     if levels is None:
         levels = 0 if options.dynamic_size else COARSE_LEVELS[options.target]
-    if "probability" in options.outputs and model.threshold is None:
-        raise UsageError(
-            f"only a head with one logit has a probability; this model has {model.num_classes} classes by softmax",
-            f"leave probability out of {spelled('outputs')}",
-        )
     weights = {key: value.detach().float().cpu().numpy() for key, value in model.state_dict().items()}
     preprocessing = model.conventions.preprocessing
     if options.input == "uint8" and preprocessing.channels == "bgr":

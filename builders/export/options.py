@@ -8,7 +8,7 @@ from typing import Any
 
 from twins_trt.codec import encode
 from twins_trt.errors import UsageError
-from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+from twins_trt.models.zoo import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from twins_trt.spelling import speaking, spelled
 
 PRECISIONS = ("fp32", "fp16")
@@ -97,6 +97,19 @@ class ExportOptions:
             )
         if isinstance(self.height, DynamicDim) != isinstance(self.width, DynamicDim):
             raise UsageError("height and width must both be fixed or both be dynamic", "give both as MIN:OPT:MAX")
+
+    def check_model(self, spec: ModelSpec, *, threshold: float | None) -> None:
+        """Raises `UsageError` where a model cannot be exported so. threshold: None for a head with softmax."""
+        if self.upernet_levels and (spec.head != "upernet" or self.dynamic_size):
+            raise UsageError(
+                f"{spelled('upernet_levels')} needs a UPerNet head and a fixed size",
+                f"leave {spelled('upernet_levels')} out",
+            )
+        if "probability" in self.outputs and threshold is None:
+            raise UsageError(
+                f"only a head with one logit has a probability, and that of {spec.name} has softmax",
+                f"leave probability out of {spelled('outputs')}",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`, with the keys that graphs have in their metadata."""

@@ -51,3 +51,15 @@ def test_seeded_graphs_are_the_same_bytes_every_time(twins: Twins, tmp_path: Pat
     for name in ("one.onnx", "two.onnx"):
         assert twins("export", MODEL, "--seeded", *SMALL, "--out", tmp_path / name).code == 0
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_a_dry_run_refuses_what_the_model_cannot_give(twins: Twins, tmp_path: Path) -> None:
+    words = ("--seeded", "--size", "64x96", "--out", tmp_path / "g.onnx", "--dry-run")
+    for more, cause in (
+        (("--outputs", "probability"), "only a head with one logit has a probability"),
+        (("--upernet-levels", "2"), "--upernet-levels needs a UPerNet head"),
+    ):
+        ran = twins("export", MODEL, *words, *more)
+        assert ran.code == 2 and cause in ran.err
+        build = twins("build", MODEL, *words[:-3], "--out", tmp_path / "x.bundle", "--dry-run", *more)
+        assert build.code == 2 and cause in build.err

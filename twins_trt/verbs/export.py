@@ -97,6 +97,7 @@ def resolve_export(request: ExportRequest) -> ExportJob:
         precision="fp32" if request.target == "cpu" else "fp16",
         crop_size=model.spec.crop_size,
     )
+    options.check_model(model.spec, threshold=model.conventions.threshold)
     job = ExportJob(request, model, options)
     check_new_file(job.out, overwrite=request.overwrite, such_as="graph.onnx", error=ExportError)
     return job
