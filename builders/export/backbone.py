@@ -68,7 +68,7 @@ def write_backbone(w: GraphWriter, backbone: BackboneSource, image: Tensor, shap
                 # As a map, so that ONNX Runtime does not fuse it with the sum before: ten times as slow as both.
                 rows = [shape.batch, *shape.size, channels]
                 x = w.reshape(tokens, rows, "rows") if w.target == "cpu" else tokens  # [B, H, W, C]
-                x = layer_norm(w, weights, f"backbone.norm_list.{i}", x, "norm", eps=spec.block_norm_eps)
+                x = layer_norm(w, weights, f"backbone.norm_list.{i}", x, "norm", eps=spec.stage_norm_eps)
                 tokens = w.reshape(x, [shape.batch, shape.tokens, channels]) if w.target == "cpu" else x  # [B, N, C]
         stages.append(StageMap(tokens, shape))
     return stages
@@ -93,7 +93,7 @@ def _patch_embed(
         pads=(0, 0, pads[0], pads[1]),
     )
     embedded = MapShape(shape.batch, channels, (ceil_div(shape.size[0], patch), ceil_div(shape.size[1], patch)))
-    tokens = layer_norm(w, weights, f"{key}.norm", to_tokens(w, x, embedded), "norm", eps=backbone.spec.norm_eps)
+    tokens = layer_norm(w, weights, f"{key}.norm", to_tokens(w, x, embedded), "norm", eps=backbone.spec.patch_norm_eps)
     return tokens, embedded
 
 

@@ -222,7 +222,7 @@ class Backbone(nn.Module):
         channels = (3, *spec.embed_dims)
         rates = [spec.drop_path_rate * i / max(1, sum(spec.depths) - 1) for i in range(sum(spec.depths))]
         self.patch_embeds = nn.ModuleList(
-            PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2, eps=spec.norm_eps) for i in range(4)
+            PatchEmbed(channels[i], channels[i + 1], 4 if i == 0 else 2, eps=spec.patch_norm_eps) for i in range(4)
         )
         self.position_encodings = nn.ModuleList(PositionEncoding(c) for c in spec.embed_dims)
         self.layers = nn.ModuleList(
@@ -240,7 +240,7 @@ class Backbone(nn.Module):
             for stage, depth in enumerate(spec.depths)
         )
         if spec.norm_after_stage:
-            self.norm_list = nn.ModuleList(nn.LayerNorm(c, eps=spec.block_norm_eps) for c in spec.embed_dims)
+            self.norm_list = nn.ModuleList(nn.LayerNorm(c, eps=spec.stage_norm_eps) for c in spec.embed_dims)
         self.norm_after_stage = spec.norm_after_stage
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -58,11 +58,11 @@ def _with_numbers(spec: ModelSpec, numbers: ModelNumbers | None, path: str | Pat
         return spec
     stated = {
         name: value
-        for name in ("num_heads", "window_size", "drop_path_rate", "norm_eps")
+        for name in ("num_heads", "window_size", "drop_path_rate")
         if (value := getattr(numbers, name)) is not None
     }
-    if "norm_eps" in stated:
-        stated["block_norm_eps"] = stated["norm_eps"]  # mmseg's `norm_cfg` is that of every LayerNorm
+    if numbers.norm_eps is not None:
+        stated["outer_norm_eps"] = numbers.norm_eps
     spec = replace(spec, **stated)
     for channels, heads in zip(spec.embed_dims, spec.num_heads, strict=True):
         if heads < 1 or channels % heads:

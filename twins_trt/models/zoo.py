@@ -68,6 +68,9 @@ class ModelSpec:
     """Of the LayerNorms of patch embeddings and of GSA's sub-sampled keys."""
     block_norm_eps: float = 1e-5
     """Of the LayerNorms of blocks, and of those after SVT's stages: 1e-6 in the official repository and in timm."""
+    outer_norm_eps: float | None = None
+    """Of the LayerNorms of patch embeddings and of those after stages, in place of the two above: mmseg's `norm_cfg`
+    reaches these alone (`PCPVT.__init__` in mmseg/models/backbones/twins.py)."""
     crop_size: tuple[int, int] = (512, 512)
     num_classes: int = 150
     packaged: str = ""
@@ -77,6 +80,16 @@ class ModelSpec:
     def norm_after_stage(self) -> bool:
         """SVT ends each stage with a LayerNorm, PCPVT does not."""
         return self.family == "svt"
+
+    @property
+    def patch_norm_eps(self) -> float:
+        """Of the LayerNorms of patch embeddings."""
+        return self.norm_eps if self.outer_norm_eps is None else self.outer_norm_eps
+
+    @property
+    def stage_norm_eps(self) -> float:
+        """Of the LayerNorms after SVT's stages."""
+        return self.block_norm_eps if self.outer_norm_eps is None else self.outer_norm_eps
 
     @property
     def weights_file(self) -> str:
