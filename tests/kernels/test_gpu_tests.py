@@ -53,6 +53,7 @@ def rehearse(module: str, test: str, *arguments: Any, **changed: Any) -> None:
 
 
 SHAPES = [(attention, name) for attention in ("lsa", "gsa") for name in SMALL[f"{attention.upper()}_SHAPES"]]
+SHAPES.append((attentions.PADS_ATTEND, "stage 1 of SVT-S"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -46,13 +47,15 @@ GSA_SHAPES = {  # batch, queries, keys, heads, head dim
     "many keys": (1, 2048, 1000, 2, 32),
     "many keys, head dim 64": (1, 500, 777, 2, 64),
 }
+PADS_ATTEND = "lsa, unmasked"
 SHAPES = [("lsa", name) for name in LSA_SHAPES] + [("gsa", name) for name in GSA_SHAPES]
+SHAPES += [(PADS_ATTEND, name) for name in ("stage 1 of SVT-S", "head dim 16, primes")]  # both axes padded
 
 
 def example(attention: str, name: str, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
     """Inputs, gradient of the result, and the number of heads."""
     torch.manual_seed(0)
-    if attention == "lsa":
+    if attention != "gsa":
         batch, height, width, heads, head_dim = LSA_SHAPES[name]
         first, second = (batch, height, width, 3 * heads * head_dim), (3 * heads * head_dim,)
         out = (batch, height, width, heads * head_dim)
@@ -67,6 +70,10 @@ def example(attention: str, name: str, dtype: torch.dtype) -> tuple[tuple[Tensor
 def form(attention: str, backend: str) -> Callable[..., Tensor]:
     forms = {
         "lsa": {"triton": lsa, "reference": lsa_reference, "sdpa": lsa_sdpa},
+        PADS_ATTEND: {
+            "triton": functools.partial(lsa, padding="unmasked"),
+            "reference": functools.partial(lsa_reference, padding="unmasked"),
+        },
         "gsa": {"triton": gsa, "reference": gsa_reference, "sdpa": gsa_sdpa},
     }
     function = forms[attention][backend]
