@@ -14,12 +14,15 @@ from twins_trt.builders.export import ExportOptions
 from twins_trt.builders.export.export import build_graph
 from twins_trt.builders.plan.precision_plan import uniform_plan
 from twins_trt.builders.plan.sites import find_sites
-from twins_trt.builders.quantize import observed_tensors, quantize
+from twins_trt.builders.quantize import QuantizedGraphs, observed_tensors, quantize
 from twins_trt.builders.quantize.rewrite import FLOAT_PRECISIONS
+from twins_trt.calib import CalibrationOptions, Ranges
+from twins_trt.calib.ranges import TensorRange
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.models.segmentor import Segmentor
 
 SIZE = (64, 96)
+FLOAT = np.dtype(np.float32)
 MODELS = {
     "one logit": lambda: binary_model(0.3),
     "blue first": lambda: model_of(
@@ -67,6 +70,33 @@ def test_a_row_without_weights_has_a_scale() -> None:
     assert np.isfinite(logits).all()
     np.testing.assert_allclose(logits[:, 0], np.log(0.3 / 0.7), rtol=1e-3)  # in float16
     assert (mask == reference(model, image(*SIZE))[1]["mask"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("target", ["gpu", "cpu"])
+@pytest.mark.parametrize("name", ["one logit", "odd dims", "odd upernet"])
+def test_smoothed_and_with_corrected_biases(name: str, target: str) -> None:
+    """Rows of zeros, the background's and those of widened heads, have neither a shift nor a smallest input."""
+    model = MODELS[name]()
+    options = ExportOptions(*SIZE, opset=20, target=target, outputs=("mask", "logits"))
+    graph = build_graph(model, options)[0]
+    floats = [name for name, each in graph.tensors().items() if isinstance(each, gs.Variable) and each.dtype == FLOAT]
+    largest, channels = observe(graph, floats, [image(*SIZE)])
+    settings = CalibrationOptions()
+    ranges = {
+        tensor: TensorRange(-each, each, dict.fromkeys(settings.observers, each), tuple(map(float, channels[tensor])))
+        for tensor, each in largest.items()
+    }
+    made_up = Ranges(graph_sha256="", data_key="", settings=settings, images=0, collected_with="", ranges=ranges)
+    graphs = QuantizedGraphs(model, options, made_up)
+    plan = replace(uniform_plan(graphs.sites, "int8-linear+conv", smooth=0.5, model="own"), bias_correction=True)
+    if target == "gpu":
+        plan = plan.with_level("head/classifier", "int8-linear+conv")
+    graphs.correct_biases(plan, image(*SIZE), threads=1)
+    (logits,) = graphs.logits(plan, image(*SIZE), threads=1)
+    exact = reference(model, image(*SIZE))[0]
+    assert np.sqrt(np.mean((logits - exact) ** 2)) < 0.15 * exact.std()
+    if name == "one logit":
+        np.testing.assert_allclose(logits[:, 0], np.log(0.3 / 0.7), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OWN)
