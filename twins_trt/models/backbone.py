@@ -17,8 +17,6 @@ from twins_trt.kernels.gsa import gsa
 from twins_trt.kernels.lsa import lsa
 from twins_trt.models.zoo import MIN_SIDE, ModelSpec
 
-LAYER_NORM_EPS = 1e-5
-
 Size = tuple[int, int]
 
 
