@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twins_trt.codec import encode
-from twins_trt.data.preprocessing import ADE20K_TEST, Preprocessing
+from twins_trt.data.preprocessing import ADE20K_TEST
 from twins_trt.errors import UsageError
+from twins_trt.models.conventions import Fact
 from twins_trt.models.source import FoundModel
 from twins_trt.models.zoo import is_model
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups.images import data_flags, labelled_images, scale_of
+from twins_trt.verbs.groups.images import data_flags, labelled_images
 from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, WORKERS_FLAG, bundle_path, torch_device
+from twins_trt.verbs.groups.tested import Tested, facts_that_hold, labels_of, resolve_test, told_by_bundle
 from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE
 
 if TYPE_CHECKING:
     from twins_trt.data import Dataset
     from twins_trt.evaluation import EvalResult, EvaluationOptions, Scores
-    from twins_trt.inference.tiling import Tiles
     from twins_trt.runtime import Bundle, Source
 
 
@@ -39,11 +40,12 @@ class EvaluateRequest:
 
     engine: what runs a bundle, of `runtime.engines.KINDS`, or `auto`. device: where PyTorch runs, `auto`, `cpu` or
     `cuda`. fit: how images meet a bundle of fixed size, `stretch` or `letterbox`. test_scale: (long, short) side that
-    an image is fitted into first, pixels, or `none`; by default mmsegmentation's for ade20k, else the bundle's own.
-    mode: `whole`, `slide`, `ms_flip`, `slide_ms_flip`, or `tile` for bundles. tile: (height, width) of a tile, pixels.
-    overlap: pixels that tiles share.
+    an image is fitted into first, pixels, or `none`; by default the checkpoint's, else mmsegmentation's for ade20k.
+    mode: `whole`, `slide`, `ms_flip`, `slide_ms_flip`, or `tile` for bundles; by default as the checkpoint says that it
+    is tested. tile: (height, width) of a tile, pixels. overlap: pixels that tiles share.
 
-    checkpoint, seeded, num_classes, padding, weights, conventions: of a model, as in `BuildRequest`.
+    checkpoint, seeded, num_classes, padding, weights, conventions: of a model, as in `BuildRequest`. Of a bundle,
+    conventions of labels and tests may be overridden.
     Raises `UsageError` for a value of the wrong kind.
     """
 
@@ -80,7 +82,8 @@ TABLE: tuple[Flag, ...] = (
     Flag(
         "--test-scale",
         "test_scale",
-        f"fit images into this first, or none; default: {TEST_SCALE.show(ADE20K_TEST.test_scale)} for ade20k",
+        "fit images into this first, or none; default: the checkpoint's, else "
+        f"{TEST_SCALE.show(ADE20K_TEST.test_scale)} for ade20k",
         TEST_SCALE,
         "LONGxSHORT",
     ),
@@ -100,6 +103,7 @@ class Evaluation:
     engine: the kind that ran; `pytorch` for a model. device: of a model; None for a bundle. model, precision, padding,
     source: of the bundle or model. resized: how many images did not have the graph's size; None for a model, which
     takes any size. exact: whether the masks equal those of mmsegmentation's test pipeline; if not, `notes` says why.
+    conventions: how images were treated, labels read and the model run, with the origin of each value.
     """
 
     result: EvalResult
@@ -112,6 +116,7 @@ class Evaluation:
     resized: int | None
     exact: bool
     notes: tuple[str, ...]
+    conventions: tuple[Fact, ...] = ()
 
     @property
     def scores(self) -> Scores:
@@ -122,7 +127,8 @@ class Evaluation:
         """Plain values for `json.dump`: those of the result, and how it was obtained."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in ("engine", "device", "model", "precision")}
         plain |= {"padding": self.padding, "source": encode(self.source), "resized_images": self.resized}
-        return {**self.result.to_json(), **plain, "exact": self.exact, "notes": list(self.notes)}
+        plain |= {"exact": self.exact, "notes": list(self.notes), "conventions": encode(self.conventions)}
+        return {**self.result.to_json(), **plain}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
@@ -133,11 +139,14 @@ class Evaluation:
         plain = dict(values)
         result = EvalResult.from_json({name: plain.pop(name) for name in EvalResult.__dataclass_fields__})
         plain["source"], plain["notes"] = Source(**plain["source"]), tuple(plain["notes"])
+        plain["conventions"] = tuple(Fact(**each) for each in plain.get("conventions", ()))
         return cls(result, resized=plain.pop("resized_images"), **plain)
 
     def table(self) -> str:
-        """The scores of every class, and the notes below."""
-        return "\n".join([self.result.table(), *(f"note: {note}" for note in self.notes)])
+        """The scores of every class; below, what the checkpoint or a flag decided, and the notes."""
+        decided = (fact for fact in self.conventions if fact.origin in ("file", "flag"))
+        said = (f"{fact.name} {fact.value}: {fact.where}" for fact in decided)
+        return "\n".join([self.result.table(), *said, *(f"note: {note}" for note in self.notes)])
 
 
 def evaluate(
@@ -195,7 +204,7 @@ class EvaluationJob:
     request: EvaluateRequest
     scored: Bundle | FoundModel
     dataset: Dataset
-    mode: str | Tiles
+    tested: Tested
 
     @property
     def weights(self) -> Path | None:
@@ -205,7 +214,10 @@ class EvaluationJob:
     @property
     def mode_name(self) -> str:
         """The mode in a word."""
-        return self.mode if isinstance(self.mode, str) else "tile"
+        from twins_trt.inference.tiling import Tiles
+
+        mode = self.tested.mode
+        return mode if isinstance(mode, str) else "tile" if isinstance(mode, Tiles) else mode.name
 
 
 def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -> EvaluationJob:
@@ -219,13 +231,26 @@ def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -
     check_kind(request.engine)
     in_pytorch = bundle is None and _runs_in_pytorch(request.what)
     dataset = labelled_images(request.data, split=request.split, limit=request.limit)
-    mode = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
-    if not in_pytorch:
-        return EvaluationJob(request, _bundle(request, bundle), dataset, mode)
-    if isinstance(mode, Tiles) or mode == "tile":
+    asked = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
+    if in_pytorch and (isinstance(asked, Tiles) or asked == "tile"):
         raise UsageError("a PyTorch model is not run in tiles", f"use {spelled('mode', 'slide')}, or build a bundle")
-    model = find_requested(request, request.what, request.checkpoint)
-    return EvaluationJob(request, model, dataset, mode)
+    scored: Bundle | FoundModel
+    if in_pytorch:
+        scored, interface = find_requested(request, request.what, request.checkpoint), None
+        told = scored.conventions
+    else:
+        scored = _bundle(request, bundle)
+        told, interface = told_by_bundle(scored, request.conventions), scored.interface
+    tested = resolve_test(
+        told,
+        data=request.data,
+        test_scale=request.test_scale,
+        mode=request.mode,
+        tile=request.tile,
+        overlap=request.overlap,
+        interface=interface,
+    )
+    return EvaluationJob(request, scored, labels_of(dataset, tested.told), tested)
 
 
 def score(job: EvaluationJob, *, progress: Progress | None = None) -> Evaluation:
@@ -273,6 +298,7 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
     import torch
 
     from twins_trt.evaluation import evaluate_model
+    from twins_trt.inference.tiling import Tiles
 
     request = job.request
     device = torch_device(request.device)
@@ -280,11 +306,10 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
         torch.set_num_threads(max(1, request.threads))
     options.progress("load", "seeded" if found.weights is None else str(found.weights), None)
     model, facts = load_requested(request, found)
-    assert isinstance(job.mode, str)  # resolve_evaluation refuses tiles
-    scale = scale_of(request.data, request.test_scale)
-    result = evaluate_model(
-        model.to(device), job.dataset, mode=job.mode, preprocessing=Preprocessing(test_scale=scale), options=options
-    )
+    mode = job.tested.mode
+    assert not isinstance(mode, Tiles)  # resolve_evaluation refuses them
+    preprocessing = job.tested.told.preprocessing
+    result = evaluate_model(model.to(device), job.dataset, mode=mode, preprocessing=preprocessing, options=options)
     return Evaluation(
         result,
         engine="pytorch",
@@ -296,6 +321,7 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
         resized=None,
         exact=True,
         notes=("random weights: the scores mean nothing",) if facts.source.seeded else (),
+        conventions=facts_that_hold(job.tested.told, job.dataset),
     )
 
 
@@ -305,17 +331,13 @@ def _score_bundle(job: EvaluationJob, bundle: Bundle, options: EvaluationOptions
     from twins_trt.runtime import RuntimeOptions
 
     request, manifest = job.request, bundle.manifest
-    preprocessing = manifest.interface.preprocessing
-    scale = scale_of(request.data, request.test_scale)
-    if request.test_scale is not None or scale is not None:
-        preprocessing = replace(preprocessing, test_scale=scale)
     scored = score_bundle(
         bundle,
         job.dataset,
         engine=request.engine,
         fit=fit_mode(request.fit),
-        mode=job.mode,
-        preprocessing=preprocessing,
+        mode=job.tested.mode,
+        preprocessing=job.tested.told.preprocessing,
         runtime=RuntimeOptions(threads=request.threads),
         options=options,
     )
@@ -329,5 +351,6 @@ def _score_bundle(job: EvaluationJob, bundle: Bundle, options: EvaluationOptions
         source=manifest.source,
         resized=scored.resized,
         exact=scored.exact,
-        notes=scored.notes,
+        notes=(*scored.notes, *job.tested.notes),
+        conventions=facts_that_hold(job.tested.told, job.dataset),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from twins_trt.errors import ImageError, TwinsError, UsageError
 from twins_trt.progress import Progress, silent
 from twins_trt.spelling import spelled
 from twins_trt.verbs.flags import Flag, FlagTable, settle
-from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
+from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG
+from twins_trt.verbs.groups.tested import Tested, resolve_test, told_by_bundle
 from twins_trt.verbs.kinds import NUMBER, SWITCH, WHOLE
 
 if TYPE_CHECKING:
-    from twins_trt.inference.tiling import Tiles
     from twins_trt.runtime import Bundle, Frame
+
+log = logging.getLogger("twins_trt")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class PredictJob:
 
     request: PredictRequest
     bundle: Bundle
-    mode: str | Tiles
+    tested: Tested
     files: tuple[ImageFiles, ...]
     failures: tuple[Prediction, ...]
 
@@ -133,11 +136,17 @@ def resolve_prediction(request: PredictRequest) -> PredictJob:
             f"{spelled('alpha')} is {request.alpha:g}", "give 0 (only the picture) to 1 (only the colours)"
         )
     check_kind(request.engine)
-    mode = mode_of(request.mode, tile=request.tile, overlap=request.overlap)
     bundle = open_bundle(request.bundle)
+    tested = resolve_test(
+        told_by_bundle(bundle),
+        mode=request.mode,
+        tile=request.tile,
+        overlap=request.overlap,
+        interface=bundle.interface,
+    )
     paths, failures = _find_images(request.images)
     files = result_files(paths, Path(request.out), masks=request.masks, overlays=request.overlays)
-    return PredictJob(request, bundle, mode, tuple(files), tuple(failures))
+    return PredictJob(request, bundle, tested, tuple(files), tuple(failures))
 
 
 def predict(job: PredictJob, *, progress: Progress | None = None) -> Iterator[Prediction]:
@@ -156,7 +165,10 @@ def predict(job: PredictJob, *, progress: Progress | None = None) -> Iterator[Pr
     progress = progress or silent
     options = RuntimeOptions(threads=request.threads)
     progress("load", str(job.bundle.path), None)
-    with Segmenter(job.bundle, request.engine, fit=fit_mode(request.fit), mode=job.mode, options=options) as segmenter:
+    for note in job.tested.notes:
+        log.info("%s: %s", job.bundle.path, note)
+    mode = job.tested.mode
+    with Segmenter(job.bundle, request.engine, fit=fit_mode(request.fit), mode=mode, options=options) as segmenter:
         frames = segmenter.stream([files.image for files in job.files], batch=request.batch)
         try:
             for files, frame in zip(job.files, frames, strict=True):

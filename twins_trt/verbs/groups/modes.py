@@ -21,7 +21,8 @@ def mode_flags(group: str) -> tuple[Flag, ...]:
         Flag(
             "--mode",
             "mode",
-            "as mmsegmentation evaluates, or in tiles at the image's own size, however large; default: whole",
+            "as mmsegmentation evaluates, or in tiles at the image's own size, however large; default: as the "
+            "checkpoint says that it is tested, or whole",
             metavar="{whole,slide,ms_flip,slide_ms_flip,tile}",
             group=group,
         ),
