@@ -106,7 +106,8 @@ def check_reference(tally: Tally, *, recorded: float | None, seeded: bool) -> Re
     doubts, hints = _labels(tally)
     found = ReferenceCheck(0.0, 0.0, 0.0, outside=tally.outside, highest=tally.highest)
     if tally.confusion.any():
-        found = replace(found, **dict(zip(("miou", "low", "high"), tally.miou(), strict=True)))
+        miou, low, high = tally.miou()
+        found = replace(found, miou=miou, low=low, high=high)
     if tally.confusion.any() and not seeded:
         found = _behind_record(found, recorded) if recorded is not None else _within_chance(found, tally)
         if recorded is None or found.doubts:

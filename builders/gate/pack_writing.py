@@ -8,6 +8,7 @@ import shlex
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,8 +175,8 @@ class _Writer:
             self._write(member(len(self._entries), kind), _npy(array))
         digests = dict(zip(KINDS, map(array_sha256, arrays), strict=True))
         height, width = judged.label.shape
-        strange = {"outside": judged.outside, "highest": judged.highest}
-        self._entries.append(PackedImage(judged.name, height, width, **digests, **strange))
+        entry = PackedImage(judged.name, height, width, **digests)
+        self._entries.append(replace(entry, outside=judged.outside, highest=judged.highest))
 
     def finish(self, key: PackKey, limit: int | None) -> None:
         """Writes the head. Raises OSError, and PackError if images are left that were not read."""

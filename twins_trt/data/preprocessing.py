@@ -13,6 +13,8 @@ from twins_trt.errors import UsageError
 
 Size = tuple[int, int]
 """(height, width), pixels."""
+Triple = tuple[float, float, float]
+"""A number per channel."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Preprocessing:
     keep_ratio: True makes the image as large as fits; False makes it exactly `test_scale`, as (width, height).
     """
 
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: Triple = (123.675, 116.28, 103.53)
+    std: Triple = (58.395, 57.12, 57.375)
     test_scale: tuple[int, int] | None = None
     keep_ratio: bool = True
     channels: Literal["rgb", "bgr"] = "rgb"
@@ -49,10 +51,10 @@ class Preprocessing:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def statistics(self) -> tuple[Triple, Triple]:
         """Mean and std of red, green and blue, in this order whatever `channels` is."""
-        step = 1 if self.channels == "rgb" else -1
-        return self.mean[::step], self.std[::step]
+        (a, b, c), (d, e, f) = self.mean, self.std
+        return ((a, b, c), (d, e, f)) if self.channels == "rgb" else ((c, b, a), (f, e, d))
 
     @property
     def mean_colour(self) -> npt.NDArray[np.uint8]:

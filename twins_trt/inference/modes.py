@@ -77,7 +77,8 @@ class InferenceMode:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> InferenceMode:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 def _both(sides: int | tuple[int, int]) -> Size:

@@ -249,9 +249,9 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         below = result.get(key)
         if isinstance(value, dict):
-            replaces = value.get("_delete_") is True or not isinstance(below, dict)
-            value = {name: item for name, item in value.items() if name != "_delete_"}
-            result[key] = value if replaces else _merged(below, value)
+            own = {name: item for name, item in value.items() if name != "_delete_"}
+            merges = isinstance(below, dict) and value.get("_delete_") is not True
+            result[key] = _merged(below or {}, own) if merges else own
         else:
             result[key] = value
     return result
