@@ -14,6 +14,7 @@ from twins_trt.data.preprocessing import Size, input_size, normalized_planes, sc
 from twins_trt.data.resizing import FloatArray, resize_image, resize_mask, resize_plane
 from twins_trt.errors import EngineError, UsageError
 from twins_trt.inference.interface import GraphInterface
+from twins_trt.inference.logits import sigmoid
 from twins_trt.spelling import spelled
 
 FitMode = Literal["stretch", "letterbox"]
@@ -110,6 +111,16 @@ def logits_to_mask(logits: npt.NDArray[np.floating], fit: Fit) -> UInt8Array:
             f"the precision overflows: build with {spelled('precision', 'fp32')}",
         )
     return mask
+
+
+def logits_to_probability(logits: npt.NDArray[np.floating], fit: Fit) -> FloatArray:
+    """The foreground's probability, float32 at the image's own size, of a canvas's logits, float [2, h, w].
+
+    The logit is resized as in `logits_to_mask`; its sigmoid comes last, as in mmsegmentation.
+    """
+    (plane,) = _planes(logits[1:], fit)
+    probability: FloatArray = sigmoid(plane)
+    return probability
 
 
 def _planes(logits: npt.NDArray[np.floating], fit: Fit) -> Iterable[FloatArray]:

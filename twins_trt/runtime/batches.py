@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 from twins_trt.data.images import UInt8Array, read_image, to_rgb
 from twins_trt.errors import EngineError, ImageError
-from twins_trt.inference.fitting import Fit, FitMode, fit_size, logits_to_mask, place, unfit_mask, unfit_plane
+from twins_trt.inference.fitting import (
+    Fit,
+    FitMode,
+    fit_size,
+    logits_to_mask,
+    logits_to_probability,
+    place,
+    unfit_mask,
+    unfit_plane,
+)
 from twins_trt.inference.interface import GraphInterface
 from twins_trt.inference.runner import ModeRunner
 from twins_trt.runtime.engines import Engine, OnStage
@@ -151,16 +160,26 @@ class BatchRunner:
         for output, result in results.items():
             if len(result) != expected:
                 raise EngineError(f"the engine gave {output} {list(result.shape)} for a batch of {expected}")
-        back = unfit_mask if name == "mask" else logits_to_mask
         done = []
         with observed(self.observe, "postprocess"):
             for i, prepared in enumerate(chunk):  # the padding of the batch is dropped
-                segmentation = self._segmentation(back(results[name][i], prepared.fit), prepared.image)
-                if PROBABILITY in results:
-                    probability = unfit_plane(results[PROBABILITY][i], prepared.fit)
-                    segmentation = replace(segmentation, probability=probability)
-                done.append(segmentation)
+                one = {output: result[i] for output, result in results.items()}
+                probability = self._probability(one, prepared.fit)
+                if name == PROBABILITY:
+                    assert probability is not None and self.interface.threshold is not None
+                    mask = (probability > self.interface.threshold).astype(np.uint8)
+                else:
+                    mask = (unfit_mask if name == "mask" else logits_to_mask)(one[name], prepared.fit)
+                done.append(replace(self._segmentation(mask, prepared.image), probability=probability))
         return done
+
+    def _probability(self, one: Mapping[str, Array], fit: Fit) -> npt.NDArray[np.float32] | None:
+        """Of the foreground, at the picture's own size. one: the outputs of one image."""
+        if PROBABILITY in one:
+            return unfit_plane(one[PROBABILITY], fit)
+        if self.interface.threshold is not None and "logits" in one:
+            return logits_to_probability(one["logits"], fit)
+        return None
 
     def _segment_in_parts(self, image: UInt8Array) -> Segmentation:
         assert self._parts is not None
@@ -191,12 +210,17 @@ class BatchRunner:
     def _outputs(self, chunk: Sequence[Prepared]) -> tuple[str, ...]:
         """The outputs to compute: logits if a resize follows and the graph gives them, else the mask if it gives one.
 
-        The mask is smaller and needs no argmax. Probabilities are added where the graph gives them.
+        The mask is smaller and needs no argmax. For a head with one logit, logits also tell the probability. A graph
+        that gives the probability gives it too; one that gives nothing else has its mask from that.
         """
-        has_mask, has_logits = (self.interface.output(name) is not None for name in ("mask", "logits"))
+        has_mask, has_logits, has_probability = (
+            self.interface.output(name) is not None for name in ("mask", "logits", PROBABILITY)
+        )
         resized = any(prepared.fit.inner != prepared.fit.original for prepared in chunk)
-        name = "logits" if not has_mask or (has_logits and resized) else "mask"
-        return (name,) if self.interface.output(PROBABILITY) is None else (name, PROBABILITY)
+        if has_logits and (resized or not has_mask or self.interface.threshold is not None):
+            return ("logits",)
+        wanted = (("mask", has_mask), (PROBABILITY, has_probability))
+        return tuple(name for name, given in wanted if given)
 
 
 def _side_by_side(tensors: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
