@@ -17,6 +17,7 @@ from twins_trt.codec import encode
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.files import sha256_of
 from twins_trt.models.conventions import Conventions
+from twins_trt.models.source import FoundModel
 from twins_trt.runtime.manifest import AUDIT, GATE, GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
 from twins_trt.verbs.build import FLAGS, BuildRequest
 from twins_trt.version import __version__
@@ -58,9 +59,9 @@ class BuildJob:
 
     request: the request, with the decisions on model, size, precision and targets filled in.
     weights: their file; None for seeded weights. published: whether the weights are the zoo's, which are checked.
-    num_classes, conventions: what the weights tell, with the request's values in place of theirs. preprocessing: of
-    images; a graph of dynamic size follows its test scale. graph: for an INT8 build, how the FP32 graph is written that
-    is calibrated.
+    found: the model and its weights, which are not read again. num_classes, conventions: what the weights tell, with
+    the request's values in place of theirs. preprocessing: of images; a graph of dynamic size follows its test scale.
+    graph: for an INT8 build, how the FP32 graph is written that is calibrated.
     engines: those that are compiled here. awaits: those that the device compiles itself. nearest: what is audited in
     their place. Without engines and awaits the bundle's graph is for ONNX Runtime. int8: None for FP32 and FP16.
     gate: None for a build that is not judged.
@@ -72,6 +73,7 @@ class BuildJob:
     model: str
     weights: Path | None
     published: bool
+    found: FoundModel
     num_classes: int
     conventions: Conventions
     graph: ExportOptions
@@ -158,5 +160,5 @@ class BuildJob:
         }
 
     def _decisions(self) -> dict[str, Any]:
-        left_out = ("request", "out", "overwrite", "weights")
+        left_out = ("request", "out", "overwrite", "weights", "found")
         return {each.name: encode(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}

@@ -14,7 +14,7 @@ from twins_trt.builders.quantize import Quantization, QuantizedGraphs
 from twins_trt.builders.quantize.calibration import find_ranges, first_plan, refine
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.calib import Ranges
-from twins_trt.models.weights import ModelFacts, load_weights, save_weights
+from twins_trt.models.weights import ModelFacts, load_found, save_weights
 from twins_trt.progress import Clock
 from twins_trt.runtime.manifest import GRAPH, WEIGHTS
 
@@ -52,17 +52,9 @@ class BuiltGraph:
 
 
 def open_context(job: BuildJob, folder: Path, clock: Clock) -> BuildContext:
-    """Loads the model. Raises as `load_weights` does."""
+    """Loads the model. Raises as `load_found` does."""
     clock.begin("seeded" if job.weights is None else str(job.weights))
-    model, facts = load_weights(
-        job.model,
-        checkpoint=None if job.published else job.weights,
-        seeded=job.weights is None,
-        num_classes=job.num_classes,
-        padding=job.request.padding,
-        weights=job.request.weights or "auto",
-        conventions=job.request.conventions,
-    )
+    model, facts = load_found(job.found)
     if job.with_weights:
         save_weights(model, facts, folder / WEIGHTS)
     return BuildContext(job, model, facts, folder, clock)

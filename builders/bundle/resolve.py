@@ -56,6 +56,7 @@ def resolve(request: BuildRequest) -> BuildJob:
         model=model.name,
         weights=model.weights,
         published=model.weights is not None and model.checkpoint is None,
+        found=model,
         num_classes=model.num_classes,
         conventions=model.conventions,
         graph=graph,

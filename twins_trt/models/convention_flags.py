@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,7 +33,7 @@ def read_flags(flags: Mapping[str, str]) -> Flagged:
 
 def _numbers(text: str) -> tuple[float, float, float]:
     a, b, c = (float(part) for part in text.split(","))
-    return a, b, c
+    return (a, b, c) if all(map(math.isfinite, (a, b, c))) else _no()
 
 
 def _deviations(text: str) -> tuple[float, float, float]:
@@ -48,6 +49,16 @@ def _switch(text: str) -> bool:
     if text.lower() in ("true", "yes", "1"):
         return True
     return False if text.lower() in ("false", "no", "0") else _no()
+
+
+def _never(text: str) -> bool:
+    """Only false: the package computes nothing else."""
+    return False if not _switch(text) else _no()
+
+
+def _one(text: str) -> int:
+    """Only 1: images are not padded."""
+    return 1 if text == "1" else _no()
 
 
 def _sides(text: str) -> tuple[int, int]:
@@ -110,8 +121,8 @@ NAMES: dict[str, tuple[Callable[[str], Any], str]] = {
     "num_heads": (_heads, "2,4,8,16"),
     "window_size": (_positive, "7"),
     "norm_eps": (_epsilon, "1e-5"),
-    "align_corners": (_switch, "false"),
-    "size_divisor": (_positive, "1"),
+    "align_corners": (_never, "false"),
+    "size_divisor": (_one, "1"),
 }
 """Every convention by name: how its text is read, and an example of it."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twins_trt.errors import CheckpointError
+from twins_trt.spelling import spelled
 
 Config = Mapping[str, Any]
 
@@ -23,6 +24,8 @@ REDUCES_ZERO = (
     "ISPRSDataset",
 )
 """mmseg's data sets whose label 0 means "no class" unless the configuration says otherwise (mmseg/datasets)."""
+CHANGES_PIXELS = ("AdjustGamma", "Albu", "CenterCrop", "CLAHE", "RandomCrop", "Rerange", "RGB2Gray")
+"""Steps of mmcv and mmseg that change what the network sees (mmseg/datasets/transforms/transforms.py)."""
 MOST_STEPS = 500  # of a pipeline that are looked at
 
 
@@ -69,10 +72,9 @@ class MmsegConfig:
 
     def refuse(self, place: str, value: object, why: str, *, flag: str = "") -> CheckpointError:
         """The error for a value that cannot be honoured. flag: a convention that overrides it."""
-        fix = (
-            f"override it, if you know better: --convention {flag}" if flag else "change the model, and train it again"
-        )
-        return CheckpointError(f"{self.path}: its configuration says {place} = {_short(value)}: {why}", fix)
+        override = f"override it, if you know better: {spelled('conventions', flag)}"
+        fix = override if flag else "change the model, and train it again"
+        return CheckpointError(f"{self.path}: its configuration says {place} = {short_text(value)}: {why}", fix)
 
 
 def _steps(pipeline: list[Any], place: str, left: list[int]) -> Iterator[tuple[Config, str]]:
@@ -94,6 +96,7 @@ def plain_type(config: Config) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else ""
 
 
+PADS = ("pad_val", "seg_pad_val")
 TEST_PIPELINES = (
     "test_pipeline",
     "test_dataloader.dataset.pipeline",
@@ -151,8 +154,10 @@ def _of_step(step: Config, place: str) -> dict[str, Said]:
 
 
 def find_loading(config: MmsegConfig) -> None:
-    """Raises `CheckpointError` for images that are loaded otherwise than as colours."""
+    """Raises `CheckpointError` for images that are loaded otherwise than as colours, or changed before the test."""
     for step, place in config.steps(*TEST_PIPELINES):
+        if plain_type(step) in CHANGES_PIXELS:
+            raise config.refuse(f"{place}.type", plain_type(step), "twins-trt resizes and normalizes images alone")
         kind = step.get("color_type", "color")
         if plain_type(step) == "LoadImageFromFile" and kind not in ("color", "color_ignore_orientation"):
             raise config.refuse(f"{place}.color_type", kind, "twins-trt reads images as colours")
@@ -181,6 +186,9 @@ def find_test_scale(config: MmsegConfig) -> dict[str, Said]:
         kind = plain_type(step)
         if kind == "MultiScaleFlipAug" and step.get("img_scale") is not None:
             outer = Said(step["img_scale"], f"{place}.img_scale")
+        if kind == "ResizeShortestEdge":  # it keeps the ratio, and bounds the long side
+            sides = [step.get("max_size"), step.get("scale")]
+            return {"test_scale": Said(sides, f"{place}.scale"), "keep_ratio": Said(True, f"{place}.type")}
         if kind != "Resize":
             continue
         own = next((name for name in ("scale", "img_scale") if step.get(name) is not None), None)
@@ -211,6 +219,16 @@ def find_reduce_zero(config: MmsegConfig) -> Said | None:
     return None
 
 
+def find_padding(config: MmsegConfig) -> dict[str, Said]:
+    """`pad_val` and `seg_pad_val`: what fills images, after normalization, and labels that are padded for training."""
+    part, place = config.mapping("model.data_preprocessor", "data_preprocessor")
+    found = {name: Said(part[name], f"{place}.{name}") for name in PADS if part.get(name) is not None}
+    for step, where in config.steps(*TRAIN_PIPELINES):
+        if plain_type(step) == "Pad":
+            found |= {name: Said(step[name], f"{where}.{name}") for name in PADS if step.get(name) is not None}
+    return found
+
+
 def find_train_size(config: MmsegConfig) -> Said | None:
     """(height, width) of the crops that the model was trained on."""
     if (size := config.at("model.data_preprocessor.size", "data_preprocessor.size")) is not None:
@@ -221,7 +239,8 @@ def find_train_size(config: MmsegConfig) -> Said | None:
     return config.at("crop_size")
 
 
-def _short(value: object) -> str:
+def short_text(value: object) -> str:
+    """A value for one line of text."""
     text = repr(value)
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -28,7 +28,7 @@ _EPS = 1e-5
 class ModelNumbers:
     """What no tensor tells of the architecture, as the configuration states it; None where it is silent.
 
-    norm_eps: of every LayerNorm of the backbone. spec_changes: fields of the spec that our own checkpoints and flags
+    norm_eps: of `ModelSpec.outer_norm_eps`. spec_changes: fields of the spec that our own checkpoints and flags
     state. places: of each stated number in the configuration.
     """
 
@@ -115,6 +115,8 @@ def _read_backbone(config: MmsegConfig) -> ModelNumbers:
     if kind and kind not in BACKBONES and not kind.startswith(OFFICIAL_BACKBONES):
         raise config.refuse(f"{place}.type", kind, "twins-trt runs Twins backbones, PCPVT and SVT")
     _check_equal(config, part, place, "in_channels", 3)
+    _check_equal(config, part, place, "strides", [4, 2, 2, 2])
+    _check_equal(config, part, place, "out_indices", [0, 1, 2, 3])
     _check_activation(config, part, place, "GELU")
     values: dict[str, Any] = {}
     if (heads := _quadruple(part.get("num_heads"))) is not None:

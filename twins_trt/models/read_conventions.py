@@ -12,7 +12,7 @@ from twins_trt.codec import decode, encode
 from twins_trt.data.preprocessing import Preprocessing
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.models.checkpoint import read_meta
-from twins_trt.models.config_text import ParsedConfig, parse_config
+from twins_trt.models.config_text import ParsedConfig, check_config, parse_config
 from twins_trt.models.convention_flags import NAMES, Flagged, read_flags, spelled_value
 from twins_trt.models.conventions import Conventions, Fact, Origin, TestMode
 from twins_trt.models.mmseg_config import (
@@ -20,6 +20,7 @@ from twins_trt.models.mmseg_config import (
     Said,
     find_loading,
     find_normalization,
+    find_padding,
     find_reduce_zero,
     find_test_padding,
     find_test_scale,
@@ -35,7 +36,9 @@ OWN = "twins_trt"
 """The key of `meta` under which our own checkpoints keep their conventions."""
 CLASSIFIER = "ImageClassifier"
 """The type of mmpretrain's models, whose backbones are fine-tuned."""
-SPEC_FIELDS = ("num_heads", "window_size", "norm_eps", "block_norm_eps", "drop_path_rate")
+_SHOWN = ("align_corners", "size_divisor", "num_classes", "pad_val", "seg_pad_val")
+"""Of the configuration: shown, so that a flag that contradicts one is said; inference needs none of them."""
+SPEC_FIELDS = ("num_heads", "window_size", "norm_eps", "block_norm_eps", "outer_norm_eps", "drop_path_rate")
 """Fields of a spec that no tensor tells."""
 
 
@@ -65,10 +68,10 @@ def read_conventions(
         found, numbers = find_normalization(config), ModelNumbers()
     else:
         found, numbers = _found(config, asked, path), read_model(config, aligned=asked.get("align_corners"))
-    told = _told(config, meta, found, numbers, padding=padding, num_logits=num_logits)
+    told = _told(config, meta, found, numbers, asked=asked, padding=padding, num_logits=num_logits)
     told, numbers = _with_flags(told, numbers, asked, num_logits)
     if origin:
-        _say(told, parsed, path)
+        _say(told, parsed, path, num_logits=num_logits)
     return told, numbers
 
 
@@ -95,7 +98,7 @@ def _configuration(meta: Mapping[str, Any], path: str | Path) -> tuple[MmsegConf
     if key is None:
         return MmsegConfig({}, path), None
     content = meta[key]
-    parsed = ParsedConfig(content) if isinstance(content, dict) else parse_config(content)
+    parsed = check_config(content) if isinstance(content, dict) else parse_config(content)
     return MmsegConfig(parsed.values, path), parsed
 
 
@@ -107,7 +110,12 @@ def _found(config: MmsegConfig, asked: Flagged, path: str | Path) -> dict[str, S
         raise config.refuse(
             padded.place, padded.value, "twins-trt does not pad images while testing", flag="size_divisor=1"
         )
-    found = {**find_normalization(config), **find_test_scale(config)}
+    found = {**find_normalization(config), **find_test_scale(config), **find_padding(config)}
+    if padded is not None:
+        found["size_divisor"] = padded
+    for name in ("align_corners", "num_classes"):
+        if (said := config.at(f"model.decode_head.{name}")) is not None:
+            found[name] = said
     if (said := find_train_size(config)) is not None:
         found["train_size"] = said
     if (said := find_reduce_zero(config)) is not None:
@@ -116,12 +124,12 @@ def _found(config: MmsegConfig, asked: Flagged, path: str | Path) -> dict[str, S
         found["ignore_index"] = said
     if (said := config.at("model.decode_head.threshold")) is not None:
         found["threshold"] = said
-    if (said := _test_mode(config)) is not None:
+    if (said := _test_mode(config, asked)) is not None:
         found["test_mode"] = said
     return found
 
 
-def _test_mode(config: MmsegConfig) -> Said | None:
+def _test_mode(config: MmsegConfig, asked: Flagged) -> Said | None:
     part, place = config.mapping("model.test_cfg")
     if not part.get("mode"):
         part, place = config.mapping("test_cfg")  # of old versions; mmengine's holds its loop
@@ -131,6 +139,8 @@ def _test_mode(config: MmsegConfig) -> Said | None:
     if mode == "slide":
         sides = {"crop": part.get("crop_size"), "stride": part.get("stride")}
         return Said({"name": "slide", **{name: _pair(side) for name, side in sides.items()}}, place)
+    if mode is not None and "test_mode" in asked:
+        return Said(mode, f"{place}.mode")
     if mode is not None:
         raise config.refuse(f"{place}.mode", mode, "twins-trt tests whole images or slides", flag="test_mode=whole")
     return None
@@ -147,17 +157,30 @@ def _told(
     found: Mapping[str, Said],
     numbers: ModelNumbers,
     *,
+    asked: Flagged,
     padding: str,
     num_logits: int,
 ) -> Conventions:
-    """The conventions of the file alone."""
+    """The conventions of the file alone. asked: what the caller states in place of some."""
     facts: list[Fact] = []
 
     def take(name: str, default: Any, *, silent: Origin) -> Any:
-        """The file's value, or the default. silent: the origin of the default."""
+        """The file's value, or the default. silent: the origin of the default.
+
+        A value that cannot be honoured is no reason to stop where the caller gives another.
+        """
         said = found.get(name)
-        value = default if said is None else _checked(config, name, said)
-        facts.append(Fact(name, spelled_value(value), silent if said is None else "file", said.place if said else ""))
+        if said is None:
+            facts.append(Fact(name, spelled_value(default), silent))
+            return default
+        try:
+            value = _checked(config, name, said)
+            text = spelled_value(value)
+        except CheckpointError:
+            if name not in asked:
+                raise
+            value, text = asked[name], short_text(said.value)
+        facts.append(Fact(name, text, "file", said.place))
         return value
 
     imagenet = Preprocessing()
@@ -180,6 +203,9 @@ def _told(
         padding=padding,
     )
     facts.append(Fact("padding", padding, "default"))
+    for name in _SHOWN:
+        if (said := found.get(name)) is not None and isinstance(said.value, (bool, int, float)):
+            facts.append(Fact(name, spelled_value(said.value), "file", said.place))
     for name, place in numbers.places.items():
         facts.append(Fact(name, spelled_value(getattr(numbers, name)), "file", place))
     names = read_meta(dict(meta))
@@ -189,7 +215,10 @@ def _told(
         facts.append(Fact("classes", ", ".join(names.classes), "file", place_of_names))
     if score is not None:
         facts.append(Fact("miou", f"{score:.2f}", "file", place))
-    return replace(told, classes=names.classes, palette=names.palette, miou=score, facts=tuple(facts))
+    licence, place = _licence(meta)
+    if licence:
+        facts.append(Fact("licence", licence, "file", place))
+    return replace(told, classes=names.classes, palette=names.palette, miou=score, licence=licence, facts=tuple(facts))
 
 
 def _checked(config: MmsegConfig, name: str, said: Said) -> Any:
@@ -202,7 +231,8 @@ def _checked(config: MmsegConfig, name: str, said: Said) -> Any:
         elif name == "test_scale" and isinstance(value, list) and value and isinstance(value[0], list):
             text = spelled_value(value[0]) if len(value) == 1 else "several"
         else:
-            text = spelled_value([value, value] if name == "train_size" and type(value) is int else value)
+            one_side = name in ("train_size", "test_scale") and type(value) is int
+            text = spelled_value([value, value] if one_side else value)
         return read_flags({name: text})[name]
     except UsageError as error:
         form = NAMES[name][1]
@@ -235,6 +265,14 @@ def _recorded(meta: Mapping[str, Any]) -> tuple[float | None, str]:
     return None, ""
 
 
+def _licence(meta: Mapping[str, Any]) -> tuple[str, str]:
+    """The licence that the file names, and its place."""
+    for key, value in meta.items():
+        if key.lower() in ("license", "licence") and isinstance(value, str) and 0 < len(value) <= 200:
+            return "".join(c if c.isprintable() else " " for c in value), key
+    return "", ""
+
+
 def _with_flags(
     told: Conventions, numbers: ModelNumbers, asked: Flagged, num_logits: int
 ) -> tuple[Conventions, ModelNumbers]:
@@ -255,7 +293,7 @@ def _with_flags(
             log.warning("%s is %s, as you say, although the file says %s (%s)", name, text, before.value, before.place)
         facts[name] = Fact(name, text, "flag")
     if "norm_eps" in of_model:
-        of_model["block_norm_eps"] = of_model["norm_eps"]
+        of_model |= {"block_norm_eps": of_model["norm_eps"], "outer_norm_eps": None}
     told = replace(
         told,
         preprocessing=replace(told.preprocessing, **of_images),
@@ -267,12 +305,19 @@ def _with_flags(
     return told, replace(numbers, spec_changes={**numbers.spec_changes, **of_model})
 
 
-def _say(told: Conventions, parsed: ParsedConfig | None, path: str | Path) -> None:
+def _say(told: Conventions, parsed: ParsedConfig | None, path: str | Path, *, num_logits: int) -> None:
     """Logs what a reader of masks should know: what was assumed, and what of the configuration could not be read."""
     if parsed is not None and parsed.missing_bases:
         log.warning(
             "%s: parts of its configuration are in files that are not there: %s", path, _few(parsed.missing_bases)
         )
+    rows = 2 if told.threshold is not None else num_logits
+    stated = told.fact("num_classes")
+    if stated is not None and stated.value not in (str(num_logits), str(rows)):
+        log.warning("%s: %s is %s in its configuration, but %d in its weights", path, stated.place, stated.value, rows)
+    filled = told.fact("pad_val")
+    if filled is not None and filled.value != "0":
+        log.warning("%s was trained with padding of %s; training here pads with 0", path, filled.value)
     if parsed is not None and parsed.unread:
         log.warning("%s: parts of its configuration were not understood: %s", path, _few(parsed.unread))
     if assumed := [fact for fact in told.facts if fact.origin == "assumed"]:

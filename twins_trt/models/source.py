@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from twins_trt.models.conventions import Conventions
+    from twins_trt.models.examine import Examined
     from twins_trt.models.zoo import ModelSpec
 
 log = logging.getLogger("twins_trt")
@@ -37,6 +38,7 @@ class FoundModel:
 
     spec: the architecture. checkpoint: the file that was named, None where none was. weights: the file that will be
     loaded, None for seeded weights. num_classes: how many values a mask has. conventions: what the file tells.
+    examined: the file's content, so that it is read once; None for seeded weights.
     """
 
     spec: ModelSpec
@@ -44,6 +46,7 @@ class FoundModel:
     weights: Path | None
     num_classes: int
     conventions: Conventions
+    examined: Examined | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -59,7 +59,7 @@ def find_model(
     found = examine(
         path, model=model, num_classes=num_classes, padding=padding, weights=weights, conventions=conventions
     )
-    return FoundModel(found.spec, checkpoint, path, found.num_classes, found.conventions)
+    return FoundModel(found.spec, checkpoint, path, found.num_classes, found.conventions, found)
 
 
 def find_weights(name: str | None, *, checkpoint: str | Path | None = None, seeded: bool = False) -> Path | None:
@@ -111,31 +111,42 @@ def load_weights(
 
     name: None takes the checkpoint's own. num_classes, padding, weights, conventions: as `examine` takes them; seeded
     weights have the zoo's number of classes by default. attention: as `build_model` takes it.
-    Raises as `find_weights` and `examine` do, and `CheckpointError` for fetched weights other than the published.
+    Raises as `find_model` and `load_found` do.
     """
-    from twins_trt.models.examine import examine
+    found = find_model(
+        name,
+        checkpoint=checkpoint,
+        seeded=seeded,
+        num_classes=num_classes,
+        padding=padding,
+        weights=weights,
+        conventions=conventions,
+    )
+    return load_found(found, attention=attention)
+
+
+def load_found(found: FoundModel, *, attention: str = "auto") -> tuple[Segmentor, ModelFacts]:
+    """The model that `find_model` found, in eval mode, and the facts about its weights. Reads no file.
+
+    attention: as `build_model` takes it. Raises `CheckpointError` for fetched weights other than the published.
+    """
     from twins_trt.models.seeded import seed_weights
     from twins_trt.models.segmentor import Segmentor
 
-    path = find_weights(name, checkpoint=checkpoint, seeded=seeded)
-    if path is None:
-        spec, count, told = _seeded(str(name), num_classes, padding, conventions)
+    spec, told, count = found.spec, found.conventions, found.num_classes
+    if found.examined is None:
         model = Segmentor(spec, count, padding=told.padding, attention=attention, threshold=told.threshold).eval()
         model.conventions = told
         seed_weights(model)
         return model, ModelFacts(Source(seeded=True), *name_classes(told, count))
-    found = examine(
-        path, model=name, num_classes=num_classes, padding=padding, weights=weights, conventions=conventions
-    )
-    spec, sha256 = found.spec, str(found.source.sha256)
-    if checkpoint is None and spec.weights and not sha256.startswith(spec.weights_sha256_prefix):
+    source = found.examined.source
+    if found.checkpoint is None and spec.weights and not str(source.sha256).startswith(spec.weights_sha256_prefix):
         raise CheckpointError(
-            f"{path} has the sha256 {sha256}, but {spec.name}'s published weights begin with "
+            f"{found.weights} has the sha256 {source.sha256}, but {spec.name}'s published weights begin with "
             f"{spec.weights_sha256_prefix}",
             f"fetch them again: twins-trt fetch {spec.name}",
         )
-    facts = ModelFacts(found.source, *name_classes(found.conventions, found.num_classes))
-    return found.build(attention=attention), facts
+    return found.examined.build(attention=attention), ModelFacts(source, *name_classes(told, count))
 
 
 def _seeded(

@@ -26,7 +26,7 @@ from twins_trt.verbs.groups.images import DATA_KINDS, scale_of
 from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
 from twins_trt.verbs.groups.ranges import range_flags
 from twins_trt.verbs.groups.running import THREADS_FLAG, WORKERS_FLAG
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, nothing_called, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE, WHOLE, Extent
 
 if TYPE_CHECKING:
@@ -283,8 +283,9 @@ def _graph(request: CalibrateRequest) -> Path | ModelGraph:
 def _export(request: CalibrateRequest, graph: ModelGraph, folder: Path) -> Path:
     """The model's FP32 graph, byte for byte what an INT8 build with the same options quantizes."""
     from twins_trt.builders.export import export_graph
+    from twins_trt.models.weights import load_found
 
-    model, _ = load_requested(request, graph.model)
+    model, _ = load_found(graph.model)
     if request.seeded:
         log.warning("random weights: the ranges mean nothing")
     path = folder / "graph.onnx"

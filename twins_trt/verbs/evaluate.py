@@ -21,7 +21,7 @@ from twins_trt.verbs.groups.images import data_flags, labelled_images
 from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, WORKERS_FLAG, bundle_path, torch_device
 from twins_trt.verbs.groups.tested import Tested, facts_that_hold, labels_of, resolve_test, told_by_bundle
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, nothing_called, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE
 
 if TYPE_CHECKING:
@@ -299,13 +299,14 @@ def _score_model(job: EvaluationJob, found: FoundModel, options: EvaluationOptio
 
     from twins_trt.evaluation import evaluate_model
     from twins_trt.inference.tiling import Tiles
+    from twins_trt.models.weights import load_found
 
     request = job.request
     device = torch_device(request.device)
     if request.threads is not None:
         torch.set_num_threads(max(1, request.threads))
     options.progress("load", "seeded" if found.weights is None else str(found.weights), None)
-    model, facts = load_requested(request, found)
+    model, facts = load_found(found)
     mode = job.tested.mode
     assert not isinstance(mode, Tiles)  # resolve_evaluation refuses them
     preprocessing = job.tested.told.preprocessing

@@ -14,7 +14,7 @@ from twins_trt.progress import Progress, silent
 from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.graph import export_options, graph_flags
 from twins_trt.verbs.groups.new_file import OVERWRITE_FLAG, check_new_file
-from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, load_requested, weights_flags
+from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, weights_flags
 
 if TYPE_CHECKING:
     from twins_trt.builders.export import GraphInfo
@@ -111,9 +111,10 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> tuple[GraphIn
     onnx.
     """
     from twins_trt.builders.export import export_graph
+    from twins_trt.models.weights import load_found
 
     progress = progress or silent
     progress("[1/2] weights", "seeded" if job.model.weights is None else str(job.model.weights), None)
-    model, facts = load_requested(job.request, job.model)
+    model, facts = load_found(job.model)
     progress("[2/2] graph", job.request.out, None)
     return export_graph(model, job.out, job.options), facts.source

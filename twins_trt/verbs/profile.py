@@ -295,7 +295,7 @@ def _candidates(request: ProfileRequest) -> list[Candidate]:
 
 
 def _torch(request: ProfileRequest, name: str) -> Candidate:
-    from twins_trt.models.weights import load_weights
+    from twins_trt.models.weights import load_found
     from twins_trt.profiling.candidates import torch_candidate
     from twins_trt.runtime import open_bundle
 
@@ -306,16 +306,8 @@ def _torch(request: ProfileRequest, name: str) -> Candidate:
     size = request.size or (None if first is None else first.opt_size) or found.spec.crop_size
 
     def load() -> tuple[Segmentor, Source]:
-        model, facts = load_weights(
-            found.name,
-            checkpoint=found.checkpoint,
-            seeded=request.seeded,
-            num_classes=found.num_classes,
-            padding=request.padding,
-            weights=request.weights or "auto",
-            conventions=request.conventions,
-            attention="reference",  # computed as in mmsegmentation; our own would run its kernels on a GPU
-        )
+        # As mmsegmentation computes: with its own attention, a GPU would run our kernels.
+        model, facts = load_found(found, attention="reference")
         return model, facts.source
 
     return torch_candidate(found.name, load, size=size, device=torch_device(request.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twins_trt.errors import UsageError
 from twins_trt.models.zoo import PADDINGS, list_models
@@ -12,9 +12,7 @@ from twins_trt.verbs.flags import Flag
 from twins_trt.verbs.kinds import CONVENTION, SWITCH, WHOLE
 
 if TYPE_CHECKING:
-    from twins_trt.models.segmentor import Segmentor
     from twins_trt.models.source import FoundModel
-    from twins_trt.models.weights import ModelFacts
 
 WEIGHTS_GROUP = {"weights": "by default the published ones, if they were fetched before"}
 
@@ -89,27 +87,19 @@ class WeightsRequest(Protocol):
     def conventions(self) -> Mapping[str, str] | None: ...
 
 
-def load_requested(request: WeightsRequest, model: FoundModel) -> tuple[Segmentor, ModelFacts]:
-    """The model of a request, with its weights. Raises as `load_weights` does."""
-    from twins_trt.models.weights import load_weights
-
-    return load_weights(model.name, checkpoint=model.checkpoint, seeded=request.seeded, **_reading(request))
-
-
 def find_requested(request: WeightsRequest, name: str | None, checkpoint: str | None) -> FoundModel:
     """The model of a request, which its checkpoint fits. Raises as `find_model` does."""
     from twins_trt.models.weights import find_model
 
-    return find_model(name, checkpoint=checkpoint, seeded=request.seeded, **_reading(request))
-
-
-def _reading(request: WeightsRequest) -> dict[str, Any]:
-    return {
-        "num_classes": request.num_classes,
-        "padding": request.padding,
-        "weights": request.weights or "auto",
-        "conventions": request.conventions,
-    }
+    return find_model(
+        name,
+        checkpoint=checkpoint,
+        seeded=request.seeded,
+        num_classes=request.num_classes,
+        padding=request.padding,
+        weights=request.weights or "auto",
+        conventions=request.conventions,
+    )
 
 
 def nothing_called(what: str, *, no: str, fix: str) -> UsageError:
