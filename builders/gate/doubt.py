@@ -43,7 +43,7 @@ class ReferenceCheck:
     their images. foreign: the mIoU that its masks reach on labels of other images in at most one of a hundred shuffles,
     and own: theirs on their own labels, both on the pixels that were kept for it. Each is None where it decides
     nothing. outside: the share of the labelled pixels whose label is no class of the model, 0 to 1; highest: the
-    largest such label. doubts: what speaks against it, in words; empty if nothing does. causes: what may be the reason,
+    largest such label. grounds: what speaks against it, in words; empty if nothing does. causes: what may explain it,
     the likeliest first.
     """
 
@@ -56,23 +56,23 @@ class ReferenceCheck:
     foreign: float | None = None
     outside: float = 0.0
     highest: int = 0
-    doubts: tuple[str, ...] = ()
+    grounds: tuple[str, ...] = ()
     causes: tuple[str, ...] = ()
 
     @property
     def doubtful(self) -> bool:
         """Whether anything speaks against the reference."""
-        return bool(self.doubts)
+        return bool(self.grounds)
 
     @property
     def reason(self) -> str:
         """Why the gate fails for it, in one sentence."""
-        return f"reference doubtful: {', and '.join(self.doubts)}"
+        return f"reference doubtful: {', and '.join(self.grounds)}"
 
     def line(self, *, seeded: bool) -> str:
         """What was found, for a table. seeded: whether the weights are random."""
-        if self.doubts:
-            return f"doubtful: {', and '.join(self.doubts)}"
+        if self.grounds:
+            return f"doubtful: {', and '.join(self.grounds)}"
         if seeded:
             return "of random weights, so that its own score means nothing"
         if self.recorded is not None:
@@ -103,24 +103,24 @@ def check_reference(tally: Tally, *, recorded: float | None, seeded: bool) -> Re
     harder than all of them. Where nothing was recorded it is doubtful if it does not lie above chance with its whole
     interval, or if its masks do not fit their own labels better than those of other images in 99 of 100 shuffles.
     """
-    doubts, hints = _labels(tally)
+    grounds, hints = _labels(tally)
     found = ReferenceCheck(0.0, 0.0, 0.0, outside=tally.outside, highest=tally.highest)
     if tally.confusion.any():
         miou, low, high = tally.miou()
         found = replace(found, miou=miou, low=low, high=high)
     if tally.confusion.any() and not seeded:
         found = _behind_record(found, recorded) if recorded is not None else _within_chance(found, tally)
-        if recorded is None or found.doubts:
+        if recorded is None or found.grounds:
             found = _beside_others(found, tally, decides=recorded is None)
-        doubts += found.doubts
-    if not doubts:
+        grounds += found.grounds
+    if not grounds:
         return found
     if tally.confusion.any() and not seeded:
         hints += _from_confusion(tally, found.miou)
     hints += found.causes
     fits = found.own is not None and found.foreign is not None and found.own > found.foreign
     ranked = dict.fromkeys((*hints, *(each for each in CAUSES if not (fits and each == OTHER_LABELS)), OTHER_LABELS))
-    return replace(found, doubts=tuple(doubts), causes=tuple(ranked))
+    return replace(found, grounds=tuple(grounds), causes=tuple(ranked))
 
 
 def _labels(tally: Tally) -> tuple[list[str], list[str]]:
@@ -141,7 +141,7 @@ def _behind_record(found: ReferenceCheck, recorded: float) -> ReferenceCheck:
     behind = (
         f"its mIoU is {found.miou:.2f}, below {RECORDED_SHARE:g} times the {recorded:.2f} recorded of these classes"
     )
-    return replace(found, doubts=(behind,))
+    return replace(found, grounds=(behind,))
 
 
 def _within_chance(found: ReferenceCheck, tally: Tally) -> ReferenceCheck:
@@ -153,7 +153,7 @@ def _within_chance(found: ReferenceCheck, tally: Tally) -> ReferenceCheck:
     if advantage.low > _ROUNDING:
         return found
     within = f"its mIoU of {advantage.miou:.2f} is not above chance, which gives {advantage.chance:.2f}"
-    return replace(found, doubts=(within,))
+    return replace(found, grounds=(within,))
 
 
 def _beside_others(found: ReferenceCheck, tally: Tally, *, decides: bool) -> ReferenceCheck:
@@ -166,7 +166,7 @@ def _beside_others(found: ReferenceCheck, tally: Tally, *, decides: bool) -> Ref
     if own > foreign:
         return found
     alike = "its masks fit labels of other images as well as their own"
-    return replace(found, doubts=(*found.doubts, *([alike] if decides else [])), causes=(OTHER_LABELS,))
+    return replace(found, grounds=(*found.grounds, *([alike] if decides else [])), causes=(OTHER_LABELS,))
 
 
 def _from_confusion(tally: Tally, miou: float) -> list[str]:

@@ -64,7 +64,9 @@ class Judge:
         self, model: Segmentor, options: GateOptions, *, miou: float | None, threads: int | None, folder: Path
     ) -> None:
         self.dataset = options.open().with_conventions(
-            reduce_zero_label=model.conventions.reduce_zero_label, ignore_index=model.conventions.ignore_index
+            reduce_zero_label=model.conventions.reduce_zero_label,
+            ignore_index=model.conventions.ignore_index,
+            binary=model.threshold is not None,
         )
         warn_of_other_classes(tuple(model.meta.classes or ()) if model.meta else (), self.dataset)
         self.thresholds = options.thresholds

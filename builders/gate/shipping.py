@@ -10,7 +10,7 @@ from twins_trt.builders.gate.options import limit_words
 from twins_trt.profiling.results import Ratio
 from twins_trt.profiling.speed import times_as_fast
 from twins_trt.runtime import Bundle
-from twins_trt.runtime.judged import doubts_of, gate_outdated, judge_again
+from twins_trt.runtime.judged import gate_outdated, grounds_of, judge_again
 from twins_trt.runtime.manifest import GATE, PACK
 
 ACCURACY = ("fp32", "fp16", "int8")
@@ -71,7 +71,7 @@ def gate_command(bundle: Bundle) -> str:
 
 def _failed(bundle: Bundle) -> str:
     """The word for a failure. A doubtful reference says nothing of the engine."""
-    return "not passed, for a doubtful reference," if doubts_of(bundle.read_json(GATE)) else "failed"
+    return "not passed, for a doubtful reference," if grounds_of(bundle.read_json(GATE)) else "failed"
 
 
 def _inaccuracy(bundle: Bundle) -> tuple[int, float]:

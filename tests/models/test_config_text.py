@@ -26,7 +26,7 @@ model = dict(
 work_dir = './work_dirs/x'
 """
 
-OLD = """/home/me/mmseg/configs/_base_/models/fpn.py
+OLD = """/repo/mmseg/configs/_base_/models/fpn.py
 # model settings
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -34,7 +34,7 @@ model = dict(
     backbone=dict(type='ResNet', depth=50, norm_cfg=norm_cfg),
     decode_head=dict(num_classes=19, norm_cfg=norm_cfg))
 
-/home/me/mmseg/configs/twins/mine.py
+/repo/mmseg/configs/twins/mine.py
 _base_ = [
     '../_base_/models/fpn.py', '../_base_/datasets/ade20k.py'
 ]

@@ -106,7 +106,6 @@ SAID: dict[str, list[tuple[Any, list[str]]]] = {
     "min_images": [(8, ["--min-images", "8"])],
     "accept_reference": [(True, ["--accept-reference"])],
     "min_agreement": [(0.98, ["--min-agreement", "0.98"])],
-    "accept_reference": [(True, ["--accept-reference"])],
     "no_gate": [(True, ["--no-gate"])],
     "fallback": [(False, ["--no-fallback"])],
     "max_evaluations": [(5, ["--max-evaluations", "5"]), (0, ["--max-evaluations", "0"])],

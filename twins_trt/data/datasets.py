@@ -106,13 +106,19 @@ class Dataset:
         kept = min(count or len(self), len(self))
         return replace(self, items=tuple(self.items[index * len(self) // kept] for index in range(kept)))
 
-    def with_conventions(self, *, reduce_zero_label: bool | None, ignore_index: int = IGNORE_INDEX) -> Dataset:
+    def with_conventions(
+        self, *, reduce_zero_label: bool | None, ignore_index: int = IGNORE_INDEX, binary: bool = False
+    ) -> Dataset:
         """The same data set with labels read as a checkpoint says. Only `folder:PATH` follows it.
 
         `camvid:PATH` and `ade20k:PATH` have conventions of their own, and a contradiction is logged.
         reduce_zero_label: whether label 0 means "no class"; None says nothing. ignore_index: the label of pixels that
-        do not count.
+        do not count. binary: the classes are those of a head with one logit (`with_background`).
         """
+        if binary:
+            return self.with_background().with_conventions(
+                reduce_zero_label=reduce_zero_label, ignore_index=ignore_index
+            )
         if self.source.startswith("folder:"):
             reduced = self.reduce_zero if reduce_zero_label is None else reduce_zero_label
             return replace(self, reduce_zero=reduced, void=self.void if ignore_index == IGNORE_INDEX else ignore_index)

@@ -26,6 +26,7 @@ from twins_trt.models.mmseg_config import (
     find_test_scale,
     find_train_size,
     plain_type,
+    short_text,
 )
 from twins_trt.models.mmseg_model import THRESHOLD, ModelNumbers, read_model
 from twins_trt.models.zoo import ModelSpec, check_threshold

@@ -131,9 +131,7 @@ def build_model(
             spec, int(num_classes), padding=padding or "parity", attention=attention, threshold=threshold
         ).eval()
     if threshold is not None:
-        raise UsageError(
-            "a checkpoint tells its own threshold", "leave threshold out, or override: conventions={'threshold': '0.5'}"
-        )
+        raise UsageError("a checkpoint tells its own threshold", "leave threshold out")
     from twins_trt.models.examine import examine
 
     found = examine(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twins_trt.errors import CheckpointError
 from twins_trt.models.zoo import ModelSpec, known_specs
+from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
     from twins_trt.models.read_conventions import ModelNumbers
@@ -69,7 +70,7 @@ def _with_numbers(spec: ModelSpec, numbers: ModelNumbers | None, path: str | Pat
             raise CheckpointError(
                 f"{path} has stages of {'/'.join(map(str, spec.embed_dims))} channels, which its "
                 f"{'/'.join(map(str, spec.num_heads))} heads do not divide",
-                "correct num_heads: --convention num_heads=H1,H2,H3,H4",
+                f"correct num_heads: {spelled('conventions', 'num_heads=H1,H2,H3,H4')}",
             )
     return spec
 

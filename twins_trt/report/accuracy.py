@@ -28,7 +28,7 @@ from twins_trt.report.blocks import (
 )
 from twins_trt.report.charts import Interval, intervals
 from twins_trt.report.inputs import Inputs, pick, pick_list, pick_number, pick_text
-from twins_trt.runtime.judged import doubts_of, gate_outdated, judge_again
+from twins_trt.runtime.judged import gate_outdated, grounds_of, judge_again
 from twins_trt.spelling import spelled
 
 PANELS = ("Image", "Label", "Reference", "This bundle", "Where they differ")
@@ -114,8 +114,8 @@ def _outcome(gate: Any) -> list[Note]:
     if found := simulation_text(gate):
         differs = pick(gate, "simulation", "passed") is not pick(gate, "passed")
         notes.append(Note(f"In simulation it had {found}.", "warn" if differs else "plain"))
-    if _passed(gate) and (doubts := doubts_of(gate)):
-        notes.append(Note(f"The reference is doubtful, and was accepted: {', and '.join(doubts)}.", "warn"))
+    if _passed(gate) and (grounds := grounds_of(gate)):
+        notes.append(Note(f"The reference is doubtful, and was accepted: {', and '.join(grounds)}.", "warn"))
     notes += [Note(f"Likely cause: {cause}.", "plain") for cause in pick_list(gate, "reference_check", "causes")]
     if pick(gate, "seeded") is True:
         notes.append(Note("Random weights: the scores mean nothing.", "warn"))
@@ -129,7 +129,7 @@ def finding_text(gate: Any) -> str:
     equal = "" if agreement is None else f"{100 * agreement:.3f} % of the pixels equal"
     drop, engine = _interval_text(gate), pick_text(gate, "engine")
     where = f"{engine} on {pick_text(gate, 'measured_on')}" if engine else ""
-    accepted = "a doubtful reference, accepted" if _passed(gate) and doubts_of(gate) else ""
+    accepted = "a doubtful reference, accepted" if _passed(gate) and grounds_of(gate) else ""
     return ", ".join(part for part in (f"drop {drop}" if drop else "", equal, where, accepted) if part)
 
 

@@ -63,14 +63,14 @@ def gate_outdated(bundle: Bundle, *, kind: str = "auto", compiled: EngineFile | 
     )
 
 
-def doubts_of(judged: Any) -> tuple[str, ...]:
+def grounds_of(judged: Any) -> tuple[str, ...]:
     """What a verdict says against its own reference, in words; empty if nothing, or if it cannot be read.
 
-    judged: the content of `gate.json`. A reference that was accepted keeps its doubts.
+    judged: the content of `gate.json`. A reference that was accepted keeps its grounds.
     """
     check = judged.get("reference_check") if isinstance(judged, dict) else None
-    doubts = check.get("doubts") if isinstance(check, dict) else None
-    return tuple(map(str, doubts)) if isinstance(doubts, list) else ()
+    grounds = check.get("grounds") if isinstance(check, dict) else None
+    return tuple(map(str, grounds)) if isinstance(grounds, list) else ()
 
 
 def judge_again(bundle: Bundle) -> str:

@@ -36,19 +36,15 @@ class BuildRequest(Request):
 
     model: a name of the zoo, or a checkpoint, which tells its model; None takes the model of `checkpoint`.
     out: the bundle, a new folder. overwrite: replace an existing bundle.
-
     checkpoint: an mmsegmentation checkpoint; by default the published one, if it was fetched. seeded: random weights.
-    num_classes: by default the checkpoint's. padding: how padded keys are treated, `parity` (as mmsegmentation does),
-    `masked` (never) or `unmasked` (always); by default as in the project that wrote the checkpoint.
-    weights: `ema` or `raw` where the checkpoint holds both; by default what its project would test. conventions: values
-    by name in place of what it says of images and labels, such as {"mean": "0,0,0", "channels": "bgr"}.
+    num_classes: by default the checkpoint's. padding, weights: as in `build_model`; by default as in the project that
+    wrote the checkpoint. conventions: values by name in place of what it says of images and labels, such as
+    {"mean": "0,0,0", "channels": "bgr"}.
 
     size: (height, width) in pixels, each a number or a `DynamicDim`; by default the size that the model was
-    trained at. batch: images at once, a number or a `DynamicDim`. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs,
-    fp32 for the CPU. opset: of ONNX, 17 to 20; 17, for INT8 20. input: `uint8` [N, H, W, 3] RGB, or normalized
-    `float32` [N, 3, H, W]. outputs: `mask`, `logits` or both. upernet_levels: coarse levels that UPerNet convolves at
-    their own size, 0 to 3. test_scale: (long, short) side that an image is fitted into before a graph of dynamic size,
-    pixels.
+    trained at. batch: images at once, likewise. precision: `fp32`, `fp16` or `int8`; fp16 for GPUs, fp32 for the CPU.
+    opset: of ONNX, 17 to 20; 17, for INT8 20. input, outputs, upernet_levels: as in `ExportOptions`. test_scale: (long,
+    short) side that an image is fitted into before a graph of dynamic size, pixels.
 
     targets: devices and compute capabilities, mixed (`jetson-orin`, `sm_86`), by default the GPU of this machine; or
     `cpu` alone, for no engine. What this machine cannot compile for, the device compiles from the bundle. jetpack: of

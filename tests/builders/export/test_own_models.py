@@ -207,7 +207,9 @@ def test_one_output_alone_is_the_probability(tmp_path: Path) -> None:
 
 
 def test_softmax_has_no_single_probability(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="only a head with one logit has a probability, and that of twins_svt-custom_fpn"):
+    with pytest.raises(
+        UsageError, match="only a head with one logit has a probability, and that of twins_svt-custom_fpn"
+    ):
         export_graph(model_of(SVT), tmp_path / "g.onnx", ExportOptions(64, 96, outputs=("probability",)))
     assert not (tmp_path / "g.onnx").exists()
 

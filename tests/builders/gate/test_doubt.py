@@ -95,10 +95,10 @@ def test_labels_of_other_images_are_found_with_and_without_a_record() -> None:
         assert found.chance is not None and found.miou > 1.1 * found.chance  # so chance alone would not find them
     assert escaped <= 1
     found = check(masks, shuffled(labels, 0), 80.0)
-    assert found.doubts == (f"its mIoU is {found.miou:.2f}, below 0.7 times the 80.00 recorded of these classes",)
+    assert found.grounds == (f"its mIoU is {found.miou:.2f}, below 0.7 times the 80.00 recorded of these classes",)
     assert found.causes[0] == OTHER_LABELS
     unrecorded = check(masks, shuffled(labels, 0))
-    assert unrecorded.doubts == ("its masks fit labels of other images as well as their own",)
+    assert unrecorded.grounds == ("its masks fit labels of other images as well as their own",)
     assert unrecorded.causes[0] == OTHER_LABELS and unrecorded.recorded is None
 
 
@@ -127,7 +127,7 @@ def test_masks_that_know_nothing_of_the_labels_are_doubtful(masks: Callable[...,
     for count in (1, 4, 30):
         labels = scenes(count)
         found = check(masks(np.random.default_rng(1), labels), labels)
-        assert any("is not above chance" in doubt for doubt in found.doubts)
+        assert any("is not above chance" in doubt for doubt in found.grounds)
 
 
 def test_chance_is_the_score_of_independent_and_of_constant_masks() -> None:
@@ -164,13 +164,13 @@ def test_labels_outside_the_classes_are_reported_as_such() -> None:
     found = check(masks_of(labels), shifted)
     share = np.mean([np.mean(label == CLASSES) for label in shifted])
     assert found.outside == pytest.approx(share) and found.highest == CLASSES
-    assert found.doubts[0] == (
+    assert found.grounds[0] == (
         f"{100 * share:.3g} % of the labelled pixels are of no class of the model: labels reach 6, and its classes are "
         "0 to 5"
     )
     assert found.causes[0] == ZERO_IS_VOID
     random = check(masks_of(labels), shifted, seeded=True)
-    assert random.doubts == found.doubts[:1]  # of the data, whatever the weights are
+    assert random.grounds == found.grounds[:1]  # of the data, whatever the weights are
 
 
 def test_another_count_and_another_order_of_classes_are_named_first() -> None:
@@ -191,7 +191,7 @@ def test_random_weights_have_nothing_to_fall_behind() -> None:
 
 def test_labels_that_are_ignored_throughout_are_doubtful() -> None:
     found = check(masks_of(scenes(2)), [np.full(SIZE, 255, np.uint8)] * 2, 50.0)
-    assert found.doubts == ("no pixel has a label",)
+    assert found.grounds == ("no pixel has a label",)
 
 
 @pytest.mark.parametrize(

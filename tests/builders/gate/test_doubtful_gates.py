@@ -23,7 +23,7 @@ from twins_trt.report.inputs import read_inputs
 from twins_trt.report.page import build_page
 from twins_trt.runtime import Bundle, open_bundle
 from twins_trt.runtime.bundle import amend_bundle
-from twins_trt.runtime.judged import doubts_of, judge_again
+from twins_trt.runtime.judged import grounds_of, judge_again
 from twins_trt.verbs.gate import GateRequest
 
 RECORDED = 62.0  # about what the tiny graphs reach on the images of `write_images`
@@ -65,8 +65,8 @@ def test_a_doubtful_reference_fails_however_well_the_engine_follows_it(
     assert reason.startswith("reference doubtful: its ")
     assert open_bundle(bundle.path).manifest.gate == "failed"
     kept = open_bundle(bundle.path).read_json("gate.json")
-    assert kept["reference_check"]["doubts"] == list(doubts_of(kept)) and doubts_of(kept)
-    assert f"reference     doubtful: {doubts_of(kept)[0]}" in found.table()
+    assert kept["reference_check"]["grounds"] == list(grounds_of(kept)) and grounds_of(kept)
+    assert f"reference     doubtful: {grounds_of(kept)[0]}" in found.table()
     assert "likely cause  the labels are of other images, or of another split" in found.table()
     assert found.refused_reference is not None and found.accepted_reference is None
 
@@ -174,7 +174,7 @@ def test_a_verdict_of_an_earlier_version_is_read_and_asks_for_the_default(
     amend_bundle(open_bundle(bundle.path), {"gate.json": json.dumps(old).encode()})
     opened = open_bundle(bundle.path)
     assert limit_words(opened) == ("--max-drop", "2.0") and "--min-agreement" not in judge_again(opened)
-    assert doubts_of(old) == () and "passed in simulation: drop" in run_command("inspect", bundle.path).out
+    assert grounds_of(old) == () and "passed in simulation: drop" in run_command("inspect", bundle.path).out
     assert "Passed." in str(build_page(read_inputs(bundle.path)))
     assert Thresholds.of("int8").min_agreement == 0.985 and Thresholds.of("int8", min_agreement=0.0).min_agreement == 0
 

@@ -140,9 +140,9 @@ def open_datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
 def conventional(dataset: Dataset, model: TrainedModel) -> Dataset:
     """The data set with the classes and the label conventions of the run."""
     told = model.conventions
-    if told.threshold is not None:
-        dataset = dataset.with_background()
-    return dataset.with_conventions(reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index)
+    return dataset.with_conventions(
+        reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index, binary=told.threshold is not None
+    )
 
 
 def _told(request: TrainRequest) -> StartFile | None:

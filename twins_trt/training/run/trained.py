@@ -197,8 +197,9 @@ def _of_this_data(told: Conventions, dataset: Dataset, options: TrainOptions, *,
         reduced = False
         log.warning(
             "the checkpoint counts labels from 1 (reduce_zero_label), but has other classes than %s, whose labels "
-            "count from 0 unless you say otherwise: --convention reduce_zero_label=true",
+            "count from 0 unless you say otherwise: %s",
             options.data,
+            spelled("conventions", "reduce_zero_label=true"),
         )
     stated = told.fact("test_scale")
     scaled = holds("test_scale") and stated is not None and stated.origin in ("file", "flag")

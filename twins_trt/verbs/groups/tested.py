@@ -81,9 +81,9 @@ def labels_of(dataset: Dataset, told: Conventions) -> Dataset:
 
     A head with one logit gets a background beside the one class that a data set names.
     """
-    if told.threshold is not None:
-        dataset = dataset.with_background()
-    return dataset.with_conventions(reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index)
+    return dataset.with_conventions(
+        reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index, binary=told.threshold is not None
+    )
 
 
 def told_by_bundle(bundle: Bundle, conventions: Mapping[str, str] | None = None) -> Conventions:
