@@ -8,7 +8,6 @@ import shlex
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,10 +172,21 @@ class _Writer:
         arrays = (judged.image, judged.label, judged.reference, judged.counts.counts.astype("<i8"))
         for kind, array in zip(KINDS, arrays, strict=True):
             self._write(member(len(self._entries), kind), _npy(array))
-        digests = dict(zip(KINDS, map(array_sha256, arrays), strict=True))
         height, width = judged.label.shape
-        entry = PackedImage(judged.name, height, width, **digests)
-        self._entries.append(replace(entry, outside=judged.outside, highest=judged.highest))
+        image, label, reference, counts = map(array_sha256, arrays)
+        self._entries.append(
+            PackedImage(
+                judged.name,
+                height,
+                width,
+                image=image,
+                label=label,
+                reference=reference,
+                counts=counts,
+                outside=judged.outside,
+                highest=judged.highest,
+            )
+        )
 
     def finish(self, key: PackKey, limit: int | None) -> None:
         """Writes the head. Raises OSError, and PackError if images are left that were not read."""

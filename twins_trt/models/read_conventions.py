@@ -318,12 +318,12 @@ def _say(told: Conventions, parsed: ParsedConfig | None, path: str | Path, *, nu
         log.warning("%s: %s is %s in its configuration, but %d in its weights", path, stated.place, stated.value, rows)
     filled = told.fact("pad_val")
     if filled is not None and filled.value != "0":
-        log.warning("%s was trained with padding of %s; training here pads with 0", path, filled.value)
+        log.info("%s was trained with padding of %s; training here pads with 0", path, filled.value)
     if parsed is not None and parsed.unread:
         log.warning("%s: parts of its configuration were not understood: %s", path, _few(parsed.unread))
     if assumed := [fact for fact in told.facts if fact.origin == "assumed"]:
-        stated = ", ".join(f"{fact.name} {fact.value}" for fact in assumed)
-        log.info("%s does not say how images are normalized; assumed: %s", path, stated)
+        named = ", ".join(f"{fact.name} {fact.value}" for fact in assumed)
+        log.info("%s does not say how images are normalized; assumed: %s", path, named)
 
 
 def _few(names: tuple[str, ...]) -> str:
