@@ -376,7 +376,8 @@ def test_other_numbers_than_the_weights_have_are_said(caplog: pytest.LogCaptureF
 
 
 def test_other_padding_of_training_images_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    told = told_of(changed(NEW, "data_preprocessor.pad_val", 114))
+    with caplog.at_level("INFO", logger="twins_trt"):
+        told = told_of(changed(NEW, "data_preprocessor.pad_val", 114))
     assert where(told, "pad_val") == "file (data_preprocessor.pad_val)"
     assert caplog.messages == ["x.pth was trained with padding of 114; training here pads with 0"]
 
