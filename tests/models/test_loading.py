@@ -16,6 +16,7 @@ from torch import Tensor
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.models import build_model, get_spec, list_models
 from twins_trt.models.examine import Examined, examine, expected_tensors
+from twins_trt.models.read_conventions import write_conventions
 from twins_trt.models.seeded import seed_weights
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.weights import find_model
@@ -182,6 +183,34 @@ def test_a_backbone_alone_and_foreign_weights_are_explained(tmp_path: Path, demo
     assert f"twins-trt train twins_svt-demo_fpn --checkpoint {tmp_path / 'x.pth'}" in (raised.value.fix or "")
     with pytest.raises(CheckpointError, match="no Twins"):
         examine(save(weights(), tmp_path / "y.pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda own: own["spec"].update(num_heads=5), "written by another version"),
+        (lambda own: own["spec"].update(window_size="7"), "written by another version"),
+        (lambda own: own["conventions"].update(ignore_index=None), "written by another version"),
+        (lambda own: own.pop("spec"), "written by another version"),
+        (lambda own: own["conventions"].update(threshold=0.5), "has 3 logits, which its threshold 0.5 contradicts"),
+        (lambda own: own["spec"].update(num_heads=[3, 2, 3, 4]), r"3/2/3/4 heads do not divide"),
+    ],
+)
+def test_what_our_own_files_say_is_checked(
+    tmp_path: Path, demo: Segmentor, change: Callable[[dict], object], cause: str
+) -> None:
+    own = write_conventions(demo.conventions, demo.spec)
+    assert examine(file_of(demo.state_dict(), tmp_path / "x.pth", twins_trt=own)).spec == demo.spec
+    change(own)
+    with pytest.raises(CheckpointError, match=cause):
+        examine(file_of(demo.state_dict(), tmp_path / "y.pth", twins_trt=own))
+
+
+def test_heads_of_a_flag_have_to_divide_the_channels(tmp_path: Path, demo: Segmentor) -> None:
+    path = file_of(demo.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="32/64/96/128 channels, which its 3/2/3/4 heads do not divide"):
+        examine(path, conventions={"num_heads": "3,2,3,4"})
+    assert examine(path, conventions={"num_heads": "2,2,3,4"}).spec.num_heads == (2, 2, 3, 4)
 
 
 @pytest.mark.shared

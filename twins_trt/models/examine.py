@@ -21,7 +21,7 @@ from twins_trt.models.conventions import Conventions
 from twins_trt.models.formats import Recognized, recognize
 from twins_trt.models.read_conventions import OWN, read_conventions
 from twins_trt.models.source import Source
-from twins_trt.models.widths import read_spec
+from twins_trt.models.widths import check_heads, read_spec
 from twins_trt.models.zoo import MAX_CLASSES, ModelSpec, check_padding, get_spec, is_model
 from twins_trt.spelling import spelled
 
@@ -110,6 +110,7 @@ def examine(
     if padding is not None:
         told = told.with_padding(padding)
     spec = replace(read_spec(state, path, numbers=numbers), **recognized.spec_changes, **numbers.spec_changes)
+    check_heads(spec, path)
     crop = told.test_mode.crop or told.train_size
     spec = spec if crop is None else replace(spec, crop_size=crop)
     if model is not None and model != spec.name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,23 @@ CLASSIFIER = "ImageClassifier"
 """The type of mmpretrain's models, whose backbones are fine-tuned."""
 _SHOWN = ("align_corners", "size_divisor", "num_classes", "pad_val", "seg_pad_val")
 """Of the configuration: shown, so that a flag that contradicts one is said; inference needs none of them."""
-SPEC_FIELDS = ("num_heads", "window_size", "norm_eps", "block_norm_eps", "outer_norm_eps", "drop_path_rate")
-"""Fields of a spec that no tensor tells."""
+
+
+@dataclass(frozen=True)
+class OwnNumbers:
+    """Fields of a spec that no tensor tells, as our own checkpoints keep them."""
+
+    num_heads: tuple[int, int, int, int]
+    window_size: int
+    norm_eps: float
+    block_norm_eps: float
+    outer_norm_eps: float | None
+    drop_path_rate: float
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> OwnNumbers:
+        """Those of an architecture."""
+        return cls(**{each.name: getattr(spec, each.name) for each in fields(cls)})
 
 
 def read_conventions(
@@ -63,6 +78,11 @@ def read_conventions(
     own = meta.get(OWN)
     if isinstance(own, Mapping):
         told, numbers = _read_own(own, path)
+        if num_logits and (told.threshold is None) == (num_logits == 1):
+            raise CheckpointError(
+                f"{path} has {num_logits} logits, which its threshold {told.threshold} contradicts",
+                "use the checkpoint as its training saved it",
+            )
         return _with_flags(told, numbers, asked, num_logits)
     config, parsed = _configuration(meta, path)
     if plain_type(config.mapping("model")[0]) == CLASSIFIER:  # of its tests and its head, fine-tuning takes nothing
@@ -78,18 +98,18 @@ def read_conventions(
 
 def write_conventions(told: Conventions, spec: ModelSpec) -> dict[str, Any]:
     """Plain values for a checkpoint's `meta[OWN]`, from which `read_conventions` gives the same conventions."""
-    return {"conventions": encode(told), "spec": {name: encode(getattr(spec, name)) for name in SPEC_FIELDS}}
+    return {"conventions": encode(told), "spec": encode(OwnNumbers.of(spec))}
 
 
 def _read_own(own: Mapping[str, Any], path: str | Path) -> tuple[Conventions, ModelNumbers]:
     try:
         told = decode(Conventions, own["conventions"])
-        changes = {name: own["spec"][name] for name in SPEC_FIELDS if name in own["spec"]}
+        numbers = decode(OwnNumbers, own["spec"])
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CheckpointError(
             f"{path} was written by another version of twins-trt ({error})", "pip install --upgrade twins-trt"
         ) from error
-    changes |= {"num_heads": tuple(changes["num_heads"])} if "num_heads" in changes else {}
+    changes = {each.name: getattr(numbers, each.name) for each in fields(numbers)}
     return told, ModelNumbers(spec_changes=changes)
 
 
@@ -323,7 +343,7 @@ def _say(told: Conventions, parsed: ParsedConfig | None, path: str | Path, *, nu
         log.warning("%s: parts of its configuration were not understood: %s", path, _few(parsed.unread))
     if assumed := [fact for fact in told.facts if fact.origin == "assumed"]:
         named = ", ".join(f"{fact.name} {fact.value}" for fact in assumed)
-        log.info("%s does not say how images are normalized; assumed: %s", path, named)
+        log.warning("%s does not say how images are normalized; assumed: %s", path, named)
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -81,7 +81,7 @@ def unwrap(content: object, path: str | Path, *, weights: str = "auto") -> Unwra
         taken = ""
     if len(sets.by_name) > 1:
         other = "raw" if taken == "ema" else "ema"
-        log.info(
+        log.warning(
             "%s holds raw and averaged (EMA) weights; takes the %s ones. For the others: %s",
             path,
             "averaged" if taken == "ema" else "raw",

@@ -154,6 +154,7 @@ def _seeded(
 ) -> tuple[ModelSpec, int, Conventions]:
     """Architecture, number of classes and conventions of a model with seeded weights, which say nothing themselves."""
     from twins_trt.models.read_conventions import read_conventions
+    from twins_trt.models.widths import check_heads
 
     spec = get_spec(name)
     padding = padding or "parity"
@@ -164,7 +165,9 @@ def _seeded(
     told, numbers = read_conventions(
         {}, origin="", padding=padding, num_logits=1 if binary else count, flags=conventions or {}
     )
-    return replace(spec, **numbers.spec_changes), count, told
+    spec = replace(spec, **numbers.spec_changes)
+    check_heads(spec, name)
+    return spec, count, told
 
 
 def save_weights(model: Segmentor, facts: ModelFacts, path: Path) -> None:

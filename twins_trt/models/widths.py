@@ -51,10 +51,10 @@ def read_spec(weights: Mapping[str, Tensor], path: str | Path, *, numbers: Model
         raise CheckpointError(
             f"{path} holds no Twins backbone", "use a checkpoint of a Twins model: docs/checkpoints.md lists which load"
         )
-    return _with_numbers(reader.head(spec), numbers, path)
+    return _with_numbers(reader.head(spec), numbers)
 
 
-def _with_numbers(spec: ModelSpec, numbers: ModelNumbers | None, path: str | Path) -> ModelSpec:
+def _with_numbers(spec: ModelSpec, numbers: ModelNumbers | None) -> ModelSpec:
     if numbers is None:
         return spec
     stated = {
@@ -64,7 +64,11 @@ def _with_numbers(spec: ModelSpec, numbers: ModelNumbers | None, path: str | Pat
     }
     if numbers.norm_eps is not None:
         stated["outer_norm_eps"] = numbers.norm_eps
-    spec = replace(spec, **stated)
+    return replace(spec, **stated)
+
+
+def check_heads(spec: ModelSpec, path: str | Path) -> None:
+    """Raises `CheckpointError` where a number of heads does not divide its stage's channels."""
     for channels, heads in zip(spec.embed_dims, spec.num_heads, strict=True):
         if heads < 1 or channels % heads:
             raise CheckpointError(
@@ -72,7 +76,6 @@ def _with_numbers(spec: ModelSpec, numbers: ModelNumbers | None, path: str | Pat
                 f"{'/'.join(map(str, spec.num_heads))} heads do not divide",
                 f"correct num_heads: {spelled('conventions', 'num_heads=H1,H2,H3,H4')}",
             )
-    return spec
 
 
 class _Reader:

@@ -17,7 +17,7 @@ from twins_trt.models.examine import OpenedCheckpoint, examine, expected_tensors
 from twins_trt.models.read_conventions import read_conventions
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.weights import find_weights
-from twins_trt.models.widths import backbone_spec
+from twins_trt.models.widths import backbone_spec, check_heads
 from twins_trt.models.zoo import ModelSpec, get_spec, is_model
 from twins_trt.training.options import TrainOptions
 from twins_trt.verbs.request import either
@@ -120,6 +120,7 @@ def _backbone_alone(
         told = told.with_padding(padding)
     spec = get_spec(model) if is_model(model) else replace(backbone, name=model, head=head)
     spec = replace(spec, **recognized.spec_changes, **numbers.spec_changes)
+    check_heads(spec, path)
     expected = {key: value for key, value in expected_tensors(spec, 1).items() if key.startswith(_BACKBONE)}
     state = {key: value for key, value in recognized.state_dict.items() if key in expected}
     if not any(key.startswith(_AFTER_STAGES) for key in state):

@@ -18,6 +18,7 @@ from twins_trt.models.conventions import Conventions, Fact, Origin, TestMode
 from twins_trt.models.mmseg_model import THRESHOLD
 from twins_trt.models.read_conventions import read_conventions
 from twins_trt.models.segmentor import Segmentor
+from twins_trt.models.widths import check_heads
 from twins_trt.models.zoo import ModelSpec, get_spec
 from twins_trt.spelling import spelled
 from twins_trt.training.options import TrainOptions
@@ -94,6 +95,7 @@ def decide_model(options: TrainOptions, file: StartFile | None, dataset: Dataset
             {}, origin="", padding=options.padding or "parity", num_logits=count, flags=flags
         )
         spec = replace(get_spec(options.model), **numbers.spec_changes)
+        check_heads(spec, options.model)
     else:
         told, spec = file.conventions, file.spec
     told = _of_this_data(told, named, options, same=file is not None and _same_classes(file, named.classes))
