@@ -12,8 +12,9 @@ from twins_trt.verbs.evaluate import FLAGS, EvaluationJob, resolve_evaluation, s
 EXAMPLE = (
     "twins-trt eval x.bundle --data camvid:PATH --split val --json\n"
     "  twins-trt eval twins_svt-s_fpn --checkpoint F.pth --data ade20k:ADEChallengeData2016\n\n"
-    "Images run whole, as in mmsegmentation's test pipeline. For ade20k they are first fitted into 2048x512\n"
-    "(--test-scale). A bundle of fixed size runs images of that size as they are and resizes others to it; one\n"
+    "Images run as the checkpoint says that it is tested, whole or in sliding windows, at its test scale or their\n"
+    "own size. Where it says nothing, ade20k is fitted into 2048x512 (--test-scale). A bundle of fixed size runs\n"
+    "images of that size as they are and resizes others to it; one\n"
     "of dynamic size follows the test scale. Wherever an image is resized, only a bundle with --outputs logits\n"
     "scores as mmsegmentation does, which resizes logits; a mask can only be resized to the nearest pixel. Notes\n"
     "under the scores say what was done (in the JSON: exact, resized_images, notes). --mode runs both in windows, at\n"
