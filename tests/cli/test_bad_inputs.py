@@ -38,7 +38,7 @@ TABLE = [
         "build twins_pcpvt-s_fpn --checkpoint {good.pth} --target cpu --out OUT",
         "CheckpointError",
         1,
-        rf"holds {MODEL} with 4 classes, not twins_pcpvt-s_fpn.*fix: use {MODEL} --num-classes 4",
+        rf"holds {MODEL} with 4 classes, not twins_pcpvt-s_fpn.*fix: use {MODEL}, or leave the name out",
     ),
     (
         f"export {MODEL} --checkpoint {{good.pth}} --num-classes 7 --out OUT",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from twins_trt.builders.export import DynamicDim
 from twins_trt.cli.parsing import Parser
 from twins_trt.device import Device
 from twins_trt.models.checkpoint import sha256_of
+from twins_trt.models.weights import find_weights
+from twins_trt.models.zoo import DEMO
 from twins_trt.runtime import open_bundle
 from twins_trt.verbs.build import FLAGS, BuildRequest
 
@@ -54,7 +57,7 @@ def test_json_is_the_whole_report(built: CommandResult) -> None:
     assert list(report["seconds"]) == ["weights", "graph", "engine tensorrt_rtx sm_89+sm_120", "bundle"]
     assert report["peak_host_mib"] > 0
     steps = dict.fromkeys(line.split()[0] for line in built.err.splitlines())  # a slow step repeats its line
-    assert list(steps) == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert list(steps) == ["warning:", "[1/4]", "[2/4]", "[3/4]", "[4/4]"]
 
 
 def test_the_text_says_what_is_in_it_and_what_the_audit_found(twins: Twins, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(twins: Twins, tmp_path: 
     "request_",
     [
         BuildRequest(MODEL, targets=("sm_86", "sm_75"), flavour=("tensorrt_rtx",), seeded=True),
-        BuildRequest(MODEL, targets=("cpu",), checkpoint="my weights/it's.pth", num_classes=11, padding="masked"),
+        BuildRequest(DEMO.name, targets=("cpu",), checkpoint="my weights/it's.pth", num_classes=8, padding="masked"),
         BuildRequest(
             "twins_pcpvt-l_upernet",
             size=(360, 480),
@@ -220,7 +223,7 @@ def test_the_rebuild_command_builds_the_same_again(
     install_driver(monkeypatch, Device("Orin", "sm_87"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my weights").mkdir()
-    (tmp_path / "my weights" / "it's.pth").touch()
+    shutil.copy(find_weights(DEMO.name), tmp_path / "my weights" / "it's.pth")
     job = resolve(replace(request_, out="some where/x.bundle"))
     program, command, *words = shlex.split(job.rebuild)
     assert (program, command) == ("twins-trt", "build")

@@ -61,6 +61,7 @@ def test_only_commands_that_exist_are_listed() -> None:
         "console",
         "parsing",
         "environment",
+        "inspect_checkpoint",
     }
     assert {name.replace("-", "_") for name in cli.COMMANDS} == modules
 

@@ -162,7 +162,7 @@ def test_a_gate_returns_its_verdict_and_writes_it_where_it_may(
     cpu_bundle: Path, checkpoint: Path, scenes: Path, tmp_path: Path
 ) -> None:
     before = (cpu_bundle / "manifest.json").read_bytes()
-    asked: dict[str, Any] = {"checkpoint": checkpoint, "threads": 1, "record": False}
+    asked: dict[str, Any] = {"checkpoint": checkpoint, "threads": 1, "record": False, "accept_reference": True}
     result = twins_trt.gate(cpu_bundle, f"folder:{scenes}", pictures=tmp_path / "worst", **asked)
     assert not result.passed and "3 images are too few to judge by" in result.reasons[0]
     assert (cpu_bundle / "manifest.json").read_bytes() == before

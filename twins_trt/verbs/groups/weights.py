@@ -47,7 +47,7 @@ def reading_flags(group: str) -> tuple[Flag, ...]:
         Flag(
             "--weights",
             "weights",
-            "which ones, where the checkpoint holds two sets; default: what its own project would test",
+            "averaged ones or not, where the checkpoint holds both; left out, those that its own project would test",
             metavar="{ema,raw}",
             group=group,
         ),
