@@ -60,7 +60,7 @@ class EngineError(TwinsError):
 
 
 class GateError(TwinsError):
-    """An engine's accuracy is outside the gate's thresholds."""
+    """An engine's accuracy is outside the gate's thresholds, or the gate's reference is doubtful."""
 
     exit_code = 3
 
