@@ -30,7 +30,19 @@ def start(data: Path, out: Path, level: str) -> subprocess.Popen[str]:
     words = ["build", MODEL, "--seeded", "--num-classes", str(CLASSES), "--size", size, "--target", "cpu"]
     words += ["--precision", "int8", "--level", level]
     words += ["--calib-data", f"folder:{data}", "--gate-data", f"folder:{data}"]
-    words += ["--max-drop", "50", "--min-images", "8", "--threads", "1", "--overwrite", "--out", str(out)]
+    words += [
+        "--max-drop",
+        "50",
+        "--min-agreement",
+        "0",
+        "--min-images",
+        "8",
+        "--threads",
+        "1",
+        "--overwrite",
+        "--out",
+        str(out),
+    ]
     command = [sys.executable, "-m", "twins_trt", *words]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
