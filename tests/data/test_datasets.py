@@ -249,3 +249,45 @@ def test_the_real_ade20k_image(shared: Path) -> None:
     assert (sample.label[raw == 0] == 255).all()
     present = {dataset.classes[i] for i in np.unique(sample.label) if i != 255}
     assert "building" in present or "wall" in present, json.dumps(sorted(present))
+
+
+@pytest.fixture
+def plain_folder(tmp_path: Path) -> Path:
+    write(tmp_path / "images" / "a.png", picture(1))
+    write(tmp_path / "labels" / "a.png", label(0, 1, 2, 255))
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    return tmp_path
+
+
+def test_a_folders_labels_are_read_as_the_checkpoint_says(plain_folder: Path) -> None:
+    dataset = open_dataset(f"folder:{plain_folder}")
+    with pytest.raises(DataError, match="has the value 2"):
+        dataset[0]  # unless they count from 1
+    reduced = dataset.with_conventions(reduce_zero_label=True)
+    assert np.array_equal(reduced[0].label, label(255, 0, 1, 255))
+    ignored = dataset.with_conventions(reduce_zero_label=None, ignore_index=2)
+    assert np.array_equal(ignored[0].label, label(0, 1, 255, 255))
+    both = dataset.with_conventions(reduce_zero_label=True, ignore_index=1)  # mmsegmentation reduces first
+    assert np.array_equal(both[0].label, label(255, 0, 255, 255))
+    assert reduced.with_conventions(reduce_zero_label=None) == reduced
+    assert reduced.with_conventions(reduce_zero_label=False) == dataset
+
+
+def test_data_sets_with_a_convention_of_their_own_keep_it(camvid_like: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_dataset(f"camvid:{camvid_like}")
+    agreed = ((None, 255), (False, 255), (False, 3))
+    for reduce_zero, ignore in agreed:
+        assert dataset.with_conventions(reduce_zero_label=reduce_zero, ignore_index=ignore) == dataset
+    assert not caplog.messages
+    assert dataset.with_conventions(reduce_zero_label=True, ignore_index=0) == dataset
+    for message, value, held in zip(
+        caplog.messages, ("reduce_zero_label=True", "ignore_index=0"), ("False", "3 and 255"), strict=True
+    ):
+        assert value in message and message.endswith(f"which holds: {held}")
+
+
+def test_ade20ks_labels_count_from_one_whatever_is_said(ade_like: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_dataset(f"ade20k:{ade_like}")
+    assert dataset.with_conventions(reduce_zero_label=True) == dataset and not caplog.messages
+    assert dataset.with_conventions(reduce_zero_label=False) == dataset
+    assert [message.rsplit(": ", 1)[1] for message in caplog.messages] == ["True"]

@@ -137,6 +137,44 @@ def test_a_bundle_runs_the_windows_of_its_checkpoint(
     assert done.error is None and done.mask is not None and done.mask.is_file()
 
 
+def test_a_caller_who_contradicts_the_file_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = Conventions(
+        Preprocessing(test_scale=(96, 64)),
+        test_mode=WINDOWS,
+        facts=(
+            Fact("test_scale", "96x64", "file", "cfg: test_pipeline"),
+            Fact("test_mode", "slide:16x24:8x16", "file", "cfg: model.test_cfg"),
+        ),
+    )
+    resolve_test(told, data="folder:x")
+    resolve_test(told, data="folder:x", test_scale=(96, 64), mode="tile")
+    resolve_test(Conventions(), data="folder:x", test_scale=(80, 40), mode="slide")  # a default is no statement
+    resolve_test(replace(told, test_mode=TestMode()), mode="ms_flip")  # of whole images, as the file's
+    assert not caplog.messages
+    for mode, shown in (("whole", "whole"), ("slide", "slide in windows of 512x512"), ("ms_flip", "ms_flip")):
+        caplog.clear()
+        resolve_test(told, mode=mode)
+        says = "although the file says slide:16x24:8x16 (cfg: model.test_cfg)"
+        assert caplog.messages == [f"test_mode is {shown}, as you say, {says}"]
+    caplog.clear()
+    resolve_test(told, data="folder:x", test_scale="none")
+    assert caplog.messages == ["test_scale is none, as you say, although the file says 96x64 (cfg: test_pipeline)"]
+
+
+def test_windows_that_are_padded_are_not_exact(
+    make_bundle: MakeBundle, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """A graph of fixed size takes whole windows alone; mmsegmentation runs smaller ones of a smaller image."""
+    told = TestMode("slide", (24, 32), (16, 16))
+    bundle = told_bundle(make_bundle(24, 32, outputs=("mask", "logits")), test_mode=told)
+    for name, side, exact in (("large", 40, True), ("small", 28, False)):
+        image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        data = folder_of(tmp_path / name, image, nearest_class(image), classes=CLASSES)
+        found = evaluate(bundle, f"folder:{data}")
+        assert (found.result.mode, found.exact) == ("slide", exact)
+        assert any("1 images have parts that are smaller" in note for note in found.notes) is not exact
+
+
 def test_the_test_scale_that_holds() -> None:
     told = Conventions(Preprocessing(test_scale=(96, 64), keep_ratio=False))
     for data, flag, scale, keep_ratio in (

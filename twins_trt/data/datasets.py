@@ -129,6 +129,13 @@ class Dataset:
                 self.source,
                 self.reduce_zero,
             )
+        if ignore_index not in (IGNORE_INDEX, self.void):
+            log.warning(
+                "the checkpoint says ignore_index=%d, and %s has its own convention, which holds: %s",
+                ignore_index,
+                self.source,
+                IGNORE_INDEX if self.void is None else f"{self.void} and {IGNORE_INDEX}",
+            )
         return self
 
     def with_background(self) -> Dataset:

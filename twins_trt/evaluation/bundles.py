@@ -7,10 +7,11 @@ from typing import Any
 
 from twins_trt.data import Dataset
 from twins_trt.data.images import UInt8Array
-from twins_trt.data.preprocessing import Preprocessing, input_size
+from twins_trt.data.preprocessing import Preprocessing, Size, input_size
 from twins_trt.evaluation.evaluate import EvalResult, EvaluationOptions, evaluate_masks, warn_of_other_classes
 from twins_trt.inference.fitting import FitMode, fit_size
 from twins_trt.inference.interface import GraphInterface
+from twins_trt.inference.modes import InferenceMode, variant_sizes
 from twins_trt.inference.runner import Mode, resolve_mode
 from twins_trt.inference.tiling import Tiles
 from twins_trt.runtime.bundle import Bundle
@@ -71,13 +72,12 @@ def score_bundle(
         bundle = replace(bundle, manifest=replace(bundle.manifest, interface=graph))
     interface = bundle.interface
     warn_of_other_classes(interface.classes, dataset)
-    sizes = _Sizes(interface, fit)
     parts = resolve_mode(mode)
+    sizes = _Sizes(interface, fit, parts)
     with Segmenter(bundle, engine, fit=fit, mode=mode, options=runtime) as segmenter:
 
         def predict(image: UInt8Array) -> UInt8Array:
-            if parts is None:
-                sizes.count(image)
+            sizes.count(image)
             return segmenter(image).mask
 
         result = evaluate_masks(
@@ -98,17 +98,34 @@ def score_bundle(
 
 @dataclass
 class _Sizes:
-    """Counts images that run at another size than their own, and at another than mmsegmentation would give them."""
+    """Counts images that run at another size than their own, and at another than mmsegmentation would give them.
+
+    padded: those of which a window, or the whole at one of several sizes, is smaller than what the graph takes.
+    """
 
     interface: GraphInterface
     fit: FitMode
+    parts: InferenceMode | Tiles | None
     resized: int = 0
     unlike_mmseg: int = 0
+    padded: int = 0
 
     def count(self, image: UInt8Array) -> None:
-        placed = fit_size((image.shape[0], image.shape[1]), self.interface, self.fit)
+        size = (image.shape[0], image.shape[1])
+        if isinstance(self.parts, Tiles):
+            return
+        if self.parts is not None:
+            crop = self.parts.windows[0] if self.parts.windows else None
+            sizes = variant_sizes(size, self.interface.preprocessing, self.parts)
+            self.padded += any(self._too_small(variant, crop) for variant in sizes)
+            return
+        placed = fit_size(size, self.interface, self.fit)
         self.resized += placed.canvas != placed.original
         self.unlike_mmseg += placed.canvas != input_size(placed.original, self.interface.preprocessing)
+
+    def _too_small(self, size: Size, crop: Size | None) -> bool:
+        sides = size if crop is None else tuple(map(min, size, crop))
+        return any(side < low for side, (low, _) in zip(sides, self.interface.size_limits, strict=True))
 
 
 def _notes(bundle: Bundle, sizes: _Sizes) -> tuple[tuple[str, ...], bool]:
@@ -122,6 +139,12 @@ def _notes(bundle: Bundle, sizes: _Sizes) -> tuple[tuple[str, ...], bool]:
         notes.append(
             f"{sizes.unlike_mmseg} images were resized to the graph's limits, {size}, instead of as mmsegmentation's "
             "test pipeline would"
+        )
+    if sizes.padded:
+        exact = False
+        notes.append(
+            f"{sizes.padded} images have parts that are smaller than the graph takes, which were padded with the mean "
+            "colour, as mmsegmentation does not"
         )
     if sizes.resized and interface.output("logits") is None:
         exact = False

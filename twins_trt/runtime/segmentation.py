@@ -22,8 +22,8 @@ class Segmentation:
     """The classes of one image.
 
     mask: uint8 [H, W] at the image's own size, one class index per pixel. classes, palette: name and RGB colour by
-    index. probability: of the foreground, float32 [H, W], 0 to 1, from a graph that gives
-    it or logits; else None.
+    index. probability: of the foreground, float32 [H, W], 0 to 1, of a head with one logit whose graph gives it or
+    logits; else None, and None for an image that was run in parts.
     image: the image itself, uint8 [H, W, 3] RGB, not copied; None if it is not at hand.
     """
 

@@ -57,12 +57,14 @@ def resolve_test(
 
     data: the images, whose kind may have a test scale of its own. test_scale, mode, tile, overlap: as in
     `EvaluateRequest`. interface: of a bundle, whose graph may be unable to run the windows of its checkpoint.
+    A mode or test scale of the caller that contradicts the checkpoint's is logged.
     Raises `UsageError` as `mode_of` does.
     """
     if data is not None:
         told = _scaled(told, data, test_scale)
     if (mode, tile, overlap) != (None, None, None):
         run = mode_of(mode, tile=tile, overlap=overlap)
+        _say_other_windows(told, run)
         return Tested(run, _with_fact(told, "test_mode", run if isinstance(run, str) else "tile", "flag"))
     tested = told.test_mode
     if tested.crop is None or tested.stride is None:
@@ -138,9 +140,30 @@ def _scaled(told: Conventions, data: str, test_scale: tuple[int, int] | str | No
     scale = scale_of(data, test_scale)
     if test_scale is None and scale is None:
         return told
+    if scale != told.preprocessing.test_scale:
+        _say_other(told, "test_scale", spelled_value(scale))
     preprocessing = replace(told.preprocessing, test_scale=scale, keep_ratio=True)
     told = replace(told, preprocessing=preprocessing)
     return _with_fact(told, "test_scale", spelled_value(scale), "default" if test_scale is None else "flag")
+
+
+def _say_other_windows(told: Conventions, run: str | Tiles) -> None:
+    """Logs a mode whose windows are not the checkpoint's. Tiles are no mode of mmsegmentation, and scores say so."""
+    from twins_trt.inference.modes import INFERENCE_MODES
+
+    if not isinstance(run, str) or run not in INFERENCE_MODES:
+        return
+    windows = INFERENCE_MODES[run].windows
+    crop, stride = windows or (None, None)
+    if (crop, stride) != (told.test_mode.crop, told.test_mode.stride):
+        _say_other(told, "test_mode", run if windows is None else f"{run} in windows of {_x(windows[0])}")
+
+
+def _say_other(told: Conventions, name: str, value: str) -> None:
+    """Logs a value of the caller where the checkpoint's file states another."""
+    fact = told.fact(name)
+    if fact is not None and fact.origin == "file":
+        log.warning("%s is %s, as you say, although the file says %s (%s)", name, value, fact.value, fact.place)
 
 
 def _why_no_windows(interface: GraphInterface, crop: tuple[int, int]) -> str | None:
