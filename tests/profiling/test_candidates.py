@@ -12,6 +12,7 @@ from tiny_graphs import CLASSES, FOR_CPUS, MakeBundle, nearest_class, tensors, t
 
 from twins_trt.errors import BundleError, EngineError, MissingDependencyError, UsageError
 from twins_trt.files import sha256_of
+from twins_trt.models.conventions import Conventions
 from twins_trt.models.zoo import get_spec
 from twins_trt.profiling.candidates import (
     EagerEngine,
@@ -150,6 +151,7 @@ def test_memory_that_runs_out_in_pytorch_is_a_typed_error() -> None:
 
     class Greedy(torch.nn.Module):  # type: ignore[name-defined]
         spec = get_spec("twins_svt-s_fpn")
+        conventions = Conventions()
 
         def forward(self, x: object) -> object:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
