@@ -152,6 +152,7 @@ def test_memory_that_runs_out_in_pytorch_is_a_typed_error() -> None:
     class Greedy(torch.nn.Module):  # type: ignore[name-defined]
         spec = get_spec("twins_svt-s_fpn")
         conventions = Conventions()
+        class_logits = staticmethod(lambda logits: logits)
 
         def forward(self, x: object) -> object:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
