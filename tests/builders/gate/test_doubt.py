@@ -149,7 +149,20 @@ def test_a_camera_that_does_not_move_is_not_taken_for_other_labels() -> None:
     labels = [scenes(1)[0]] * 20
     found = check(masks_of(labels), labels)
     assert not found.doubtful and found.own is None and found.foreign is None
-    assert ALIKE == 90.0
+
+
+def test_few_images_of_one_scene_are_not_taken_for_other_labels_either() -> None:
+    """Masks that see the scene alone fit every image of it as well: labels so much alike do not tell."""
+    (scene,) = scenes(1)
+    labels = []
+    for i in range(6):
+        label = scene.copy()
+        label[20:24, 8 * i : 8 * i + 4] = 5
+        labels.append(label)
+    found = check([scene] * 6, labels)
+    pairs = ConfusionMatrix.of(labels[0], labels[1], num_classes=CLASSES).scores().miou
+    assert pairs > ALIKE and not found.doubtful
+    assert found.foreign is None and found.chance is not None and found.miou > found.chance
 
 
 def test_labels_of_a_single_class_say_nothing_of_chance() -> None:
