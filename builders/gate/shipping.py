@@ -70,8 +70,11 @@ def gate_command(bundle: Bundle) -> str:
 
 
 def _failed(bundle: Bundle) -> str:
-    """The word for a failure. A doubtful reference says nothing of the engine."""
-    return "not passed, for a doubtful reference," if grounds_of(bundle.read_json(GATE)) else "failed"
+    """The word for a failure. A doubtful reference that was not accepted says nothing of the engine."""
+    gate = bundle.read_json(GATE)
+    limits = gate.get("thresholds") if isinstance(gate, dict) else None
+    accepted = isinstance(limits, dict) and limits.get("accept_reference") is True
+    return "not passed, for a doubtful reference," if grounds_of(gate) and not accepted else "failed"
 
 
 def _inaccuracy(bundle: Bundle) -> tuple[int, float]:

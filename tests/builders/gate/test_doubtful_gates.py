@@ -18,7 +18,8 @@ from tiny_graphs import MakeBundle
 import twins_trt
 from twins_trt.builders.gate import GateResult, Thresholds, open_pack
 from twins_trt.builders.gate.options import MIN_AGREEMENT, limit_words
-from twins_trt.builders.gate.shipping import gate_command
+from twins_trt.builders.gate.shipping import advise, gate_command
+from twins_trt.profiling.results import Ratio
 from twins_trt.report.inputs import read_inputs
 from twins_trt.report.page import build_page
 from twins_trt.runtime import Bundle, open_bundle
@@ -90,6 +91,24 @@ def test_the_command_ends_with_3_and_takes_an_accepted_reference(
     assert limit_words(judged_now) == ("--accept-reference",)
     assert judge_again(judged_now).endswith(" --accept-reference")
     assert gate_command(judged_now).endswith(" --pack FILE --accept-reference")
+
+
+def test_the_advice_what_to_ship_tells_a_doubtful_reference_from_an_engine_that_failed(
+    make_bundle: MakeBundle, honest: str, shuffled: str, tmp_path: Path
+) -> None:
+    ratio = Ratio("int8", "fp16", "call", 2.0, 1.9, 2.1, 20)
+    bundle, other = make_bundle(miou=RECORDED, precision="int8"), make_bundle(precision="fp16")
+    assert judged(other, honest, tmp_path, name="honest.pack").passed
+    judged(bundle, shuffled, tmp_path)
+
+    def advice() -> str:
+        sides = [(name, open_bundle(each.path)) for name, each in (("int8", bundle), ("fp16", other))]
+        return advise(sides[0], sides[1], passed=True, ratio=ratio)[1]
+
+    assert "but it has not passed, for a doubtful reference, its accuracy gate" in advice()
+    few = {"accept_reference": True, "more": GateRequest(min_images=99)}
+    assert not judged(bundle, shuffled, tmp_path, **few).passed
+    assert "but it has failed its accuracy gate" in advice()
 
 
 def test_a_pack_carries_what_was_recorded_and_labels_of_no_class(
