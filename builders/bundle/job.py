@@ -15,7 +15,6 @@ from twins_trt.builders.gate.options import GateOptions
 from twins_trt.builders.quantize.options import Int8Options
 from twins_trt.codec import encode
 from twins_trt.data.preprocessing import Preprocessing
-from twins_trt.files import sha256_of
 from twins_trt.models.conventions import Conventions
 from twins_trt.models.source import FoundModel
 from twins_trt.runtime.manifest import AUDIT, GATE, GRAPH, MANIFEST, WEIGHTS, AwaitedEngine
@@ -58,10 +57,9 @@ class BuildJob:
     """A build with every default decided.
 
     request: the request, with the decisions on model, size, precision and targets filled in.
-    weights: their file; None for seeded weights. published: whether the weights are the zoo's, which are checked.
-    found: the model and its weights, which are not read again. num_classes, conventions: what the weights tell, with
-    the request's values in place of theirs. preprocessing: of images; a graph of dynamic size follows its test scale.
-    graph: for an INT8 build, how the FP32 graph is written that is calibrated.
+    found: the model and its weights, which are not read again, and what they tell with the request's values in place of
+    theirs. preprocessing: of images; a graph of dynamic size follows its test scale. graph: for an INT8 build, how the
+    FP32 graph is written that is calibrated.
     engines: those that are compiled here. awaits: those that the device compiles itself. nearest: what is audited in
     their place. Without engines and awaits the bundle's graph is for ONNX Runtime. int8: None for FP32 and FP16.
     gate: None for a build that is not judged.
@@ -70,12 +68,7 @@ class BuildJob:
     request: BuildRequest
     out: Path
     overwrite: bool
-    model: str
-    weights: Path | None
-    published: bool
     found: FoundModel
-    num_classes: int
-    conventions: Conventions
     graph: ExportOptions
     preprocessing: Preprocessing
     engines: tuple[EngineJob, ...]
@@ -86,6 +79,31 @@ class BuildJob:
     int8: Int8Options | None
     gate: GateOptions | None
     threads: int | None
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.found.name
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights' file; None for seeded weights."""
+        return self.found.weights
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Of their file, as it was read."""
+        return None if self.found.examined is None else self.found.examined.source.sha256
+
+    @property
+    def num_classes(self) -> int:
+        """How many values a mask has."""
+        return self.found.num_classes
+
+    @property
+    def conventions(self) -> Conventions:
+        """How images, labels and logits are to be treated."""
+        return self.found.conventions
 
     @property
     def padding(self) -> str:
@@ -138,7 +156,7 @@ class BuildJob:
         """
         parts = {
             "version": __version__,
-            "weights": None if self.weights is None else sha256_of(self.weights),
+            "weights": self.weights_sha256,
             "model": [self.model, self.num_classes, encode(self.conventions)],
             "graph": self.graph.to_json(),
             "ranges": None if self.int8 is None else encode([self.int8.ranges, self.int8.calibration]),
@@ -160,5 +178,13 @@ class BuildJob:
         }
 
     def _decisions(self) -> dict[str, Any]:
-        left_out = ("request", "out", "overwrite", "weights", "found")
-        return {each.name: encode(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}
+        left_out = ("request", "out", "overwrite", "found")
+        plain = {
+            "model": self.model,
+            "published": self.weights is not None and self.found.checkpoint is None,
+            "num_classes": self.num_classes,
+            "conventions": encode(self.conventions),
+        }
+        return plain | {
+            each.name: encode(getattr(self, each.name)) for each in fields(self) if each.name not in left_out
+        }

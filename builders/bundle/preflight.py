@@ -10,7 +10,6 @@ from twins_trt.builders.gate.pack_key import PackKey
 from twins_trt.builders.gate.pack_writing import check_new_pack
 from twins_trt.builders.plan.precision_plan import read_plan
 from twins_trt.errors import BundleError, UsageError
-from twins_trt.files import sha256_of
 from twins_trt.folders import restore
 from twins_trt.models.source import Source
 from twins_trt.runtime.bundle import check_place
@@ -38,10 +37,9 @@ def check(job: BuildJob) -> None:
 
 def _pack_key(job: BuildJob) -> PackKey:
     """As much of it as is known before the weights are loaded: not the classes."""
-    weights = None if job.weights is None else sha256_of(job.weights)
     height, width = job.graph.height, job.graph.width
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    source = Source(sha256=weights, seeded=weights is None)
+    source = Source(sha256=job.weights_sha256, seeded=job.weights is None)
     told = job.conventions
     return PackKey(
         job.model,
