@@ -63,11 +63,7 @@ class Judge:
     def __init__(
         self, model: Segmentor, options: GateOptions, *, miou: float | None, threads: int | None, folder: Path
     ) -> None:
-        self.dataset = options.open().with_conventions(
-            reduce_zero_label=model.conventions.reduce_zero_label,
-            ignore_index=model.conventions.ignore_index,
-            binary=model.threshold is not None,
-        )
+        self.dataset = model.conventions.labels_of(options.open())
         warn_of_other_classes(tuple(model.meta.classes or ()) if model.meta else (), self.dataset)
         self.thresholds = options.thresholds
         self._model, self._miou = model, miou

@@ -189,12 +189,7 @@ def reference_images(bundle: Bundle, model: Segmentor, dataset: Dataset, *, cach
         )
     told = manifest.miou if model.conventions.miou is None else model.conventions.miou
     miou = recorded_miou(told, model=manifest.model, source=manifest.source, classes=manifest.interface.classes)
-    dataset = dataset.with_conventions(
-        reduce_zero_label=model.conventions.reduce_zero_label,
-        ignore_index=model.conventions.ignore_index,
-        binary=model.threshold is not None,
-    )
-    return ModelImages(model, dataset, manifest.interface, miou=miou, cache=cache)
+    return ModelImages(model, model.conventions.labels_of(dataset), manifest.interface, miou=miou, cache=cache)
 
 
 def load_reference(bundle: Bundle, *, checkpoint: str | None, seeded: bool) -> Segmentor:

@@ -22,7 +22,7 @@ from twins_trt.models.conventions import Conventions, Fact, TestMode
 from twins_trt.models.segmentor import build_model
 from twins_trt.runtime import Bundle
 from twins_trt.verbs.evaluate import EvaluateRequest, Evaluation, resolve_evaluation
-from twins_trt.verbs.groups.tested import labels_of, resolve_test, told_by_bundle
+from twins_trt.verbs.groups.tested import resolve_test, told_by_bundle
 from twins_trt.verbs.predict import PredictRequest, predict, resolve_prediction
 
 MODEL = "twins_svt-demo_fpn"
@@ -96,8 +96,8 @@ def test_what_is_inside_a_graph_is_not_overridden(make_bundle: MakeBundle) -> No
 def test_a_head_of_one_logit_gets_a_background(rng: np.random.Generator, tmp_path: Path) -> None:
     image = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     data = open_dataset(f"folder:{folder_of(tmp_path, image, image[..., 0] // 128, classes=('road',))}")
-    assert labels_of(data, Conventions(threshold=0.3)).classes == ("background", "road")
-    assert labels_of(data, Conventions()).classes == ("road",)
+    assert Conventions(threshold=0.3).labels_of(data).classes == ("background", "road")
+    assert Conventions().labels_of(data).classes == ("road",)
 
 
 def test_windows_of_the_checkpoint(make_bundle: MakeBundle) -> None:

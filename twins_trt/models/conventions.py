@@ -6,9 +6,12 @@ Each value has an origin, so that nobody has to guess where it came from. This m
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from twins_trt.data.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from twins_trt.data import Dataset
 
 Origin = Literal["file", "weights", "flag", "default", "assumed"]
 """`file`: written in it. `weights`: read off its tensors. `flag`: the caller's. `default`: mmsegmentation's own where
@@ -77,6 +80,17 @@ class Conventions:
     def fact(self, name: str) -> Fact | None:
         """The fact of this name."""
         return next((each for each in self.facts if each.name == name), None)
+
+    def labels_of(self, dataset: Dataset) -> Dataset:
+        """The data set with its labels read as these conventions say.
+
+        A head with one logit gets a background beside the one class that a data set names.
+        """
+        return dataset.with_conventions(
+            reduce_zero_label=self.reduce_zero_label,
+            ignore_index=self.ignore_index,
+            binary=self.threshold is not None,
+        )
 
     def with_padding(self, padding: str) -> Conventions:
         """The same with the caller's padding in place of the origin's."""

@@ -20,7 +20,7 @@ from twins_trt.verbs.flags import Flag, FlagTable, settle
 from twins_trt.verbs.groups.images import data_flags, labelled_images
 from twins_trt.verbs.groups.modes import MODES_GROUP, mode_flags, mode_of
 from twins_trt.verbs.groups.running import ENGINE_FLAG, THREADS_FLAG, WORKERS_FLAG, bundle_path, torch_device
-from twins_trt.verbs.groups.tested import Tested, facts_that_hold, labels_of, resolve_test, told_by_bundle
+from twins_trt.verbs.groups.tested import Tested, facts_that_hold, resolve_test, told_by_bundle
 from twins_trt.verbs.groups.weights import WEIGHTS_GROUP, find_requested, nothing_called, weights_flags
 from twins_trt.verbs.kinds import TEST_SCALE
 
@@ -250,7 +250,7 @@ def resolve_evaluation(request: EvaluateRequest, bundle: Bundle | None = None) -
         overlap=request.overlap,
         interface=interface,
     )
-    return EvaluationJob(request, scored, labels_of(dataset, tested.told), tested)
+    return EvaluationJob(request, scored, tested.told.labels_of(dataset), tested)
 
 
 def score(job: EvaluationJob, *, progress: Progress | None = None) -> Evaluation:

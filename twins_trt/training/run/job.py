@@ -99,7 +99,8 @@ def job_with_weights(request: TrainRequest, *, resume: bool) -> tuple[TrainJob, 
         options = _decided(options, request, model)
         if options.plan is not None:
             read_plan(options.plan, model=options.model)
-    dataset, val = conventional(dataset, model), None if val is None else conventional(val, model)
+    told = model.conventions
+    dataset, val = told.labels_of(dataset), None if val is None else told.labels_of(val)
     processes = world_size()
     if options.batch % processes:
         raise UsageError(f"a batch of {options.batch} over {processes} processes", "give a multiple of their number")
@@ -135,14 +136,6 @@ def open_datasets(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         if each is not None and not each.labelled:
             raise DataError(f"{options.data} ({each.split}) has no labels", "add a labels/ folder")
     return dataset, val
-
-
-def conventional(dataset: Dataset, model: TrainedModel) -> Dataset:
-    """The data set with the classes and the label conventions of the run."""
-    told = model.conventions
-    return dataset.with_conventions(
-        reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index, binary=told.threshold is not None
-    )
 
 
 def _told(request: TrainRequest) -> StartFile | None:

@@ -34,7 +34,7 @@ from twins_trt.training.run.folder import (
     save_state,
     save_text,
 )
-from twins_trt.training.run.job import TrainJob, conventional, job_with_weights, open_datasets
+from twins_trt.training.run.job import TrainJob, job_with_weights, open_datasets
 from twins_trt.training.run.report import TrainReport, TrainStep
 from twins_trt.training.run.start import Start, StartFile, start_weights
 from twins_trt.training.run.stopping import StopRequest
@@ -123,8 +123,8 @@ class _Run:
         self.folder = Path(options.out)
         self._world, self._stop, self._progress, self._observe = world, stop, progress, observe
         dataset, val = open_datasets(options)
-        self._dataset = conventional(dataset, job.model)
-        self._val = None if val is None else conventional(val, job.model)
+        self._dataset = job.model.conventions.labels_of(dataset)
+        self._val = None if val is None else job.model.conventions.labels_of(val)
         self._model = job.model
         model = job.model.build()
         self.miou: float | None = None

@@ -78,16 +78,6 @@ def resolve_test(
     return Tested(InferenceMode("slide", crop=tested.crop, stride=tested.stride), told)
 
 
-def labels_of(dataset: Dataset, told: Conventions) -> Dataset:
-    """The data set with its labels read as the conventions say.
-
-    A head with one logit gets a background beside the one class that a data set names.
-    """
-    return dataset.with_conventions(
-        reduce_zero_label=told.reduce_zero_label, ignore_index=told.ignore_index, binary=told.threshold is not None
-    )
-
-
 def told_by_bundle(bundle: Bundle, conventions: Mapping[str, str] | None = None) -> Conventions:
     """What a bundle's manifest says of images, labels and tests.
 
