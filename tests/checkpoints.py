@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from twins_trt.models.examine import CLASSIFIER
+from twins_trt.models.formats import recognize
+from twins_trt.models.widths import read_spec
 
 CLASSES = ["road", "tree", "sky"]
 PALETTE = [[128, 64, 128], [0, 128, 0], [0, 0, 255]]
@@ -25,3 +30,9 @@ def save(content: object, path: Path, *, legacy: bool = False) -> Path:
     """Writes `content` as torch does; legacy: in the format before zip archives."""
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
+
+
+def held(weights: Mapping[str, Tensor]) -> tuple[str, int]:
+    """(name, number of classes) of a whole model's weights, whoever named them."""
+    state = recognize(weights, "x.pth").state_dict
+    return read_spec(state, "x.pth").name, len(state[CLASSIFIER])

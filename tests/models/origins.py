@@ -41,6 +41,25 @@ def has_lsa(spec: ModelSpec, block: int) -> bool:
     return spec.family == "svt" and block % 2 == 0
 
 
+def list_block(to: Lister, spec: ModelSpec, i: int, j: int, *, prefix: str, ffn: tuple[str, str]) -> None:
+    """Block `j` of stage `i`, with the names of its parts as the official code and mmpretrain have them. ffn: those of
+    the two products."""
+    width = spec.embed_dims[i]
+    to.norm(f"{prefix}.norm1", width)
+    if has_lsa(spec, j):
+        to.linear(f"{prefix}.attn.qkv", 3 * width, width)
+    else:
+        to.linear(f"{prefix}.attn.q", width, width)
+        to.linear(f"{prefix}.attn.kv", 2 * width, width)
+        if spec.sr_ratios[i] > 1:
+            to.conv(f"{prefix}.attn.sr", width, width, spec.sr_ratios[i])
+            to.norm(f"{prefix}.attn.norm", width)
+    to.linear(f"{prefix}.attn.proj", width, width)
+    to.norm(f"{prefix}.norm2", width)
+    to.linear(f"{prefix}.{ffn[0]}", width * spec.mlp_ratios[i], width)
+    to.linear(f"{prefix}.{ffn[1]}", width, width * spec.mlp_ratios[i])
+
+
 def official_shapes(spec: ModelSpec, *, classifier: bool, norm_list: bool) -> Shapes:
     """Meituan-AutoML/Twins: `gvt.py` (classifier) and `segmentation/gvt.py` (both; SVT with norm_list). timm: the
     first."""
@@ -49,20 +68,7 @@ def official_shapes(spec: ModelSpec, *, classifier: bool, norm_list: bool) -> Sh
         to.conv(f"patch_embeds.{i}.proj", width, spec.embed_dims[i - 1] if i else 3, 2 if i else 4)
         to.norm(f"patch_embeds.{i}.norm", width)
         for j in range(spec.depths[i]):
-            block = f"blocks.{i}.{j}"
-            to.norm(f"{block}.norm1", width)
-            if has_lsa(spec, j):
-                to.linear(f"{block}.attn.qkv", 3 * width, width)
-            else:
-                to.linear(f"{block}.attn.q", width, width)
-                to.linear(f"{block}.attn.kv", 2 * width, width)
-                if spec.sr_ratios[i] > 1:
-                    to.conv(f"{block}.attn.sr", width, width, spec.sr_ratios[i])
-                    to.norm(f"{block}.attn.norm", width)
-            to.linear(f"{block}.attn.proj", width, width)
-            to.norm(f"{block}.norm2", width)
-            to.linear(f"{block}.mlp.fc1", width * spec.mlp_ratios[i], width)
-            to.linear(f"{block}.mlp.fc2", width, width * spec.mlp_ratios[i])
+            list_block(to, spec, i, j, prefix=f"blocks.{i}.{j}", ffn=("mlp.fc1", "mlp.fc2"))
         to.conv(f"pos_block.{i}.proj.0", width, 1, 3)
         if norm_list:
             to.norm(f"norm_list.{i}", width)
@@ -81,20 +87,7 @@ def mmpretrain_shapes(spec: ModelSpec) -> Shapes:
         to.norm(f"backbone.patch_embeds.{i}.norm", width)
         to.conv(f"backbone.position_encodings.{i}.proj", width, 1, 3)
         for j in range(spec.depths[i]):
-            block = f"backbone.stages.{i}.{j}"
-            to.norm(f"{block}.norm1", width)
-            if has_lsa(spec, j):
-                to.linear(f"{block}.attn.qkv", 3 * width, width)
-            else:
-                to.linear(f"{block}.attn.q", width, width)
-                to.linear(f"{block}.attn.kv", 2 * width, width)
-                if spec.sr_ratios[i] > 1:
-                    to.conv(f"{block}.attn.sr", width, width, spec.sr_ratios[i])
-                    to.norm(f"{block}.attn.norm", width)
-            to.linear(f"{block}.attn.proj", width, width)
-            to.norm(f"{block}.norm2", width)
-            to.linear(f"{block}.ffn.layers.0.0", width * spec.mlp_ratios[i], width)
-            to.linear(f"{block}.ffn.layers.1", width, width * spec.mlp_ratios[i])
+            list_block(to, spec, i, j, prefix=f"backbone.stages.{i}.{j}", ffn=("ffn.layers.0.0", "ffn.layers.1"))
     to.norm("backbone.norm_after_stage3", spec.embed_dims[-1])
     to.linear("head.fc", 1000, spec.embed_dims[-1])
     return to.shapes

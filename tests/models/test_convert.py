@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import held
 from torch import Tensor
 
 from tests.models.origins import mmpretrain_shapes, official_shapes, sssegmentation_shapes
 from twins_trt.errors import CheckpointError, UsageError
 from twins_trt.models import build_model, get_spec, list_models
 from twins_trt.models import convert as module
-from twins_trt.models.checkpoint import identify, read_checkpoint
+from twins_trt.models.checkpoint import read_checkpoint
 from twins_trt.models.convert import ConvertedState, convert_file, convert_state_dict, load_backbone
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.verbs.command_line import on_command_line
@@ -331,7 +332,10 @@ def test_load_backbone_refuses_another(models: dict[str, Segmentor], tmp_path: P
 @pytest.mark.shared
 def test_the_trained_checkpoint_survives_both_ways(camvid_checkpoint: Path, tmp_path: Path) -> None:
     there: ConvertedState = convert_file(camvid_checkpoint, tmp_path / "official.pth")
-    assert identify(there.state_dict) is not None  # backbone and head are still told apart under official keys
+    assert held(there.state_dict) == (
+        "twins_svt-s_fpn",
+        11,
+    )  # backbone and head are still told apart under official keys
     convert_file(tmp_path / "official.pth", tmp_path / "back.pth")
     original, back = read_checkpoint(camvid_checkpoint), read_checkpoint(tmp_path / "back.pth")
     assert_equal(back.state_dict, original.state_dict)

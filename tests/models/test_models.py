@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import held
 
 import twins_trt
 from tests.models.make_golden import SIZES, pixels, sample
@@ -16,7 +17,6 @@ from twins_trt.errors import UsageError
 from twins_trt.kernels.gsa import gsa_reference
 from twins_trt.kernels.lsa import lsa_reference
 from twins_trt.models import build_model, get_spec, list_models
-from twins_trt.models.checkpoint import identify
 from twins_trt.models.fetch import cached_path
 from twins_trt.models.seeded import seed_weights
 
@@ -65,7 +65,7 @@ def test_the_demo_is_no_published_model() -> None:
     assert spec.name not in list_models() and spec.name == f"twins_{spec.family}-{spec.variant}_{spec.head}"
     assert [dim // heads for dim, heads in zip(spec.embed_dims, spec.num_heads, strict=True)] == [32] * 4
     model = build_model(spec.name, spec.num_classes)
-    assert identify(model.state_dict()) == (spec.name, 8)
+    assert held(model.state_dict()) == (spec.name, 8)
     assert 2 * sum(p.numel() for p in model.parameters()) < 5e6  # bytes as float16: it ships with the package
     with pytest.raises(UsageError, match="comes with the package"):
         cached_path(spec.name)

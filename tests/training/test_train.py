@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import toy
+from checkpoints import held
 from toy import Options, assert_same, log_rows, stop_after, weights
 
 from twins_trt.data import open_dataset
 from twins_trt.errors import TrainingError, UsageError
 from twins_trt.evaluation import evaluate_model
 from twins_trt.models import build_model
-from twins_trt.models.checkpoint import identify, read_checkpoint
+from twins_trt.models.checkpoint import read_checkpoint
 from twins_trt.training import TrainOptions, TrainStep, load_options, resolve_options, train
 
 
@@ -38,7 +39,7 @@ def test_training_learns_and_leaves_what_other_commands_read(options: Options) -
     assert list((Path(chosen.out) / "tensorboard").glob("events*"))
 
     checkpoint = read_checkpoint(report.last)
-    assert identify(checkpoint.state_dict) == (toy.TOY, 3)
+    assert held(checkpoint.state_dict) == (toy.TOY, 3)
     assert checkpoint.meta.classes == ("red", "green", "blue")
     assert checkpoint.meta.palette is not None and len(checkpoint.meta.palette) == 3
     assert checkpoint.meta.raw["iter"] == 60

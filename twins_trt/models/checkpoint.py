@@ -99,25 +99,6 @@ def read_checkpoint(path: str | Path, *, weights: str = "auto") -> Checkpoint:
     return Checkpoint(content.weights, read_meta(content.meta), content.sha256)
 
 
-def identify(state_dict: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    """(model name, number of classes) of a whole model's weights under mmseg's keys; None for any other weights.
-
-    Looks at the backbone's widths and depths, the kind of head and the classifier's rows, so that it recognizes a
-    checkpoint in which single tensors are missing or misshapen.
-    """
-    backbone = identify_backbone(state_dict)
-    classifier = state_dict.get("decode_head.conv_seg.weight")
-    if backbone is None or classifier is None or classifier.ndim != 4:
-        return None
-    if "decode_head.scale_heads.0.0.conv.weight" in state_dict:
-        head = "fpn"
-    elif "decode_head.psp_modules.0.1.conv.weight" in state_dict:
-        head = "upernet"
-    else:
-        return None
-    return f"twins_{backbone[0]}-{backbone[1]}_{head}", int(classifier.shape[0])
-
-
 def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """(family, variant), such as ("svt", "s"), of weights under mmseg's or the official repository's keys, or None."""
     dims: dict[int, int] = {}

@@ -19,10 +19,11 @@ from twins_trt.errors import CheckpointError
 from twins_trt.models.checkpoint import CheckpointMeta, FileContent, check_finite, list_misfits, read_file, read_meta
 from twins_trt.models.conventions import Conventions
 from twins_trt.models.formats import Recognized, recognize
+from twins_trt.models.mmseg_model import ModelNumbers
 from twins_trt.models.read_conventions import OWN, read_conventions
 from twins_trt.models.source import Source
 from twins_trt.models.widths import check_heads, read_spec
-from twins_trt.models.zoo import MAX_CLASSES, ModelSpec, check_padding, get_spec, is_model
+from twins_trt.models.zoo import MAX_CLASSES, ModelSpec, check_padding, get_spec
 from twins_trt.spelling import spelled
 
 if TYPE_CHECKING:
@@ -95,25 +96,14 @@ def examine(
     found = opened or open_checkpoint(path, weights=weights)
     recognized = found.recognized
     state = recognized.state_dict
-    if model is not None and not is_model(model):
-        _check_name(model, state, path)
     classifier = state.get(CLASSIFIER)
     num_logits = int(classifier.shape[0]) if classifier is not None and classifier.ndim == 4 else 0
-    told, numbers = read_conventions(
-        found.content.meta,
-        origin=recognized.origin,
-        padding=padding or recognized.padding,
-        num_logits=num_logits,
-        flags=conventions or {},
-        path=path,
-    )
-    if padding is not None:
-        told = told.with_padding(padding)
-    spec = replace(read_spec(state, path, numbers=numbers), **recognized.spec_changes, **numbers.spec_changes)
-    check_heads(spec, path)
+    told, numbers = found.conventions(path, num_logits=num_logits, padding=padding, flags=conventions or {})
+    spec = found.with_own_numbers(read_spec(state, path, numbers=numbers), numbers, path)
     crop = told.test_mode.crop or told.train_size
     spec = spec if crop is None else replace(spec, crop_size=crop)
     if model is not None and model != spec.name:
+        get_spec(model)  # a name that nobody knows is said to be one
         raise CheckpointError(
             f"{path} holds {spec.name} with {_classes(num_logits)}, not {model}",
             f"use {spec.name}, or leave the name out",
@@ -144,17 +134,32 @@ class OpenedCheckpoint:
     content: FileContent
     recognized: Recognized
 
+    def conventions(
+        self, path: str | Path, *, num_logits: int, padding: str | None, flags: Mapping[str, str]
+    ) -> tuple[Conventions, ModelNumbers]:
+        """What the file says of itself. padding: the caller's, or None for the origin's. Raises as `read_conventions`
+        does."""
+        told, numbers = read_conventions(
+            self.content.meta,
+            origin=self.recognized.origin,
+            padding=padding or self.recognized.padding,
+            num_logits=num_logits,
+            flags=flags,
+            path=path,
+        )
+        return told if padding is None else told.with_padding(padding), numbers
+
+    def with_own_numbers(self, spec: ModelSpec, numbers: ModelNumbers, path: str | Path) -> ModelSpec:
+        """An architecture with the origin's numbers, and those of the file or the caller. Raises as `check_heads`."""
+        spec = replace(spec, **self.recognized.spec_changes, **numbers.spec_changes)
+        check_heads(spec, path)
+        return spec
+
 
 def open_checkpoint(path: str | Path, *, weights: str = "auto") -> OpenedCheckpoint:
     """Reads a checkpoint of any origin: a whole model, or a backbone alone. Raises as `examine` does for content."""
     content = read_file(path, weights=weights)
     return OpenedCheckpoint(content, recognize(content.weights, path))
-
-
-def _check_name(model: str, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raises `UsageError` for a name that neither the zoo nor this file knows."""
-    if read_spec(state, path).name != model:
-        get_spec(model)
 
 
 def _classes(count: int) -> str:

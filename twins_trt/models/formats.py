@@ -63,8 +63,7 @@ class Recognized:
     they are mmsegmentation's. origin: `mmseg`, `official`, `sssegmentation`, `mmpretrain` or `timm`; empty for weights
     that are no Twins model's. whole: it has a decode head, not a backbone alone. dropped: reasons by the file's own
     names. spec_changes: fields of `ModelSpec` in which the project differs from mmsegmentation. padding: how its LSA
-    treats padded keys, of `PADDINGS`. licence: of the weights that the project published; all are Apache-2.0. numbers:
-    what else the origin tells, by fields of `ModelSpec`.
+    treats padded keys, of `PADDINGS`. licence: of the weights that the project published; all are Apache-2.0.
     """
 
     state_dict: dict[str, Tensor]
@@ -74,7 +73,6 @@ class Recognized:
     spec_changes: dict[str, Any] = field(default_factory=dict)
     padding: str = "parity"
     licence: str = ""
-    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 def recognize(state_dict: Mapping[str, Tensor], path: str | Path) -> Recognized:

@@ -14,10 +14,9 @@ from twins_trt.errors import CheckpointError
 from twins_trt.models.checkpoint import check_finite, list_misfits
 from twins_trt.models.conventions import Conventions
 from twins_trt.models.examine import OpenedCheckpoint, examine, expected_tensors, open_checkpoint
-from twins_trt.models.read_conventions import read_conventions
 from twins_trt.models.segmentor import Segmentor
 from twins_trt.models.weights import find_weights
-from twins_trt.models.widths import backbone_spec, check_heads
+from twins_trt.models.widths import backbone_spec
 from twins_trt.models.zoo import ModelSpec, get_spec, is_model
 from twins_trt.training.options import TrainOptions
 from twins_trt.verbs.request import either
@@ -108,19 +107,9 @@ def _backbone_alone(
             f"{path} holds the backbone {backbone.name}, not that of {model}",
             f"train {backbone.name}_{head}, or name a backbone of {model}",
         )
-    told, numbers = read_conventions(
-        opened.content.meta,
-        origin=recognized.origin,
-        padding=padding or recognized.padding,
-        num_logits=0,
-        flags=flags,
-        path=path,
-    )
-    if padding is not None:
-        told = told.with_padding(padding)
+    told, numbers = opened.conventions(path, num_logits=0, padding=padding, flags=flags)
     spec = get_spec(model) if is_model(model) else replace(backbone, name=model, head=head)
-    spec = replace(spec, **recognized.spec_changes, **numbers.spec_changes)
-    check_heads(spec, path)
+    spec = opened.with_own_numbers(spec, numbers, path)
     expected = {key: value for key, value in expected_tensors(spec, 1).items() if key.startswith(_BACKBONE)}
     state = {key: value for key, value in recognized.state_dict.items() if key in expected}
     if not any(key.startswith(_AFTER_STAGES) for key in state):
