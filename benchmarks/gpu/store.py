@@ -38,8 +38,22 @@ DECIDES_NO_FIGURE = frozenset(
 )
 """Modules of this package that may be mended without measuring anew."""
 
-OURS_ALONE = frozenset(("checks", "gpu_tests", "runtime", "stub", "traces"))
-"""Modules of this package in which nothing but ours is measured."""
+OURS_ALONE = frozenset(
+    (
+        *(f"benchmarks/gpu/{module}.py" for module in ("checks", "gpu_tests", "runtime", "stub", "traces")),
+        "twins_trt/models/fused.py",
+    )
+)
+"""Files that no form without our kernels runs, beside the runtime and the kernels."""
+
+OF_OTHERS = frozenset(
+    (
+        "kernels/backend.py",
+        *(f"kernels/{attention}/{module}.py" for attention in ("lsa", "gsa") for module in ("op", "reference")),
+        *(f"kernels/{around}/reference.py" for around in ("preprocess", "postprocess")),
+    )
+)
+"""The files of the kernels' folder that forms without our kernels run: what chooses, and torch's own operators."""
 
 Key = tuple[str, str]
 """Section and name of a row."""
@@ -232,16 +246,16 @@ def fingerprint(*, ours: bool = True) -> str:
     benchmark = ROOT / "benchmarks" / "gpu"
     decides = [path for path in sources if path.parent != benchmark or path.stem not in DECIDES_NO_FIGURE]
     if not ours:
-        decides = [path for path in decides if not _is_of_ours_alone(path)]
+        decides = [path for path in decides if not is_of_ours_alone(path)]
     return _hash(json.dumps(results.describe_versions(), sort_keys=True).encode(), decides)
 
 
-def _is_of_ours_alone(path: Path) -> bool:
-    if path.parent == ROOT / "benchmarks" / "gpu":
-        return path.stem in OURS_ALONE
-    kernels, runtime = ROOT / "kernels", ROOT / "twins_trt" / "runtime"
-    plain = path.stem in ("autocast", "backend", "op", "reference", "__init__")  # torch's own operators
-    return runtime in path.parents or (kernels in path.parents and not plain)
+def is_of_ours_alone(path: Path) -> bool:
+    """Whether a file of this checkout decides no figure of a form without our kernels."""
+    name = path.relative_to(ROOT).as_posix()
+    if name.startswith("kernels/"):
+        return name not in OF_OTHERS
+    return name in OURS_ALONE or name.startswith("twins_trt/runtime/")
 
 
 def tests_fingerprint() -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -12,10 +16,14 @@ import torch
 from benchmarks import results
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import files, tables
+from benchmarks.gpu import store as store_module
 from benchmarks.gpu.account import of
 from benchmarks.gpu.costs import predicted
 from benchmarks.gpu.files import BrokenFileError, UnwritableError
-from benchmarks.gpu.store import Store
+from benchmarks.gpu.jobs import list_jobs
+from benchmarks.gpu.store import ROOT, SOURCES, Store, is_of_others, is_of_ours_alone
+from benchmarks.gpu.worker import measured
+from benchmarks.gpu.workload import smoke
 
 BROKEN = ["", "{", "[]", "null", "3", "{}", '{"rows": 3}', '{"rows": [1]}', '{"rows": [{"name": "a"}]}', "\udcff"]
 
@@ -158,3 +166,60 @@ def test_a_folder_that_cannot_be_written_is_said_at_the_start(
     said = capsys.readouterr()
     assert said.err.splitlines() == [said.err.splitlines()[0]] * 2 and str(folder) in said.err and not said.out
     assert not folder.is_dir() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kernels/layer_norm/op.py",
+        "kernels/layer_norm/reference.py",
+        "kernels/bias/__init__.py",
+        "kernels/a_new_one/op.py",
+        "kernels/lsa/launch.py",
+        "kernels/postprocess/op.py",
+        "twins_trt/models/fused.py",
+        "twins_trt/runtime/engines/torch.py",
+        "benchmarks/gpu/traces.py",
+    ],
+)
+def test_a_kernel_that_is_tuned_lets_the_others_figures_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(store_module, "ROOT", tmp_path)
+
+    def edited(name: str) -> tuple[bool, bool]:
+        """Whether ours and the others' are measured anew."""
+        before = [store_module.fingerprint(ours=ours) for ours in (True, False)]
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1", encoding="utf-8")
+        after = [store_module.fingerprint(ours=ours) for ours in (True, False)]
+        return before[0] != after[0], before[1] != after[1]
+
+    assert edited(name) == (True, False)
+    for shared in ("kernels/lsa/reference.py", "twins_trt/models/folded.py", "benchmarks/gpu/timing.py"):
+        assert edited(shared) == (True, True)
+
+
+def test_no_form_of_others_runs_a_file_that_only_ours_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a module does while it is imported is no part of a figure."""
+    ran: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        imported = {of.f_code.co_name for of in (frame, frame.f_back) if of is not None}
+        if event == "call" and "<module>" not in imported:
+            ran.add(frame.f_code.co_filename)
+
+    jobs = [job for job in list_jobs(replace(smoke(), train_batch=2)) if is_of_others({"form": job.form})]
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # what it would trace is called instead
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        rows = [measured(job.section, job.measure) for job in jobs if job.form is not None]
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    sources = {path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")}
+    counted = {path for path in sources if str(path) in ran}
+    assert sum("error" not in row for row in rows) >= 15  # a CPU has one kind of scaled_dot_product_attention
+    assert {ROOT / "kernels" / "lsa" / "op.py", ROOT / "twins_trt" / "training" / "step" / "losses.py"} <= counted
+    assert not [path for path in counted if is_of_ours_alone(path)]
