@@ -19,13 +19,14 @@ def rounded(b, p):
 
 @triton.jit(do_not_specialize=["rows", "keep_sum"])
 def add_layer_norm_kernel(
-    p_x, p_y, p_row, p_weight, p_bias, p_sum, p_out, s_x, s_y, rows, keep_sum, eps,
-    C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, ROW: tl.constexpr, RESIDUAL: tl.constexpr,
+    p_x, p_y, p_row, p_after, p_weight, p_bias, p_sum, p_out, s_x, s_y, rows, keep_sum, eps,
+    C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    ROW: tl.constexpr, RESIDUAL: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Grid: (ceil(rows / BR)). BC: the power of two from C on.
 
     s_x, s_y: elements from a row of x and y to the next; those of the sum and the result are C. ROW, RESIDUAL: whether
-    p_row and p_y are read. keep_sum: whether p_sum is written.
+    p_row and p_y are read. keep_sum: whether p_sum is written. AFTER: p_sum is written, with p_after added to it.
     """
     i_r = tl.program_id(0) * BR
     o_r = tl.arange(0, BR)[:, None]  # [BR, 1]
@@ -47,7 +48,10 @@ def add_layer_norm_kernel(
     if RESIDUAL:
         b = rounded(b + b_y, p_x)
     o_out = o_r * C + o_c
-    if (ROW or RESIDUAL) and keep_sum != 0:
+    if AFTER:
+        b_after = b + tl.load(p_after + o_c, mask=m_c, other=0.0).to(tl.float32)
+        tl.store(p_sum + i_r * C + o_out, b_after.to(p_sum.dtype.element_ty), mask=m)
+    elif (ROW or RESIDUAL) and keep_sum != 0:
         tl.store(p_sum + i_r * C + o_out, b.to(p_sum.dtype.element_ty), mask=m)
     b -= tl.sum(b, 1)[:, None] * (1.0 / C)
     if C < BC:

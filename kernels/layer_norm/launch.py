@@ -21,11 +21,11 @@ BLOCK = 1024
 
 
 @functools.cache
-def cut(channels: int, *, row: bool, residual: bool) -> Tiling:
+def cut(channels: int, *, row: bool, residual: bool, after: bool = False) -> Tiling:
     """Whole rows, and 16 elements a thread, which are two loads of 16 bytes for 16-bit dtypes: 2 or 4 warps."""
     block = 1 << (channels - 1).bit_length()
     rows = max(1, BLOCK // block)
-    constants = {"C": channels, "BC": block, "BR": rows, "ROW": row, "RESIDUAL": residual}
+    constants = {"C": channels, "BC": block, "BR": rows, "ROW": row, "RESIDUAL": residual, "AFTER": after}
     return tiling(rows * block // (16 * 32), 1, constants)
 
 
@@ -33,13 +33,18 @@ def cases(capability: int) -> Iterator[Case]:
     """Every kernel that the models launch, the same on all GPUs. Other numbers of channels are compiled when called."""
     for dtype in DTYPES:
         for channels in MODEL_CHANNELS:
-            for words, row, residual in (("", False, False), ("row", True, False), ("residual", False, True)):
+            for words, row, residual, after in (
+                ("", False, False, False),
+                ("row", True, False, False),
+                ("residual", False, True, False),
+                ("residual, row after", False, True, True),
+            ):
                 yield Case(
                     "twins_trt.kernels.layer_norm.kernel:add_layer_norm_kernel",
                     dtype,
                     0,
                     f"{channels} channels {words}".rstrip(),
-                    cut(channels, row=row, residual=residual),
+                    cut(channels, row=row, residual=residual, after=after),
                     float32=(),
                     aligned=("s_x", "s_y"),
                     grid="(ceil(rows / BR))",
@@ -62,16 +67,26 @@ def unsupported(x: Tensor, *others: Tensor | None) -> str | None:
 
 
 def add_layer_norm_forward(
-    x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, row: Tensor | None, keep_sum: bool
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    row: Tensor | None,
+    keep_sum: bool,
+    after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`add_layer_norm_reference` by its Triton kernel.
+
+    after: [C], added to the sum that is kept, not to what is normalized: y must be given then. None for nothing.
 
     The sum is empty without `keep_sum`, and also where it would be `x`: an operator must not return what it was given.
     """
     from twins_trt.kernels.layer_norm.kernel import add_layer_norm_kernel
 
     total, normalized = empty_results(x, y, row, keep_sum)
-    options = cut(x.shape[-1], row=row is not None, residual=y is not None).options
+    options = cut(x.shape[-1], row=row is not None, residual=y is not None, after=after is not None).options
     x_rows = equally_spaced(x, options["BR"])
     y_rows = x_rows if y is None else equally_spaced(y, options["BR"])
     rows = x_rows.shape[0]
@@ -80,6 +95,7 @@ def add_layer_norm_forward(
             x_rows,
             y_rows,
             weight if row is None else row.contiguous(),
+            weight if after is None else after.contiguous(),
             weight.contiguous(),
             bias.contiguous(),
             total if total.numel() else normalized,

@@ -139,14 +139,20 @@ class GSA(nn.Module):
             x_map = x.transpose(1, 2).reshape(batch, channels, *size)  # [B, C, H, W]
             summary = self.sr(x_map).flatten(2).transpose(1, 2)  # [B, M, C]
             summary = self.norm(summary)
-        return self.attend(x, summary)
+        return self.attend(self.queries(x), self.keys_values(summary))
 
-    def attend(self, x: Tensor, summary: Tensor) -> Tensor:
-        """Attention of all tokens [B, N, C] to their summary [B, M, C]."""
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries [B, N, C] of all tokens [B, N, C]."""
         channels = x.shape[2]
-        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        q = F.linear(x, weight[:channels], bias[:channels])  # [B, N, C]
-        kv = F.linear(summary, weight[channels:], bias[channels:])  # [B, M, 2C]
+        return F.linear(x, self.attn.in_proj_weight[:channels], self.attn.in_proj_bias[:channels])
+
+    def keys_values(self, summary: Tensor) -> Tensor:
+        """Keys and values [B, M, 2C] of the summary [B, M, C]."""
+        channels = summary.shape[2]
+        return F.linear(summary, self.attn.in_proj_weight[channels:], self.attn.in_proj_bias[channels:])
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Attention of queries [B, N, C] to keys and values [B, M, 2C]."""
         out = self.attn.out_proj(gsa(q, kv, num_heads=self.num_heads, backend=self.attention))
         return self.dropout_layer(out)
 

@@ -1,12 +1,13 @@
 """The forward pass of a folded model, with one kernel for what torch runs several for between the products.
 
-Residual sums go into the LayerNorm that follows, biases of convolutions into what follows them, and a resized map is
-added to another while it is made. A product by a 1×1 convolution is a matrix product, whose library adds the bias.
+All of a block after its attention is one operator. Biases of convolutions go into what follows them, and a resized map
+is added to another while it is made. A product by a 1×1 convolution is a matrix product, whose library adds the bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twins_trt.kernels.bias import bias_act_
+from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
@@ -37,6 +39,7 @@ class FusedModel(nn.Module):
         super().__init__()
         self.model = model
         self.backend = backend
+        self._sides: dict[int, list[torch.cuda.Stream]] = {}  # by the stream that they are beside
         for encoding in model.backbone.position_encodings:
             weight = cast(PositionEncoding, encoding).proj.weight  # [C, 1, 3, 3], here with channels side by side
             weight.data = weight.data.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
@@ -47,29 +50,22 @@ class FusedModel(nn.Module):
         head = self.model.decode_head
         if isinstance(head, UPerHead):
             return self._uper_head(head, stages)
-        return self._fpn_head(head, self._neck(self.model.neck, stages))
+        return self._fpn_head(head, self._neck(self.model.neck, stages), tuple(stages[0].shape[2:]))
 
     def _stages(self, backbone: Backbone, x: Tensor) -> list[Tensor]:
         maps = []
         for i in range(4):
             tokens, size = self._embed(cast(PatchEmbed, backbone.patch_embeds[i]), x)
-            branch: Tensor | None = None  # what a block has still to add to the tokens
             for j, module in enumerate(cast(nn.ModuleList, backbone.layers[i])):
                 block = cast(Block, module)
-                tokens, y = self._norm(tokens, branch, block.norm1)
-                tokens, y = self._norm(tokens, self._attention(block.attn, y, size), block.norm2)
-                branch = block.ffn(y)
+                y = self._norm(tokens, block.norm1)
+                tokens = self._ffn(tokens, self._attention(block.attn, y, size), block)
                 if j == 0:
                     position = cast(PositionEncoding, backbone.position_encodings[i]).proj
                     assert position.bias is not None
-                    tokens = add_position(
-                        tokens, branch, position.weight, position.bias, size=size, backend=self.backend
-                    )
-                    branch = None
+                    tokens = add_position(tokens, None, position.weight, position.bias, size=size, backend=self.backend)
             if backbone.norm_after_stage:
-                tokens = self._norm(tokens, branch, cast(nn.LayerNorm, backbone.norm_list[i]), keep_sum=False)[1]
-            elif branch is not None:
-                tokens = tokens + branch
+                tokens = self._norm(tokens, cast(nn.LayerNorm, backbone.norm_list[i]))
             x = as_map(tokens, size)  # [B, C, H, W]
             maps.append(x)
         return maps
@@ -79,61 +75,121 @@ class FusedModel(nn.Module):
         if x.shape[1] >= FEW_CHANNELS:
             return self._conv_norm(embed.projection, embed.norm, x)
         x = patchwise(embed.projection, x)  # [B, H, W, C]
-        return self._norm(x.flatten(1, 2), None, embed.norm, keep_sum=False)[1], (x.shape[1], x.shape[2])
+        return self._norm(x.flatten(1, 2), embed.norm), (x.shape[1], x.shape[2])
 
     def _attention(self, attention: LSA | GSA, x: Tensor, size: Size) -> Tensor:
         if isinstance(attention, LSA):
             return attention(x, size)
-        summary = x
-        if attention.sr_ratio > 1:
-            summary, _ = self._conv_norm(attention.sr, attention.norm, as_map(x, size))
-        return attention.attend(x, summary)
+        if attention.sr_ratio == 1:
+            return attention.attend(attention.queries(x), attention.keys_values(x))
+
+        def keys_values() -> Tensor:
+            return attention.keys_values(self._conv_norm(attention.sr, attention.norm, as_map(x, size))[0])
+
+        return attention.attend(*self._beside(lambda: attention.queries(x), keys_values))
 
     def _conv_norm(self, conv: nn.Conv2d, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Size]:
         """LayerNorm of a convolution's result, as tokens [B, N, C], and the map's size."""
         x = F.conv2d(x, conv.weight, None, conv.stride)  # [B, C, H, W]
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
-        return self._norm(tokens, None, norm, row=conv.bias, keep_sum=False)[1], (x.shape[2], x.shape[3])
+        return self._norm(tokens, norm, row=conv.bias), (x.shape[2], x.shape[3])
 
-    def _norm(
-        self, x: Tensor, y: Tensor | None, norm: nn.LayerNorm, *, row: Tensor | None = None, keep_sum: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """The sum of x and y, and its LayerNorm."""
+    def _norm(self, x: Tensor, norm: nn.LayerNorm, *, row: Tensor | None = None) -> Tensor:
+        """LayerNorm of x, or of x + row."""
         return add_layer_norm(
-            x, y, norm.weight, norm.bias, eps=norm.eps, row=row, keep_sum=keep_sum, backend=self.backend
+            x, None, norm.weight, norm.bias, eps=norm.eps, row=row, keep_sum=False, backend=self.backend
+        )[1]
+
+    def _ffn(self, x: Tensor, y: Tensor, block: Block) -> Tensor:
+        """What follows a block's attention, whose result is y."""
+        norm, ffn = block.norm2, block.ffn.layers
+        fc1, fc2 = cast(nn.Linear, cast(nn.Sequential, ffn[0])[0]), cast(nn.Linear, ffn[1])
+        return add_norm_ffn(
+            x,
+            y,
+            norm.weight,
+            norm.bias,
+            fc1.weight,
+            fc1.bias,
+            fc2.weight,
+            fc2.bias,
+            eps=norm.eps,
+            backend=self.backend,
         )
 
-    def _neck(self, neck: FPN, stages: Sequence[Tensor]) -> list[Tensor]:
-        maps = [self._conv(cast(ConvModule, conv), x) for conv, x in zip(neck.lateral_convs, stages, strict=True)]
+    def _neck(self, neck: FPN, stages: Sequence[Tensor]) -> list[Callable[[], Tensor]]:
+        """What makes each map of the neck."""
+        convs = [cast(ConvModule, conv) for conv in neck.lateral_convs]
+        maps = self._beside(*(partial(self._conv, conv, x) for conv, x in zip(convs, stages, strict=True)))
         for i in range(len(maps) - 1, 0, -1):
             maps[i - 1] = self._resize(maps[i], maps[i - 1].shape[2:], add=maps[i - 1], mode="nearest")
-        return [self._conv(cast(ConvModule, conv), x) for conv, x in zip(neck.fpn_convs, maps, strict=True)]
+        convs = [cast(ConvModule, conv) for conv in neck.fpn_convs]
+        return [partial(self._conv, conv, x) for conv, x in zip(convs, maps, strict=True)]
 
-    def _fpn_head(self, head: FPNHead, maps: Sequence[Tensor]) -> Tensor:
-        levels = [list(cast(nn.Sequential, steps)) for steps in head.scale_heads]
-        out = self._steps(levels[0], maps[0])
-        for steps, x in zip(levels[1:], maps[1:], strict=True):
+    def _fpn_head(self, head: FPNHead, maps: Sequence[Callable[[], Tensor]], size: Size) -> Tensor:
+        """maps: what makes each level. size: of the first."""
+
+        def level(i: int) -> Tensor:
+            x = maps[i]()
+            steps = list(cast(nn.Sequential, head.scale_heads[i]))
+            if i == 0:
+                return self._steps(steps, x)
             last = steps.pop()  # ×2, which mostly gives the size of the sum
             x = self._steps(steps, x)
-            if (2 * x.shape[2], 2 * x.shape[3]) != tuple(out.shape[2:]):
-                x = self._steps([last], x)
-            out = self._resize(x, out.shape[2:], add=out)
+            return x if (2 * x.shape[2], 2 * x.shape[3]) == size else self._steps([last], x)
+
+        out, *others = self._beside(*(partial(level, i) for i in range(len(maps))))
+        for x in others:
+            out = self._resize(x, size, add=out)
         return pointwise(head.conv_seg, out)
 
     def _uper_head(self, head: UPerHead, stages: Sequence[Tensor]) -> Tensor:
         last = stages[-1]
-        pooled = []
-        for module in head.psp_modules:
+
+        def pooled(module: nn.Module) -> Tensor:
             pool, conv = cast(nn.Sequential, module)
-            pooled.append(self._resize(self._conv(cast(ConvModule, conv), pool(last)), last.shape[2:]))
-        maps = [self._conv(cast(ConvModule, conv), x) for conv, x in zip(head.lateral_convs, stages[:-1], strict=True)]
-        maps.append(self._conv(head.bottleneck, torch.cat([last, *pooled], dim=1)))
+            return self._resize(self._conv(cast(ConvModule, conv), pool(last)), last.shape[2:])
+
+        laterals = [cast(ConvModule, conv) for conv in head.lateral_convs]
+        made = self._beside(
+            *(partial(self._conv, conv, x) for conv, x in zip(laterals, stages[:-1], strict=True)),
+            *(partial(pooled, module) for module in head.psp_modules),
+        )
+        maps, pools = made[: len(laterals)], made[len(laterals) :]
+        maps.append(self._conv(head.bottleneck, torch.cat([last, *pools], dim=1)))
         for i in range(len(maps) - 1, 0, -1):
             maps[i - 1] = self._resize(maps[i], maps[i - 1].shape[2:], add=maps[i - 1])
-        outs = [self._conv(cast(ConvModule, conv), x) for conv, x in zip(head.fpn_convs, maps[:-1], strict=True)]
-        outs.append(maps[-1])
-        outs = [outs[0], *(self._resize(x, outs[0].shape[2:]) for x in outs[1:])]
+        size = maps[0].shape[2:]
+
+        def level(i: int) -> Tensor:
+            x = self._conv(cast(ConvModule, head.fpn_convs[i]), maps[i]) if i < len(laterals) else maps[i]
+            return x if i == 0 else self._resize(x, size)
+
+        outs = self._beside(*(partial(level, i) for i in range(len(maps))))
         return pointwise(head.conv_seg, self._conv(head.fpn_bottleneck, torch.cat(outs, dim=1)))
+
+    def _beside(self, *parts: Callable[[], Tensor]) -> list[Tensor]:
+        """Results of parts that do not depend on each other.
+
+        While a CUDA graph is captured they go to streams of their own, so that the graph runs them at once: none of
+        them fills a GPU with one image. Without a graph, launching takes longer than they do.
+        """
+        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return [part() for part in parts]
+        current = torch.cuda.current_stream()
+        # of a priority of their own: streams of one priority come from a pool, where others may have the same
+        sides = self._sides.setdefault(current.cuda_stream, [])
+        while len(sides) < len(parts) - 1:
+            sides.append(torch.cuda.Stream(priority=-1))
+        results = []
+        for part, side in zip(parts[1:], sides, strict=False):
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                results.append(part())
+        results.insert(0, parts[0]())
+        for side in sides[: len(parts) - 1]:
+            current.wait_stream(side)
+        return results
 
     def _steps(self, steps: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Convolutions and doublings of a head, one after another."""
