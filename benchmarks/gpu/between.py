@@ -14,6 +14,7 @@ from benchmarks.gpu.jobs import Job, Row
 from benchmarks.gpu.timing import time_call
 from benchmarks.gpu.workload import STAGES_OF, Workload
 from twins_trt.kernels.bias import bias_act_
+from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
@@ -35,6 +36,8 @@ def jobs(workload: Workload) -> Iterator[Job]:
             side = [-(-length // (4 << stage)) for length in workload.size]
             shape = (batch, spec.embed_dims[stage], *side)
             made[f"add_layer_norm stage {stage + 1}"] = functools.partial(_norm, shape, workload)
+            hidden = shape[1] * spec.mlp_ratios[stage]
+            made[f"add_norm_ffn stage {stage + 1}"] = functools.partial(_ffn, shape, hidden, workload)
             made[f"add_position stage {stage + 1}"] = functools.partial(_position, shape, workload)
         half = [-(-length // 8) for length in workload.size]
         made["resize_add bilinear"] = functools.partial(_resize, (batch, head, *half), "bilinear", workload)
@@ -69,6 +72,11 @@ def _vector(length: int, workload: Workload) -> Tensor:
     return torch.randn(length, device=workload.device).to(workload.dtype)
 
 
+def _matrix(rows: int, columns: int, workload: Workload) -> Tensor:
+    """A weight that keeps the size of what it is multiplied with."""
+    return (torch.randn(rows, columns, device=workload.device) * columns**-0.5).to(workload.dtype)
+
+
 def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)  # [B, N, C]
 
@@ -83,6 +91,23 @@ def _norm(shape: tuple[int, ...], workload: Workload) -> Pair:
 
     ours = functools.partial(add_layer_norm, x, y, weight, bias, eps=1e-5, backend=workload.kernels)
     return ours, plain, 4 * x.numel() * x.element_size()
+
+
+def _ffn(shape: tuple[int, ...], hidden: int, workload: Workload) -> Pair:
+    channels = shape[1]
+    x, y = (_tokens(_map(shape, workload)) for _ in range(2))
+    norm_weight, norm_bias, bias2 = (_vector(channels, workload) for _ in range(3))
+    weight1, bias1 = _matrix(hidden, channels, workload), _vector(hidden, workload)
+    weight2 = _matrix(channels, hidden, workload)
+
+    def plain() -> Tensor:
+        total = x + y
+        inner = F.gelu(F.linear(F.layer_norm(total, (channels,), norm_weight, norm_bias), weight1, bias1))
+        return total + F.linear(inner, weight2, bias2)
+
+    tensors = (x, y, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    ours = functools.partial(add_norm_ffn, *tensors, eps=1e-5, backend=workload.kernels)
+    return ours, plain, (x.numel() + sum(tensor.numel() for tensor in tensors)) * x.element_size()
 
 
 def _position(shape: tuple[int, ...], workload: Workload) -> Pair:

@@ -12,7 +12,7 @@ from twins_trt.kernels.crosscompile.compiler import Resources, capability, compi
 
 SOURCES = tuple(
     f"twins_trt.kernels.{op}.launch"
-    for op in ("lsa", "gsa", "layer_norm", "ffn", "position", "bias", "resize", "preprocess", "postprocess")
+    for op in ("lsa", "gsa", "layer_norm", "ffn", "patch", "position", "bias", "resize", "preprocess", "postprocess")
 )
 """Modules with a function `cases(capability)` that yields every kernel they launch there."""
 

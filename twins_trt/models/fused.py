@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twins_trt.kernels.bias import bias_act_
 from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
+from twins_trt.kernels.patch import patch_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
 from twins_trt.models.backbone import GSA, LSA, Backbone, Block, PatchEmbed, PositionEncoding, Size, check_images
@@ -73,7 +74,8 @@ class FusedModel(nn.Module):
     def _embed(self, embed: PatchEmbed, x: Tensor) -> tuple[Tensor, Size]:
         x = embed.padded(x)
         if x.shape[1] >= FEW_CHANNELS:
-            return self._conv_norm(embed.projection, embed.norm, x)
+            size = (x.shape[2] // embed.patch, x.shape[3] // embed.patch)
+            return self._conv_norm(embed.projection, embed.norm, x), size
         x = patchwise(embed.projection, x)  # [B, H, W, C]
         return self._norm(x.flatten(1, 2), embed.norm), (x.shape[1], x.shape[2])
 
@@ -84,15 +86,14 @@ class FusedModel(nn.Module):
             return attention.attend(attention.queries(x), attention.keys_values(x))
 
         def keys_values() -> Tensor:
-            return attention.keys_values(self._conv_norm(attention.sr, attention.norm, as_map(x, size))[0])
+            return attention.keys_values(self._conv_norm(attention.sr, attention.norm, as_map(x, size)))
 
         return attention.attend(*self._beside(lambda: attention.queries(x), keys_values))
 
-    def _conv_norm(self, conv: nn.Conv2d, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Size]:
-        """LayerNorm of a convolution's result, as tokens [B, N, C], and the map's size."""
-        x = F.conv2d(x, conv.weight, None, conv.stride)  # [B, C, H, W]
-        tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
-        return self._norm(tokens, norm, row=conv.bias), (x.shape[2], x.shape[3])
+    def _conv_norm(self, conv: nn.Conv2d, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """LayerNorm of a convolution of patches, as tokens [B, N, C]."""
+        assert conv.bias is not None
+        return patch_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, eps=norm.eps, backend=self.backend)
 
     def _norm(self, x: Tensor, norm: nn.LayerNorm, *, row: Tensor | None = None) -> Tensor:
         """LayerNorm of x, or of x + row."""
@@ -207,6 +208,9 @@ class FusedModel(nn.Module):
         if conv.kernel_size == (1, 1):
             x = pointwise(conv, x)
             return F.relu(x) if module.norm else x
+        if module.norm and x.is_cuda and self.backend != "reference" and not torch.backends.cudnn.deterministic:
+            # cuDNN adds bias and ReLU while it convolves, but has no such form without a ReLU
+            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, conv.stride, conv.padding, (1, 1), 1)
         x = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
         return bias_act_(x, conv.bias, relu=module.norm, backend=self.backend)
 
