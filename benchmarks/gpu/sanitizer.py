@@ -17,7 +17,10 @@ Row = dict[str, Any]
 
 FILES = tuple(f"tests/kernels/test_on_gpu{of}.py" for of in ("", "_around", "_between"))
 TESTS_OF = "1x1 or primes or cells or equal"  # what ends in the middle of a block, or is read to its end
-KERNELS = ("lsa_", "gsa_", "resize_", "add_layer_norm_", "add_position_", "bias_act_", "ffn_", "fc1_", "patch_", "add_parts_")
+KERNELS = (
+    *("lsa_", "gsa_", "resize_", "add_layer_norm_", "ffn_", "fc1_", "patch_", "add_parts_"),
+    *("add_position_", "bias_act_"),
+)
 """Beginnings of our kernels' names. Others are not checked: it would take most of the time, and say nothing of ours."""
 TOOLS = {
     # torch and the driver ask for what a GPU need not have, and each refusal would count as an error; padding lies
