@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""A kernel around one helper of the kernels, for the interpreter's process."""
+"""Kernels around one helper of the kernels each, for the interpreter's process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twins_trt.kernels.ffn.kernel import gelu
 from twins_trt.kernels.lsa.kernel import tokens_in_map
 
 
@@ -27,3 +28,16 @@ def tokens_in_maps(window_size: int) -> dict[tuple[int, int], list[int]]:
             tokens_in_map_kernel[(1,)](out, rows, columns, window_size)
             found[rows, columns] = out.tolist()
     return found
+
+
+@triton.jit
+def gelu_kernel(p_x, p_out, BLOCK: tl.constexpr):
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(p_out + o, gelu(tl.load(p_x + o)))
+
+
+def gelus(x: torch.Tensor) -> torch.Tensor:
+    """x: fp32 [N], N a power of two."""
+    out = torch.full_like(x, 7.0)
+    gelu_kernel[(1,)](x, out, len(x))
+    return out

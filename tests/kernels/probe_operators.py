@@ -1,0 +1,39 @@
+"""Launches of the FFN kernels, with what a test decides or looks at, for the interpreter's process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from twins_trt.kernels.ffn import launch
+
+MARGIN = 2**18
+
+
+def by_way(chosen: str, *tensors: Tensor, eps: float) -> Tensor:
+    """The result, computed by this way whatever the sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "way", lambda *_, **__: chosen)
+        return launch.add_norm_ffn_forward(*tensors, eps=eps)
+
+
+def between_margins(chosen: str, *tensors: Tensor, eps: float) -> tuple[Tensor, int]:
+    """The same, and how many values were written beside what the launches allocate."""
+    whole: list[Tensor] = []
+    allocate = torch.Tensor.new_empty
+
+    def new_empty(x: Tensor, shape: Any, **options: Any) -> Tensor:
+        if isinstance(shape, int):  # the interpreter's own
+            return allocate(x, shape, **options)
+        size = torch.Size(shape)
+        whole.append(torch.full((size.numel() + 2 * MARGIN,), 7.0, dtype=options.get("dtype", x.dtype)))
+        return whole[-1][MARGIN : MARGIN + size.numel()].view(size).fill_(float("nan"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", new_empty)
+        out = by_way(chosen, *tensors, eps=eps)
+    assert whole
+    return out.clone(), sum(int((end != 7).sum()) for x in whole for end in (x[:MARGIN], x[-MARGIN:]))
