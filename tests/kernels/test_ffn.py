@@ -51,22 +51,18 @@ def tensors_of(
     }
 
 
-def by_way(chosen: str, given: dict[str, Tensor]) -> Tensor:
+def by_way(chosen: str, given: dict[str, Tensor], *, eps: float = EPS) -> Tensor:
     """Where kernels are interpreted: computed so, whatever the sizes would be computed by."""
-    return probe_operators.by_way(chosen, *given.values(), eps=EPS)
+    return probe_operators.by_way(chosen, *given.values(), eps=eps)
 
 
 def error(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).abs().max())
 
 
-def exact_of(given: dict[str, Tensor]) -> Tensor:
-    return add_norm_ffn_reference(*(x.double() for x in given.values()), eps=EPS)
-
-
-def assert_as_exact_as_torch(out: Tensor, given: dict[str, Tensor]) -> None:
-    exact = exact_of(given)
-    theirs = add_norm_ffn_reference(*given.values(), eps=EPS)
+def assert_as_exact_as_torch(out: Tensor, given: dict[str, Tensor], *, eps: float = EPS) -> None:
+    exact = add_norm_ffn_reference(*(x.double() for x in given.values()), eps=eps)
+    theirs = add_norm_ffn_reference(*given.values(), eps=eps)
     assert out.dtype == given["x"].dtype and out.shape == given["x"].shape and out.is_contiguous()
     # a few roundings of fp32, which torch may have been lucky with in a single row
     roundings = torch.finfo(torch.float32).eps * float(exact.abs().max())
@@ -167,10 +163,20 @@ def test_a_large_mean_takes_nothing_from_the_variance(interpreted: Callable[...,
 
 
 def test_eps_is_part_of_the_variance(interpreted: Callable[..., Any]) -> None:
-    """Rows of one value: LayerNorm gives its bias."""
     given = tensors_of(3, 64)
-    given["x"], given["y"] = torch.full_like(given["x"], 7.0), torch.full_like(given["y"], -3.0)
+    for chosen in ("fused", "apart"):
+        assert_as_exact_as_torch(interpreted(BY_WAY, chosen, given, eps=1.0), given, eps=1.0)
+    given["x"], given["y"] = torch.full_like(given["x"], 7.0), torch.full_like(given["y"], -3.0)  # no variance
     assert_as_exact_as_torch(interpreted(BY_WAY, "fused", given), given)
+
+
+@pytest.mark.parametrize("chosen", ["fused", "apart", "plain"])
+def test_what_is_normalized_is_the_rounded_sum(interpreted: Callable[..., Any], chosen: str) -> None:
+    """2048 + 1 is 2048 in half precision, so LayerNorm has no variance to enlarge."""
+    given = tensors_of(3, 64)
+    given["x"], given["y"] = torch.full_like(given["x"], 2048.0), (given["y"] > 0).half()
+    out, theirs = interpreted(BY_WAY, chosen, given), add_norm_ffn_reference(*given.values(), eps=EPS)
+    assert (out - theirs).abs().max() <= 2  # a rounding there; one of another sum would be off by ten
 
 
 def rows_apart(x: Tensor) -> Tensor:
