@@ -87,6 +87,21 @@ def test_a_sum_that_nobody_wants_is_not_made(interpreted: Callable[..., Any]) ->
     assert torch.equal(alone, normalized)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["rows that end inside a block, 64 channels", "96 channels", "one row"])
+def test_what_comes_after_is_in_the_sum_alone(interpreted: Callable[..., Any], name: str, dtype: torch.dtype) -> None:
+    """The bias of a product that is added to the sum later. LayerNorm does not see it."""
+    given = tensors_of(SHAPES[name], dtype)
+    x, y, vectors = given["x"], given["y"], (given["weight"], given["bias"])
+    after = torch.stack((given["row"], torch.full_like(given["row"], float("nan"))), 1)[:, 0]  # strided
+    for row in (None, given["bias"]):
+        arguments = {"eps": EPS, "row": row, "keep_sum": True}
+        without, expected = interpreted(FORWARD, x, y, *vectors, **arguments)
+        total, normalized = interpreted(FORWARD, x, y, *vectors, after=after, **arguments)
+        assert torch.equal(normalized, expected)
+        assert torch.equal(total, without + after) and total.is_contiguous()
+
+
 def test_a_large_mean_takes_nothing_from_the_variance(interpreted: Callable[..., Any]) -> None:
     """The mean of the squares less the square of the mean would be wrong in its first digit here."""
     given = tensors_of((5, 96))
@@ -167,8 +182,10 @@ def test_16_bit_loads_are_16_bytes_wide(channels: int) -> None:
 
 def test_every_case_has_a_name_of_its_own() -> None:
     names = [case.name for case in cases(90)]
-    assert len(set(names)) == len(names) == 9 * len(MODEL_CHANNELS)
-    assert "add_layer_norm fp16 0 96 channels row" in names
+    assert len(set(names)) == len(names) == 3 * 4 * len(MODEL_CHANNELS)
+    assert {"add_layer_norm fp16 0 96 channels row", "add_layer_norm bf16 0 320 channels residual, row after"} <= set(
+        names
+    )
 
 
 @pytest.mark.parametrize(
