@@ -1,7 +1,9 @@
-"""Launches of the FFN kernels, with what a test decides or looks at, for the interpreter's process."""
+"""Launches of the FFN kernels, with what a test decides or looks at."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,10 +15,16 @@ from twins_trt.kernels.ffn import launch
 MARGIN = 2**18
 
 
-def by_way(chosen: str, *tensors: Tensor, eps: float) -> Tensor:
-    """The result, computed by this way whatever the sizes."""
+@contextmanager
+def forced(chosen: str) -> Iterator[None]:
+    """All launches take this way, whatever the sizes; those of a dtype without kernels take torch's products."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "way", lambda *_, **__: chosen)
+        patch.setattr(launch, "way", lambda *_, dtype, **__: chosen if dtype in launch.DTYPES else "plain")
+        yield
+
+
+def by_way(chosen: str, *tensors: Tensor, eps: float) -> Tensor:
+    with forced(chosen):
         return launch.add_norm_ffn_forward(*tensors, eps=eps)
 
 

@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
         "1x1": (1, 1, 1, 2, 32),
         "head dim 64, whole windows": (1, 7, 14, 1, 64),
     },
-    "TOKENS": {"primes": (2, 3, 5, 40)},
+    "TOKENS": {"primes": (2, 3, 5, 96)},
     "MAPS": {"primes": ((2, 40, 3, 5), (7, 4))},
     "GSA_SHAPES": {
         "stage 1 of SVT-S": (2, 40, 30, 2, 32),
@@ -107,11 +107,18 @@ def test_what_is_between(interpreted: Callable[..., Any], case: str) -> None:
     interpreted("test_gpu_tests:rehearse", "test_on_gpu_between", test, case, torch.float16)
 
 
-@pytest.mark.parametrize("name", ["twins_svt-s_fpn", "twins_pcpvt-s_fpn", "twins_svt-s_upernet"])
+@pytest.mark.parametrize("name", between.MODELS)
 def test_a_model_with_kernels(interpreted: Callable[..., Any], name: str) -> None:
     """With no side that is a multiple of 32."""
     test = "test_models_with_kernels_are_as_good_as_without"
     interpreted("test_gpu_tests:rehearse", "test_on_gpu_between", test, name, SIZE=(29, 37))
+
+
+@pytest.mark.parametrize("name", between.MODELS)
+def test_a_model_without_a_graph(interpreted: Callable[..., Any], name: str) -> None:
+    """What a graph changes is left to the GPU; `test_fused.py` holds the order of its streams."""
+    test = "test_a_graph_whose_parts_run_at_once_gives_the_same_masks"
+    interpreted("test_gpu_tests:rehearse", "test_on_gpu_between", test, name, SIZE=(29, 37), KERNELS="reference")
 
 
 @pytest.mark.slow

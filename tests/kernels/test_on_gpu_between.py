@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
 from interpreter import poisoned_allocations
+from probe_operators import forced
 from torch import Tensor
 
 from twins_trt.kernels.bias import bias_act_
+from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
@@ -39,7 +42,9 @@ MAPS = {
     "primes": ((3, 40, 13, 17), (29, 23)),
     "smaller": ((1, 256, 20, 30), (7, 11)),
 }
+WAYS = ("fused", "apart", "plain")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+MODELS = ["twins_svt-s_fpn", "twins_pcpvt-s_fpn", "twins_svt-s_upernet"]
 SIZE = (224, 288)
 
 Operator = Callable[..., tuple[Tensor, ...]]
@@ -66,6 +71,21 @@ def norm(name: str, *, residual: bool) -> tuple[Operator, list[Tensor]]:
         return (total, out) if residual else (out,)
 
     return operator, tensors
+
+
+def ffn(name: str, chosen: str | None = None) -> tuple[Operator, list[Tensor]]:
+    """chosen: how, else what suits the sizes."""
+    batch, height, width, channels = TOKENS[name]
+    hidden = 4 * channels
+    x, y = (random(batch, height * width, channels) for _ in range(2))
+    weight1, weight2 = random(hidden, channels) * channels**-0.5, random(channels, hidden) * hidden**-0.5
+
+    def operator(*tensors: Tensor, backend: str) -> tuple[Tensor, ...]:
+        with nullcontext() if chosen is None else forced(chosen):
+            return (add_norm_ffn(*tensors, eps=1e-5, backend=backend),)
+
+    vectors = [random(channels) for _ in range(3)]
+    return operator, [x, y, *vectors[:2], weight1, random(hidden), weight2, vectors[2]]
 
 
 def position(name: str) -> tuple[Operator, list[Tensor]]:
@@ -103,6 +123,8 @@ def biased(name: str) -> tuple[Operator, list[Tensor]]:
 CASES: dict[str, Callable[[], tuple[Operator, list[Tensor]]]] = {
     **{f"add_layer_norm {name}": functools.partial(norm, name, residual=True) for name in TOKENS},
     "add_layer_norm without a residual": functools.partial(norm, "primes", residual=False),
+    **{f"add_norm_ffn {name}": functools.partial(ffn, name) for name in TOKENS},
+    **{f"add_norm_ffn {chosen} primes": functools.partial(ffn, "primes", chosen) for chosen in WAYS},
     **{f"add_position {name}": functools.partial(position, name) for name in TOKENS},
     **{
         f"resize_add {mode} {name}": functools.partial(resized, name, mode)
@@ -132,21 +154,55 @@ def test_kernels_are_as_good_as_torch(case: str, dtype: torch.dtype) -> None:
         assert error(x, value) <= max(2 * error(other, value), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["twins_svt-s_fpn", "twins_pcpvt-s_fpn", "twins_svt-s_upernet"])
+def folded(name: str, dtype: torch.dtype, kernels: str | None) -> FoldedModel:
+    model = build_model(name, attention="reference")
+    seed_weights(model)
+    return FoldedModel(model, device=DEVICE, dtype=dtype, kernels=kernels)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_models_with_kernels_are_as_good_as_without(name: str) -> None:
     """Logits in half precision, against fp32 by torch's own operators."""
-
-    def folded(dtype: torch.dtype, kernels: str | None) -> FoldedModel:
-        model = build_model(name, attention="reference")
-        seed_weights(model)
-        return FoldedModel(model, device=DEVICE, dtype=dtype, kernels=kernels)
-
     torch.manual_seed(0)
     x = channels_last(2, 3, *SIZE)
     half = torch.float16 if DEVICE == "cuda" else torch.float32
     with torch.inference_mode():
-        exact = folded(torch.float32, None)(x).double()
-        theirs = folded(half, None)(x.to(half))
-        ours = folded(half, KERNELS)(x.to(half))
+        exact = folded(name, torch.float32, None)(x).double()
+        theirs = folded(name, half, None)(x.to(half))
+        ours = folded(name, half, KERNELS)(x.to(half))
     assert ours.shape == exact.shape
     assert error(ours, exact) <= max(2 * error(theirs, exact), 1e-5)
+
+
+def replayed(model: FoldedModel, images: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Logits by one CUDA graph of the model; a CPU has none."""
+    if DEVICE != "cuda":
+        yield from map(model, images)
+        return
+    x, graph, stream = images[0].clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        model(x)  # compiles
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        out = model(x)
+    out.fill_(torch.nan)
+    for image in images:
+        x.copy_(image)
+        graph.replay()
+        torch.cuda.synchronize()
+        yield out.clone()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_whose_parts_run_at_once_gives_the_same_masks(name: str) -> None:
+    """Two images, in turn, twice: what one replay leaves behind is no part of the next."""
+    torch.manual_seed(0)
+    half = torch.float16 if DEVICE == "cuda" else torch.float32
+    images = [channels_last(1, 3, *SIZE).to(half) for _ in range(2)] * 2
+    with torch.inference_mode():
+        model = folded(name, half, KERNELS)
+        expected = [model(x) for x in images[:2]] * 2
+        for found, logits in zip(replayed(model, images), expected, strict=True):
+            assert torch.equal(found.argmax(1), logits.argmax(1))
+            assert error(found, logits.double()) <= 1e-3

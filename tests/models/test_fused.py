@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from twins_trt.errors import UsageError
 from twins_trt.kernels.position.launch import is_dense
@@ -64,3 +70,100 @@ def test_products_are_convolutions() -> None:
     narrow, patches = nn.Conv2d(5, 7, 1), nn.Conv2d(5, 7, 4, 4)
     torch.testing.assert_close(pointwise(narrow, x), narrow(x))
     torch.testing.assert_close(patchwise(patches, x).permute(0, 3, 1, 2), patches(x))
+
+
+class Stream:
+    """Work that is done in order. known: how much of each stream's work is over where this one's begins."""
+
+    def __init__(self, priority: int = 0) -> None:
+        self.cuda_stream = id(self)
+        self.priority = priority
+        self.work = 0
+        self.known: dict[Stream, int] = {}
+
+    def wait_stream(self, other: Stream) -> None:
+        for stream, work in (*other.known.items(), (other, other.work)):
+            self.known[stream] = max(work, self.known.get(stream, 0))
+
+
+class Capture(TorchDispatchMode):
+    """A capture on one stream and those beside it: which results were read before their stream was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = self.current = Stream()
+        self.streams = {self.main}
+        self.early: list[str] = []
+        self._written: dict[int, tuple[Stream, int]] = {}  # by storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.streams.add(self.current)
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and (made := self._written.get(x.untyped_storage().data_ptr())):
+                stream, work = made
+                if stream is not self.current and self.current.known.get(stream, 0) < work:
+                    self.early.append(str(func))
+        result = func(*args, **(kwargs or {}))
+        self.current.work += 1
+        if not func.is_view:
+            for x in tree_leaves(result):
+                if isinstance(x, Tensor):
+                    self._written[x.untyped_storage().data_ptr()] = (self.current, self.current.work)
+        return result
+
+    @contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def missing(self) -> list[Stream]:
+        """Streams whose last work the main one has not waited for: a capture cannot end so."""
+        return [each for each in self.streams - {self.main} if self.main.known.get(each, 0) < each.work]
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Capture:
+    made = Capture()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: made.current)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", made.on)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "streams"), [("twins_svt-s_fpn", 4), ("twins_pcpvt-s_fpn", 4), ("twins_svt-s_upernet", 7)]
+)
+def test_parts_that_run_at_once_wait_for_what_they_read(capture: Capture, name: str, streams: int) -> None:
+    """Four levels of a pyramid, or three and four pools. Twice: the second time finds the streams of the first."""
+    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    model = folded(name, "reference")
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        expected = model(x)
+        patch.undo()
+        with capture:
+            found = [model(x) for _ in range(2)]
+    assert all(torch.equal(each, expected) for each in found)
+    assert capture.early == [] and capture.missing() == []
+    assert len(capture.streams) == streams
+    assert {stream.priority for stream in capture.streams - {capture.main}} == {-1}
+
+
+@pytest.mark.parametrize("forgotten", ["before", "after"])
+def test_a_part_that_does_not_wait_is_seen(capture: Capture, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
+    waits = Stream.wait_stream
+
+    def wait_stream(stream: Stream, other: Stream) -> None:
+        if (stream is capture.main) != (forgotten == "after"):
+            waits(stream, other)
+
+    monkeypatch.setattr(Stream, "wait_stream", wait_stream)
+    with torch.inference_mode(), capture:
+        folded("twins_svt-s_fpn", "reference")(torch.zeros(1, 3, 64, 96))
+    assert capture.early
+    assert bool(capture.missing()) == (forgotten == "after")
