@@ -107,8 +107,8 @@ def _on_device(form: Form, name: str, batch: int, workload: Workload) -> tuple[T
 
         # ours is captured here; what has torch's own graphs never is, because captures do not nest
         times = time_call(call, workload.pace(2), graph=form.graph == "ours")
-        # only eager forms have it: the others replay CUDA graphs, whose memory torch does not count
-        memory = peak_memory(call, device=workload.device) if not form.graph else None
+        # of a call from Python, also of ours: torch does not count the memory of a CUDA graph, nor of its own graphs
+        memory = peak_memory(call, device=workload.device) if form.graph != "torch" else None
         facts: Row = {"peak_bytes": memory, "first_s": round(first, 3)}
         if times.how == "events" and form.graph == "torch" and graphs_skipped() == skipped:
             facts["timed"] = "torch graph"

@@ -48,8 +48,9 @@ def models(*, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
     head = (*MODEL_HEAD, "first call, s", "equal pixels")
     note = (
-        "Peak memory is of the eager forms alone: torch does not count what the CUDA graphs of the others hold. Equal "
-        "pixels are those of `eager fp32`; where they are few, a form does not do the same work."
+        "Peak memory is that of a call from Python, weights included: torch does not count what CUDA graphs hold, which "
+        "is more where parts of one run side by side, and calls that torch replays as graphs of its own have none. "
+        "Equal pixels are those of `eager fp32`; where they are few, a form does not do the same work."
     )
     return _for_each(
         folder, lambda file: f"{table(head, [_whole_model_row(row) for row in _rows(file, 'models')])}\n\n{note}"

@@ -82,8 +82,9 @@ class FusedModel(nn.Module):
     def _attention(self, attention: LSA | GSA, x: Tensor, size: Size) -> Tensor:
         if isinstance(attention, LSA):
             return attention(x, size)
-        if attention.sr_ratio == 1:
-            return attention.attend(attention.queries(x), attention.keys_values(x))
+        if attention.sr_ratio == 1:  # keys are the tokens themselves: one product gives all
+            both = F.linear(x, attention.attn.in_proj_weight, attention.attn.in_proj_bias)  # [B, N, 3C]
+            return attention.attend(both[..., : x.shape[2]], both[..., x.shape[2] :])
 
         def keys_values() -> Tensor:
             return attention.keys_values(self._conv_norm(attention.sr, attention.norm, as_map(x, size)))
