@@ -175,10 +175,15 @@ class Captures:
         )
 
     def event_asked(self, event: Event) -> None:
-        """The host waits or asks for an event: never for one that was last recorded inside a capture ("mode")."""
+        """The host waits or asks for an event: never for one that was last recorded inside a capture ("mode").
+
+        Once a lost capture is ended, its event is no value any more (seen on an H200 with driver 580.159).
+        """
         if event.capture is not None:
             if event.capture in self.of.values():
                 event.capture.valid = False
+            elif not event.capture.valid:
+                raise Failure(Status.cudaErrorInvalidValue)
             raise Failure(Status.cudaErrorCapturedEvent)
 
     def active(self, stream: Stream) -> Capture | None:

@@ -73,6 +73,7 @@ def form(attention: str, backend: str) -> Callable[..., Tensor]:
         PADS_ATTEND: {
             "triton": functools.partial(lsa, padding="unmasked"),
             "reference": functools.partial(lsa_reference, padding="unmasked"),
+            "sdpa": functools.partial(lsa_sdpa, padding="unmasked"),
         },
         "gsa": {"triton": gsa, "reference": gsa_reference, "sdpa": gsa_sdpa},
     }
