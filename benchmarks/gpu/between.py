@@ -16,6 +16,7 @@ from benchmarks.gpu.workload import STAGES_OF, Workload
 from twins_trt.kernels.bias import bias_act_
 from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
+from twins_trt.kernels.patch import patch_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
 
@@ -39,6 +40,8 @@ def jobs(workload: Workload) -> Iterator[Job]:
             hidden = shape[1] * spec.mlp_ratios[stage]
             made[f"add_norm_ffn stage {stage + 1}"] = functools.partial(_ffn, shape, hidden, workload)
             made[f"add_position stage {stage + 1}"] = functools.partial(_position, shape, workload)
+            if (ratio := spec.sr_ratios[stage]) > 1:
+                made[f"patch_norm stage {stage + 1}"] = functools.partial(_patch, shape, ratio, workload)
         half = [-(-length // 8) for length in workload.size]
         made["resize_add bilinear"] = functools.partial(_resize, (batch, head, *half), "bilinear", workload)
         made["resize_add nearest"] = functools.partial(_resize, (batch, neck, *half), "nearest", workload)
@@ -122,6 +125,20 @@ def _position(shape: tuple[int, ...], workload: Workload) -> Pair:
 
     ours = functools.partial(add_position, x, y, weight, bias, size=size, backend=workload.kernels)
     return ours, plain, 3 * x.numel() * x.element_size()
+
+
+def _patch(shape: tuple[int, ...], side: int, workload: Workload) -> Pair:
+    channels = shape[1]
+    x = _map(shape, workload)
+    bias, norm_weight, norm_bias = (_vector(channels, workload) for _ in range(3))
+    weight = _map((channels, channels, side, side), workload) * (side * side * channels) ** -0.5
+
+    def plain() -> Tensor:
+        return F.layer_norm(_tokens(F.conv2d(x, weight, bias, side)), (channels,), norm_weight, norm_bias)
+
+    parameters = (weight, bias, norm_weight, norm_bias)
+    ours = functools.partial(patch_norm, x, *parameters, eps=1e-5, backend=workload.kernels)
+    return ours, plain, (x.numel() + weight.numel() + x.numel() // (side * side)) * x.element_size()
 
 
 def _resize(shape: tuple[int, ...], mode: str, workload: Workload) -> Pair:

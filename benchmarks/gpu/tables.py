@@ -48,8 +48,8 @@ def models(*, folder: Path = results.RESULTS) -> str:
     """Whole models, image to mask."""
     head = (*MODEL_HEAD, "first call, s", "equal pixels")
     note = (
-        "Peak memory is that of a call from Python, weights included: torch does not count what CUDA graphs hold, which "
-        "is more where parts of one run side by side, and calls that torch replays as graphs of its own have none. "
+        "Peak memory is that of a call from Python, weights included: torch does not count what CUDA graphs hold. That "
+        "is more where parts of a graph run side by side. Forms with graphs of torch's own have no such call. "
         "Equal pixels are those of `eager fp32`; where they are few, a form does not do the same work."
     )
     return _for_each(
