@@ -18,6 +18,7 @@ from torch import Tensor
 from twins_trt.kernels.bias import bias_act_
 from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
+from twins_trt.kernels.patch import patch_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
 from twins_trt.models import build_model
@@ -41,6 +42,12 @@ MAPS = {
     "x2": ((2, 128, 64, 64), (128, 128)),
     "primes": ((3, 40, 13, 17), (29, 23)),
     "smaller": ((1, 256, 20, 30), (7, 11)),
+}
+PATCHES = {  # maps, kernel, resulting channels
+    "summary of stage 1": ((1, 64, 128, 128), 8, 64),
+    "embedding of stage 4": ((2, 320, 32, 32), 2, 512),
+    "primes": ((3, 64, 13, 17), 2, 128),
+    "many": ((2, 64, 128, 128), 2, 128),
 }
 WAYS = ("fused", "apart", "plain")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -98,6 +105,17 @@ def position(name: str) -> tuple[Operator, list[Tensor]]:
     return operator, [x, y, random(channels, 1, 3, 3), random(channels)]
 
 
+def patches(name: str) -> tuple[Operator, list[Tensor]]:
+    shape, side, channels_out = PATCHES[name]
+    channels = shape[1]
+    weight = channels_last(channels_out, channels, side, side) / (side * channels**0.5)
+
+    def operator(*tensors: Tensor, backend: str) -> tuple[Tensor, ...]:
+        return (patch_norm(*tensors, eps=1e-5, backend=backend),)
+
+    return operator, [channels_last(*shape), weight, *(random(channels_out) for _ in range(3))]
+
+
 def resized(name: str, mode: str) -> tuple[Operator, list[Tensor]]:
     shape, size = MAPS[name]
 
@@ -126,6 +144,7 @@ CASES: dict[str, Callable[[], tuple[Operator, list[Tensor]]]] = {
     **{f"add_norm_ffn {name}": functools.partial(ffn, name) for name in TOKENS},
     **{f"add_norm_ffn {chosen} primes": functools.partial(ffn, "primes", chosen) for chosen in WAYS},
     **{f"add_position {name}": functools.partial(position, name) for name in TOKENS},
+    **{f"patch_norm {name}": functools.partial(patches, name) for name in PATCHES},
     **{
         f"resize_add {mode} {name}": functools.partial(resized, name, mode)
         for name in MAPS
