@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,9 +29,11 @@ from twins_trt.kernels.bias.launch import bias_act_forward_
 from twins_trt.kernels.case import Case, dtype_name
 from twins_trt.kernels.crosscompile import Resources, all_cases, compile_case, problems, read_record
 from twins_trt.kernels.crosscompile.compiler import capability, resources_of
+from twins_trt.kernels.ffn import launch as ffn
 from twins_trt.kernels.gsa import launch as gsa
 from twins_trt.kernels.layer_norm.launch import MODEL_CHANNELS, add_layer_norm_forward
 from twins_trt.kernels.lsa import launch as lsa
+from twins_trt.kernels.patch import launch as patch
 from twins_trt.kernels.position.launch import add_position_forward
 from twins_trt.kernels.postprocess import launch as postprocess
 from twins_trt.kernels.preprocess import launch as preprocess
@@ -111,7 +114,7 @@ def bind(target: str, launches: Iterator[Launch]) -> list[Bound]:
 
     sm = capability(target)
     driver.set_active(_Driver(sm))
-    for module in (lsa, gsa, postprocess):
+    for module in (lsa, gsa, ffn, patch, postprocess):
         for name, value in (("capability", sm), ("multiprocessors", MULTIPROCESSORS)):
             if hasattr(module, name):
                 setattr(module, name, lambda _, value=value: value)
@@ -179,6 +182,8 @@ def quick_launches() -> Iterator[Launch]:
     yield from mask_launches(half, "padded classes", ((128, 96), (31, 53)), probability=False)
     yield from input_launches(half, ((37, 53),), channels_last=True)
     yield from norm_launches(half, (64,))
+    yield from ffn_launches(half, ((64, 256),))
+    yield from patch_launches(half, ((64, 8, 64),))
     yield from map_launches(half, 64)
 
 
@@ -217,6 +222,9 @@ def all_launches() -> Iterator[Launch]:
         for channels_last in (False, True):
             yield from input_launches(dtype, ((37, 53), (96, 128), (1, 1)), channels_last=channels_last)
         yield from norm_launches(dtype, MODEL_CHANNELS)
+        if dtype != torch.float32:
+            yield from ffn_launches(dtype, ffn.MODEL_SIZES)
+            yield from patch_launches(dtype, patch.MODEL_PATCHES)
         for channels in (64, 37, 1):
             yield from map_launches(dtype, channels)
 
@@ -274,11 +282,47 @@ def input_launches(dtype: torch.dtype, sizes: tuple[tuple[int, int], ...], *, ch
 def norm_launches(dtype: torch.dtype, widths: Sequence[int]) -> Iterator[Launch]:
     for channels in widths:
         x, vector = torch.empty(2, 35, channels, dtype=dtype), torch.empty(channels, dtype=dtype)
-        for words, y, row in (("", None, None), (" residual", x, None), (" row", None, vector)):
+        for words, y, row, after in (
+            ("", None, None, None),
+            (" residual", x, None, None),
+            (" row", None, vector, None),
+            (" residual, row after", x, None, vector),
+        ):
             call = functools.partial(
-                add_layer_norm_forward, x, y, vector, vector, eps=1e-5, row=row, keep_sum=y is not None
+                add_layer_norm_forward, x, y, vector, vector, eps=1e-5, row=row, keep_sum=y is not None, after=after
             )
             yield f"add_layer_norm {channels} {dtype}{words}", call
+
+
+def ffn_launches(dtype: torch.dtype, sizes: Sequence[tuple[int, int]]) -> Iterator[Launch]:
+    """sizes: channels and hidden channels. The kernels themselves: torch's product behind them would be computed."""
+    for channels, hidden in sizes:
+        x, vector, bias1 = (torch.empty(shape, dtype=dtype) for shape in ((70, channels), (channels,), (hidden,)))
+        weight1, weight2 = torch.empty(hidden, channels, dtype=dtype), torch.empty(channels, hidden, dtype=dtype)
+        words = f"{channels} {hidden} {dtype}"
+        if channels <= ffn.FUSED_CHANNELS:
+            tensors = (x, x, vector, vector, weight1, bias1, weight2, vector)
+            yield f"ffn {words}", functools.partial(ffn.fused, *tensors, eps=1e-5)
+        many = torch.empty(MULTIPROCESSORS * 256 * 128 // hidden + 128, channels, dtype=dtype)
+        for rows in (x, many):
+            yield f"fc1 {words} {len(rows)} rows", functools.partial(ffn.fc1, rows, weight1, bias1)
+
+
+def patch_launches(dtype: torch.dtype, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Launch]:
+    """sizes: channels, kernel and resulting channels. 32 patches, in as many parts as GPUs of any size make of them."""
+
+    def forward(*tensors: Tensor, processors: int) -> Tensor:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(patch, "multiprocessors", lambda _: processors)
+            return patch.patch_norm_forward(*tensors, eps=1e-5)
+
+    for channels, side, channels_out in sizes:
+        x = torch.empty(1, side, 32 * side, channels, dtype=dtype).permute(0, 3, 1, 2)
+        weight = torch.empty(channels_out, side, side, channels, dtype=dtype).permute(0, 3, 1, 2)
+        vector = torch.empty(channels_out, dtype=dtype)
+        for parts in (1, 2, 4, 8, 16):
+            call = functools.partial(forward, x, weight, *(vector,) * 3, processors=parts * max(1, channels_out // 64))
+            yield f"patch_norm {channels} {side} {channels_out} {dtype} {parts} parts", call
 
 
 def map_launches(dtype: torch.dtype, channels: int) -> Iterator[Launch]:

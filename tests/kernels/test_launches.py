@@ -13,16 +13,18 @@ from twins_trt.kernels.bias import launch as bias_launch
 from twins_trt.kernels.case import Tiling
 from twins_trt.kernels.crosscompile import all_cases
 from twins_trt.kernels.device import batch_parts
+from twins_trt.kernels.ffn import launch as ffn
 from twins_trt.kernels.gsa import launch as gsa
 from twins_trt.kernels.layer_norm import launch as layer_norm
 from twins_trt.kernels.lsa import launch as lsa
+from twins_trt.kernels.patch import launch as patch
 from twins_trt.kernels.position import launch as position
 from twins_trt.kernels.postprocess import launch as postprocess
 from twins_trt.kernels.preprocess import launch as preprocess
 from twins_trt.kernels.resize import launch as resize
 
 HALF = torch.float16
-OPERATORS = ("lsa", "gsa", "layer_norm", "position", "bias", "resize", "postprocess", "preprocess")
+OPERATORS = (*("lsa", "gsa", "layer_norm", "ffn", "patch", "position", "bias", "resize", "postprocess", "preprocess"),)
 STRIDES = ("s_", "g_", "q_", "kv", "o_")  # how their names begin
 
 
@@ -36,6 +38,8 @@ def calls() -> dict[str, Callable[[], object]]:
     wanted = preprocess.InputFormat(24, 20, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), HALF, True)
     tokens, vector, weight = (torch.empty(shape, dtype=HALF) for shape in ((2, 126, 64), (64,), (64, 1, 3, 3)))
     feature_map = torch.empty(2, 9, 14, 64, dtype=HALF).permute(0, 3, 1, 2)
+    weights = torch.empty(128, 64, dtype=HALF), torch.empty(128, dtype=HALF), torch.empty(64, 128, dtype=HALF)
+    patches = torch.empty(128, 2, 2, 64, dtype=HALF).permute(0, 3, 1, 2)
     return {
         "lsa": lambda: lsa.lsa_forward(qkv, bias, num_heads=2),
         "lsa backward": lambda: lsa.lsa_backward(grad, qkv, bias, num_heads=2),
@@ -48,6 +52,11 @@ def calls() -> dict[str, Callable[[], object]]:
         "layer norm": lambda: layer_norm.add_layer_norm_forward(
             tokens, tokens, vector, vector, eps=1e-5, row=None, keep_sum=True
         ),
+        "ffn": lambda: ffn.add_norm_ffn_forward(tokens, tokens, vector, vector, *weights, vector, eps=1e-5),
+        "ffn apart": lambda: ffn.add_norm_ffn_forward(
+            tokens[:1, :9], tokens[:1, :9], vector, vector, *weights, vector, eps=1e-5
+        ),
+        "patch": lambda: patch.patch_norm_forward(feature_map, patches, *(weights[1],) * 3, eps=1e-5),
         "position": lambda: position.add_position_forward(tokens, tokens, weight, vector, 9, 14),
         "bias": lambda: bias_launch.bias_act_forward_(feature_map, vector, relu=True),
         "resize to twice": lambda: resize.resize_add_forward(feature_map, 18, 28, "bilinear", None),
