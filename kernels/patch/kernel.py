@@ -11,17 +11,16 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["s_b", "s_h", "rows", "height", "width"])
+@triton.jit(do_not_specialize=["rows", "height", "width", "depth"])
 def patch_product_kernel(
-    p_x, p_weight, p_parts, s_b, s_h, rows, height, width,
-    SIDE: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-    BR: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DEPTH: tl.constexpr,
+    p_x, p_weight, p_parts, s_b, s_h, rows, height, width, depth,
+    SIDE: tl.constexpr, C: tl.constexpr, D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (D / BD, ceil(rows / BR), parts), and every part is a sum of DEPTH values of a patch.
+    """Grid: (D / BD, ceil(rows / BR), parts), and every part is a sum of `depth` values of a patch.
 
     rows: patches of the batch, of which a map has height · width. s_b, s_h: elements from a map of x to the next, and
     from a row of pixels to the next; channels lie side by side, and so do pixels. p_weight: [D, SIDE, SIDE, C].
-    p_parts: fp32 [parts, rows, D]. BK: values at a time, a divisor of DEPTH and of SIDE · C.
+    p_parts: fp32 [parts, rows, D]. BK: values at a time, a divisor of depth and of SIDE · C.
     """
     LINE: tl.constexpr = SIDE * C  # values of a patch that lie side by side
     i_d = tl.program_id(0) * BD
@@ -36,10 +35,10 @@ def patch_product_kernel(
     p_x += o_patch[:, None] + o_k[None, :]  # [BR, BK]
     p_weight += o_d[:, None] * (SIDE * LINE) + o_k[None, :]  # [BD, BK]
     b = tl.zeros([BR, BD], tl.float32)
-    for i in range(0, DEPTH, BK):
-        i_k = i_part * DEPTH + i
+    for i in range(0, depth, BK):
+        i_k = tl.multiple_of(i_part * depth + i, BK)
         i_y = i_k // LINE
-        b_x = tl.load(p_x + (i_y * s_h + (i_k - i_y * LINE)), mask=m_r[:, None], other=0.0)
+        b_x = tl.load(p_x + (i_y * s_h + tl.multiple_of(i_k - i_y * LINE, BK)), mask=m_r[:, None], other=0.0)
         b_weight = tl.load(p_weight + i_k)
         b = tl.dot(b_x, tl.trans(b_weight), b)
     p_parts += i_part.to(tl.int64) * rows * D

@@ -52,8 +52,8 @@ def goes_in_parts(x: Tensor, weight: Tensor) -> bool:
 
 
 @functools.cache
-def product_tiling(channels: int, side: int, channels_out: int, *, depth: int) -> Tiling:
-    constants = {"SIDE": side, "C": channels, "D": channels_out, "BR": 32, "BD": 64, "BK": 64, "DEPTH": depth}
+def product_tiling(channels: int, side: int, channels_out: int) -> Tiling:
+    constants = {"SIDE": side, "C": channels, "D": channels_out, "BR": 32, "BD": 64, "BK": 64}
     return tiling(4, 3, constants)
 
 
@@ -68,20 +68,16 @@ def cases(capability: int) -> Iterator[Case]:
     """Every kernel that the models launch, the same on all GPUs. Other sizes are compiled when called."""
     for dtype in DTYPES:
         for channels, side, channels_out in MODEL_PATCHES:
-            for parts in (1, 2, 4, 8, 16):
-                depth, rest = divmod(channels * side * side, parts)
-                if rest or depth % 64:
-                    continue
-                yield Case(
-                    "twins_trt.kernels.patch.kernel:patch_product_kernel",
-                    dtype,
-                    0,
-                    f"{side}x{side} of {channels} channels to {channels_out}, {depth} values",
-                    product_tiling(channels, side, channels_out, depth=depth),
-                    float32=("p_parts",),
-                    aligned=("s_b", "s_h"),
-                    grid="(D / BD, ceil(rows / BR), parts); parts = SIDE * SIDE * C / DEPTH",
-                )
+            yield Case(
+                "twins_trt.kernels.patch.kernel:patch_product_kernel",
+                dtype,
+                0,
+                f"{side}x{side} of {channels} channels to {channels_out}",
+                product_tiling(channels, side, channels_out),
+                float32=("p_parts",),
+                aligned=("s_b", "s_h"),
+                grid="(D / BD, ceil(rows / BR), parts); depth = SIDE * SIDE * C / parts",
+            )
         for channels_out in sorted({channels_out for _, _, channels_out in MODEL_PATCHES}):
             yield Case(
                 "twins_trt.kernels.patch.kernel:add_parts_norm_kernel",
@@ -120,13 +116,13 @@ def patch_norm_forward(
     rows, values = batch * height * width, channels * side * side
     blocks = (channels_out // 64, -(-rows // 32))
     parts = parts_of(values, blocks[0] * blocks[1], processors=multiprocessors(x))
-    product = product_tiling(channels, side, channels_out, depth=values // parts).options
+    product = product_tiling(channels, side, channels_out).options
     norm = norm_tiling(channels_out).options
     sums = x.new_empty((parts, rows, channels_out), dtype=torch.float32)
     out = x.new_empty((batch, height * width, channels_out))
     with torch.cuda.device_of(x):
         patch_product_kernel[(*blocks, parts)](
-            x, weight, sums, x.stride(0), x.stride(2), rows, height, width, **product
+            x, weight, sums, x.stride(0), x.stride(2), rows, height, width, values // parts, **product
         )
         add_parts_norm_kernel[(-(-rows // norm["BR"]),)](
             sums, bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), out, rows, parts, eps, **norm
