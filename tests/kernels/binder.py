@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -309,20 +308,14 @@ def ffn_launches(dtype: torch.dtype, sizes: Sequence[tuple[int, int]]) -> Iterat
 
 
 def patch_launches(dtype: torch.dtype, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Launch]:
-    """sizes: channels, kernel and resulting channels. 32 patches, in as many parts as GPUs of any size make of them."""
-
-    def forward(*tensors: Tensor, processors: int) -> Tensor:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(patch, "multiprocessors", lambda _: processors)
-            return patch.patch_norm_forward(*tensors, eps=1e-5)
-
+    """sizes: channels, kernel and resulting channels. 2 x 3 x 5 patches."""
     for channels, side, channels_out in sizes:
-        x = torch.empty(1, side, 32 * side, channels, dtype=dtype).permute(0, 3, 1, 2)
+        x = torch.empty(2, 3 * side, 5 * side, channels, dtype=dtype).permute(0, 3, 1, 2)
         weight = torch.empty(channels_out, side, side, channels, dtype=dtype).permute(0, 3, 1, 2)
-        vector = torch.empty(channels_out, dtype=dtype)
-        for parts in (1, 2, 4, 8, 16):
-            call = functools.partial(forward, x, weight, *(vector,) * 3, processors=parts * max(1, channels_out // 64))
-            yield f"patch_norm {channels} {side} {channels_out} {dtype} {parts} parts", call
+        call = functools.partial(
+            patch.patch_norm_forward, x, weight, *(torch.empty(channels_out, dtype=dtype),) * 3, eps=1e-5
+        )
+        yield f"patch_norm {channels} {side} {channels_out} {dtype}", call
 
 
 def map_launches(dtype: torch.dtype, channels: int) -> Iterator[Launch]:
