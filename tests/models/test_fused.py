@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from twins_trt.errors import UsageError
+from twins_trt.kernels.patch import patch_norm
 from twins_trt.kernels.position.launch import is_dense
-from twins_trt.models import build_model
+from twins_trt.models import build_model, fused
+from twins_trt.models.backbone import GSA
 from twins_trt.models.folded import FoldedModel
 from twins_trt.models.fused import patchwise, pointwise
 from twins_trt.models.seeded import seed_weights
@@ -70,6 +72,33 @@ def test_products_are_convolutions() -> None:
     narrow, patches = nn.Conv2d(5, 7, 1), nn.Conv2d(5, 7, 4, 4)
     torch.testing.assert_close(pointwise(narrow, x), narrow(x))
     torch.testing.assert_close(patchwise(patches, x).permute(0, 3, 1, 2), patches(x))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (67, 90)], ids=["multiples of 32", "padded"])
+@pytest.mark.parametrize("name", ["twins_svt-s_fpn", "twins_pcpvt-s_upernet", "twins_svt-b_fpn"])
+def test_summaries_and_embeddings_are_one_operator_each(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: tuple[int, int]
+) -> None:
+    """Each convolution once, with its own norm, and weights that kernels read as they are."""
+    called: list[tuple[int, ...]] = []
+
+    def recorded(x: Tensor, *tensors: Tensor, eps: float, backend: str) -> Tensor:
+        weight = tensors[0]
+        called.append(tuple(map(id, tensors)))
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert backend == "reference" and eps == epsilons[id(weight)]
+        return patch_norm(x, *tensors, eps=eps, backend=backend)
+
+    monkeypatch.setattr(fused, "patch_norm", recorded)
+    model = folded(name, "reference")
+    backbone = model.model.backbone
+    pairs = [(embed.projection, embed.norm) for embed in list(backbone.patch_embeds)[1:]]
+    pairs += [(each.sr, each.norm) for each in backbone.modules() if isinstance(each, GSA) and each.sr_ratio > 1]
+    epsilons = {id(conv.weight): norm.eps for conv, norm in pairs}
+    with torch.inference_mode():
+        model(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))
+    expected = [tuple(map(id, (conv.weight, conv.bias, norm.weight, norm.bias))) for conv, norm in pairs]
+    assert sorted(called) == sorted(expected) and len(set(called)) == len(called) > 3
 
 
 class Stream:
