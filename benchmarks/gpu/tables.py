@@ -18,6 +18,9 @@ NONE = (
     "that has one."
 )
 
+NOT_MADE = frozenset(("error", "excluded", "given_up"))
+"""Keys of rows that hold no figure. A trace, which holds many, has no `ms`."""
+
 MODEL_HEAD = ("model", "batch", "form", "ms", "90 %", "99 %", "images/s", "peak MiB", "timed")
 ENGINE_FORMS = ("ours", "ours compiled", "ours autotuned")
 """What the torch engine could run. The first is what it runs."""
@@ -232,7 +235,8 @@ def _traced(kernel: Row, name: str) -> tuple[object, ...]:
 
 def _trusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     wrong = {part for covers in red_checks(rows).values() for part in covers}
-    return [row for row in rows if "ms" in row and wrong.isdisjoint(row.get("rests_on", ()))]
+    made = (row for row in rows if row["section"] not in ("checks", "sanitizer") and NOT_MADE.isdisjoint(row))
+    return [row for row in made if wrong.isdisjoint(row.get("rests_on", ()))]
 
 
 def _rows(file: Row, section: str) -> list[Row]:

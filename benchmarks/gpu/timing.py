@@ -130,6 +130,7 @@ def peak_memory(call: Callable[[], object], *, device: torch.device) -> int | No
     if device.type != "cuda":
         call()
         return None
+    gc.collect()  # what earlier rows left in cycles
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats(device)
     call()

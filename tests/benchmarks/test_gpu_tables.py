@@ -72,7 +72,7 @@ def test_a_ceiling_that_was_measured_otherwise_says_so(tmp_path: Path, store: St
     store.put("kernels", "a", {**core, **TIMES, "bytes": 1.0, "flops": 1.0, "exponentials": 1.0})
     store.put("ceilings", "matmul", {"unit": "FLOP/s", "rate": 6e14, **TIMES})
     assert "was measured" not in tables.attentions(folder=tmp_path).replace("was not measured", "")
-    store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, **TIMES, "note": "by a script of its own"})
+    store.put("ceilings", "copy", {"unit": "B/s", "rate": 4e12, "note": "by a script of its own"})
     assert "`copy` was measured by a script of its own." in tables.attentions(folder=tmp_path)
 
 
@@ -109,8 +109,9 @@ def test_a_trace_is_rendered_with_the_longest_kernels_first(tmp_path: Path, stor
     names = ["gemm<128, 64>|x", "k" * 300, *(f"kernel {number}" for number in range(tables.TRACED_KERNELS))]
     kernels = [{"name": name, "count": 2, "us": 10.0, "share": 1 / len(names)} for name in names]
     row = {"model": "twins_svt-s_fpn", "batch": 1, "launches": 44, "busy_us": 220.0, "idle_us": 31.0}
-    store.put("traces", "a", {**row, **TIMES, "kernels": kernels, "graph_launches": 1})
-    store.put("traces", "b", {**row, **TIMES, "kernels": kernels, "graph_launches": 0})
+    store.put("traces", "a", {**row, "kernels": kernels, "graph_launches": 1})  # as it is measured: without `ms`
+    store.put("traces", "b", {**row, "kernels": kernels, "graph_launches": 0})
+    store.put("traces", "c", {"error": "given up after 3 s", "given_up": True})
     text = tables.traces(folder=tmp_path)
     assert "batch 1, as a CUDA graph: 44 kernels" in text and "batch 1, not as a CUDA graph: 44 kernels" in text
     assert "44 kernels run for 220 µs, and between them nothing runs for 31 µs" in text
