@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twins_trt.kernels.case import Case, Tiling, dtype_name, tiling
-from twins_trt.kernels.device import multiprocessors
+from twins_trt.kernels.device import MAX_BLOCKS, multiprocessors
 from twins_trt.kernels.layer_norm.launch import add_layer_norm_forward, equally_spaced
 
 DTYPES = ("fp16", "bf16")
@@ -33,7 +33,7 @@ def way(rows: int, channels: int, hidden: int, *, dtype: str, processors: int) -
     `fused`; `apart`: LayerNorm, fc1 with GELU, a product; `plain`: fc1 and GELU are torch's. processors:
     multiprocessors of the GPU: fewer programs than these take longer than products that are cut up more finely.
     """
-    if dtype not in DTYPES or channels % 32 or hidden % 128:
+    if dtype not in DTYPES or channels % 32 or hidden % 128 or rows > 64 * MAX_BLOCKS:
         return "plain"
     if channels <= FUSED_CHANNELS and rows >= 64 * processors:
         return "fused"
@@ -106,9 +106,10 @@ def add_norm_ffn_forward(
         dtype=dtype_name(x.dtype),
         processors=multiprocessors(x),
     )
-    vectors = tuple(vector.contiguous() for vector in (norm_weight, norm_bias))
+    vectors = (norm_weight.contiguous(), norm_bias.contiguous())
     weight1, weight2 = weight1.contiguous(), weight2.contiguous()
-    with torch.cuda.device_of(x):
+    # autocast would cast the operands of some products and not of others
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         if chosen == "fused":
             return fused(x, y, *vectors, weight1, bias1.contiguous(), weight2, bias2.contiguous(), eps=eps)
         total, y = add_layer_norm_forward(x, y, *vectors, eps=eps, row=None, keep_sum=True, after=bias2)

@@ -79,7 +79,7 @@ def add_layer_norm_forward(
 ) -> tuple[Tensor, Tensor]:
     """`add_layer_norm_reference` by its Triton kernel.
 
-    after: [C], added to the sum that is kept, not to what is normalized: y must be given then. None for nothing.
+    after: [C], added to the sum that is kept, not to what is normalized; y is given then. None for nothing.
 
     The sum is empty without `keep_sum`, and also where it would be `x`: an operator must not return what it was given.
     """

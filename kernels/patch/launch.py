@@ -20,7 +20,7 @@ FEW_PATCHES = 2048
 
 MODEL_PATCHES = (
     *((64, 8, 64), (128, 4, 128), (256, 2, 256), (320, 2, 320)),
-    *((96, 8, 96), (192, 4, 192), (384, 2, 384), (512, 2, 512), (128, 8, 128), (256, 4, 256)),
+    *((192, 4, 192), (384, 2, 384), (512, 2, 512), (128, 8, 128), (256, 4, 256)),
     *((64, 2, 128), (128, 2, 256), (256, 2, 512), (128, 2, 320), (320, 2, 512)),
     *((96, 2, 192), (192, 2, 384), (384, 2, 768), (512, 2, 1024)),
 )
@@ -108,7 +108,8 @@ def patch_norm_forward(
     from twins_trt.kernels.patch.kernel import add_parts_norm_kernel, patch_product_kernel
 
     if not goes_in_parts(x, weight):
-        x = F.conv2d(x, weight, None, weight.shape[2:])  # [B, D, h, w]
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.conv2d(x, weight, None, weight.shape[2:])  # [B, D, h, w]
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, D]
         return add_layer_norm_forward(tokens, None, norm_weight, norm_bias, eps=eps, row=bias, keep_sum=False)[1]
     channels_out, channels, side, _ = weight.shape

@@ -46,7 +46,8 @@ def patch_norm(
             raise UsageError(f"{name} {list(vector.shape)} does not fit {weight.shape[0]} channels", f"pass {name} [D]")
     tensors = (x, weight, bias, norm_weight, norm_bias)
     if not x.is_floating_point() or any(tensor.dtype != x.dtype for tensor in tensors):
-        raise UsageError(f"x is {x.dtype}, and the others differ or cannot be", "pass floating tensors of one dtype")
+        found = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        raise UsageError(f"patch_norm does not take tensors of {found}", "pass floating tensors of one dtype")
     form = choose_backend(backend, x, op="patch_norm", unsupported=unsupported(x, weight), fallback="reference")
     if form == "reference":
         return patch_norm_reference(*tensors, eps=eps)

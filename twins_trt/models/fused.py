@@ -51,7 +51,8 @@ class FusedModel(nn.Module):
         head = self.model.decode_head
         if isinstance(head, UPerHead):
             return self._uper_head(head, stages)
-        return self._fpn_head(head, self._neck(self.model.neck, stages), tuple(stages[0].shape[2:]))
+        size = (stages[0].shape[2], stages[0].shape[3])
+        return self._fpn_head(head, self._neck(self.model.neck, stages), size)
 
     def _stages(self, backbone: Backbone, x: Tensor) -> list[Tensor]:
         maps = []
@@ -209,15 +210,24 @@ class FusedModel(nn.Module):
         if conv.kernel_size == (1, 1):
             x = pointwise(conv, x)
             return F.relu(x) if module.norm else x
-        if module.norm and x.is_cuda and self.backend != "reference" and not torch.backends.cudnn.deterministic:
-            # cuDNN adds bias and ReLU while it convolves, but has no such form without a ReLU
-            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, conv.stride, conv.padding, (1, 1), 1)
+        if module.norm and self.backend != "reference" and cudnn_adds_relu(x):
+            padding = cast(tuple[int, int], conv.padding)
+            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, conv.stride, padding, (1, 1), 1)
         x = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
         return bias_act_(x, conv.bias, relu=module.norm, backend=self.backend)
 
     def _resize(self, x: Tensor, size: Sequence[int], *, add: Tensor | None = None, mode: str = "bilinear") -> Tensor:
         height, width = size
         return resize_add(x, (height, width), mode=mode, add=add, backend=self.backend)
+
+
+def cudnn_adds_relu(x: Tensor) -> bool:
+    """Whether cuDNN may add bias and ReLU while it convolves x. It has no such form without a ReLU, and torch does not
+    ask it for a deterministic one."""
+    cudnn = torch.backends.cudnn
+    return (
+        x.is_cuda and torch.version.hip is None and cudnn.is_available() and cudnn.enabled and not cudnn.deterministic
+    )
 
 
 def as_map(tokens: Tensor, size: Size) -> Tensor:
