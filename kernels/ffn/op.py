@@ -40,11 +40,8 @@ def add_norm_ffn(
     Raises UsageError for an unknown backend and for shapes or dtypes that do not fit each other.
     """
     channels, hidden = x.shape[-1] if x.ndim else 0, bias1.shape[0] if bias1.ndim else 0
-    if x.ndim < 2 or 0 in x.shape or y.shape != x.shape or hidden == 0:
-        raise UsageError(
-            f"tokens {list(x.shape)} and {list(y.shape)} and {hidden} hidden channels do not fit",
-            "pass tokens of one shape [..., C] and one hidden channel or more",
-        )
+    if x.ndim < 2 or 0 in x.shape or y.shape != x.shape:
+        raise UsageError(f"tokens {list(x.shape)} and {list(y.shape)} do not fit", "pass two of one shape [..., C]")
     expected = {
         "norm_weight": (norm_weight, (channels,)),
         "norm_bias": (norm_bias, (channels,)),
@@ -56,6 +53,8 @@ def add_norm_ffn(
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise UsageError(f"{name} {list(tensor.shape)} does not fit tokens {list(x.shape)}", f"pass {list(shape)}")
+    if hidden == 0:
+        raise UsageError("a hidden layer of no channels", "pass weight1 [H, C] with an H of 1 or more")
     tensors = (x, y, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
     if not x.is_floating_point() or any(tensor.dtype != x.dtype for tensor in tensors):
         found = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))

@@ -466,7 +466,7 @@ def test_shapes_that_do_not_fit_are_named(changed: dict[str, tuple[int, ...]], s
 @pytest.mark.parametrize("name", SHAPES)
 def test_dtypes_that_differ_are_named(name: str) -> None:
     given = tensors_of((32, 2, 32))
-    with pytest.raises(UsageError, match=r"x is torch\.float"):
+    with pytest.raises(UsageError, match=r"torch\.float16, torch\.float32"):
         patch_norm(*{**given, name: given[name].float()}.values(), eps=EPS)
 
 
@@ -474,7 +474,7 @@ def test_what_else_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def call(backend: str = "triton", channels_out: int = 32, dtype: torch.dtype = torch.float16) -> Tensor:
         return patch_norm(*tensors_of((32, 2, channels_out), dtype=dtype).values(), eps=EPS, backend=backend)
 
-    with pytest.raises(UsageError, match=r"x is torch\.int64"):
+    with pytest.raises(UsageError, match=r"torch\.int64"):
         patch_norm(*(x.long() for x in tensors_of((32, 2, 32)).values()), eps=EPS)
     with pytest.raises(UsageError, match="patch_norm has no backend 'sdpa'"):
         call("sdpa")
