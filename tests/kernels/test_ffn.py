@@ -376,7 +376,8 @@ def test_what_else_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"torch\.int64"):
         add_norm_ffn(*(x.long() for x in given.values()), eps=EPS)
     with pytest.raises(UsageError, match="a hidden layer of no channels"):
-        call(hidden=0)
+        empty = {"weight1": given["weight1"][:0], "bias1": given["bias1"][:0], "weight2": given["weight2"][:, :0]}
+        add_norm_ffn(*{**given, **empty}.values(), eps=EPS)
     with pytest.raises(UsageError, match="add_norm_ffn has no backend 'sdpa'"):
         call("sdpa")
     with pytest.raises(UsageError, match="add_norm_ffn: 15 channels are not between 16 and 2048"):
