@@ -19,7 +19,7 @@ def gelu(b):
     """x · Φ(x) of fp32 `b`, where Φ is the normal distribution, within 4e-5 of the exact value.
 
     Φ - 1/2 is an odd polynomial up to 4.4 and constant beyond, fitted to the least largest error of x · Φ(x). float16
-    rounds a result of 0.06 or more by as much. The library's error function takes twice as many instructions.
+    rounds a result of 0.125 or more by as much. The library's error function takes twice as many instructions.
     """
     b_s = tl.minimum(b * b, 4.4 * 4.4)
     b_q = 3.569430131e-11 * b_s - 3.754049942e-09

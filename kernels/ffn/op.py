@@ -36,12 +36,14 @@ def add_norm_ffn(
     backend: `triton`, `reference`, or `auto`: Triton on a GPU that can, else the reference. Dtype and sizes
     decide how many kernels it takes (see `launch.way`).
     Returns [..., C]. The sum s, LayerNorm's result and the hidden layer are rounded to the dtype, and the result once
-    more. Not differentiable by Triton.
+    more; in more kernels than one, so is s + bias2. Not differentiable by Triton.
     Raises UsageError for an unknown backend and for shapes or dtypes that do not fit each other.
     """
     channels, hidden = x.shape[-1] if x.ndim else 0, bias1.shape[0] if bias1.ndim else 0
     if x.ndim < 2 or 0 in x.shape or y.shape != x.shape:
-        raise UsageError(f"tokens {list(x.shape)} and {list(y.shape)} do not fit", "pass two of one shape [..., C]")
+        raise UsageError(
+            f"tokens {list(x.shape)} and {list(y.shape)} do not fit", "pass two of one shape [N, C] or [B, N, C]"
+        )
     expected = {
         "norm_weight": (norm_weight, (channels,)),
         "norm_bias": (norm_bias, (channels,)),

@@ -77,7 +77,7 @@ def add_layer_norm_forward(
     keep_sum: bool,
     after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`add_layer_norm_reference` by its Triton kernel.
+    """`add_layer_norm_reference` by its Triton kernel; with `after`, what that does not do.
 
     after: [C], added to the sum that is kept, not to what is normalized; y is given then. None for nothing.
 

@@ -24,7 +24,7 @@ MODEL_PATCHES = (
     *((64, 2, 128), (128, 2, 256), (256, 2, 512), (128, 2, 320), (320, 2, 512)),
     *((96, 2, 192), (192, 2, 384), (384, 2, 768), (512, 2, 1024)),
 )
-"""Channels, kernel and resulting channels of what the Twins models convolve so, but for the first."""
+"""Channels, kernel and resulting channels of what the Twins models convolve so, where the kernels take it."""
 
 
 def unsupported(x: Tensor, weight: Tensor) -> str | None:
@@ -46,7 +46,7 @@ def goes_in_parts(x: Tensor, weight: Tensor) -> bool:
         and channels_out % 64 == 0
         and x.stride(1) == 1
         and x.stride(3) == channels
-        and side * x.stride(2) <= MAX_OFFSET
+        and x.shape[2] * x.stride(2) <= MAX_OFFSET
         and weight.is_contiguous(memory_format=torch.channels_last)
     )
 

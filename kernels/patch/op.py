@@ -27,7 +27,7 @@ def patch_norm(
     """LayerNorm over the channels of a convolution whose kernel is its stride.
 
     x: float [B, C, H, W]; kernels read torch.channels_last, also of a view. weight: [D, C, k, k]. bias, norm_weight,
-    norm_bias: [D]. All have one dtype. eps: added to the variance. Rest rows and columns are left out.
+    norm_bias: [D]. All have one dtype. eps: added to the variance. Rows and columns left over are not read.
     backend: `triton`, `reference`, or `auto`: Triton on a GPU that can, else the reference. Few patches of 16-bit
     values are a product in parts, and one kernel adds, normalizes and stores; many are the library's convolution and
     `add_layer_norm`.

@@ -11,7 +11,7 @@ def patch_norm_reference(
 ) -> Tensor:
     """LayerNorm over the channels of a convolution whose kernel is its stride.
 
-    x: [B, C, H, W]. weight: [D, C, k, k]. bias, norm_weight, norm_bias: [D]. Rest rows and columns are left out.
+    x: [B, C, H, W]. weight: [D, C, k, k]. bias, norm_weight, norm_bias: [D]. Rows and columns left over are not read.
     Returns tokens [B, N, D] of N = (H // k) · (W // k) patches.
     """
     x = F.conv2d(x, weight, bias, stride=weight.shape[2:])  # [B, D, h, w]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +20,7 @@ from twins_trt.kernels.patch import patch_norm
 from twins_trt.kernels.position.launch import is_dense
 from twins_trt.models import build_model, fused
 from twins_trt.models.backbone import GSA
+from twins_trt.models.beside import Beside
 from twins_trt.models.folded import FoldedModel
 from twins_trt.models.fused import patchwise, pointwise
 from twins_trt.models.seeded import seed_weights
@@ -196,3 +200,32 @@ def test_a_part_that_does_not_wait_is_seen(capture: Capture, monkeypatch: pytest
         folded("twins_svt-s_fpn", "reference")(torch.zeros(1, 3, 64, 96))
     assert capture.early
     assert bool(capture.missing()) == (forgotten == "after")
+
+
+def test_an_error_in_a_part_leaves_no_stream_apart(capture: Capture) -> None:
+    """The capture can then be ended, and its caller sees the error and not the stream."""
+
+    def fail() -> torch.Tensor:
+        torch.ones(1)
+        raise ValueError("out of range")
+
+    with capture, pytest.raises(ValueError, match="out of range"):
+        Beside().run([lambda: torch.ones(1), lambda: torch.ones(2), fail])
+    assert len(capture.streams) == 3 and capture.missing() == []
+
+
+def test_no_two_models_have_a_stream_in_common(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = [Stream(), Stream()]
+    given = itertools.cycle(pool)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda priority: next(given))
+    parts = [functools.partial(torch.full, (1,), float(i)) for i in range(4)]
+    first, second = Beside(), Beside()
+    with capture:
+        for beside in (first, second):  # too few streams, and none: the parts' results are the same
+            assert [float(x) for x in beside.run(parts)] == [0.0, 1.0, 2.0, 3.0]
+            assert capture.streams == {capture.main, *pool}
+        del first
+        gc.collect()
+        capture.streams.clear()
+        assert [float(x) for x in second.run(parts)] == [0.0, 1.0, 2.0, 3.0]
+        assert capture.streams == {capture.main, *pool}  # they are free again

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twins_trt.kernels.bias import bias_act_
+from twins_trt.kernels.device import MAX_OFFSET
 from twins_trt.kernels.ffn import add_norm_ffn
 from twins_trt.kernels.layer_norm import add_layer_norm
 from twins_trt.kernels.patch import patch_norm
 from twins_trt.kernels.position import add_position
 from twins_trt.kernels.resize import resize_add
 from twins_trt.models.backbone import GSA, LSA, Backbone, Block, PatchEmbed, PositionEncoding, Size, check_images
+from twins_trt.models.beside import Beside
 from twins_trt.models.heads import FPN, ConvModule, FPNHead, UPerHead, Upsample
 from twins_trt.models.segmentor import Segmentor
 
@@ -40,7 +42,7 @@ class FusedModel(nn.Module):
         super().__init__()
         self.model = model
         self.backend = backend
-        self._sides: dict[int, list[torch.cuda.Stream]] = {}  # by the stream that they are beside
+        self._parts = Beside()
         for encoding in model.backbone.position_encodings:
             weight = cast(PositionEncoding, encoding).proj.weight  # [C, 1, 3, 3], here with channels side by side
             weight.data = weight.data.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
@@ -172,27 +174,8 @@ class FusedModel(nn.Module):
         return pointwise(head.conv_seg, self._conv(head.fpn_bottleneck, torch.cat(outs, dim=1)))
 
     def _beside(self, *parts: Callable[[], Tensor]) -> list[Tensor]:
-        """Results of parts that do not depend on each other.
-
-        While a CUDA graph is captured they go to streams of their own, so that the graph runs them at once: none of
-        them fills a GPU with one image. Without a graph, launching takes longer than they do.
-        """
-        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            return [part() for part in parts]
-        current = torch.cuda.current_stream()
-        # of a priority of their own: streams of one priority come from a pool, where others may have the same
-        sides = self._sides.setdefault(current.cuda_stream, [])
-        while len(sides) < len(parts) - 1:
-            sides.append(torch.cuda.Stream(priority=-1))
-        results = []
-        for part, side in zip(parts[1:], sides, strict=False):
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                results.append(part())
-        results.insert(0, parts[0]())
-        for side in sides[: len(parts) - 1]:
-            current.wait_stream(side)
-        return results
+        """Results of parts that do not depend on each other."""
+        return self._parts.run(parts)
 
     def _steps(self, steps: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Convolutions and doublings of a head, one after another."""
@@ -210,7 +193,7 @@ class FusedModel(nn.Module):
         if conv.kernel_size == (1, 1):
             x = pointwise(conv, x)
             return F.relu(x) if module.norm else x
-        if module.norm and self.backend != "reference" and cudnn_adds_relu(x):
+        if module.norm and self.backend != "reference" and cudnn_adds_relu(x, conv.out_channels):
             padding = cast(tuple[int, int], conv.padding)
             return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, conv.stride, padding, (1, 1), 1)
         x = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
@@ -221,13 +204,15 @@ class FusedModel(nn.Module):
         return resize_add(x, (height, width), mode=mode, add=add, backend=self.backend)
 
 
-def cudnn_adds_relu(x: Tensor) -> bool:
-    """Whether cuDNN may add bias and ReLU while it convolves x. It has no such form without a ReLU, and torch does not
-    ask it for a deterministic one."""
+def cudnn_adds_relu(x: Tensor, channels_out: int) -> bool:
+    """Whether cuDNN may add bias and ReLU while it convolves x. It has no such form without a ReLU. torch does not ask
+    it for a deterministic one, and has no other where cuDNN cannot count the elements."""
     cudnn = torch.backends.cudnn
-    return (
-        x.is_cuda and torch.version.hip is None and cudnn.is_available() and cudnn.enabled and not cudnn.deterministic
-    )
+    if not x.is_cuda or torch.version.hip is not None or not cudnn.is_available() or not cudnn.enabled:
+        return False
+    if cudnn.deterministic or torch.are_deterministic_algorithms_enabled():
+        return False
+    return x.numel() // x.shape[1] * max(x.shape[1], channels_out) <= MAX_OFFSET
 
 
 def as_map(tokens: Tensor, size: Size) -> Tensor:
