@@ -41,6 +41,7 @@ DECIDES_NO_FIGURE = frozenset(
 OURS_ALONE = frozenset(
     (
         *(f"benchmarks/gpu/{module}.py" for module in ("checks", "gpu_tests", "runtime", "stub", "traces")),
+        "twins_trt/models/beside.py",
         "twins_trt/models/fused.py",
     )
 )

@@ -177,6 +177,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_the_start(
         "kernels/a_new_one/op.py",
         "kernels/lsa/launch.py",
         "kernels/postprocess/op.py",
+        "twins_trt/models/beside.py",
         "twins_trt/models/fused.py",
         "twins_trt/runtime/engines/torch.py",
         "benchmarks/gpu/traces.py",
