@@ -94,7 +94,7 @@ def raises(error: Exception) -> Callable[..., Any]:
 
 def inside(model: Segmentor) -> nn.Module:
     """A part of the network that every call runs, once, on tokens [B, N, C] at stride 4."""
-    return cast(nn.Module, model.backbone.layers[0][0].ffn)  # type: ignore[index]
+    return cast(nn.Module, model.backbone.layers[0][0].attn)  # type: ignore[index]
 
 
 def pictures(batch: int, height: int, width: int) -> np.ndarray:
