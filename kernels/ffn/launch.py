@@ -129,13 +129,12 @@ def fused(
     bias2: Tensor,
     *,
     eps: float,
-    cut: Tiling | None = None,
 ) -> Tensor:
-    """All of it in one kernel. x, y: [..., C]; the others contiguous. cut: another tiling than `ffn_tiling`."""
+    """All of it in one kernel. x, y: [..., C]; the others contiguous."""
     from twins_trt.kernels.ffn.kernel import ffn_kernel
 
     out = x.new_empty(x.shape)
-    options = (cut or ffn_tiling(x.shape[-1], bias1.shape[0])).options
+    options = ffn_tiling(x.shape[-1], bias1.shape[0]).options
     x_rows, y_rows = (equally_spaced(z, options["BR"]) for z in (x, y))
     rows = x_rows.shape[0]
     ffn_kernel[(-(-rows // options["BR"]),)](

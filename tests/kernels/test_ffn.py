@@ -10,6 +10,7 @@ import probe_operators
 import pytest
 import torch
 import torch.nn.functional as F
+from layouts import every_other, planes, rows_apart
 from torch import Tensor, nn
 from torch.library import opcheck
 
@@ -177,23 +178,6 @@ def test_what_is_normalized_is_the_rounded_sum(interpreted: Callable[..., Any], 
     given["x"], given["y"] = torch.full_like(given["x"], 2048.0), (given["y"] > 0).half()
     out, theirs = interpreted(BY_WAY, chosen, given), add_norm_ffn_reference(*given.values(), eps=EPS)
     assert (out - theirs).abs().max() <= 2  # a rounding there; one of another sum would be off by ten
-
-
-def rows_apart(x: Tensor) -> Tensor:
-    """Rows with NaN between them, as a slice of wider rows has them."""
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + 32), float("nan"), dtype=x.dtype)
-    return wide[..., 16 : x.shape[-1] + 16].copy_(x)
-
-
-def planes(x: Tensor) -> Tensor:
-    """[B, N, C] of a [B, C, N] in memory: channels far apart."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def every_other(x: Tensor) -> Tensor:
-    """Batches further apart than their rows, so that rows are not equally spaced."""
-    wide = torch.full((x.shape[0], 2 * x.shape[1], x.shape[2]), float("nan"), dtype=x.dtype)
-    return wide[:, : x.shape[1]].copy_(x)
 
 
 @pytest.mark.parametrize("chosen", ["fused", "apart"])

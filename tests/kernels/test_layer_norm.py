@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import every_other, planes, rows_apart
 from torch import Tensor
 from torch.library import opcheck
 
@@ -118,23 +119,6 @@ def test_eps_is_part_of_the_variance(interpreted: Callable[..., Any]) -> None:
     ones, zeros = torch.ones(64), torch.zeros(64)
     _, shrunk = interpreted(FORWARD, given["x"], None, ones, zeros, eps=1e6, row=None, keep_sum=True)
     assert shrunk.abs().max() <= 0.01
-
-
-def rows_apart(x: Tensor) -> Tensor:
-    """Rows with NaN between them, as a slice of wider rows has them."""
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + 32), float("nan"), dtype=x.dtype)
-    return wide[..., 16 : x.shape[-1] + 16].copy_(x)
-
-
-def planes(x: Tensor) -> Tensor:
-    """[B, N, C] of a [B, C, N] in memory: channels far apart."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def every_other(x: Tensor) -> Tensor:
-    """Batches further apart than their rows, so that rows are not equally spaced."""
-    wide = torch.full((x.shape[0], 2 * x.shape[1], x.shape[2]), float("nan"), dtype=x.dtype)
-    return wide[:, : x.shape[1]].copy_(x)
 
 
 @pytest.mark.parametrize("form", [rows_apart, planes, every_other])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from probe_operators import margins
 from torch import Tensor, nn
 from torch.library import opcheck
 
@@ -218,23 +219,11 @@ def test_eps_is_part_of_the_variance(in_parts: Callable[..., Tensor], by_library
 
 def between_margins(given: dict[str, Tensor], processors: int) -> tuple[Tensor, int]:
     """Where kernels are interpreted: a launch, and how many values were written beside what it allocates."""
-    whole: list[Tensor] = []
-    margin = 2**16
-    allocate = torch.Tensor.new_empty
-
-    def new_empty(x: Tensor, shape: Any, **options: Any) -> Tensor:
-        if isinstance(shape, int):  # the interpreter's own
-            return allocate(x, shape, **options)
-        size = torch.Size(shape)
-        whole.append(torch.full((size.numel() + 2 * margin,), 7.0, dtype=options.get("dtype", x.dtype)))
-        return whole[-1][margin : margin + size.numel()].view(size).fill_(float("nan"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", new_empty)
+    with margins() as made, pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "multiprocessors", lambda _: processors)
         out = launch.patch_norm_forward(*given.values(), eps=EPS)
-    assert len(whole) == 2  # parts and result
-    return out.clone(), sum(int((end != 7).sum()) for x in whole for end in (x[:margin], x[-margin:]))
+    assert len(made.whole) == 2  # parts and result
+    return out.clone(), made.touched()
 
 
 @pytest.mark.parametrize("channels_out", [64, 320])

@@ -99,11 +99,8 @@ class FusedModel(nn.Module):
         assert conv.bias is not None
         return patch_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, eps=norm.eps, backend=self.backend)
 
-    def _norm(self, x: Tensor, norm: nn.LayerNorm, *, row: Tensor | None = None) -> Tensor:
-        """LayerNorm of x, or of x + row."""
-        return add_layer_norm(
-            x, None, norm.weight, norm.bias, eps=norm.eps, row=row, keep_sum=False, backend=self.backend
-        )[1]
+    def _norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return add_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps, keep_sum=False, backend=self.backend)[1]
 
     def _ffn(self, x: Tensor, y: Tensor, block: Block) -> Tensor:
         """What follows a block's attention, whose result is y."""
