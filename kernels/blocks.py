@@ -44,3 +44,21 @@ def product_in_chunks(p_a, m_a, p_b, m_b, depth, p_pad, m_pad, PADS: tl.constexp
         b_b = load_rows(p_b + o_c, m_b, p_pad + o_c, m_pad, PADS)  # [B, DC]
         b = tl.dot(b_a, tl.trans(b_b), b, input_precision=PRECISION)
     return b
+
+
+@triton.jit
+def rounded(b, p):
+    """fp32 `b`, rounded to the dtype that `p` points at."""
+    return b.to(p.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def centred(b, m, eps, C: tl.constexpr, BC: tl.constexpr):
+    """Whole rows `b` less their mean, and what scales each to a variance of 1, [BR].
+
+    b: [BR, BC] fp32, of which the first C channels exist (`m`) and the others are 0. eps: added to the variance.
+    """
+    b = b - tl.sum(b, 1)[:, None] * (1.0 / C)
+    if C < BC:
+        b = tl.where(m, b, 0.0)  # channels that do not exist have no part in the variance
+    return b, tl.rsqrt(tl.sum(b * b, 1) * (1.0 / C) + eps)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from twins_trt.kernels.blocks import centred, rounded
+
 
 @triton.jit
 def gelu(b):
@@ -37,16 +39,13 @@ def gelu(b):
 def sum_of(p_x, p_y, o_x, o_y, m):
     """x + y, rounded to their dtype as torch rounds it, as fp32."""
     b = tl.load(p_x + o_x, mask=m, other=0.0).to(tl.float32) + tl.load(p_y + o_y, mask=m, other=0.0).to(tl.float32)
-    return b.to(p_x.dtype.element_ty).to(tl.float32)
+    return rounded(b, p_x)
 
 
 @triton.jit
 def normalized(b, p_weight, p_bias, o_c, m_c, eps, C: tl.constexpr, BC: tl.constexpr):
     """LayerNorm of whole rows `b`, [BR, BC] fp32, of which the first C channels exist and the others are 0."""
-    b = b - tl.sum(b, 1)[:, None] * (1.0 / C)
-    if C < BC:
-        b = tl.where(m_c[None, :], b, 0.0)  # channels that do not exist have no part in the variance
-    b_scale = tl.rsqrt(tl.sum(b * b, 1) * (1.0 / C) + eps)  # [BR]
+    b, b_scale = centred(b, m_c[None, :], eps, C, BC)
     b_weight = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_bias = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
     return b * b_scale[:, None] * b_weight[None, :] + b_bias[None, :]

@@ -10,11 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def rounded(b, p):
-    """fp32 `b`, rounded to the dtype that `p` points at."""
-    return b.to(p.dtype.element_ty).to(tl.float32)
+from twins_trt.kernels.blocks import centred, rounded
 
 
 @triton.jit(do_not_specialize=["rows", "keep_sum"])
@@ -53,9 +49,6 @@ def add_layer_norm_kernel(
         tl.store(p_sum + i_r * C + o_out, b_after.to(p_sum.dtype.element_ty), mask=m)
     elif (ROW or RESIDUAL) and keep_sum != 0:
         tl.store(p_sum + i_r * C + o_out, b.to(p_sum.dtype.element_ty), mask=m)
-    b -= tl.sum(b, 1)[:, None] * (1.0 / C)
-    if C < BC:
-        b = tl.where(m_c, b, 0.0)  # channels that do not exist have no part in the variance
-    b_scale = tl.rsqrt(tl.sum(b * b, 1) * (1.0 / C) + eps)  # [BR]
+    b, b_scale = centred(b, m_c, eps, C, BC)
     b_out = b * b_scale[:, None] * b_weight + b_bias
     tl.store(p_out + i_r * C + o_out, b_out.to(p_out.dtype.element_ty), mask=m)

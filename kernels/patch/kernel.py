@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from twins_trt.kernels.blocks import centred, rounded
+
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "depth"])
 def patch_product_kernel(
@@ -61,11 +63,8 @@ def add_parts_norm_kernel(
         b += tl.load(p_parts + o, mask=m, other=0.0)
         p_parts += rows * D
     b += tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
-    b = b.to(p_out.dtype.element_ty).to(tl.float32)
-    b -= tl.sum(b, 1)[:, None] * (1.0 / D)
-    if D < BD:
-        b = tl.where(m_d, b, 0.0)  # channels that do not exist have no part in the variance
-    b_scale = tl.rsqrt(tl.sum(b * b, 1) * (1.0 / D) + eps)  # [BR]
+    b = rounded(b, p_out)
+    b, b_scale = centred(b, m_d, eps, D, BD)
     b_weight = tl.load(p_norm_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_bias = tl.load(p_norm_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
     tl.store(p_out + o, (b * b_scale[:, None] * b_weight + b_bias).to(p_out.dtype.element_ty), mask=m)
